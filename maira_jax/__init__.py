@@ -1,0 +1,1 @@
+"""MAIRA-2 in Flax: model, checkpoints, preprocessing, studies and generation."""

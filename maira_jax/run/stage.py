@@ -1,0 +1,141 @@
+"""A stage of a run: one folder, one manifest, resumed or refused."""
+
+import datetime
+import importlib.metadata
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+
+MANIFEST = "manifest.json"
+_UNFINISHED = "unfinished.json"
+_PACKAGES = ("maira-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for key, inner in value.items():
+        leaves |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON would give it back, so that a section compares equal to the one in a file."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    left, right = _flatten(ours), _flatten(theirs)
+    for key in sorted(left.keys() | right.keys()):
+        if left.get(key) != right.get(key):
+            return f"{key} (now {left.get(key)!r}, there {right.get(key)!r})"
+    raise AssertionError("the two differ")
+
+
+class Stage:
+    """Owns the folder `workdir/name` while the stage runs.
+
+    The folder's content survives a kill: when the same stage with the same section and the same input manifests
+    is run again, `dir` is as it was left, for the stage to resume from. `finish` writes the manifest last.
+
+    Args:
+      workdir: the run directory.
+      name: the stage's folder.
+      section: everything of the config that decides this stage's result, as plain values.
+      inputs: folder names of the stages that this one reads.
+
+    Raises (on entering):
+      UserError: an input stage is not finished, or the folder holds a result of another config.
+    """
+
+    def __init__(self, workdir: Path, name: str, section: Mapping[str, Any], inputs: tuple[str, ...] = ()):
+        self.workdir = Path(workdir)
+        self.name = name
+        self.dir = self.workdir / name
+        self.section = _plain(section)
+        self.inputs = inputs
+        self.finished = False
+        self.manifest: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        identity = {"section": self.section, "inputs": self._input_digests()}
+        manifest, unfinished = self.dir / MANIFEST, self.dir / _UNFINISHED
+        for path in (manifest, unfinished):
+            if not path.is_file():
+                continue
+            there = files.read_json(path)
+            self._refuse_other(identity, there)
+            self.finished = path == manifest
+            self.manifest = there
+            if self.finished:
+                print(f"{self.name}: already finished in {self.dir}", file=sys.stderr)
+            return self
+        if self.dir.is_dir() and any(self.dir.iterdir()):
+            raise UserError(f"{self.dir} holds files that no stage wrote: choose another --workdir or move them")
+        self.manifest = identity | {
+            "stage": self.name,
+            "versions": _versions(),
+            "device": str(jax.devices()[0].device_kind),
+            "device_count": jax.device_count(),
+            "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        files.write_json(unfinished, self.manifest)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, UserError) and not self.finished:
+            left = [path.name for path in self.dir.iterdir()]
+            if left == [_UNFINISHED]:
+                shutil.rmtree(self.dir)
+
+    def finish(self, counts: Mapping[str, Any]) -> None:
+        """Marks the stage as finished; `counts` is what it did, in plain numbers."""
+        end = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.manifest = self.manifest | {"end": end, "counts": _plain(counts)}
+        files.write_json(self.dir / MANIFEST, self.manifest)
+        (self.dir / _UNFINISHED).unlink(missing_ok=True)
+        self.finished = True
+
+    def _input_digests(self) -> dict[str, str]:
+        digests = {}
+        for name in self.inputs:
+            path = self.workdir / name / MANIFEST
+            if not path.is_file():
+                raise UserError(
+                    f"stage {self.name} reads {path.parent}, which no finished stage wrote: run that stage first"
+                )
+            digests[name] = files.digest({key: files.read_json(path)[key] for key in ("section", "inputs", "counts")})
+        return digests
+
+    def _refuse_other(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+        theirs = {key: theirs.get(key) for key in ours}
+        if ours != theirs:
+            raise UserError(
+                f"{self.dir} holds a result of another configuration, which differs in "
+                f"{_first_difference(ours, theirs)}: choose another --workdir or delete that folder"
+            )
