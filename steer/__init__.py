@@ -1,0 +1,1 @@
+"""Steered generation and its evaluation: directions, edits, sweeps, what changed."""
