@@ -1,0 +1,133 @@
+"""The one table that maps every tensor of a Hugging Face MAIRA-2 checkpoint to its parameter, in both directions."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from maira_jax.model.config import Maira2Config
+
+# name in the checkpoint | path of the parameter | how the one is turned into the other
+#   same: no change; flat: only the shape differs; linear: transposed; conv: patches as rows
+# "{L}" is a layer: its tensors are stacked on the parameter's leading axis.
+_VISION = """
+embeddings.cls_token                            | vision.cls_token                  | flat
+embeddings.mask_token                           | vision.mask_token                 | flat
+embeddings.position_embeddings                  | vision.position_embeddings        | flat
+embeddings.patch_embeddings.projection.weight   | vision.patch.kernel               | conv
+embeddings.patch_embeddings.projection.bias     | vision.patch.bias                 | same
+encoder.layer.{L}.norm1.weight                  | vision.layers.norm1.scale         | same
+encoder.layer.{L}.norm1.bias                    | vision.layers.norm1.bias          | same
+encoder.layer.{L}.attention.attention.query.weight | vision.layers.query.kernel     | linear
+encoder.layer.{L}.attention.attention.query.bias   | vision.layers.query.bias       | same
+encoder.layer.{L}.attention.attention.key.weight   | vision.layers.key.kernel       | linear
+encoder.layer.{L}.attention.attention.key.bias     | vision.layers.key.bias         | same
+encoder.layer.{L}.attention.attention.value.weight | vision.layers.value.kernel     | linear
+encoder.layer.{L}.attention.attention.value.bias   | vision.layers.value.bias       | same
+encoder.layer.{L}.attention.output.dense.weight    | vision.layers.out.kernel       | linear
+encoder.layer.{L}.attention.output.dense.bias      | vision.layers.out.bias         | same
+encoder.layer.{L}.layer_scale1.lambda1          | vision.layers.scale1              | same
+encoder.layer.{L}.norm2.weight                  | vision.layers.norm2.scale         | same
+encoder.layer.{L}.norm2.bias                    | vision.layers.norm2.bias          | same
+encoder.layer.{L}.mlp.fc1.weight                | vision.layers.fc1.kernel          | linear
+encoder.layer.{L}.mlp.fc1.bias                  | vision.layers.fc1.bias            | same
+encoder.layer.{L}.mlp.fc2.weight                | vision.layers.fc2.kernel          | linear
+encoder.layer.{L}.mlp.fc2.bias                  | vision.layers.fc2.bias            | same
+encoder.layer.{L}.layer_scale2.lambda1          | vision.layers.scale2              | same
+layernorm.weight                                | vision.layernorm.scale            | same
+layernorm.bias                                  | vision.layernorm.bias             | same
+"""
+_LANGUAGE = """
+model.embed_tokens.weight                       | language.embed                    | same
+model.layers.{L}.self_attn.q_proj.weight        | language.layers.query.kernel      | linear
+model.layers.{L}.self_attn.k_proj.weight        | language.layers.key.kernel        | linear
+model.layers.{L}.self_attn.v_proj.weight        | language.layers.value.kernel      | linear
+model.layers.{L}.self_attn.o_proj.weight        | language.layers.out.kernel        | linear
+model.layers.{L}.mlp.gate_proj.weight           | language.layers.gate.kernel       | linear
+model.layers.{L}.mlp.up_proj.weight             | language.layers.up.kernel         | linear
+model.layers.{L}.mlp.down_proj.weight           | language.layers.down.kernel       | linear
+model.layers.{L}.input_layernorm.weight         | language.layers.input_norm.scale  | same
+model.layers.{L}.post_attention_layernorm.weight | language.layers.post_attention_norm.scale | same
+model.norm.weight                               | language.norm.scale               | same
+lm_head.weight                                  | language.lm_head                  | linear
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor of the checkpoint.
+
+    name: in the checkpoint. path: of the parameter. layer: index on the parameter's leading axis, or None.
+    shape: in the checkpoint.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    layer: int | None
+    shape: tuple[int, ...]
+    kind: str
+
+    def to_flax(self, tensor: np.ndarray) -> np.ndarray:
+        """The tensor as the parameter (or its layer) holds it."""
+        if self.kind == "linear":
+            return tensor.T
+        if self.kind == "conv":  # [d, channels, height, width] -> [height * width * channels, d]
+            return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+        if self.kind == "flat":
+            return tensor.reshape([size for size in tensor.shape if size != 1])
+        return tensor
+
+    def to_hf(self, parameter: np.ndarray) -> np.ndarray:
+        """The inverse of `to_flax`."""
+        if self.kind == "linear":
+            return parameter.T
+        if self.kind == "conv":
+            d, channels, height, width = self.shape
+            return parameter.reshape(height, width, channels, d).transpose(3, 2, 0, 1)
+        return parameter.reshape(self.shape)
+
+
+def _shapes(cfg: Maira2Config) -> dict[str, tuple[int, ...]]:
+    """Shapes in the checkpoint, by the parameter's path; biases and norms are the output's width."""
+    v, t = cfg.vision, cfg.text
+    heads, kv_heads = t.num_attention_heads * t.head_dim, t.num_key_value_heads * t.head_dim
+    return {
+        "vision.cls_token": (1, 1, v.hidden_size),
+        "vision.mask_token": (1, v.hidden_size),
+        "vision.position_embeddings": (1, 1 + v.patches, v.hidden_size),
+        "vision.patch.kernel": (v.hidden_size, 3, v.patch_size, v.patch_size),
+        "vision.layers.fc1.kernel": (v.intermediate_size, v.hidden_size),
+        "vision.layers.fc1.bias": (v.intermediate_size,),
+        "vision.layers.fc2.kernel": (v.hidden_size, v.intermediate_size),
+        "language.embed": (t.vocab_size, t.hidden_size),
+        "language.lm_head": (t.vocab_size, t.hidden_size),
+        "language.layers.query.kernel": (heads, t.hidden_size),
+        "language.layers.key.kernel": (kv_heads, t.hidden_size),
+        "language.layers.value.kernel": (kv_heads, t.hidden_size),
+        "language.layers.out.kernel": (t.hidden_size, heads),
+        "language.layers.gate.kernel": (t.intermediate_size, t.hidden_size),
+        "language.layers.up.kernel": (t.intermediate_size, t.hidden_size),
+        "language.layers.down.kernel": (t.hidden_size, t.intermediate_size),
+    }
+
+
+def _expand(table: str, prefix: str, n_layers: int, width: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[Entry]:
+    for row in table.strip().splitlines():
+        name, path, kind = (cell.strip() for cell in row.split("|"))
+        shape = shapes.get(path, (width, width) if kind == "linear" else (width,))
+        for layer in range(n_layers) if "{L}" in name else (None,):
+            yield Entry(f"{prefix}.{name}".replace("{L}", str(layer)), tuple(path.split(".")), layer, shape, kind)
+
+
+def entries(cfg: Maira2Config) -> list[Entry]:
+    """Every tensor that a checkpoint of this architecture holds (522 for MAIRA-2)."""
+    v, t = cfg.vision, cfg.text
+    shapes = _shapes(cfg)
+    table = list(_expand(_VISION, "vision_tower", v.num_hidden_layers, v.hidden_size, shapes))
+    d_in = v.hidden_size
+    for layer in range(cfg.projector_n_layers):
+        name, path = f"multi_modal_projector.layers.{2 * layer}", ("projector", f"linear_{layer}")
+        table.append(Entry(f"{name}.weight", (*path, "kernel"), None, (t.hidden_size, d_in), "linear"))
+        table.append(Entry(f"{name}.bias", (*path, "bias"), None, (t.hidden_size,), "same"))
+        d_in = t.hidden_size
+    return [*table, *_expand(_LANGUAGE, "language_model", t.num_hidden_layers, t.hidden_size, shapes)]

@@ -1,0 +1,233 @@
+"""Model configuration, read from a checkpoint's `config.json`. What it does not know, it refuses."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+
+# Fields without influence on the forward pass of this architecture.
+_IGNORED = frozenset(
+    "_name_or_path _commit_hash add_cross_attention architectures auto_map attn_implementation bad_words_ids "
+    "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id "
+    "diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id "
+    "exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label "
+    "image_seq_length initializer_range is_decoder is_encoder_decoder label2id layerscale_value length_penalty "
+    "max_length max_position_embeddings min_length no_repeat_ngram_size num_beam_groups num_beams "
+    "num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp "
+    "problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id "
+    "stage_names suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p "
+    "torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_mask_token".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """DINOv2 with biases in the attention, exact GELU and layer scale."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    patch_size: int
+    image_size: int
+    layer_norm_eps: float
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Llama with linear RoPE scaling."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Maira2Config:
+    vision: VisionConfig
+    text: TextConfig
+    image_token_id: int
+    projector_n_layers: int
+
+    @property
+    def patches_per_image(self) -> int:
+        """Tokens that stand for one image in the language model's input."""
+        return self.vision.patches
+
+    @classmethod
+    def from_dir(cls, checkpoint_dir: Path) -> "Maira2Config":
+        """Reads `checkpoint_dir/config.json`.
+
+        Raises:
+          UserError: the file is missing, or a field is missing, unknown or has a value that this port lacks.
+        """
+        path = Path(checkpoint_dir) / "config.json"
+        return cls.from_dict(files.read_json(path), str(path))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], origin: str) -> "Maira2Config":
+        top = _Reader(fields, origin, "")
+        top.require("model_type", "maira2")
+        top.require("vision_feature_layer", -1)
+        top.require("vision_feature_select_strategy", "default")
+        top.require("projector_hidden_act", "gelu")
+        top.require("multimodal_projector_bias", True, default=True)
+        top.require("tie_word_embeddings", False, default=False)
+        vision = _vision(_Reader(top.take("vision_config"), origin, "vision_config."))
+        text = _text(_Reader(top.take("text_config"), origin, "text_config."))
+        top.require("hidden_size", text.hidden_size, default=text.hidden_size)
+        top.require("vocab_size", text.vocab_size, default=text.vocab_size)
+        config = cls(vision, text, top.take("image_token_index"), top.take("projector_n_layers"))
+        top.refuse_rest()
+        return config
+
+
+class _Reader:
+    """Takes fields one by one; what is left at the end was not understood."""
+
+    def __init__(self, fields: Mapping[str, Any], origin: str, prefix: str):
+        self.fields = dict(fields)
+        self.origin = origin
+        self.prefix = prefix
+
+    def take(self, name: str, default: Any = None) -> Any:
+        value = self.fields.pop(name, default)
+        if value is None:
+            raise UserError(f"{self.origin} lacks the field {self.prefix}{name}: use a MAIRA-2 checkpoint's file")
+        return value
+
+    def require(self, name: str, wanted: Any, default: Any = None) -> None:
+        value = self.fields.pop(name, default)
+        if value != wanted:
+            raise UserError(
+                f"{self.origin} has {self.prefix}{name} = {value!r}, but this port of MAIRA-2 needs {wanted!r}: "
+                "use a MAIRA-2 checkpoint"
+            )
+
+    def refuse_rest(self) -> None:
+        unknown = sorted(set(self.fields) - _IGNORED)
+        if unknown:
+            raise UserError(
+                f"{self.origin} has a field that this port does not understand, {self.prefix}{unknown[0]} = "
+                f"{self.fields[unknown[0]]!r}: use a MAIRA-2 checkpoint"
+            )
+
+
+def _vision(reader: _Reader) -> VisionConfig:
+    reader.require("model_type", "dinov2", default="dinov2")
+    reader.require("hidden_act", "gelu", default="gelu")
+    reader.require("qkv_bias", True, default=True)
+    reader.require("num_channels", 3, default=3)
+    reader.require("use_swiglu_ffn", False, default=False)
+    reader.require("apply_layernorm", True, default=True)
+    reader.require("reshape_hidden_states", False)
+    for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+        reader.fields.pop(dropout, None)  # inference only
+    hidden_size = reader.take("hidden_size", 768)
+    layers = reader.take("num_hidden_layers", 12)
+    reader.require("out_features", [f"stage{layers}"], default=[f"stage{layers}"])
+    reader.require("out_indices", [layers], default=[layers])
+    config = VisionConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=reader.take("num_attention_heads", 12),
+        intermediate_size=hidden_size * reader.take("mlp_ratio", 4),
+        patch_size=reader.take("patch_size", 14),
+        image_size=reader.take("image_size", 224),
+        layer_norm_eps=reader.take("layer_norm_eps", 1e-6),
+    )
+    reader.refuse_rest()
+    return config
+
+
+def _rope(reader: _Reader) -> tuple[float, float]:
+    """(theta, factor) from `rope_theta` and `rope_scaling`, or from transformers 5's `rope_parameters`."""
+    rope = dict(reader.fields.pop("rope_parameters", None) or {})
+    rope |= reader.fields.pop("rope_scaling", None) or {}
+    theta = rope.pop("rope_theta", None) or reader.fields.pop("rope_theta", 10000.0)
+    reader.fields.pop("rope_theta", None)
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    rope.pop("type", None)
+    factor = rope.pop("factor", 1.0)
+    if kind not in ("linear", "default") or (kind == "default" and factor != 1.0) or rope:
+        raise UserError(
+            f"{reader.origin} asks for RoPE scaling {kind!r} with {rope}, but this port knows only 'linear' with a "
+            "factor: use a MAIRA-2 checkpoint"
+        )
+    return float(theta), float(factor)
+
+
+def _text(reader: _Reader) -> TextConfig:
+    reader.require("model_type", "llama", default="llama")
+    reader.require("hidden_act", "silu", default="silu")
+    reader.require("attention_bias", False, default=False)
+    reader.require("mlp_bias", False, default=False)
+    reader.require("tie_word_embeddings", False, default=False)
+    reader.fields.pop("attention_dropout", None)  # inference only
+    rope_theta, rope_factor = _rope(reader)
+    hidden_size = reader.take("hidden_size", 4096)
+    heads = reader.take("num_attention_heads", 32)
+    config = TextConfig(
+        vocab_size=reader.take("vocab_size", 32000),
+        hidden_size=hidden_size,
+        intermediate_size=reader.take("intermediate_size", 11008),
+        num_hidden_layers=reader.take("num_hidden_layers", 32),
+        num_attention_heads=heads,
+        num_key_value_heads=reader.take("num_key_value_heads", heads),
+        head_dim=reader.take("head_dim", hidden_size // heads),
+        rms_norm_eps=reader.take("rms_norm_eps", 1e-6),
+        rope_theta=rope_theta,
+        rope_factor=rope_factor,
+    )
+    reader.refuse_rest()
+    return config
+
+
+def to_hf_dict(config: Maira2Config) -> dict[str, Any]:
+    """The `config.json` of a checkpoint with this architecture, in MAIRA-2's form."""
+    vision, text = dataclasses.asdict(config.vision), dataclasses.asdict(config.text)
+    vision["mlp_ratio"] = vision.pop("intermediate_size") // vision["hidden_size"]
+    layers = vision["num_hidden_layers"]
+    vision |= {
+        "model_type": "dinov2",
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "num_channels": 3,
+        "apply_layernorm": True,
+        "reshape_hidden_states": False,
+        "out_features": [f"stage{layers}"],
+        "out_indices": [layers],
+        "use_mask_token": True,
+    }
+    text["rope_scaling"] = {"factor": text.pop("rope_factor"), "rope_type": "linear"}
+    text |= {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    text["tie_word_embeddings"] = False
+    return {
+        "architectures": ["Maira2ForConditionalGeneration"],
+        "model_type": "maira2",
+        "hidden_size": config.text.hidden_size,
+        "image_token_index": config.image_token_id,
+        "multimodal_projector_bias": True,
+        "pad_token_id": 0,
+        "projector_hidden_act": "gelu",
+        "projector_n_layers": config.projector_n_layers,
+        "text_config": text,
+        "torch_dtype": "float32",
+        "vision_config": vision,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }

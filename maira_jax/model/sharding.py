@@ -1,0 +1,57 @@
+"""Mesh axes and where each parameter lies on them.
+
+`data` splits the batch; `model` splits heads, MLP widths and the vocabulary. One device is the mesh of size 1.
+"""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maira_jax.model.layers import Params
+
+AXES = ("data", "model")
+
+# The first pattern that matches a parameter's path gives its spec; stacked layers have a leading axis.
+_RULES: tuple[tuple[str, P], ...] = (
+    (r"language\.embed", P("model", None)),
+    (r"language\.lm_head", P(None, "model")),
+    (r"language\.layers\.(query|key|value|gate|up)\.kernel", P(None, None, "model")),
+    (r"language\.layers\.(out|down)\.kernel", P(None, "model", None)),
+    (r"vision\.layers\.(query|key|value|fc1)\.kernel", P(None, None, "model")),
+    (r"vision\.layers\.(query|key|value|fc1)\.bias", P(None, "model")),
+    (r"vision\.layers\.(out|fc2)\.kernel", P(None, "model", None)),
+    (r".*", P()),
+)
+
+
+def mesh(data: int, model: int) -> Mesh:
+    """A mesh of data x model devices."""
+    devices = np.asarray(jax.devices()[: data * model]).reshape(data, model)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def one_device() -> Mesh:
+    return mesh(1, 1)
+
+
+def _spec(path: str, shape: tuple[int, ...], on: Mesh) -> P:
+    spec = next(spec for pattern, spec in _RULES if re.fullmatch(pattern, path))
+    # An axis that does not divide (32,207 tokens over 8 devices) stays whole.
+    return P(*(axis if axis is None or size % on.shape[axis] == 0 else None for axis, size in zip(spec, shape)))
+
+
+def of_params(params: Params, on: Mesh) -> Params:
+    """A `NamedSharding` for every parameter, in the same tree."""
+
+    def place(path: tuple, leaf: jax.Array) -> NamedSharding:
+        return NamedSharding(on, _spec(".".join(key.key for key in path), leaf.shape, on))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def of_batch(on: Mesh) -> NamedSharding:
+    """Rows over `data`."""
+    return NamedSharding(on, P("data"))
