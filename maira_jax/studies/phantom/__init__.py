@@ -1,0 +1,144 @@
+"""The phantom: a small world of chest images and reports whose truth is known.
+
+`studies` yields whole studies (images, sections, truth, labels); `arrays` only the images and their
+levels, fast. Study i of a seed is always the same, so training and test sets are ranges of indices.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from maira_jax.studies.phantom.draw import UNITS, draw
+from maira_jax.studies.phantom.latents import (
+    DEGREES,
+    FINDINGS,
+    SLOTS,
+    Latents,
+    Slot,
+    sample,
+    truth,
+)
+from maira_jax.studies.phantom.write import has_communication, write
+from maira_jax.studies.study import SIDES, SIZES, ZONES, Finding, Study
+
+__all__ = [
+    "FINDINGS",
+    "SLOTS",
+    "Arrays",
+    "Latents",
+    "Slot",
+    "arrays",
+    "draw",
+    "labels",
+    "sample",
+    "studies",
+    "truth",
+    "write",
+]
+
+_TUBES = ("endotracheal tube", "nasogastric tube", "central venous line")
+
+
+class Arrays(NamedTuple):
+    """Images of phantom studies and the levels of their slots.
+
+    Attributes:
+      images: uint8 [n, size, size].
+      prior_images: uint8 [n, size, size]; black without a prior.
+      has_prior: bool [n].
+      truth: slot name -> int8 [n], the level in the current image (0: absent), see `SLOTS`.
+    """
+
+    images: np.ndarray
+    prior_images: np.ndarray
+    has_prior: np.ndarray
+    truth: dict[str, np.ndarray]
+
+
+def arrays(start: int, stop: int, seed: int = 0, size: int = UNITS) -> Arrays:
+    """Draws studies `start` to `stop - 1` without writing reports."""
+    latents = sample(start, stop, seed)
+    levels = {slot.name: latents.levels[:, column] for column, slot in enumerate(SLOTS)}
+    images, priors = draw(latents, size), draw(latents, size, prior=True)
+    return Arrays(images, priors, latents.has_prior, levels)
+
+
+def studies(start: int, stop: int, seed: int = 0, size: int = UNITS) -> list[Study]:
+    """Makes studies `start` to `stop - 1`: images, sections, truth and labels.
+
+    Args:
+      start, stop: range of study indices.
+      seed: the world's seed.
+      size: side of the images in pixels.
+    """
+    latents = sample(start, stop, seed)
+    images, priors = draw(latents, size), draw(latents, size, prior=True)
+    out = []
+    for i in range(len(latents)):
+        rng = random.Random(f"phantom {seed} {start + i}")
+        indication, technique, comparison, prior_report, findings = write(latents, i, rng)
+        facts = truth(latents, i)
+        has_prior = bool(latents.has_prior[i])
+        out.append(
+            Study(
+                study_id=f"phantom-{seed}-{start + i:06d}",
+                patient_id=f"phantom-{seed}-p{start + i:06d}",
+                frontal=images[i],
+                prior_frontal=priors[i] if has_prior else None,
+                indication=indication,
+                technique=technique,
+                comparison=comparison,
+                prior_report=prior_report,
+                findings=findings,
+                truth=facts,
+                labels=labels(facts, has_prior, has_communication(findings)),
+                findings_origin="phantom",
+            )
+        )
+    return out
+
+
+def labels(facts: Sequence[Finding], has_prior: bool, communication: bool) -> dict[str, bool]:
+    """Study-level concepts of a phantom study.
+
+    Args:
+      facts: its truth.
+      has_prior: whether there is a prior study (the report then compares with it).
+      communication: whether the report says that someone was told.
+    """
+    present = [fact for fact in facts if fact.status == "present"]
+    true = set()
+    for fact in present:
+        size = DEGREES.get(fact.size or "") if fact.name == "cardiomegaly" else fact.size
+        for words in ((), (fact.side,), (size,), (size, fact.side), (fact.side, fact.zone)):
+            true.add(" ".join(filter(None, (*words, fact.name))))
+        if fact.tip:
+            true.add(f"{fact.name} {fact.tip}")
+    changes = {fact.change for fact in facts}
+    out = {name: name in true for name in _CONCEPTS}
+    out["bilateral pleural effusions"] = {"left pleural effusion", "right pleural effusion"} <= true
+    out["new finding"] = "new" in changes
+    for change in ("worse", "improved", "unchanged", "resolved"):
+        out[change] = change in changes
+    out["comparison with prior"] = has_prior
+    out["communication"] = communication
+    out["normal study"] = not present
+    return out
+
+
+def _concepts() -> tuple[str, ...]:
+    names = list(FINDINGS)
+    names += [f"{degree} cardiomegaly" for degree in DEGREES.values()]
+    names += [f"{side} pleural effusion" for side in SIDES]
+    names += [f"{size} {side} pleural effusion" for side in SIDES for size in SIZES]
+    names += [f"{side} pneumothorax" for side in SIDES]
+    names += [f"{size} {side} pneumothorax" for side in SIDES for size in ("small", "large")]
+    names += [f"{side} consolidation" for side in SIDES]
+    names += [f"{side} {zone} consolidation" for side in SIDES for zone in ZONES]
+    names += [f"{tube} malpositioned" for tube in _TUBES]
+    return tuple(names)
+
+
+_CONCEPTS = _concepts()

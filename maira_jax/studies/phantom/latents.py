@@ -1,0 +1,232 @@
+"""The hidden state of the phantom's studies: which findings are there, and which were before.
+
+A study's state is a row of levels, a column a *slot* (a finding at a place: "left pleural effusion").
+Level 0 is absent; higher levels are sizes, tip positions, or just presence. Everything is drawn from
+counter-based random numbers addressed by the study's index, so study 17 of a seed is the same
+whichever range it is drawn with.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from maira_jax.studies.study import SIDES, ZONES, Finding
+
+HEALTHY = 0.18  # share of studies whose first state has nothing at all
+WITH_PRIOR = 0.5
+DEGREES = {"small": "mild", "moderate": "moderate", "large": "severe"}
+"""How the sizes of a heart are said."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A finding at a place, and the meaning of its levels above 0.
+
+    Attributes:
+      finding: the `Finding.name`.
+      kind: what a level means: "size" (see `sizes`), "presence" or "tip".
+      prevalence: share of studies in which it is present.
+      side: the patient's side, where it has one.
+      zone: the lung zone, where it has one.
+      sizes: the size names of levels 1, 2, ... for kind "size".
+    """
+
+    finding: str
+    kind: str
+    prevalence: float
+    side: str | None = None
+    zone: str | None = None
+    sizes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """E.g. "left pleural effusion", "right upper consolidation", "pacemaker"."""
+        return " ".join(part for part in (self.side, self.zone, self.finding) if part)
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are, absent included."""
+        return 1 + {"size": len(self.sizes), "presence": 1, "tip": 2}[self.kind]
+
+
+SLOTS = (
+    Slot("cardiomegaly", "size", 0.30, sizes=("small", "moderate", "large")),
+    *(
+        Slot("pleural effusion", "size", 0.19, side=side, sizes=("small", "moderate", "large"))
+        for side in SIDES
+    ),
+    *(Slot("pneumothorax", "size", 0.13, side=side, sizes=("small", "large")) for side in SIDES),
+    *(
+        Slot("consolidation", "presence", 0.08, side=side, zone=zone)
+        for side in SIDES
+        for zone in ZONES
+    ),
+    Slot("oedema", "presence", 0.23),
+    Slot("pacemaker", "presence", 0.23),
+    Slot("endotracheal tube", "tip", 0.25),
+    Slot("nasogastric tube", "tip", 0.25),
+    Slot("central venous line", "tip", 0.25),
+)
+COLUMN = {slot.name: column for column, slot in enumerate(SLOTS)}
+FINDINGS = tuple(dict.fromkeys(slot.finding for slot in SLOTS))
+"""The phantom's nine findings, in the order of `SLOTS`."""
+
+# Rows: share of each level above 0 when the finding appears. Then, from each level above 0, the
+# probabilities of the next study's level (column 0: it has gone).
+_APPEARS = {4: (0.36, 0.34, 0.30), 3: (0.5, 0.5), 2: (1.0,)}
+_NEXT = {
+    4: ((0.34, 0.36, 0.20, 0.10), (0.15, 0.25, 0.35, 0.25), (0.10, 0.15, 0.30, 0.45)),
+    3: ((0.34, 0.40, 0.26), (0.20, 0.35, 0.45)),
+    2: ((0.40, 0.60),),
+}
+_NEXT_TIP = ((0.35, 0.65, 0.0), (0.35, 0.0, 0.65))
+_APPEARS_TIP = (0.6, 0.4)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The state of the studies start, start + 1, ... of a seed.
+
+    Attributes:
+      start: index of the first study.
+      seed: the world's seed.
+      has_prior: bool [n].
+      levels: int8 [n, slots], columns as `SLOTS`.
+      prior_levels: int8 [n, slots]; zeros where there is no prior.
+    """
+
+    start: int
+    seed: int
+    has_prior: np.ndarray
+    levels: np.ndarray
+    prior_levels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+
+def uniforms(start: int, stop: int, seed: int, stream: int, width: int) -> np.ndarray:
+    """Random numbers in [0, 1) addressed by study index.
+
+    Args:
+      start, stop: range of study indices.
+      seed: the world's seed.
+      stream: separates purposes; numbers of two streams are independent.
+      width: numbers a study.
+
+    Returns:
+      float64 [stop - start, width]; a row depends on its index only, not on the range.
+    """
+    blocks = -(-width // 4)  # a Philox counter step yields four 64-bit words
+    key = np.random.SeedSequence((seed, stream)).generate_state(2, np.uint64)
+    bits = np.random.Philox(key=key).advance(start * blocks)
+    return np.random.Generator(bits).random((stop - start, 4 * blocks))[:, :width]
+
+
+def sample(start: int, stop: int, seed: int = 0) -> Latents:
+    """Draws the states of studies `start` to `stop - 1`.
+
+    With a prior, the prior's state is drawn first and the current one is derived from it.
+    """
+    n, slots = stop - start, len(SLOTS)
+    draws = uniforms(start, stop, seed, stream=0, width=2 * slots + 4)
+    healthy = draws[:, -1] < HEALTHY
+    has_prior = draws[:, -2] < WITH_PRIOR
+    keep_left = draws[:, -3] < 0.5
+
+    first = np.zeros((n, slots), np.int8)
+    second = np.zeros((n, slots), np.int8)
+    for column, slot in enumerate(SLOTS):
+        table = _transitions(slot)  # [levels, levels], cumulative
+        appears = slot.prevalence / (1 - HEALTHY)
+        share = np.cumsum([1 - appears, *(appears * np.array(_shares(slot)))])
+        first[:, column] = (draws[:, column, None] >= share[:-1]).sum(1)
+        first[healthy, column] = 0
+        rows = table[first[:, column]]  # [n, levels]
+        second[:, column] = (draws[:, slots + column, None] >= rows[:, :-1]).sum(1)
+    for levels in (first, second):
+        _make_drawable(levels, keep_left)
+    current = np.where(has_prior[:, None], second, first)
+    prior = np.where(has_prior[:, None], first, np.int8(0))
+    return Latents(start, seed, has_prior, current, prior)
+
+
+def _shares(slot: Slot) -> tuple[float, ...]:
+    return _APPEARS_TIP if slot.kind == "tip" else _APPEARS[slot.levels]
+
+
+def _transitions(slot: Slot) -> np.ndarray:
+    """Cumulative probabilities of the next level, [levels now, levels next]."""
+    onwards = _NEXT_TIP if slot.kind == "tip" else _NEXT[slot.levels]
+    shares = np.array(_shares(slot))
+    gone = float(shares @ np.array([row[0] for row in onwards]))
+    # As many appear as disappear, so that prevalence is about the same with and without a prior.
+    appears = gone * slot.prevalence / (1 - slot.prevalence)
+    return np.cumsum([(1 - appears, *(appears * shares)), *onwards], axis=1)
+
+
+def _make_drawable(levels: np.ndarray, keep_left: np.ndarray) -> None:
+    """Removes, in place, what a picture could not show: pneumothorax on both sides, and
+    consolidation under fluid (the lower zone from a moderate effusion on, the mid zone from a large)."""
+    left, right = COLUMN["left pneumothorax"], COLUMN["right pneumothorax"]
+    both = (levels[:, left] > 0) & (levels[:, right] > 0)
+    levels[both & keep_left, right] = 0
+    levels[both & ~keep_left, left] = 0
+    for side in SIDES:
+        fluid = levels[:, COLUMN[f"{side} pleural effusion"]]
+        levels[fluid >= 2, COLUMN[f"{side} lower consolidation"]] = 0
+        levels[fluid >= 3, COLUMN[f"{side} mid consolidation"]] = 0
+
+
+def truth(latents: Latents, i: int) -> tuple[Finding, ...]:
+    """Everything that is true of the i-th study, as findings.
+
+    Effusion and pneumothorax have a finding a side; consolidation one for each zone that has it or
+    had it, or a single absent one when there is nothing to say of any zone; the others one each.
+    """
+    return _findings(latents.levels[i], latents.prior_levels[i] if latents.has_prior[i] else None)
+
+
+def prior_truth(latents: Latents, i: int) -> tuple[Finding, ...]:
+    """Everything that is true of the i-th study's prior (which exists), without changes."""
+    return _findings(latents.prior_levels[i], None)
+
+
+def _findings(levels: np.ndarray, prior: np.ndarray | None) -> tuple[Finding, ...]:
+    now = levels.tolist()
+    before = None if prior is None else prior.tolist()
+    out, consolidation = [], 0
+    for column, slot in enumerate(SLOTS):
+        level, change = now[column], None
+        if before is not None:
+            change = _change(level, before[column])
+        if slot.finding == "consolidation":
+            if level == 0 and change is None:
+                continue
+            consolidation += 1
+        out.append(
+            Finding(
+                slot.finding,
+                "present" if level else "absent",
+                side=slot.side,
+                zone=slot.zone,
+                size=slot.sizes[level - 1] if level and slot.kind == "size" else None,
+                tip=("satisfactory", "malpositioned")[level - 1]
+                if level and slot.kind == "tip"
+                else None,
+                change=change,
+            )
+        )
+    if not consolidation:
+        out.append(Finding("consolidation", "absent"))
+    return tuple(out)
+
+
+def _change(level: int, before: int) -> str | None:
+    if level == before:
+        return "unchanged" if level else None
+    if before == 0:
+        return "new"
+    if level == 0:
+        return "resolved"
+    return "worse" if level > before else "improved"

@@ -1,0 +1,103 @@
+"""What every reader yields: a study with its images, its report sections and what is known about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+ImageSource: TypeAlias = Path | np.ndarray
+"""A file that Pillow can read, or a uint8 array [height, width]."""
+
+STATUSES = ("present", "absent", "uncertain")
+SIDES = ("left", "right")
+SIZES = ("small", "moderate", "large")
+ZONES = ("upper", "mid", "lower")
+CHANGES = ("new", "worse", "improved", "unchanged", "resolved")
+TIPS = ("satisfactory", "malpositioned")
+
+_ALLOWED = {
+    "status": STATUSES,
+    "side": SIDES,
+    "size": SIZES,
+    "zone": ZONES,
+    "change": CHANGES,
+    "tip": TIPS,
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement of a report, or one thing known to be true of a study.
+
+    A bilateral finding is two `Finding`s. Sides are the patient's, never the viewer's.
+
+    Attributes:
+      name: what it is, lower case, e.g. "cardiomegaly", "pleural effusion", "endotracheal tube".
+      status: one of `STATUSES`.
+      side: one of `SIDES`, or None where it has no side or none was given.
+      size: one of `SIZES` (a "mild" or "severe" finding is "small" or "large").
+      zone: one of `ZONES` of the lung.
+      change: one of `CHANGES` against the prior study; "resolved" only with status "absent".
+      tip: one of `TIPS`, for tubes and lines.
+
+    Raises:
+      ValueError: a field is not one of its allowed values, or a finding that is not absent is
+        "resolved".
+    """
+
+    name: str
+    status: str
+    side: str | None = None
+    size: str | None = None
+    zone: str | None = None
+    change: str | None = None
+    tip: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ALLOWED.items():
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and name != "status"):
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        if self.change == "resolved" and self.status != "absent":
+            raise ValueError("change='resolved' needs status='absent'")
+
+
+FINDING_FIELDS = tuple(f.name for f in fields(Finding))
+
+
+@dataclass(frozen=True)
+class Study:
+    """One imaging study. Any image or section may be missing; a study may be text only.
+
+    Attributes:
+      study_id: unique within its source.
+      patient_id: all studies of a patient share it; splits are made by it.
+      frontal: the current frontal image.
+      lateral: the current lateral image.
+      prior_frontal: the frontal image of the patient's previous study.
+      indication: why the study was asked for.
+      technique: how it was taken.
+      comparison: the studies that it was compared with.
+      prior_report: the report of the previous study.
+      findings: the text that the model writes.
+      truth: what is known to be true, absent findings included; None where nothing is known.
+      labels: study-level concepts; a concept that is not a key is unknown.
+      findings_origin: "report" when a radiologist wrote `findings`; "phantom" and "labels" when a
+        program wrote it, from the phantom's latents or from a data set's labels.
+    """
+
+    study_id: str
+    patient_id: str
+    frontal: ImageSource | None
+    lateral: ImageSource | None = None
+    prior_frontal: ImageSource | None = None
+    indication: str | None = None
+    technique: str | None = None
+    comparison: str | None = None
+    prior_report: str | None = None
+    findings: str | None = None
+    truth: tuple[Finding, ...] | None = None
+    labels: Mapping[str, bool] = field(default_factory=dict)
+    findings_origin: str = "report"
