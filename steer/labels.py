@@ -57,7 +57,7 @@ class _Mention:
         for qualifier in self.qualifiers:
             fields = dict(qualifier)
             if self.status == "absent":
-                fields = {key: fields[key] for key in ("side",) if key in fields}
+                fields = {key: fields[key] for key in ("side", "zone") if key in fields}
                 if self.resolved:
                     fields["change"] = "resolved"
             if self.name in v.MIDLINE:
@@ -196,16 +196,6 @@ def _is_after_cue(cue: re.Match[str], between: str) -> bool:
     return False
 
 
-def _first(table: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str | None:
-    """The value whose pattern occurs earliest in `text`; a later row loses a tie."""
-    best: tuple[int, str] | None = None
-    for value, pattern in table:
-        match = pattern.search(text)
-        if match and (best is None or match.start() < best[0]):
-            best = (match.start(), value)
-    return best[1] if best else None
-
-
 def _by_row(table: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str | None:
     """The value of the first row of the table that occurs in `text` at all."""
     return next((value for value, pattern in table if pattern.search(text)), None)
@@ -221,40 +211,68 @@ def _largest_size(text: str) -> str | None:
 
 
 def _qualifiers(mention: _Mention, phrase: str) -> list[dict[str, str]]:
-    """Side, size, zone, change and tip of a mention; one entry a side."""
+    """Side, size, zone, change and tip of a mention; one entry a place."""
     around = f"{mention.before} {phrase} | {mention.after}"
     shared: dict[str, str] = {}
     device = mention.name in v.DEVICES
-    sizes_in = f"{mention.before} {phrase} | {_until_new_clause(mention.after)}"
-    for key, value in (
-        ("size", None if device else _largest_size(sizes_in)),
-        ("zone", None if device else _first(v.ZONES, _blank(around, v.ZONE_VETO))),
-        ("change", _change(_blank(around, v.RESOLVED) if mention.status == "absent" else around)),
-        ("tip", _by_row(v.TIPS, mention.after) or _by_row(v.TIPS, mention.before) if device else None),
-    ):
-        if value:
-            shared[key] = value
-    text = _blank(around, v.SIDE_VETO)
     if device:
-        text = text if not v.SIDES.search(mention.before + phrase) else f"{mention.before} {phrase}"
-        text = _blank(text, v.SIDE_VETO)
-    sides = list(v.SIDES.finditer(text))
-    if not sides:
-        return [shared]
-    found: dict[str, dict[str, str]] = {}
-    start = 0
-    for match in sides:
-        own = dict(shared)
-        size = _largest_size(text[start : match.start()])
-        if size and len(sides) > 1 and not device:
+        tip = _by_row(v.TIPS, mention.after) or _by_row(v.TIPS, mention.before)
+        size = None
+    else:
+        tip = None
+        size = _largest_size(f"{mention.before} {phrase} | {_until_new_clause(mention.after)}")
+    change = _change(_blank(around, v.RESOLVED) if mention.status == "absent" else around)
+    shared = {k: x for k, x in (("size", size), ("change", change), ("tip", tip)) if x}
+    text = _blank(_blank(around, v.SIDE_VETO), v.ZONE_VETO)
+    before = _blank(f"{mention.before} {phrase}", v.SIDE_VETO)
+    if device and v.SIDES.search(before):
+        text = before
+    places = _places(text, mention.name)
+    if len(places) < 2:
+        return [shared | place for _, _, place in places] or [shared]
+    found = []
+    for start, end, place in places:
+        own = shared | place
+        if not device and (size := _largest_size(text[start:end])):
             own["size"] = size
-        change = _change(text[start : match.start()])
-        if change and len(sides) > 1:
+        if change := _change(text[start:end]):
             own["change"] = change
-        for side in ("left", "right"):
-            if match[side] or match["both"]:
-                found.setdefault(side, own | {"side": side})
-        start = match.end()
+        found.append(own)
+    return found
+
+
+def _places(text: str, name: str) -> list[tuple[int, int, dict[str, str]]]:
+    """The places that `text` names, each with the span of words that leads up to it.
+
+    "left upper and right lower" is two places, and so is "left upper and lower" or "both bases".
+    """
+    marks: list[tuple[int, int, str, tuple[str, ...]]] = []
+    for match in v.SIDES.finditer(text):
+        both = ("left", "right") if match["both"] else ("left",) if match["left"] else ("right",)
+        marks.append((match.start(), 0, "side", both))
+    if name not in v.DEVICES:
+        for zone, pattern in v.ZONES:
+            marks += [(match.start(), 1, "zone", (zone,)) for match in pattern.finditer(text)]
+    marks.sort()
+    zones = list(dict.fromkeys(mark[3][0] for mark in marks if mark[2] == "zone"))
+    sides = [mark for mark in marks if mark[2] == "side"]
+    if name not in v.ZONAL:
+        zones = zones[:1]
+    if not sides:
+        return [(0, len(text), {"zone": zone}) for zone in zones]
+    found: dict[tuple[str, str | None], tuple[int, int, dict[str, str]]] = {}
+    start = 0
+    for i, (position, _, _, names) in enumerate(sides):
+        own = zones
+        if len(zones) > 1 and len(sides) > 1:
+            limit = sides[i + 1][0] if i + 1 < len(sides) else len(text)
+            low, high = (position, limit) if marks[0][2] == "side" else (start, position)
+            own = [mark[3][0] for mark in marks if mark[2] == "zone" and low <= mark[0] < high]
+        for side in names:
+            for zone in own or [None]:
+                place = {"side": side} | ({"zone": zone} if zone else {})
+                found.setdefault((side, zone), (start, position, place))
+        start = position
     return list(found.values())
 
 
@@ -305,29 +323,43 @@ def _anaphora(sentence: str, antecedents: list[_Mention]) -> None:
                 qualifier.setdefault(key, value)
 
 
+def _place(finding: Finding) -> tuple[str | None, str | None]:
+    return finding.side, finding.zone if finding.name in v.ZONAL else None
+
+
+def _covers(general: Finding, special: Finding) -> bool:
+    """Whether `general` speaks of the same place as `special`, or of one that includes it."""
+    return all(a is None or a == b for a, b in zip(_place(general), _place(special), strict=True))
+
+
 def _merge(findings: list[Finding]) -> tuple[Finding, ...]:
-    """One finding a (name, side): present beats uncertain beats absent, qualifiers are united."""
-    merged: dict[tuple[str, str | None], Finding] = {}
+    """One finding a (name, place): present beats uncertain beats absent, qualifiers are united.
+
+    A statement without a place adds its qualifiers to those of its name with one, and a denial
+    without a place is dropped where the finding is present somewhere.
+    """
+    merged: list[Finding] = []
     for status in ("present", "uncertain", "absent"):
         for finding in findings:
             if finding.status != status:
                 continue
-            same_name = [key for key in merged if key[0] == finding.name]
-            key = (finding.name, finding.side)
-            if status != "present" and (key in merged or (same_name and finding.side is None)):
-                if merged.get(key, finding).status != status:
-                    continue
-            elif status == "present" and finding.side is None and same_name:
-                for other in same_name:
-                    merged[other] = _united(merged[other], finding)
+            same = [i for i, other in enumerate(merged) if other.name == finding.name]
+            if any(
+                merged[i].status != status and (_covers(finding, merged[i]) or _covers(merged[i], finding))
+                for i in same
+            ):
                 continue
-            elif finding.side is not None and (finding.name, None) in merged:
-                sideless = merged[finding.name, None]
-                if sideless.status == status:
-                    del merged[finding.name, None]
-                    finding = _united(finding, sideless)
-            merged[key] = _united(merged[key], finding) if key in merged else finding
-    return tuple(merged.values())
+            same = [i for i in same if merged[i].status == status]
+            inside = [i for i in same if _covers(finding, merged[i])]
+            around = [i for i in same if i not in inside and _covers(merged[i], finding)]
+            for i in inside:
+                merged[i] = _united(merged[i], finding)
+            if around:
+                finding = _united(finding, merged[around[0]])
+                merged = [other for i, other in enumerate(merged) if i not in around]
+            if not inside:
+                merged.append(finding)
+    return tuple(merged)
 
 
 def _united(first: Finding, second: Finding) -> Finding:
@@ -371,13 +403,19 @@ def extract(report: str) -> tuple[Finding, ...]:
 
 
 def chexpert(findings: Iterable[Finding]) -> dict[str, str]:
-    """Status of each CheXpert observation that is stated; any device is a support device."""
+    """Status of each CheXpert observation that is stated; any device is a support device.
+
+    "no finding" follows the labeller: present where none of the others but devices is present or
+    uncertain.
+    """
     rank = {"absent": 0, "uncertain": 1, "present": 2}
     labels: dict[str, str] = {}
     for finding in findings:
         name = "support devices" if finding.name in v.DEVICES else finding.name
         if rank[finding.status] >= rank.get(labels.get(name, "absent"), 0):
             labels[name] = finding.status
+    found = (s for n, s in labels.items() if n not in ("support devices", "no finding"))
+    labels["no finding"] = "present" if all(s == "absent" for s in found) else "absent"
     return labels
 
 

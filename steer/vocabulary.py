@@ -40,6 +40,10 @@ MIDLINE: frozenset[str] = frozenset(
 )
 
 
+#: Findings that are told apart by zone: there can be one in each.
+ZONAL: frozenset[str] = frozenset({"consolidation", "lung opacity", "atelectasis", "lung lesion"})
+
+
 def _any(words: Sequence[str]) -> re.Pattern[str]:
     return re.compile(r"\b(?:" + "|".join(words) + r")\b")
 
@@ -113,9 +117,12 @@ _MENTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             r"(?:chest|tracheostomy|drainage|thoracostomy) tubes?",
             r"(?:indwelling |chest |pigtail )?catheters?",
             r"chest drains?|pigtail drains?",
-            r"sternal (?:wires?|sutures?)|sternotomy(?: wires?| sutures?)?",
-            r"(?:coronary|vascular) stents?|prosthetic valves?|valve (?:prosthesis|replacement)",
-            r"vp shunt|shunt catheter|stimulator",
+            r"(?:coronary (?:artery )?|vascular |ureteral |biliary )?stents?",
+            r"prosthetic valves?|valve (?:prosthesis|replacement)|closure device|electronic device",
+            r"monitor(?:ing)? (?:leads?|wires?)|tracheostomy(?= tip| cannula| in )",
+            r"(?:vp|ventriculoperitoneal) shunt|shunt catheter|stimulator",
+            # De-identified text: the word between "chest" and its tip is a port or a line.
+            r"chest xxxx(?= (?:\w+ ){0,4}?(?:tip|svc|superior|cavoatrial))",
         ),
     ),
     (
@@ -135,7 +142,8 @@ _MENTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "enlarged cardiomediastinum",
         (
             r"(?:widened|enlarged|widening of (?:the )?|wide|prominent|prominence of (?:the )?)(?: superior)? ?mediastin\w+(?: silhouette| contours?)?",
-            r"mediastin(?:al|um)" + _SHORT_GAP + r"(?:widening|widened|enlarge\w*|prominent|wide)",
+            r"mediastin(?:al|um)" + _SHORT_GAP + r"(?:widening|widened|enlarge\w*|prominen\w+|wide)",
+            r"(?:prominence|widening|enlargement|fullness) of (?:the )?(?:\w+ )?mediastin\w+(?: contours?| silhouette)?",
         ),
     ),
     (
@@ -172,7 +180,12 @@ _MENTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             r"(?:pulmonary |interstitial |alveolar |lung |airspace )*(?:o?edema)",
             r"(?:pulmonary |vascular |pulmonary vascular |pulmonary venous |venous |central vascular )congestion",
-            r"(?:congestive )?heart failure|chf",
+            r"(?:vascular|venous|vasculature|interstitial) engorgement",
+            r"(?:prominent|engorged|indistinct|congested) (?:\w+ ){0,2}?(?:vasculature|vascularity|vessels)",
+            r"(?:prominence|indistinctness|engorgement) of (?:the )?(?:\w+ ){0,2}?vascul(?:ature|arity|ar)",
+            r"(?:vascular|venous) (?:\w+ ){0,2}?(?:prominence|indistinctness|redistribution|cephali[sz]ation)",
+            r"vascul(?:ature|arity)(?: (?:is|are|appears|\w+ly)){1,3} (?:prominent|engorged|indistinct|congested|increased)",
+            r"cephali[sz]ation|(?:congestive )?heart failure|chf",
             r"(?:fluid|volume) overload",
             r"kerley b? ?lines",
         ),
@@ -181,6 +194,9 @@ _MENTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "lung lesion",
         (
             r"(?:pulmonary |lung |calcified |solitary |non-?calcified |spiculated |noncalcified )*nodul(?:es?|ar (?:density|densities|opacity|opacities|lesions?|mass\w*))",
+            r"(?:reticulo|fibro|micro)-?nodular(?: (?!opacit|densit)\w+)?",
+            r"nodular (?:\w+ ){0,3}?(?:opacit|densit|infiltrat)\w+",
+            r"mass-?like (?:\w+ ){0,2}?(?:opacit|densit|consolidat)\w+|masslike",
             r"(?:pulmonary |lung |hilar |suprahilar |perihilar |mediastinal )?mass(?:es)?",
             r"(?:cavitary|cavitating|lung|pulmonary|focal|suspicious) lesions?",
             r"carcinoma|neoplasms?|tumou?rs?|malignancy|metasta\w+",
@@ -275,6 +291,7 @@ VETO: re.Pattern[str] = _any(
         r"(?:granulomatous|degenerative|coronary|arterial|obstructive|emphysematous|bony|osseous) (?:disease|process|changes?)",
         r"heart,? (?:and|or) (?:lungs?)",
         r"prominent (?:central )?pulmonary (?:arter\w+|vascul\w+)",
+        r"(?:granulomatous|tubercul\w+|fungal|prior|previous|old|remote|histoplasm\w+) (?:\w+ )?(?:infection|disease|pneumonia)",
         r"body mass|breast mass|mass effect|soft tissue mass",
         r"o?edema(?:tous)? (?:of|in) the (?:leg|arm|ankle)s?",
         r"(?:left|right) (?:axillary|breast) (?:mass|nodule)s?|nipple shadows?",
@@ -400,7 +417,7 @@ HYPOTHETICAL: re.Pattern[str] = _any(
         r"assess(?:ment|ing)? for",
         r"(?:to )?rule out",
         r"history of",
-        r"concern for .{0,40}\?",
+        r"(?:correlate|correlation) (?:\w+ )?(?:for|with)",
     ]
 )
 
