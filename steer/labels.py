@@ -14,6 +14,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
+from maira_jax.studies.phantom import labels
 from maira_jax.studies.study import Finding
 from steer import vocabulary as v
 
@@ -54,7 +55,7 @@ class _Mention:
 
     def findings(self) -> list[Finding]:
         found = []
-        for qualifier in self.qualifiers:
+        for qualifier in self.qualifiers[:1] if self.name in v.MIDLINE else self.qualifiers:
             fields = dict(qualifier)
             if self.status == "absent":
                 fields = {key: fields[key] for key in ("side", "zone") if key in fields}
@@ -216,7 +217,8 @@ def _qualifiers(mention: _Mention, phrase: str) -> list[dict[str, str]]:
     shared: dict[str, str] = {}
     device = mention.name in v.DEVICES
     if device:
-        tip = _by_row(v.TIPS, mention.after) or _by_row(v.TIPS, mention.before)
+        low = "malpositioned" if v.LYING.search(mention.before) else None
+        tip = low or _by_row(v.TIPS, f"{mention.before} | {mention.after}")
         size = None
     else:
         tip = None
@@ -417,6 +419,19 @@ def chexpert(findings: Iterable[Finding]) -> dict[str, str]:
     found = (s for n, s in labels.items() if n not in ("support devices", "no finding"))
     labels["no finding"] = "present" if all(s == "absent" for s in found) else "absent"
     return labels
+
+
+def concepts(report: str) -> dict[str, bool]:
+    """Study-level concepts of a report, in the vocabulary of `Study.labels`.
+
+    The phantom's concepts (its findings with their sides, sizes, zones and tips, changes,
+    communication, comparison) and the CheXpert observations, all read from the text alone. An
+    uncertain finding counts as not there.
+    """
+    findings = extract(report)
+    real = {name: False for name in v.CHEXPERT}
+    real |= {name: status == "present" for name, status in chexpert(findings).items()}
+    return real | labels(findings, has_comparison(report), is_communication(report))
 
 
 def is_communication(report: str) -> bool:

@@ -34,9 +34,10 @@ DEVICES: tuple[str, ...] = (
     "nasogastric tube",
     "central venous line",
 )
-#: Findings whose side is part of what they are; the heart has none.
+#: Findings whose side or zone is not kept: the middle has none, and oedema is on both sides
+#: ("bilateral perihilar haze" is one finding).
 MIDLINE: frozenset[str] = frozenset(
-    {"no finding", "cardiomegaly", "enlarged cardiomediastinum", "endotracheal tube"}
+    {"no finding", "cardiomegaly", "enlarged cardiomediastinum", "endotracheal tube", "oedema"}
 )
 
 
@@ -592,7 +593,7 @@ TIPS: tuple[tuple[str, re.Pattern[str]], ...] = (
         _any(
             [
                 r"satisfactor(?:y|ily)|appropriate(?:ly)?|standard|adequate(?:ly)?|expected|good position|well[ -](?:positioned|placed|sited|seated)|proper(?:ly)?|correct(?:ly)?|optimal(?:ly)?|acceptable|as expected|good|suitabl[ey]|usual",
-                r"svc|superior vena cava|cavo-?atrial(?: junction)?|right atrium",
+                r"svc|superior vena cava|cavo-?atrial(?: junction)?",
                 r"above the (?:level of the )?carina",
                 r"mid-? ?trachea(?:l)?|mid-? ?thoracic trachea|at the level of the clavicles",
                 r"(?:in|within|into|projects? over|overl(?:ies|ying)|reaches|terminat\w+ in) the (?:\w+ ){0,2}?(?:stomach|gastric \w+|fundus|duodenum)",
@@ -601,6 +602,9 @@ TIPS: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
+
+#: Said before a tube or a line, of where it ends.
+LYING: re.Pattern[str] = _any([r"(?:low|high|deep|malpositioned|misplaced)"])
 
 # ------------------------------------------------------------------------------- concepts of a text
 COMPARISON: re.Pattern[str] = _any(
@@ -614,7 +618,7 @@ COMPARISON: re.Pattern[str] = _any(
         r"worse(?:n|ned|ning)?|improv(?:ed|ing|ement)",
         r"new(?:ly)?",
         r"(?:in|de)creas(?:ed|ing) (?:in|since|compared|from)|(?:has|have) (?:\w+ )?(?:in|de)creased",
-        r"no longer|resolved",
+        r"no longer|resolved|resolution of|(?:has|have) been removed|removal of",
         r"(?:no|without) (?:\w+ ){0,2}?change",
         r"larger|smaller",
     ]
