@@ -1,0 +1,1 @@
+"""Sparse autoencoders on stored activations: harvest, training, metrics and formats."""

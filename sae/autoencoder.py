@@ -1,0 +1,127 @@
+"""Parameters of a sparse autoencoder: initialisation, encoding, decoding.
+
+The parameters are a plain dict of float32 arrays:
+`W_enc [d_model, n_features]`, `b_enc [n_features]`, `W_dec [n_features, d_model]`, `b_dec [d_model]`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sae:
+    """A trained autoencoder that takes raw activations (any normalisation is folded in).
+
+    Attributes:
+      params: the four arrays, float32.
+      threshold: features above it are kept; negative keeps every positive one.
+      k: the mean number of kept features a token that it was trained for.
+      group_sizes: features of each nested group, in feature order.
+      meta: where it comes from: site, checkpoint, normalisation factor, training config.
+    """
+
+    params: Params
+    threshold: float
+    k: int
+    group_sizes: tuple[int, ...]
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations."""
+        return int(self.params["W_enc"].shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """Number of features, over all groups."""
+        return int(self.params["W_enc"].shape[1])
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Features of raw activations, `[..., d_model] -> [..., n_features]`."""
+        return encode(self.params, x, self.threshold)
+
+    def decode(self, f: jax.Array) -> jax.Array:
+        """Raw activations of features, `[..., n_features] -> [..., d_model]`."""
+        return decode(self.params, f)
+
+
+def unit_rows(w_dec: jax.Array) -> jax.Array:
+    """Scales each row to norm 1; the smallest float32 step keeps an all-zero row finite."""
+    norm = jnp.linalg.norm(w_dec, axis=1, keepdims=True)
+    return w_dec / (norm + jnp.finfo(w_dec.dtype).eps)
+
+
+def init(key: jax.Array, d_model: int, n_features: int, b_dec: jax.Array) -> Params:
+    """Random unit decoder rows, the encoder their transpose, `b_dec [d_model]` as given.
+
+    Uniform entries: Kaiming-uniform rows, the bound of which the normalisation takes away.
+    """
+    w_dec = unit_rows(jax.random.uniform(key, (n_features, d_model), jnp.float32, -1.0, 1.0))
+    return {
+        "W_enc": w_dec.T,
+        "b_enc": jnp.zeros(n_features, jnp.float32),
+        "W_dec": w_dec,
+        "b_dec": b_dec.astype(jnp.float32),
+    }
+
+
+def pre_activations(params: Params, x: jax.Array) -> jax.Array:
+    """`(x - b_dec) W_enc + b_enc`, `[..., d_model] -> [..., n_features]`.
+
+    The gradient of `b_dec` is taken through a term of value 0, which costs one vector product; differentiating
+    `x - b_dec` would multiply a whole `[batch, n_features]` matrix by `W_enc` and then sum over the batch.
+    """
+    fixed = jax.lax.stop_gradient(params["b_dec"])
+    zero = (params["b_dec"] - fixed) @ jax.lax.stop_gradient(params["W_enc"])
+    return (x - fixed) @ params["W_enc"] + (params["b_enc"] - zero)
+
+
+def encode(params: Params, x: jax.Array, threshold: float | jax.Array) -> jax.Array:
+    """Positive pre-activations above `threshold`, `[..., d_model] -> [..., n_features]`."""
+    z = jax.nn.relu(pre_activations(params, x))
+    return jnp.where(z > threshold, z, 0.0)
+
+
+def decode(params: Params, f: jax.Array) -> jax.Array:
+    """`f W_dec + b_dec`, `[..., n_features] -> [..., d_model]`."""
+    return f @ params["W_dec"] + params["b_dec"]
+
+
+def geometric_median(points: jax.Array, iterations: int = 100, tolerance: float = 1e-5) -> jax.Array:
+    """The point with the least summed distance to `points [n, d]`, by Weiszfeld's iteration from the mean.
+
+    Stops when a step is shorter than `tolerance`. A point that equals the guess counts with a very large but
+    finite weight.
+    """
+
+    def unfinished(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        _, moved, i = carry
+        return (moved >= tolerance) & (i < iterations)
+
+    def improve(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        guess, _, i = carry
+        weights = 1.0 / jnp.maximum(jnp.linalg.norm(points - guess, axis=1), 1e-12)
+        better = (weights / weights.sum()) @ points
+        return better, jnp.linalg.norm(better - guess), i + 1
+
+    start = (points.mean(0), jnp.array(jnp.inf, points.dtype), jnp.array(0))
+    return jax.lax.while_loop(unfinished, improve, start)[0]
+
+
+def fold(params: Mapping[str, Any], threshold: float, factor: float) -> tuple[dict[str, np.ndarray], float]:
+    """Folds `x / factor` into an autoencoder of normalised activations, so that it takes raw ones.
+
+    Only the biases and the threshold change, so the decoder rows keep norm 1 and features come out in raw units.
+    A negative threshold ("keep everything") stays as it is.
+    """
+    folded = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    scale = np.float32(factor)
+    folded |= {name: folded[name] * scale for name in ("b_enc", "b_dec")}
+    return folded, float(np.float32(threshold) * scale) if threshold >= 0 else threshold

@@ -1,0 +1,254 @@
+"""The training step of a Matryoshka BatchTopK autoencoder, as dictionary_learning takes it.
+
+One step is a pure function of the state and a batch; several steps are chained on the device by `lax.scan`, so that
+the host never waits for one.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from sae import autoencoder, loss, mesh, select
+from sae.config import SaeConfig, TrainConfig
+
+_ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+_CLIP_NORM = 1.0
+# Silent tokens are counted in int32 and stop here, far above any sensible limit for a dead feature.
+_COUNT_LIMIT = 2**30
+
+Metrics = dict[str, jax.Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "adam", "threshold", "silent", "step"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything that a step reads and writes.
+
+    Attributes:
+      params: see `sae.autoencoder`.
+      adam: optax's state; its moments are dicts like `params`.
+      threshold: running threshold of the normalised activations, -1 before it is first set. float32 []
+      silent: tokens since each feature was last kept. int32 [F]
+      step: steps taken. int32 []
+    """
+
+    params: autoencoder.Params
+    adam: Any
+    threshold: jax.Array
+    silent: jax.Array
+    step: jax.Array
+
+
+def learning_rate(step: jax.Array, config: TrainConfig) -> jax.Array:
+    """Linear warmup from 0, constant, and linear to 0 from `decay_start` on."""
+    scale = jnp.ones((), jnp.float32)
+    if config.decay_start is not None:
+        left = (config.steps - step) / (config.steps - config.decay_start)
+        scale = jnp.where(step >= config.decay_start, left, scale)
+    if config.warmup_steps:
+        scale = jnp.where(step < config.warmup_steps, step / config.warmup_steps, scale)
+    return config.lr * scale
+
+
+def _without_parallel_part(gradient: jax.Array, w_dec: jax.Array) -> jax.Array:
+    """Takes from each row of the decoder's gradient its part along the row of the decoder."""
+    directions = w_dec / (jnp.linalg.norm(w_dec, axis=1, keepdims=True) + 1e-6)
+    return gradient - (gradient * directions).sum(1, keepdims=True) * directions
+
+
+def _clip(gradients: autoencoder.Params) -> tuple[autoencoder.Params, jax.Array]:
+    norm = optax.global_norm(gradients)
+    scale = jnp.minimum(1.0, _CLIP_NORM / (norm + 1e-6))
+    return jax.tree.map(lambda g: g * scale, gradients), norm
+
+
+def _next_threshold(threshold: jax.Array, smallest: jax.Array, step: jax.Array, config: TrainConfig) -> jax.Array:
+    beta = config.threshold_beta
+    moved = jnp.where(threshold < 0, smallest, beta * threshold + (1 - beta) * smallest)
+    return jnp.where(step > config.threshold_start, moved, threshold)
+
+
+def _gradients(
+    state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: select.Method
+) -> tuple[autoencoder.Params, jax.Array, jax.Array, Metrics]:
+    """Gradients of main + alpha * auxiliary loss on `x [B, d]`, and what the step learns on the way.
+
+    The chain rule is taken by hand at the features, so that both losses share one pass back through the encoder
+    and the auxiliary loss costs nothing while no feature is dead.
+
+    Returns:
+      Gradients, the smallest kept activation, the tokens each feature has been silent [F], metrics.
+    """
+    params, stripes = state.params, config.mesh[1]
+    encoder = {name: params[name] for name in ("W_enc", "b_enc", "b_dec")}
+    pre, encoder_back = jax.vjp(lambda p: autoencoder.pre_activations(p, x), encoder)
+    z = jax.nn.relu(pre)
+    order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), stripes)
+    keep, smallest = select.batch_top_k(z, sae.k * x.shape[0], method, order)
+    f = jnp.where(keep, z, 0.0)
+
+    fired = keep.any(0)
+    silent = jnp.where(fired, 0, jnp.minimum(state.silent + x.shape[0], _COUNT_LIMIT))
+    dead = silent >= config.dead_tokens
+
+    main, main_back, (levels, residual) = jax.vjp(
+        lambda f, w, b: loss.main_loss(f, w, b, x, sae.group_sizes, sae.group_weights, stripes),
+        f,
+        params["W_dec"],
+        params["b_dec"],
+        has_aux=True,
+    )
+    d_f, d_w_dec, d_b_dec = main_back(jnp.ones_like(main))
+    d_pre = jnp.where(keep, d_f, 0.0)
+
+    def with_auxk() -> tuple[jax.Array, autoencoder.Params, jax.Array]:
+        auxk, back = jax.vjp(lambda z, w: loss.auxk_loss(z, w, residual, dead), z, params["W_dec"])
+        d_z, d_w = back(jnp.full_like(auxk, config.auxk_alpha))
+        return auxk, encoder_back(d_pre + jnp.where(z > 0, d_z, 0.0))[0], d_w_dec + d_w
+
+    def without() -> tuple[jax.Array, autoencoder.Params, jax.Array]:
+        return jnp.zeros_like(main), encoder_back(d_pre)[0], d_w_dec
+
+    auxk, gradients, d_w_dec = lax.cond(dead.any(), with_auxk, without)
+    gradients["b_dec"] += d_b_dec
+    gradients["W_dec"] = d_w_dec
+    metrics = {
+        "loss": main + config.auxk_alpha * auxk,
+        "main": main,
+        "auxk": auxk,
+        "level_errors": levels,
+        "l0": keep.sum(1, dtype=jnp.float32).mean(),
+        "dead": dead.sum(),
+    }
+    return gradients, smallest, silent, metrics
+
+
+def step(
+    state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: select.Method
+) -> tuple[State, Metrics]:
+    """One update on normalised activations `x [B, d]`, float32."""
+    gradients, smallest, silent, metrics = _gradients(state, x, sae, config, method)
+    gradients["W_dec"] = _without_parallel_part(gradients["W_dec"], state.params["W_dec"])
+    gradients, norm = _clip(gradients)
+    direction, adam = _ADAM.update(gradients, state.adam)
+    rate = learning_rate(state.step, config)
+    params = jax.tree.map(lambda p, u: p - rate * u, state.params, direction)
+    params["W_dec"] = autoencoder.unit_rows(params["W_dec"])
+    threshold = _next_threshold(state.threshold, smallest, state.step, config)
+    metrics |= {"lr": rate, "gradient_norm": norm, "threshold": threshold}
+    return State(params, adam, threshold, silent, state.step + 1), metrics
+
+
+class Trainer:
+    """The compiled functions of a training run on its mesh.
+
+    Args:
+      sae: the autoencoder.
+      config: the training.
+      method: how the batch's cut is searched; None for what suits the devices.
+    """
+
+    def __init__(self, sae: SaeConfig, config: TrainConfig, method: select.Method | None = None):
+        self.sae, self.config = sae, config
+        self.mesh = mesh.make_mesh(config.mesh)
+        self.method = method or select.default_method(self.mesh.size)
+        self.shardings = self._state_shardings()
+        self._batches = mesh.sharding(self.mesh, None, mesh.DATA, None)
+        single = mesh.sharding(self.mesh)
+        self._init = jax.jit(self._init_state, out_shardings=self.shardings)
+        self._striped = jax.jit(functools.partial(self._reorder, mesh.stripe_params), out_shardings=self.shardings)
+        self._ordered = jax.jit(functools.partial(self._reorder, mesh.unstripe_params), out_shardings=self.shardings)
+        self.chunk = jax.jit(
+            self._chunk,
+            donate_argnums=0,
+            in_shardings=(self.shardings, self._batches, single),
+            out_shardings=(self.shardings, single),
+        )
+
+    def init(self, first: jax.Array, scale: float) -> State:
+        """The state before the first step. `first [B, d]` are raw activations, which set `b_dec`."""
+        key = jax.random.key(self.config.seed)
+        return self._init(key, jnp.asarray(first, jnp.float32) / jnp.float32(scale))
+
+    def from_params(self, params: autoencoder.Params) -> State:
+        """A fresh state around given parameters of normalised activations, features in order."""
+        params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+        return self._striped(_fresh(params))
+
+    def place(self, batches: Any) -> jax.Array:
+        """Puts raw activations `[steps, B, d]` on the devices, the batch along the data axis."""
+        return jax.device_put(batches, self._batches)
+
+    def run(self, state: State, batches: jax.Array, scale: float) -> tuple[State, Metrics]:
+        """Takes a step a batch. The given state is consumed.
+
+        Args:
+          state: striped, as every state that this class returns but `ordered`'s.
+          batches: raw activations. [steps, B, d]
+          scale: what activations are divided by.
+
+        Returns:
+          The state, and each metric with a leading axis of steps.
+        """
+        return self.chunk(state, batches, jnp.float32(scale))
+
+    def ordered(self, state: State) -> State:
+        """A copy with the features in order, the same for every mesh: for checkpoints and export."""
+        return self._ordered(state)
+
+    def striped(self, state: State) -> State:
+        """The inverse of `ordered`."""
+        return self._striped(state)
+
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of a state, for restoring a checkpoint."""
+        shapes = jax.eval_shape(
+            self._init_state, jax.random.key(0), jax.ShapeDtypeStruct((1, self.sae.d_model), jnp.float32)
+        )
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, self.shardings
+        )
+
+    def _init_state(self, key: jax.Array, first: jax.Array) -> State:
+        median = autoencoder.geometric_median(first)
+        params = autoencoder.init(key, self.sae.d_model, self.sae.n_features, median)
+        return self._reorder(mesh.stripe_params, _fresh(params))
+
+    def _reorder(self, reorder: Any, state: State) -> State:
+        n = self.config.mesh[1]
+        # The silent counters lie along the features like a bias.
+        silent = reorder({"b_enc": state.silent}, n)["b_enc"]
+        adam = state.adam._replace(mu=reorder(state.adam.mu, n), nu=reorder(state.adam.nu, n))
+        moved = State(reorder(state.params, n), adam, state.threshold, silent, state.step)
+        return jax.tree.map(jnp.copy, moved)
+
+    def _chunk(self, state: State, batches: jax.Array, scale: jax.Array) -> tuple[State, Metrics]:
+        def body(state: State, x: jax.Array) -> tuple[State, Metrics]:
+            return step(state, x.astype(jnp.float32) / scale, self.sae, self.config, self.method)
+
+        return lax.scan(body, state, batches)
+
+    def _state_shardings(self) -> State:
+        single = mesh.sharding(self.mesh)
+        params = {name: mesh.sharding(self.mesh, *spec) for name, spec in mesh.PARAM_SPECS.items()}
+        adam = optax.ScaleByAdamState(count=single, mu=params, nu=dict(params))
+        return State(dict(params), adam, single, mesh.sharding(self.mesh, mesh.FEATURE), single)
+
+
+def _fresh(params: autoencoder.Params) -> State:
+    return State(
+        params=params,
+        adam=_ADAM.init(params),
+        threshold=jnp.float32(-1.0),
+        silent=jnp.zeros(params["b_enc"].shape, jnp.int32),
+        step=jnp.int32(0),
+    )
