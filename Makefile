@@ -1,0 +1,41 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else. Each makes .venv if there is none.
+VENV ?= .venv
+WORKDIR ?= runs/demo
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.13 python3,$(shell \
+	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+BIN := $(VENV)/bin
+# The version that the exports are tested with. It is installed alone and first, so that no later resolve replaces it.
+TORCH := torch==2.13.0
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -m launch.demo --workdir=$(WORKDIR)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: $(BIN)/pip
+	$(BIN)/pip install -q '$(TORCH)'
+	echo '$(TORCH)' > $@
+
+$(VENV)/.installed-demo: pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[export]'
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[export,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

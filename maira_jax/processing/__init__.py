@@ -1,0 +1,1 @@
+"""Images, prompts and tokens, as MAIRA-2 reads them."""

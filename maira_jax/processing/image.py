@@ -1,0 +1,195 @@
+"""From an X-ray file to the pixels that the vision tower reads.
+
+The order and the number formats are those of MAIRA-2's processor followed by transformers' `BitImageProcessorPil`, and
+the result is the same bit for bit: grey, min-max stretch in float64 cut (not rounded) to 8 bits, PIL bicubic to the
+short edge, centre crop, product with 1/255 in float64 kept as float32, normalisation in float32.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from PIL import Image
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+
+if TYPE_CHECKING:  # the readers of studies import this module
+    from maira_jax.studies.study import ImageSource
+
+_LEVELS = np.arange(256)
+# PIL modes with more than 8 bits of grey. PIL's own conversion to 8 bits would cut them at 255.
+_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """What `preprocessor_config.json` of a checkpoint says.
+
+    Attributes:
+      size: edge of the square that the vision tower sees, in pixels (518 for MAIRA-2).
+      mean, std: of each of the three channels, in units of the full grey scale.
+      rescale_factor: grey level to full scale, 1/255.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale_factor: float = 1 / 255
+
+    @classmethod
+    def from_dir(cls, checkpoint_dir: Path) -> Self:
+        """Reads a checkpoint folder.
+
+        Raises:
+          UserError: the file is missing, or asks for a preprocessing that this module does not do.
+        """
+        path = Path(checkpoint_dir) / "preprocessor_config.json"
+        config = files.read_json(path)
+        expected: dict[str, Any] = {
+            "image_processor_type": "BitImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "do_center_crop": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "resample": 3,
+        }
+        for key, value in expected.items():
+            if config.get(key, value) != value:
+                raise UserError(f"{path}: {key} is {config[key]!r}, only {value!r} is supported: restore the file")
+        try:
+            size, crop = config["size"]["shortest_edge"], config["crop_size"]
+            if not size == crop["height"] == crop["width"]:
+                raise UserError(f"{path}: crop_size must be the square of size.shortest_edge: restore the file")
+            mean, std = tuple(map(float, config["image_mean"])), tuple(map(float, config["image_std"]))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} lacks size, crop_size, image_mean or image_std: restore the file") from error
+        if len(mean) != 3 or len(std) != 3:
+            raise UserError(f"{path}: image_mean and image_std need three numbers: restore the file")
+        return cls(size, mean, std, float(config.get("rescale_factor", 1 / 255)))
+
+    def levels(self) -> np.ndarray:
+        """The pixel value of each grey level: float32 [256, 3]."""
+        # float64 product, float32 from there on: what transformers does to each pixel, done once a level.
+        scaled = (_LEVELS.astype(np.float64) * self.rescale_factor).astype(np.float32)[:, None]
+        return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+
+def preprocess(image: "ImageSource", cfg: ImageConfig) -> np.ndarray:
+    """Pixels of one image.
+
+    Args:
+      image: a file that PIL reads, or a grey array [height, width], 8-bit or deeper (as `stretch`).
+      cfg: of the checkpoint.
+
+    Returns:
+      float32 [size, size, 3]. The model's convolution takes channels last; PyTorch's is this with channels first.
+
+    Raises:
+      UserError: as `read_grey` and `stretch`.
+    """
+    return cfg.levels()[to_grey_square(image, cfg.size)]
+
+
+def to_grey_square(image: "ImageSource", size: int) -> np.ndarray:
+    """The stretched, resized and cropped image before normalisation: uint8 [size, size]."""
+    name = "the image array" if isinstance(image, np.ndarray) else str(image)
+    grey = stretch(image if isinstance(image, np.ndarray) else read_grey(image), name)
+    height, width = grey.shape
+    short, long = sorted((height, width))
+    new_long = int(size * long / short)
+    new_height, new_width = (new_long, size) if height > width else (size, new_long)
+    resized = Image.fromarray(grey).resize((new_width, new_height), Image.Resampling.BICUBIC)
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    return np.asarray(resized)[top : top + size, left : left + size]
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Reads an image file as grey levels [height, width].
+
+    Returns:
+      uint8 for files of 8 bits a channel (colour is converted by PIL's luma), the file's own integers or floats for
+      deeper grey, such as 16-bit PNG or TIFF.
+
+    Raises:
+      UserError: the file is missing, empty or broken.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"image {path} does not exist: check the path")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return np.asarray(image if image.mode in _DEEP_MODES else image.convert("L"))
+    # PIL's decoders raise many kinds of errors on broken files.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} cannot be read ({error}): replace the file or leave the study out") from error
+
+
+def stretch(grey: np.ndarray, name: str = "the image") -> np.ndarray:
+    """Spreads grey levels over the full 8-bit range, cutting fractions off.
+
+    Deeper images (16-bit, float) are stretched from their own minimum to their own maximum in one step, where MAIRA-2's
+    code would clip them at 255. Where white means air (DICOM's MONOCHROME1), invert the image before.
+
+    Args:
+      grey: [height, width], integers or floats.
+      name: for the error message.
+
+    Returns:
+      uint8 [height, width].
+
+    Raises:
+      UserError: not a two-dimensional array with content, not finite, or constant (which is 0/0 in MAIRA-2's code, and
+        what it becomes there is undefined).
+    """
+    if grey.ndim != 2 or grey.size == 0:
+        raise UserError(f"{name} has shape {grey.shape}: give a grey image [height, width]")
+    if not (np.issubdtype(grey.dtype, np.integer) or np.issubdtype(grey.dtype, np.floating)):
+        raise UserError(f"{name} holds {grey.dtype} values: give integers or floats")
+    low, high = grey.min(), grey.max()
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise UserError(f"{name} holds values that are not finite: replace them")
+    if low == high:
+        raise UserError(f"{name} is constant (every pixel is {low}): replace it or leave the study out")
+    if grey.dtype == np.uint8:
+        return _stretch_table(low, high)[grey]
+    values = grey.astype(np.float64)
+    return _stretched(values, values.min(), values.max())
+
+
+def preprocess_batch(images: np.ndarray, cfg: ImageConfig) -> np.ndarray:
+    """`preprocess` for many arrays that already have the right size, in one go.
+
+    Args:
+      images: uint8 [n, size, size].
+      cfg: of the checkpoint.
+
+    Returns:
+      float32 [n, size, size, 3], equal to `preprocess` of each.
+
+    Raises:
+      UserError: another shape or type, or a constant image.
+    """
+    if images.dtype != np.uint8 or images.shape[1:] != (cfg.size, cfg.size):
+        raise UserError(f"images are {images.dtype} {images.shape}: give uint8 [n, {cfg.size}, {cfg.size}]")
+    levels = cfg.levels()
+    pixels = np.empty((*images.shape, 3), np.float32)
+    lows, highs = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+    for i, (low, high) in enumerate(zip(lows, highs, strict=True)):
+        if low == high:
+            raise UserError(f"image {i} of the batch is constant (every pixel is {low}): leave the study out")
+        np.take(levels[_stretch_table(low, high)], images[i], axis=0, out=pixels[i])
+    return pixels
+
+
+def _stretch_table(low: np.integer, high: np.integer) -> np.ndarray:
+    """What each of the 256 grey levels becomes; levels outside [low, high] do not occur and are clipped."""
+    return _stretched(np.clip(_LEVELS, low, high).astype(np.float64), float(low), float(high))
+
+
+def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    # The order of the operations decides the last bit: subtract, divide by the new maximum, multiply.
+    return ((values - low) / (high - low) * 255).astype(np.uint8)

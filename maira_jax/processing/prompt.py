@@ -1,0 +1,230 @@
+"""The prompts of MAIRA-2, string for string, and where each study section lies in them.
+
+Source: `processing_maira2.py` of microsoft/maira-2 (revision 795a2b1). A prompt is made of a *content*, which this
+module writes, and of the chat template around it, which belongs to the checkpoint (`ChatTemplate`).
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import jinja2
+import jinja2.sandbox
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+
+if TYPE_CHECKING:  # the readers of studies import this module
+    from maira_jax.studies.study import ImageSource, Study
+
+IMAGE_TOKEN = "<image>"
+NOT_AVAILABLE = "N/A"
+SYSTEM = "You are an expert radiology assistant tasked with interpreting a chest X-ray study."
+
+_TASK = " Provide a description of the findings in the radiology study in comparison to the prior frontal image."
+_GROUNDING = (
+    " Each finding should be described as a self-contained plain-text sentence."
+    " If the finding is groundable, locate the finding in the current frontal chest X-ray image, with bounding boxes"
+    " indicating all locations where it can be seen in the current frontal image."
+    " Otherwise, generate just the ungrounded finding without bounding boxes."
+)
+_PHRASE = (
+    " Repeat the following finding as a grounded phrase with bounding boxes indicating all locations where it can be"
+    " seen in the given chest X-ray image. Finding: "
+)
+
+
+class Section(StrEnum):
+    """The parts of a prompt that a study fills in; all the rest is boilerplate."""
+
+    INDICATION = "indication"
+    TECHNIQUE = "technique"
+    COMPARISON = "comparison"
+    PRIOR_REPORT = "prior_report"
+    PHRASE = "phrase"
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Characters `start` (inclusive) to `end` (exclusive) of a prompt's content that are `section`."""
+
+    section: Section
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What the user turn says.
+
+    Attributes:
+      content: the text of the turn, with one `<image>` for each image.
+      spans: the study sections in `content`, in order. The `N/A` that stands for an empty section is its section.
+      n_images: how often `<image>` occurs.
+    """
+
+    content: str
+    spans: tuple[Span, ...]
+    n_images: int
+
+    @property
+    def text(self) -> str:
+        """The prompt in MAIRA-2's own chat template; `Tokenizer.text` uses that of the checkpoint."""
+        return MAIRA2_CHAT.render(self.content)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """The fixed text before and after a prompt's content (no newline, no begin token: that is the tokenizer's)."""
+
+    prefix: str
+    suffix: str
+
+    def render(self, content: str) -> str:
+        return self.prefix + content + self.suffix
+
+    @classmethod
+    def from_dir(cls, checkpoint_dir: Path) -> Self:
+        """Renders the checkpoint's own Jinja template, or takes MAIRA-2's known rendering where it has none.
+
+        Raises:
+          UserError: the template cannot be rendered or does not repeat the content as it is.
+        """
+        found = _template_source(checkpoint_dir)
+        if found is None:
+            return cls(MAIRA2_CHAT.prefix, MAIRA2_CHAT.suffix)
+        source, path = found
+        content = "\u241fcontent\u241f"  # no template writes these separators itself
+        user = {"role": "user", "content": [{"type": "text", "text": content}]}
+        system = {"role": "system", "content": [{"type": "text", "text": SYSTEM}]}
+        try:
+            rendered = _render(source, [user])
+            if SYSTEM not in rendered:  # the template does not bring the system sentence, so it is a message
+                rendered = _render(source, [system, user])
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise UserError(f"the chat template in {path} cannot be rendered ({error}): restore the file") from error
+        if rendered.count(content) != 1:
+            raise UserError(f"the chat template in {path} does not repeat the prompt text once: restore the file")
+        prefix, suffix = rendered.split(content)
+        return cls(prefix, suffix)
+
+
+MAIRA2_CHAT = ChatTemplate(prefix=f"{SYSTEM}  USER:  ", suffix="  ASSISTANT: ")
+
+
+def _template_source(checkpoint_dir: Path) -> tuple[str, Path] | None:
+    """The Jinja text of a checkpoint folder and its file; transformers looks in these places in this order."""
+    jinja_file = checkpoint_dir / "chat_template.jinja"
+    if jinja_file.is_file():
+        return jinja_file.read_text(), jinja_file
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        path = checkpoint_dir / name
+        if path.is_file():
+            source = files.read_json(path).get("chat_template")
+            if isinstance(source, str):
+                return source, path
+    return None
+
+
+def _render(source: str, messages: list[dict[str, Any]]) -> str:
+    """Renders a chat template in the environment that transformers gives it."""
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(source).render(
+        messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def study_images(study: "Study") -> "tuple[ImageSource, ...]":
+    """The study's images in the order of their `<image>`: current frontal, current lateral, prior frontal.
+
+    Raises:
+      UserError: there is a lateral or a prior image but no frontal one, which MAIRA-2 has no prompt for.
+    """
+    if study.frontal is None and (study.lateral is not None or study.prior_frontal is not None):
+        raise UserError(f"study {study.study_id} has a lateral or prior image but no frontal one: add `frontal`")
+    images = (study.frontal, study.lateral, study.prior_frontal)
+    return tuple(image for image in images if image is not None)
+
+
+def reporting_prompt(study: "Study", grounded: bool = False) -> Prompt:
+    """The prompt that asks for the findings of a study.
+
+    As in MAIRA-2, the sentence always speaks of the prior frontal image; the prior report is part of the prompt only
+    when the prior *image* is; a section that is empty or not a string becomes `N/A`. A study without any image, which
+    MAIRA-2's own processor does not have, gets the same prompt without the sentence on images.
+
+    Raises:
+      UserError: as `study_images`; a section holds the image token; `grounded` is asked of a study without an image.
+    """
+    study_images(study)
+    if grounded and study.frontal is None:
+        raise UserError(f"study {study.study_id} has no image to locate findings in: ask for an ungrounded report")
+    pieces: list[tuple[str, Section | None]] = [(_images_sentence(study), None)]
+    if study.prior_frontal is not None:
+        pieces += [(" PRIOR_REPORT: ", None), (_section(study, Section.PRIOR_REPORT), Section.PRIOR_REPORT)]
+    pieces.append((_TASK + (_GROUNDING if grounded else ""), None))
+    for name in (Section.INDICATION, Section.TECHNIQUE, Section.COMPARISON):
+        pieces += [(f" {name.upper()}: ", None), (_section(study, name), name)]
+    if study.frontal is None:  # the sentence on images is empty: the task begins the turn
+        pieces[1] = (pieces[1][0].lstrip(), None)
+    return _assemble(pieces)
+
+
+def phrase_grounding_prompt(phrase: str) -> Prompt:
+    """The prompt that asks where a finding is in the current frontal image.
+
+    Raises:
+      UserError: the phrase is empty or holds the image token.
+    """
+    if not phrase:
+        raise UserError("the phrase to locate is empty: name a finding, such as 'Pleural effusion.'")
+    _refuse_image_token(phrase, "the phrase to locate")
+    return _assemble([(f"Given the current frontal image{IMAGE_TOKEN}{_PHRASE}", None), (phrase, Section.PHRASE)])
+
+
+def _images_sentence(study: "Study") -> str:
+    lateral, prior = study.lateral is not None, study.prior_frontal is not None
+    if study.frontal is None:
+        return ""
+    start = "Given the current frontal image"
+    if lateral and prior:
+        return f"{start}{IMAGE_TOKEN} the current lateral image{IMAGE_TOKEN} and the prior frontal image{IMAGE_TOKEN}"
+    if lateral:
+        return f"{start}{IMAGE_TOKEN} and the current lateral image{IMAGE_TOKEN}"
+    if prior:
+        return f"{start}{IMAGE_TOKEN} and the prior frontal image{IMAGE_TOKEN}"
+    return f"{start} only{IMAGE_TOKEN}"
+
+
+def _section(study: "Study", section: Section) -> str:
+    value = getattr(study, section)
+    if not isinstance(value, str) or not value:
+        return NOT_AVAILABLE
+    _refuse_image_token(value, f"{section} of study {study.study_id}")
+    return value
+
+
+def _refuse_image_token(text: str, where: str) -> None:
+    # It would become an image that does not exist.
+    if IMAGE_TOKEN in text:
+        raise UserError(f"{where} holds the text {IMAGE_TOKEN}, which stands for an image: remove it")
+
+
+def _assemble(pieces: Sequence[tuple[str, Section | None]]) -> Prompt:
+    spans, content = [], ""
+    for text, section in pieces:
+        if section is not None:
+            spans.append(Span(section, len(content), len(content) + len(text)))
+        content += text
+    return Prompt(content, tuple(spans), content.count(IMAGE_TOKEN))

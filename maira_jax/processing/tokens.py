@@ -1,0 +1,279 @@
+"""From prompts to token ids, each with its kind, and back.
+
+The fast tokenizer of the checkpoint (`tokenizer.json`) does the work: MAIRA-2's is a non-legacy Llama tokenizer, where
+only the very first piece of a text gets the word-boundary mark. Its slow twin and the legacy mode give other ids.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import tokenizers
+
+from maira_jax.errors import UserError
+from maira_jax.processing.prompt import IMAGE_TOKEN, ChatTemplate, Prompt, Section
+from maira_jax.run import files
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Kind(IntEnum):
+    """What a token is part of."""
+
+    PAD = 0
+    BOS = 1
+    BOILERPLATE = 2
+    IMAGE = 3
+    IMAGE_LAST = 4
+    INDICATION = 5
+    TECHNIQUE = 6
+    COMPARISON = 7
+    PRIOR_REPORT = 8
+    FINDINGS = 9
+    EOS = 10
+
+
+_SECTION_KINDS = {
+    Section.INDICATION: Kind.INDICATION,
+    Section.TECHNIQUE: Kind.TECHNIQUE,
+    Section.COMPARISON: Kind.COMPARISON,
+    Section.PRIOR_REPORT: Kind.PRIOR_REPORT,
+    # A phrase to locate is written by the user about this study, as an indication is.
+    Section.PHRASE: Kind.INDICATION,
+}
+
+# Which tokens an SAE sees. "method" is what the MAIRA-2 SAE paper says in words ("all but intermediate image tokens and
+# boilerplate parts of the prompt"); its exact spans are our reading.
+POLICIES: dict[str, frozenset[Kind]] = {
+    "method": frozenset(
+        {
+            Kind.IMAGE_LAST,
+            Kind.INDICATION,
+            Kind.TECHNIQUE,
+            Kind.COMPARISON,
+            Kind.PRIOR_REPORT,
+            Kind.FINDINGS,
+        }
+    ),
+    "findings": frozenset({Kind.FINDINGS}),
+    "all": frozenset(Kind) - {Kind.PAD},
+}
+
+
+def policy_mask(kinds: np.ndarray, policy: str) -> np.ndarray:
+    """Which tokens a named policy keeps.
+
+    Args:
+      kinds: [...] integers of `Kind`.
+      policy: a key of `POLICIES`.
+
+    Returns:
+      bool, the shape of `kinds`.
+
+    Raises:
+      UserError: no such policy.
+    """
+    if policy not in POLICIES:
+        raise UserError(f"token policy {policy!r} does not exist: choose one of {', '.join(POLICIES)}")
+    return np.isin(kinds, [int(kind) for kind in POLICIES[policy]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One tokenised study.
+
+    Attributes:
+      ids: int32 [n].
+      kinds: int8 [n], of `Kind`.
+      n_prompt: how many of the tokens are the prompt.
+    """
+
+    ids: np.ndarray
+    kinds: np.ndarray
+    n_prompt: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer with its chat template.
+
+    Attributes:
+      pad_id, bos_id, eos_id, image_id: ids of the special tokens, as the checkpoint's files give them.
+      vocab_size: with added tokens (32207 for MAIRA-2).
+      patches_per_image: image tokens for each `<image>` (1369 for MAIRA-2).
+      chat: the checkpoint's chat template.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        chat: ChatTemplate,
+        special: dict[str, str],
+        patches_per_image: int,
+        source: Path,
+    ):
+        self._backend = backend
+        self._source = source
+        self.chat = chat
+        self.patches_per_image = patches_per_image
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.pad_id = self._id(special["pad_token"])
+        self.bos_id = self._id(special["bos_token"])
+        self.eos_id = self._id(special["eos_token"])
+        self.image_id = self._id(IMAGE_TOKEN)
+
+    @classmethod
+    def from_dir(cls, checkpoint_dir: Path) -> Self:
+        """Reads `tokenizer.json`, `tokenizer_config.json`, the chat template and the number of patches of an image.
+
+        Raises:
+          UserError: a file is missing or broken, or lacks a token that MAIRA-2 needs.
+        """
+        checkpoint_dir = Path(checkpoint_dir)
+        path = checkpoint_dir / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(
+                f"{path} does not exist: copy it from the checkpoint, or build it from tokenizer.model with "
+                "maira_jax.processing.build_tokenizer"
+            )
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises the bare class for every kind of broken file
+            raise UserError(f"{path} is not a tokenizer file ({error}): restore the file") from error
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(
+            backend,
+            ChatTemplate.from_dir(checkpoint_dir),
+            _special_tokens(checkpoint_dir),
+            _patches_per_image(checkpoint_dir),
+            path,
+        )
+
+    def _id(self, token: str) -> int:
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise UserError(f"{self._source} has no token {token}: this is not a MAIRA-2 tokenizer")
+        return int(found)
+
+    def text(self, prompt: Prompt) -> str:
+        """The whole prompt as text, in the checkpoint's chat template."""
+        return self.chat.render(prompt.content)
+
+    def encode(self, prompt: Prompt, findings: str | None = None) -> Encoded:
+        """Tokenises a prompt, and after it the findings and the end token where findings are given.
+
+        Prompt and findings are tokenised apart and joined. The prompt ends with a space, which is a token of its own
+        when generation starts from it; tokenised together, that space would melt into the first word of the findings,
+        and the model would be read in a state that it is never in when it writes. So the first word of the findings
+        carries its own word-boundary mark (the "single leading space" of MAIRA-2's completions), exactly as a generated
+        one does. Findings that begin with a grounding token have no such mark.
+
+        Raises:
+          UserError: the findings hold the image token.
+        """
+        ids, kinds = self._encode_prompt(prompt)
+        n_prompt = len(ids)
+        if findings is not None:
+            if IMAGE_TOKEN in findings:
+                raise UserError(f"findings hold the text {IMAGE_TOKEN}, which stands for an image: remove it")
+            written = self._backend.encode(findings.strip(), add_special_tokens=False).ids
+            ids = np.concatenate([ids, np.asarray([*written, self.eos_id], np.int32)])
+            kinds = np.concatenate([kinds, np.asarray([Kind.FINDINGS] * len(written) + [Kind.EOS], np.int8)])
+        return Encoded(ids, kinds, n_prompt)
+
+    def _encode_prompt(self, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self._backend.encode(self.text(prompt), add_special_tokens=False)
+        ids = np.asarray(encoding.ids, np.int32)
+        kinds = np.full(len(ids), Kind.BOILERPLATE, np.int8)
+        start, end = np.asarray(encoding.offsets, np.int64).reshape(-1, 2).T
+        shift = len(self.chat.prefix)
+        for span in prompt.spans:
+            # A token that holds any character of a section belongs to it, not to the boilerplate it also touches.
+            kinds[(end > span.start + shift) & (start < span.end + shift)] = _SECTION_KINDS[span.section]
+        is_image = ids == self.image_id
+        if is_image.sum() != prompt.n_images:
+            raise UserError(f"{self._source} does not keep {IMAGE_TOKEN} as one token: this is not a MAIRA-2 tokenizer")
+        kinds[is_image] = Kind.IMAGE
+        repeats = np.where(is_image, self.patches_per_image, 1)
+        ids, kinds = np.repeat(ids, repeats), np.repeat(kinds, repeats)
+        ends = np.cumsum(repeats) - 1  # position of each unexpanded token's last copy
+        kinds[ends[is_image]] = Kind.IMAGE_LAST
+        return np.insert(ids, 0, self.bos_id), np.insert(kinds, 0, Kind.BOS)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of generated ids without special tokens and surrounding space; grounding tokens stay."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Each token's own text, a word boundary as a leading space; a byte token as its character if it is ASCII."""
+        return [self._piece(int(i)) for i in ids]
+
+    def _piece(self, token_id: int) -> str:
+        piece = self._backend.id_to_token(token_id)
+        if piece is None:
+            raise ValueError(f"token id {token_id} is not in the vocabulary")
+        byte = _BYTE_PIECE.fullmatch(piece)
+        if byte and int(byte[1], 16) < 128:
+            return chr(int(byte[1], 16))
+        return piece.replace("\u2581", " ")
+
+    def batch(
+        self, rows: Sequence[Encoded], length: int | None = None, side: str = "left"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pads rows to one length.
+
+        Args:
+          rows: B tokenised studies.
+          length: T; the longest row's if None.
+          side: "left", as MAIRA-2 generates, or "right".
+
+        Returns:
+          tokens int32 [B, T], mask bool [B, T] (True for tokens), kinds int8 [B, T].
+
+        Raises:
+          ValueError: a row is longer than `length`, or an unknown side.
+        """
+        longest = max((len(row) for row in rows), default=0)
+        length = longest if length is None else length
+        if longest > length:
+            raise ValueError(f"a row of {longest} tokens does not fit into {length}")
+        if side not in ("left", "right"):
+            raise ValueError(f"side must be 'left' or 'right', not {side!r}")
+        tokens = np.full((len(rows), length), self.pad_id, np.int32)
+        mask = np.zeros((len(rows), length), bool)
+        kinds = np.full((len(rows), length), Kind.PAD, np.int8)
+        for i, row in enumerate(rows):
+            where = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+            tokens[i, where], mask[i, where], kinds[i, where] = row.ids, True, row.kinds
+        return tokens, mask, kinds
+
+
+def _special_tokens(checkpoint_dir: Path) -> dict[str, str]:
+    """Names of the special tokens; an entry may be a string or a dictionary with `content`."""
+    names = {"pad_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = checkpoint_dir / file
+        config = files.read_json(path) if path.is_file() else {}
+        for key in names:
+            value = config.get(key)
+            if isinstance(value, dict):
+                value = value.get("content")
+            if isinstance(value, str):
+                names[key] = value
+    return names
+
+
+def _patches_per_image(checkpoint_dir: Path) -> int:
+    path = checkpoint_dir / "config.json"
+    vision = files.read_json(path).get("vision_config")
+    if not isinstance(vision, dict):
+        raise UserError(f"{path} has no vision_config: this is not a MAIRA-2 checkpoint")
+    # Hugging Face leaves out of config.json what is equal to its defaults, which for Dinov2 are these.
+    return int((vision.get("image_size", 224) // vision.get("patch_size", 14)) ** 2)
