@@ -307,6 +307,12 @@ def _read_clause(clause: str) -> list[_Mention]:
         if not mention.normal:
             _status(clause, mention)
         mention.qualifiers = _qualifiers(mention, clause[mention.start : mention.end])
+    for mention in list(mentions):
+        if mention.status == "absent" and mention.name == "support devices":
+            phrase = clause[mention.start : mention.end]
+            names = v.DEVICES if v.ALL_DEVICES.match(phrase) else v.TUBES
+            if names is v.DEVICES or v.ALL_TUBES.match(phrase):
+                mentions += [dataclasses.replace(mention, name=name) for name in names]
     return [mention for mention in mentions if mention.status != "unmentioned"]
 
 

@@ -34,6 +34,10 @@ DEVICES: tuple[str, ...] = (
     "nasogastric tube",
     "central venous line",
 )
+TUBES: tuple[str, ...] = DEVICES[1:]
+#: Said in a denial, these deny each device, or each tube and line.
+ALL_DEVICES: re.Pattern[str] = re.compile(r"(?:support|medical) (?:devices?|apparatus)")
+ALL_TUBES: re.Pattern[str] = re.compile(r"(?:support )?(?:lines?|tubes?)\b")
 #: Findings whose side or zone is not kept: the middle has none, and oedema is on both sides
 #: ("bilateral perihilar haze" is one finding).
 MIDLINE: frozenset[str] = frozenset(
