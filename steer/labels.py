@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from maira_jax.studies.phantom import labels
 from maira_jax.studies.study import Finding
-from steer import vocabulary as v
+from steer.vocabulary import cues, qualifiers, terms
 
 _SENTENCE_END = re.compile(r"(?<![0-9])[.!?]+(?=\s|$|[a-z])|(?<=[0-9])\.(?=\s|$)|[;\n]+|\b\d\. (?=[a-z])")
 _CLAUSE_START = re.compile(
@@ -55,16 +55,16 @@ class _Mention:
 
     def findings(self) -> list[Finding]:
         found = []
-        for qualifier in self.qualifiers[:1] if self.name in v.MIDLINE else self.qualifiers:
+        for qualifier in self.qualifiers[:1] if self.name in terms.MIDLINE else self.qualifiers:
             fields = dict(qualifier)
             if self.status == "absent":
                 fields = {key: fields[key] for key in ("side", "zone") if key in fields}
                 if self.resolved:
                     fields["change"] = "resolved"
-            if self.name in v.MIDLINE:
+            if self.name in terms.MIDLINE:
                 fields.pop("side", None)
                 fields.pop("zone", None)
-            if self.name in v.DEVICES:
+            if self.name in terms.DEVICES:
                 fields.pop("size", None)
                 fields.pop("zone", None)
             else:
@@ -101,8 +101,8 @@ def _clauses(sentence: str) -> list[str]:
 
 def _find_mentions(clause: str) -> list[_Mention]:
     found: list[_Mention] = []
-    free = _blank(clause, v.VETO)
-    for names, pattern in v.NORMAL_STATEMENTS:
+    free = _blank(clause, terms.VETO)
+    for names, pattern in terms.NORMAL_STATEMENTS:
         for match in pattern.finditer(free):
             for name in names:
                 mention = _Mention(name, match.start(), match.end(), status="absent", normal=True)
@@ -110,7 +110,7 @@ def _find_mentions(clause: str) -> list[_Mention]:
     for mention in found:
         if mention.name == "cardiomegaly":
             free = free[: mention.start] + "_" * (mention.end - mention.start) + free[mention.end :]
-    for name, pattern in v.MENTIONS:
+    for name, pattern in terms.MENTIONS:
         for match in pattern.finditer(free):
             found.append(_Mention(name, match.start(), match.end()))
         free = _blank(free, pattern)
@@ -158,23 +158,23 @@ def _own_clause(pieces: list[str], mention_before: str) -> bool:
 
 def _status(clause: str, mention: _Mention) -> None:
     """Sets status (and resolved) of a mention from the cues of its clause."""
-    text = _blank(_blank(clause, v.PSEUDO_NEGATION), v.PARTIAL)
+    text = _blank(_blank(clause, cues.PSEUDO_NEGATION), cues.PARTIAL)
     head, inside = text[: mention.start], text[mention.start : mention.end]
     own_tail = mention.after
     negated = bool(re.search(r"\b(?:not|no|without)\b", inside))
-    for cue in v.NEGATION_BEFORE.finditer(head):
+    for cue in cues.NEGATION_BEFORE.finditer(head):
         between = head[cue.end() :]
         if _in_scope_before(between, mention.before) and not _is_after_cue(cue, between):
             negated = True
-    tail_text = _blank(_blank(own_tail, v.PSEUDO_NEGATION), v.PARTIAL)
-    if v.NEGATION_AFTER.search(v.UNCERTAIN_AFTER.sub(" ", tail_text)) or v.RESOLVED.search(tail_text):
+    tail_text = _blank(_blank(own_tail, cues.PSEUDO_NEGATION), cues.PARTIAL)
+    if cues.NEGATION_AFTER.search(cues.UNCERTAIN_AFTER.sub(" ", tail_text)) or cues.RESOLVED.search(tail_text):
         negated = True
-    resolved = bool(v.RESOLVED.search(tail_text) or v.RESOLVED.search(mention.before))
-    uncertain = bool(v.UNCERTAIN_AFTER.search(own_tail))
-    for cue in v.UNCERTAIN_BEFORE.finditer(head):
+    resolved = bool(cues.RESOLVED.search(tail_text) or cues.RESOLVED.search(mention.before))
+    uncertain = bool(cues.UNCERTAIN_AFTER.search(own_tail))
+    for cue in cues.UNCERTAIN_BEFORE.finditer(head):
         if not re.search(r",(?! (?:or|and/or) )|\bbut\b", head[cue.end() :]):
             uncertain = True
-    if v.HYPOTHETICAL.search(head):
+    if cues.HYPOTHETICAL.search(head):
         mention.status = "unmentioned"
     elif uncertain and not (negated and not _hedged_negation(clause)):
         mention.status = "uncertain"
@@ -183,7 +183,7 @@ def _status(clause: str, mention: _Mention) -> None:
 
 
 def _hedged_negation(clause: str) -> bool:
-    return bool(v.UNCERTAIN_AFTER.search(clause) or re.search(r"(?:exclude|rule out)", clause))
+    return bool(cues.UNCERTAIN_AFTER.search(clause) or re.search(r"(?:exclude|rule out)", clause))
 
 
 def _is_after_cue(cue: re.Match[str], between: str) -> bool:
@@ -203,31 +203,31 @@ def _by_row(table: tuple[tuple[str, re.Pattern[str]], ...], text: str) -> str | 
 
 
 def _change(text: str) -> str | None:
-    return _by_row(v.CHANGES, text)
+    return _by_row(qualifiers.CHANGES, text)
 
 
 def _largest_size(text: str) -> str | None:
-    text = _blank(text, v.SIZE_OF_CHANGE)
-    return next((value for value, pattern in reversed(v.SIZES) if pattern.search(text)), None)
+    text = _blank(text, qualifiers.SIZE_OF_CHANGE)
+    return next((value for value, pattern in reversed(qualifiers.SIZES) if pattern.search(text)), None)
 
 
 def _qualifiers(mention: _Mention, phrase: str) -> list[dict[str, str]]:
     """Side, size, zone, change and tip of a mention; one entry a place."""
     around = f"{mention.before} {phrase} | {mention.after}"
     shared: dict[str, str] = {}
-    device = mention.name in v.DEVICES
+    device = mention.name in terms.DEVICES
     if device:
-        low = "malpositioned" if v.LYING.search(mention.before) else None
-        tip = low or _by_row(v.TIPS, f"{mention.before} | {mention.after}")
+        low = "malpositioned" if qualifiers.LYING.search(mention.before) else None
+        tip = low or _by_row(qualifiers.TIPS, f"{mention.before} | {mention.after}")
         size = None
     else:
         tip = None
         size = _largest_size(f"{mention.before} {phrase} | {_until_new_clause(mention.after)}")
-    change = _change(_blank(around, v.RESOLVED) if mention.status == "absent" else around)
+    change = _change(_blank(around, cues.RESOLVED) if mention.status == "absent" else around)
     shared = {k: x for k, x in (("size", size), ("change", change), ("tip", tip)) if x}
-    text = _blank(_blank(around, v.SIDE_VETO), v.ZONE_VETO)
-    before = _blank(f"{mention.before} {phrase}", v.SIDE_VETO)
-    if device and v.SIDES.search(before):
+    text = _blank(_blank(around, qualifiers.SIDE_VETO), qualifiers.ZONE_VETO)
+    before = _blank(f"{mention.before} {phrase}", qualifiers.SIDE_VETO)
+    if device and qualifiers.SIDES.search(before):
         text = before
     places = _places(text, mention.name)
     if len(places) < 2:
@@ -249,20 +249,20 @@ def _places(text: str, name: str) -> list[tuple[int, int, dict[str, str]]]:
     "left upper and right lower" is two places, and so is "left upper and lower" or "both bases".
     """
     marks: list[tuple[int, int, str, tuple[str, ...]]] = []
-    for match in v.SIDES.finditer(text):
+    for match in qualifiers.SIDES.finditer(text):
         both = ("left", "right") if match["both"] else ("left",) if match["left"] else ("right",)
         marks.append((match.start(), 0, "side", both))
-    if name not in v.DEVICES:
-        for zone, pattern in v.ZONES:
+    if name not in terms.DEVICES:
+        for zone, pattern in qualifiers.ZONES:
             marks += [(match.start(), 1, "zone", (zone,)) for match in pattern.finditer(text)]
     marks.sort()
     zones = list(dict.fromkeys(mark[3][0] for mark in marks if mark[2] == "zone"))
     sides = [mark for mark in marks if mark[2] == "side"]
-    if name not in v.ZONAL:
+    if name not in terms.ZONAL:
         zones = zones[:1]
     if not sides:
         return [(0, len(text), {"zone": zone}) for zone in zones]
-    found: dict[tuple[str, str | None], tuple[int, int, dict[str, str]]] = {}
+    found: dict[tuple[str, str], tuple[int, int, dict[str, str]]] = {}
     start = 0
     for i, (position, _, _, names) in enumerate(sides):
         own = zones
@@ -271,7 +271,7 @@ def _places(text: str, name: str) -> list[tuple[int, int, dict[str, str]]]:
             low, high = (position, limit) if marks[0][2] == "side" else (start, position)
             own = [mark[3][0] for mark in marks if mark[2] == "zone" and low <= mark[0] < high]
         for side in names:
-            for zone in own or [None]:
+            for zone in own or [""]:
                 place = {"side": side} | ({"zone": zone} if zone else {})
                 found.setdefault((side, zone), (start, position, place))
         start = position
@@ -292,9 +292,9 @@ def _share(mentions: list[_Mention], clause: str) -> None:
         predicate = re.match(r"\s*(?:(?:is|are|has|have|appears?|remains?|persists?|again|both)\b.*)", right.after)
         if predicate:
             left.after = f"{left.after} {predicate.group()}"
-        if not v.SIDES.search(_blank(right.before, v.SIDE_VETO)) and right.name not in v.DEVICES:
-            side = v.SIDES.search(_blank(left.before, v.SIDE_VETO))
-            tail_side = v.SIDES.search(_blank(right.after, v.SIDE_VETO))
+        if not qualifiers.SIDES.search(_blank(right.before, qualifiers.SIDE_VETO)) and right.name not in terms.DEVICES:
+            side = qualifiers.SIDES.search(_blank(left.before, qualifiers.SIDE_VETO))
+            tail_side = qualifiers.SIDES.search(_blank(right.after, qualifiers.SIDE_VETO))
             if side and not tail_side and gap.strip(" ") in ("and", "or", "and/or", ",", "/"):
                 right.before = f"{side.group()} {right.before}"
 
@@ -310,8 +310,8 @@ def _read_clause(clause: str) -> list[_Mention]:
     for mention in list(mentions):
         if mention.status == "absent" and mention.name == "support devices":
             phrase = clause[mention.start : mention.end]
-            names = v.DEVICES if v.ALL_DEVICES.match(phrase) else v.TUBES
-            if names is v.DEVICES or v.ALL_TUBES.match(phrase):
+            names = terms.DEVICES if terms.ALL_DEVICES.match(phrase) else terms.TUBES
+            if names is terms.DEVICES or terms.ALL_TUBES.match(phrase):
                 mentions += [dataclasses.replace(mention, name=name) for name in names]
     return [mention for mention in mentions if mention.status != "unmentioned"]
 
@@ -324,7 +324,7 @@ def _anaphora(sentence: str, antecedents: list[_Mention]) -> None:
         probe = dataclasses.replace(mention, before="", after=sentence)
         extra = _qualifiers(probe, "")[0]
         extra.pop("side", None)
-        if v.RESOLVED.search(_blank(sentence, v.PARTIAL)):
+        if cues.RESOLVED.search(_blank(sentence, cues.PARTIAL)):
             mention.status, mention.resolved = "absent", True
         for qualifier in mention.qualifiers:
             for key, value in extra.items():
@@ -332,7 +332,7 @@ def _anaphora(sentence: str, antecedents: list[_Mention]) -> None:
 
 
 def _place(finding: Finding) -> tuple[str | None, str | None]:
-    return finding.side, finding.zone if finding.name in v.ZONAL else None
+    return finding.side, finding.zone if finding.name in terms.ZONAL else None
 
 
 def _covers(general: Finding, special: Finding) -> bool:
@@ -404,8 +404,8 @@ def extract(report: str) -> tuple[Finding, ...]:
     for mention in mentions:
         findings += mention.findings()
     merged = _merge(findings)
-    healthy = all(f.status == "absent" or f.name in v.DEVICES + ("support devices",) for f in merged)
-    if healthy and v.NO_FINDING.search(report.lower()):
+    healthy = all(f.status == "absent" or f.name in terms.DEVICES + ("support devices",) for f in merged)
+    if healthy and terms.NO_FINDING.search(report.lower()):
         merged += (Finding("no finding", "present"),)
     return merged
 
@@ -419,7 +419,7 @@ def chexpert(findings: Iterable[Finding]) -> dict[str, str]:
     rank = {"absent": 0, "uncertain": 1, "present": 2}
     labels: dict[str, str] = {}
     for finding in findings:
-        name = "support devices" if finding.name in v.DEVICES else finding.name
+        name = "support devices" if finding.name in terms.DEVICES else finding.name
         if rank[finding.status] >= rank.get(labels.get(name, "absent"), 0):
             labels[name] = finding.status
     found = (s for n, s in labels.items() if n not in ("support devices", "no finding"))
@@ -435,16 +435,16 @@ def concepts(report: str) -> dict[str, bool]:
     uncertain finding counts as not there.
     """
     findings = extract(report)
-    real = {name: False for name in v.CHEXPERT}
+    real = {name: False for name in terms.CHEXPERT}
     real |= {name: status == "present" for name, status in chexpert(findings).items()}
     return real | labels(findings, has_comparison(report), is_communication(report))
 
 
 def is_communication(report: str) -> bool:
     """Whether the report says that its findings were told to somebody."""
-    return bool(v.COMMUNICATION.search(report.lower()))
+    return bool(cues.COMMUNICATION.search(report.lower()))
 
 
 def has_comparison(report: str) -> bool:
     """Whether the report compares with an earlier image."""
-    return bool(v.COMPARISON.search(_blank(report.lower(), v.NO_COMPARISON)))
+    return bool(cues.COMPARISON.search(_blank(report.lower(), cues.NO_COMPARISON)))

@@ -89,9 +89,7 @@ def report_card(studies: Sequence[Study], reports: Sequence[str]) -> ReportCard:
     return ReportCard(rows, len(known))
 
 
-def _answers(
-    facts: list[Finding], said: list[Finding], compared: bool
-) -> list[tuple[str, bool]]:
+def _answers(facts: list[Finding], said: list[Finding], compared: bool) -> list[tuple[str, bool]]:
     """(measure, right) for one finding of one study."""
     true = [fact for fact in facts if fact.status == "present"]
     claimed = [finding for finding in said if finding.status == "present"]

@@ -14,10 +14,7 @@ from steer.report_card import report_card
 
 def found(text: str) -> set[tuple[str | None, ...]]:
     """What a text states, without the unset fields."""
-    return {
-        (f.name, f.status, *(x for x in (f.side, f.size, f.zone, f.change, f.tip) if x))
-        for f in extract(text)
-    }
+    return {(f.name, f.status, *(x for x in (f.side, f.size, f.zone, f.change, f.tip) if x)) for f in extract(text)}
 
 
 EFFUSION, PTX, LINE = "pleural effusion", "pneumothorax", "central venous line"
@@ -51,8 +48,10 @@ SENTENCES = [
     # Denials that name no finding.
     ("The heart is not enlarged.", {("cardiomegaly", "absent")}),
     ("Heart size is within normal limits.", {("cardiomegaly", "absent")}),
-    ("No tubes or lines.", {(n, "absent") for n in ("endotracheal tube", "nasogastric tube", LINE)}
-     | {("support devices", "absent")}),
+    (
+        "No tubes or lines.",
+        {(n, "absent") for n in ("endotracheal tube", "nasogastric tube", LINE)} | {("support devices", "absent")},
+    ),
     # Doubt.
     ("Pneumonia cannot be excluded.", {("pneumonia", "uncertain")}),
     ("Possible small left pneumothorax.", {(PTX, "uncertain", "left", "small")}),
@@ -187,11 +186,7 @@ def test_phantom_reports_are_read_without_loss(phantom_reports: list) -> None:
     for facts, text, _ in phantom_reports:
         stated = {(f.name, f.side, f.zone): f for f in extract(text)}
         places = {(f.name, f.side, f.zone) for f in facts if f.status == "present"}
-        claims = {
-            place
-            for place, f in stated.items()
-            if f.status == "present" and f.name != "no finding"
-        }
+        claims = {place for place, f in stated.items() if f.status == "present" and f.name != "no finding"}
         right["nothing invented"] += claims <= places
         asked["nothing invented"] += 1
         for fact in facts:
