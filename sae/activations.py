@@ -1,0 +1,263 @@
+"""The activation store: one row a token, and for every row the word and the study it comes from.
+
+    values.zarr/      zarr3 [tokens, d_model], sharded; bfloat16 or float32
+    tokens.parquet    a row a token: study (row of studies.parquet), position, token_id, kind
+    studies.parquet   a row a study: study_id, patient_id, split, labels (JSON of {concept: bool}), start, stop
+    shards/<n>.json   one a finished shard
+    store.json        shape, dtype, shard and chunk rows, and where the activations come from
+
+The rows of a study are contiguous and in order. A shard is written in one transaction by one owner and then marked as
+finished, so a killed harvest loses at most the shards it was writing.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorstore as ts
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+
+TRAIN, HELD_OUT = "train", "held_out"
+DTYPES = ("bfloat16", "float32")
+TOKEN_SCHEMA = pa.schema(
+    [("study", pa.int32()), ("position", pa.int32()), ("token_id", pa.int32()), ("kind", pa.int8())]
+)
+STUDY_SCHEMA = pa.schema(
+    [
+        ("study_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("split", pa.string()),
+        ("labels", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+    ]
+)
+_HEADER = "store.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Shape and storage of a store.
+
+    Attributes:
+      n_tokens: rows.
+      d_model: columns.
+      dtype: "bfloat16" or "float32".
+      shard_rows: rows of a shard, the unit of writing; a multiple of `chunk_rows`.
+      chunk_rows: rows of a chunk, the unit of reading.
+    """
+
+    n_tokens: int
+    d_model: int
+    dtype: str
+    shard_rows: int
+    chunk_rows: int
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"harvest.dtype {self.dtype!r} is not stored: choose one of {', '.join(DTYPES)}")
+        if self.chunk_rows < 1 or self.shard_rows < 1 or self.shard_rows % self.chunk_rows:
+            raise UserError(
+                f"harvest.shard_rows ({self.shard_rows}) must be a multiple of harvest.chunk_rows "
+                f"({self.chunk_rows}): change one of them"
+            )
+
+    @property
+    def n_shards(self) -> int:
+        """How many shards hold all rows; the last one may be short."""
+        return -(-self.n_tokens // self.shard_rows)
+
+    def rows(self, shard: int) -> tuple[int, int]:
+        """First row of a shard and one past its last."""
+        start = shard * self.shard_rows
+        return start, min(start + self.shard_rows, self.n_tokens)
+
+
+def _open_values(directory: Path, layout: Layout, create: bool) -> ts.TensorStore:
+    shape = [layout.n_tokens, layout.d_model]
+    # Uncompressed: activations do not compress, and reading would be 3 times slower.
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [layout.chunk_rows, layout.d_model],
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        },
+    }
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str((directory / "values.zarr").absolute())},
+        "context": {"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": 8}},
+        "metadata": {
+            "shape": shape,
+            "data_type": layout.dtype,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [layout.shard_rows, layout.d_model]},
+            },
+            "codecs": [sharding],
+        },
+    }
+    try:
+        return ts.open(spec, create=create, open=True).result()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{directory / 'values.zarr'} cannot be opened ({_first_line(error)}): harvest again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].split(" [")[0]
+
+
+class StoreWriter:
+    """Writes a store shard by shard, in any order, from as many attempts as it takes.
+
+    Args:
+      directory: the store's folder; a store of the same layout there is resumed.
+      layout: shape and storage.
+      tokens: see `TOKEN_SCHEMA`; `layout.n_tokens` rows.
+      studies: see `STUDY_SCHEMA`.
+      source: where the activations come from (site, policy, model), as plain values.
+
+    Raises:
+      UserError: the layout is invalid, or the folder holds a store of another layout.
+    """
+
+    def __init__(
+        self, directory: Path, layout: Layout, tokens: pa.Table, studies: pa.Table, source: Mapping[str, Any]
+    ):
+        self.directory, self.layout = Path(directory), layout
+        if tokens.num_rows != layout.n_tokens:
+            raise ValueError(f"{tokens.num_rows} rows in the token table of a store of {layout.n_tokens}")
+        self._header = {"layout": dataclasses.asdict(layout), "source": dict(source)}
+        header = self.directory / _HEADER
+        if header.is_file():
+            if files.read_json(header) != self._header:
+                raise UserError(f"{header} describes another store: delete {self.directory} or choose another --workdir")
+        else:
+            for name, table, schema in (("tokens", tokens, TOKEN_SCHEMA), ("studies", studies, STUDY_SCHEMA)):
+                with files.atomic_path(self.directory / f"{name}.parquet") as path:
+                    pq.write_table(table.select(schema.names).cast(schema), path)
+        self._values = _open_values(self.directory, layout, create=True)
+        files.write_json(header, self._header)
+
+    def _mark(self, shard: int) -> Path:
+        return self.directory / "shards" / f"{shard:06d}.json"
+
+    def missing(self) -> list[int]:
+        """Shards that are not finished."""
+        return [shard for shard in range(self.layout.n_shards) if not self._mark(shard).is_file()]
+
+    def write(self, shard: int, values: np.ndarray) -> None:
+        """Writes all rows of a shard, `values [rows, d_model]`, and marks it as finished.
+
+        Raises:
+          UserError: the values are not finite, or the disk is full.
+        """
+        start, stop = self.layout.rows(shard)
+        if values.shape != (stop - start, self.layout.d_model):
+            raise ValueError(f"shard {shard} has shape {(stop - start, self.layout.d_model)}, not {values.shape}")
+        if not np.isfinite(values.astype(np.float32)).all():
+            raise UserError(
+                f"rows {start} to {stop} of the activations are not finite: harvest with model.dtype float32"
+            )
+        try:
+            with ts.Transaction() as transaction:
+                self._values.with_transaction(transaction)[start:stop] = values.astype(self._values.dtype.numpy_dtype)
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"could not write {self.directory} ({_first_line(error)}): free space and run again"
+            ) from error
+        files.write_json(self._mark(shard), {"start": start, "stop": stop})
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A finished store, for reading.
+
+    Attributes:
+      directory: its folder.
+      layout: shape and storage.
+      source: where the activations come from.
+    """
+
+    directory: Path
+    layout: Layout
+    source: Mapping[str, Any]
+    _values: ts.TensorStore
+
+    @classmethod
+    def open(cls, directory: Path) -> "Store":
+        """Opens the store in `directory`.
+
+        Raises:
+          UserError: there is none, or it is not finished.
+        """
+        directory = Path(directory)
+        header = files.read_json(directory / _HEADER)
+        try:
+            layout = Layout(**header["layout"])
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{directory / _HEADER} is not an activation store's header: harvest again") from error
+        finished = len(list((directory / "shards").glob("*.json")))
+        if finished < layout.n_shards:
+            raise UserError(
+                f"{directory} holds {finished} of {layout.n_shards} shards: run the harvest again to finish it"
+            )
+        return cls(directory, layout, header["source"], _open_values(directory, layout, create=False))
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows."""
+        return self.layout.n_tokens
+
+    @property
+    def d_model(self) -> int:
+        """Columns."""
+        return self.layout.d_model
+
+    @property
+    def dtype(self) -> str:
+        """How values are stored: "bfloat16" or "float32"."""
+        return self.layout.dtype
+
+    @property
+    def tokens(self) -> pa.Table:
+        """The token table, a row a token; see `TOKEN_SCHEMA`."""
+        return self._table("tokens")
+
+    @property
+    def studies(self) -> pa.Table:
+        """The study table; see `STUDY_SCHEMA`."""
+        return self._table("studies")
+
+    def _table(self, name: str) -> pa.Table:
+        path = self.directory / f"{name}.parquet"
+        try:
+            return pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path} cannot be read ({_first_line(error)}): harvest again") from error
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` as float32 [stop - start, d_model]."""
+        return self.read_ranges([(start, stop)])[0].astype(np.float32)
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Several row ranges at once, as stored (bfloat16 or float32)."""
+        reads = [self._values[start:stop].read() for start, stop in ranges]
+        try:
+            return [read.result() for read in reads]
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.directory} cannot be read ({_first_line(error)}): harvest again") from error
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of the tokens of one split, ascending. int64 [n]"""
+        studies = self.studies
+        chosen = np.asarray(studies["split"].to_pylist()) == split
+        ranges = zip(studies["start"].to_numpy()[chosen], studies["stop"].to_numpy()[chosen], strict=True)
+        return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
