@@ -1,0 +1,149 @@
+"""Batches of one shape each, in an order that depends on the seed alone and can be taken up anywhere."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from maira_jax.errors import UserError
+from maira_jax.pretrain.source import Source
+from maira_jax.pretrain.text import Batch
+from maira_jax.processing.image import ImageConfig, preprocess, preprocess_batch
+from maira_jax.processing.prompt import reporting_prompt, study_images
+from maira_jax.processing.tokens import Encoded, Kind, Tokenizer
+from maira_jax.studies.study import Study
+
+_CHUNK = 64  # studies fetched at once
+
+
+class Stream(Protocol):
+    """An endless iterator whose place in the stream is a JSON value."""
+
+    def take(self) -> Any:
+        """The next batch."""
+
+    def place(self) -> Any:
+        """Where the stream stands."""
+
+    def go_to(self, place: Any) -> None:
+        """Stands there again."""
+
+
+class PictureStream:
+    """Batches (pixels [batch, size, size, 3], labels [batch, labels], known [batch, labels])."""
+
+    def __init__(self, source: Source, image_cfg: ImageConfig, batch_size: int):
+        self.source, self.image_cfg, self.batch_size = source, image_cfg, batch_size
+        self.next = 0
+
+    def take(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        start, self.next = self.next, self.next + self.batch_size
+        images, labels, known = self.source.pictures(start, self.next)
+        return preprocess_batch(images, self.image_cfg), labels, known
+
+    def place(self) -> int:
+        return self.next
+
+    def go_to(self, place: int) -> None:
+        self.next = place
+
+
+class _Row(NamedTuple):
+    index: int
+    study: Study
+    encoded: Encoded
+
+
+class TextStream:
+    """Batches of teacher-forced studies with the same number of images and about the same length.
+
+    Args:
+      lengths: the padded lengths that batches may have, in tokens; longer studies are cut out of the stream.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        image_cfg: ImageConfig,
+        batch_size: int,
+        lengths: tuple[int, ...],
+    ):
+        self.source, self.tokenizer, self.image_cfg = source, tokenizer, image_cfg
+        self.batch_size, self.lengths = batch_size, sorted(lengths)
+        self.next = 0
+        self.waiting: dict[str, list[_Row]] = {}
+
+    def _row(self, index: int, study: Study) -> _Row:
+        return _Row(index, study, self.tokenizer.encode(reporting_prompt(study), study.findings))
+
+    def _bucket(self, row: _Row) -> str | None:
+        length = next((length for length in self.lengths if length >= len(row.encoded)), None)
+        return None if length is None else f"{len(study_images(row.study))}x{length}"
+
+    def take(self) -> Batch:
+        """The next batch that is full.
+
+        Raises:
+          UserError: no study fits into the lengths.
+        """
+        fetched = 0
+        while True:
+            for bucket, rows in self.waiting.items():
+                if len(rows) >= self.batch_size:
+                    self.waiting[bucket] = rows[self.batch_size :]
+                    return self.batch(rows[: self.batch_size], int(bucket.split("x")[1]))
+            if fetched > 100 * self.batch_size and not self.waiting:
+                raise UserError(f"no study fits into pretrain.lengths {self.lengths}: give a greater length")
+            for offset, study in enumerate(self.source.studies(self.next, self.next + _CHUNK)):
+                row = self._row(self.next + offset, study)
+                if (bucket := self._bucket(row)) is not None:
+                    self.waiting.setdefault(bucket, []).append(row)
+            self.next += _CHUNK
+            fetched += _CHUNK
+
+    def batch(self, rows: list[_Row], length: int) -> Batch:
+        """Pads rows with the same number of images to `length`."""
+        tokens, mask, kinds = self.tokenizer.batch([row.encoded for row in rows], length)
+        images = [[preprocess(image, self.image_cfg) for image in study_images(row.study)] for row in rows]
+        pixels = np.asarray(images) if images[0] else None
+        return Batch(tokens, mask, (kinds == Kind.FINDINGS) | (kinds == Kind.EOS), pixels)
+
+    def held_out(self) -> Iterator[Batch]:
+        """The held-out studies in batches of the same shapes; the last of a shape is filled up without targets."""
+        buckets: dict[str, list[_Row]] = {}
+        for index, study in enumerate(self.source.held_out):
+            if study.findings and (bucket := self._bucket(row := self._row(index, study))) is not None:
+                buckets.setdefault(bucket, []).append(row)
+        for bucket, rows in sorted(buckets.items()):
+            for start in range(0, len(rows), self.batch_size):
+                part = rows[start : start + self.batch_size]
+                full = part + [part[0]] * (self.batch_size - len(part))
+                batch = self.batch(full, int(bucket.split("x")[1]))
+                batch.target[len(part) :] = False
+                yield batch
+
+    def place(self) -> dict[str, Any]:
+        return {"next": self.next, "waiting": {name: [row.index for row in rows] for name, rows in self.waiting.items()}}
+
+    def go_to(self, place: dict[str, Any]) -> None:
+        self.next = place["next"]
+        self.waiting = {
+            bucket: [self._row(index, self.source.studies(index, index + 1)[0]) for index in indices]
+            for bucket, indices in place["waiting"].items()
+        }
+
+
+def prefetch(stream: Stream, ahead: int = 3) -> Iterator[tuple[Any, Any]]:
+    """Yields (batch, the stream's place after it), made by a thread a few batches ahead."""
+
+    def take() -> tuple[Any, Any]:
+        batch = stream.take()
+        return batch, stream.place()
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting: list[Future] = [pool.submit(take) for _ in range(ahead)]
+        while True:
+            yield waiting.pop(0).result()
+            waiting.append(pool.submit(take))

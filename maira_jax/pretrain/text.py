@@ -1,0 +1,67 @@
+"""Second phase: the whole model learns to write the findings of a study."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from maira_jax.model import language, maira2
+from maira_jax.model.config import Maira2Config
+from maira_jax.model.layers import Params
+from maira_jax.model.sites import Site
+
+
+@struct.dataclass
+class Batch:
+    """Teacher-forced studies, padded on the left.
+
+    tokens: int32 [batch, positions]; mask: bool, the same, False on padding; target: bool, the same, the tokens
+    that the model should predict. pixels: float32 [batch, images, size, size, 3] or None.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    target: jax.Array
+    pixels: jax.Array | None
+
+
+def loss(params: Params, cfg: Maira2Config, batch: Batch, n_tail: int) -> tuple[jax.Array, jax.Array]:
+    """Summed cross-entropy of the target tokens in nats, and their number.
+
+    Args:
+      n_tail: targets lie among the last `n_tail` positions; logits are computed for these alone.
+    """
+    last = Site.parse(f"language.{cfg.text.num_hidden_layers - 1}.resid_post", cfg)
+    out = maira2.forward(params, cfg, batch.tokens, batch.mask, batch.pixels, read=(last,), logits=False)
+    x = out.sites[last.name][:, -n_tail - 1 : -1]
+    logits = language.logits(params["language"], cfg.text, x)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, -n_tail:])
+    target = batch.target[:, -n_tail:]
+    return jnp.sum(losses * target), jnp.sum(target)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "optimiser", "n_tail"), donate_argnames=("params", "state"))
+def step(
+    params: Params,
+    state: Any,
+    batch: Batch,
+    *,
+    cfg: Maira2Config,
+    optimiser: optax.GradientTransformation,
+    n_tail: int,
+) -> tuple[Params, Any, jax.Array]:
+    """One update of every parameter; returns the mean loss of the targets before it."""
+
+    def mean_loss(params: Params) -> jax.Array:
+        total, count = loss(params, cfg, batch, n_tail)
+        return total / count
+
+    value, gradient = jax.value_and_grad(mean_loss)(params)
+    update, state = optimiser.update(gradient, state, params)
+    return optax.apply_updates(params, update), state, value
+
+
+evaluate = jax.jit(loss, static_argnames=("cfg", "n_tail"))
