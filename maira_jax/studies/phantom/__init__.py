@@ -26,6 +26,7 @@ from maira_jax.studies.study import SIDES, SIZES, ZONES, Finding, Study
 __all__ = [
     "FINDINGS",
     "SLOTS",
+    "UNITS",
     "Arrays",
     "Latents",
     "Slot",

@@ -36,6 +36,9 @@ _ZONE = {
 }  # outwards, below the apex
 
 
+_Layer = tuple[np.ndarray, np.ndarray | float]  # how much it covers, its grey; [H, W] each
+
+
 @dataclass(frozen=True)
 class _Body:
     """The build of a thorax, in units: the same for a study and its prior."""
@@ -98,22 +101,30 @@ class _Sprite:
     add: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Atlas:
+    """Everything that is painted, at one size."""
+
+    bodies: np.ndarray  # [bodies, H, W] float32, without a heart
+    findings: dict[tuple[int, int], _Sprite]  # by (slot's column, level), in painting order
+
+
 def draw(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.ndarray:
     """Draws the current images of studies, or their priors.
 
     Args:
       latents: the studies' states.
-      size: side of the images in pixels.
+      size: side of the images in pixels, 28 or more (lines vanish below).
       prior: draw `latents.prior_levels`; studies without a prior get a black image.
 
     Returns:
       uint8 [n, size, size].
     """
-    sprites, bank, margin = _sprites(size), _noise(size), _margin(size)
+    atlas, bank, margin = _atlas(size), _noise(size), _margin(size)
     levels = latents.prior_levels if prior else latents.levels
     build = uniforms(latents.start, latents.start + len(latents), latents.seed, 1, 1)
     bodies = (build[:, 0] * BODIES).astype(int)
-    pose = uniforms(latents.start, latents.start + len(latents), latents.seed, 3 if prior else 2, 6)
+    pose = uniforms(latents.start, latents.start + len(latents), latents.seed, 3 if prior else 2, 5)
     shifts = (pose[:, :2] * (2 * margin + 1)).astype(int)  # [n, 2]
     gain = (0.90 + 0.20 * pose[:, 2]).astype(np.float32)
     lift = (0.02 + 0.06 * pose[:, 3]).astype(np.float32)
@@ -122,7 +133,7 @@ def draw(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.ndar
     wanted = np.flatnonzero(latents.has_prior) if prior else np.arange(len(latents))
     for at in range(0, len(wanted), _CHUNK):
         rows = wanted[at : at + _CHUNK]
-        canvas = _paint(sprites, bodies[rows], levels[rows])
+        canvas = _paint(atlas, bodies[rows], levels[rows])
         windows = np.lib.stride_tricks.sliding_window_view(canvas, (size, size), axis=(1, 2))
         image = windows[np.arange(len(rows)), shifts[rows, 0], shifts[rows, 1]]
         image *= 255 * gain[rows, None, None]
@@ -132,9 +143,9 @@ def draw(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.ndar
     return out
 
 
-def _paint(sprites: dict, bodies: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    canvas = sprites["body"].add[bodies]  # [n, H, W]
-    for (column, level), sprite in sprites["findings"].items():
+def _paint(atlas: _Atlas, bodies: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    canvas = atlas.bodies[bodies]  # [n, H, W]
+    for (column, level), sprite in atlas.findings.items():
         where = np.flatnonzero(levels[:, column] == level)
         if len(where):
             part = canvas[:, sprite.rows, sprite.cols]
@@ -158,11 +169,9 @@ def _noise(size: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _sprites(size: int) -> dict:
+def _atlas(size: int) -> _Atlas:
     bodies = [_body(size, k) for k in range(BODIES)]
     base = np.stack([_background(body) for body in bodies]).astype(np.float32)
-    nothing = np.zeros((BODIES, 1, 1), np.float32)
-    everywhere = slice(None)
     findings = {}
     # The order is what lies over what: fluid over lung, the heart over fluid, devices over all.
     order = ("oedema", "consolidation", "pneumothorax", "pleural effusion", "cardiomegaly")
@@ -175,14 +184,14 @@ def _sprites(size: int) -> dict:
         for level in range(slot.finding != "cardiomegaly", slot.levels):
             layers = [_LAYERS[slot.finding](body, column, level) for body in bodies]
             findings[column, level] = _sprite(layers)
-    return {"body": _Sprite(everywhere, everywhere, nothing, base), "findings": findings}
+    return _Atlas(base, findings)
 
 
-def _sprite(layers: list[tuple[np.ndarray, np.ndarray]]) -> _Sprite:
+def _sprite(layers: list[_Layer]) -> _Sprite:
     """Cuts layers (cover, value), a layer a body, to the box that holds them all."""
     cover = np.stack([cover for cover, _ in layers])
     value = np.stack([np.broadcast_to(value, cover.shape[1:]) for _, value in layers])
-    touched = (cover > 1e-3).any(0)
+    touched = np.any(cover > 1e-3, axis=0)
     rows, cols = np.flatnonzero(touched.any(1)), np.flatnonzero(touched.any(0))
     box = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
     cover, value = cover[:, *box], value[:, *box]
@@ -234,7 +243,7 @@ def _sign(column: int) -> int:
     return 1 if SLOTS[column].side == "left" else -1
 
 
-def _heart(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _heart(body: _Body, column: int, level: int) -> _Layer:
     x, y = body.grid
     offset, width = _HEART[level]
     width += 0.5 * body.wobble[column]
@@ -242,10 +251,10 @@ def _heart(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray
     across, down = (x - 56 - offset) / width, (y - (body.base - 19)) / height
     turned = down - 0.25 * across
     edge = (np.sqrt(across**2 + turned**2) - 1) * width
-    return 0.8 * body.cover(edge), np.float64(0.62)
+    return 0.8 * body.cover(edge), 0.62
 
 
-def _effusion(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _effusion(body: _Body, column: int, level: int) -> _Layer:
     x, y = body.grid
     sign = _sign(column)
     outwards = np.clip(((x - 56) * sign - body.centre) / body.width, -1, 1)
@@ -253,10 +262,10 @@ def _effusion(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndar
     surface = surface + 3 * (1 - outwards) / 2
     below = body.cover(y - (body.base + 3))
     cover = body.cover(body.lung(sign)) * body.cover(surface - y) * below
-    return 0.95 * cover, np.float64(0.84)
+    return 0.95 * cover, 0.84
 
 
-def _pneumothorax(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _pneumothorax(body: _Body, column: int, level: int) -> _Layer:
     _, y = body.grid
     sign = _sign(column)
     inner = body.lung(sign, _AIR[level] + 0.4 * body.wobble[column])
@@ -267,7 +276,7 @@ def _pneumothorax(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.
     return np.maximum(air, line), np.where(line > 0.3, 0.62, 0.03)
 
 
-def _consolidation(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _consolidation(body: _Body, column: int, level: int) -> _Layer:
     del level  # it is there or not
     x, y = body.grid
     slot, sign = SLOTS[column], _sign(column)
@@ -279,46 +288,44 @@ def _consolidation(body: _Body, column: int, level: int) -> tuple[np.ndarray, np
     return 0.9 * body.cover(edge / 2) * body.aerated(sign), 0.74 + 0.07 * body.texture
 
 
-def _oedema(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _oedema(body: _Body, column: int, level: int) -> _Layer:
     del level
     x, y = body.grid
-    away = ((np.abs(x - 56) - 17) / 11) ** 2 + (
-        (y - body.apex - 34 - body.wobble[column]) / 17
-    ) ** 2
+    away = ((np.abs(x - 56) - 17) / 11) ** 2 + ((y - body.apex - 34 - body.wobble[column]) / 17) ** 2
     haze = 0.62 * np.exp(-0.5 * away) * (body.aerated(-1) + body.aerated(1))
     return haze, 0.62 + 0.05 * body.texture
 
 
-def _pacemaker(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _pacemaker(body: _Body, column: int, level: int) -> _Layer:
     del level
     x, y = body.grid
     px, py = 87 + body.wobble[column], 25 - body.wobble[column]
     box = body.cover(np.maximum(np.abs(x - px) - 6, np.abs(y - py) - 4.5))
     lead = body.stroke([(px - 5, py), (72, 30), (65, 40), (64, 55), (68, body.base - 14)], 1.6)
-    return np.maximum(box, lead), np.float64(1.0)
+    return np.maximum(box, lead), 1.0
 
 
-def _endotracheal(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _endotracheal(body: _Body, column: int, level: int) -> _Layer:
     wobble = body.wobble[column]
     path = [(55.0, -6.0), (55.0, 27 + wobble)]
     if level == 2:
         path = [(55.0, -6.0), (55.0, 38.0), (46.0, 49 + wobble)]
-    return body.stroke(path, 3.4), np.float64(0.95)
+    return body.stroke(path, 3.4), 0.95
 
 
-def _nasogastric(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _nasogastric(body: _Body, column: int, level: int) -> _Layer:
     wobble = body.wobble[column]
     path = [(60.0, -6.0), (59.0, 56 + wobble)]
     if level == 1:
         path = [(60.0, -6.0), (59.0, 82.0), (64.0, 94.0), (76 + wobble, 99.0)]
-    return body.stroke(path, 1.8), np.float64(1.0)
+    return body.stroke(path, 1.8), 1.0
 
 
-def _central_line(body: _Body, column: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _central_line(body: _Body, column: int, level: int) -> _Layer:
     wobble = body.wobble[column]
     tip = {1: 44.0, 2: 67.0}[level] + wobble
     path = [(40.0, -6.0), (42.0, 8.0), (48.0, 24.0), (49.0, tip)]
-    return body.stroke(path, 1.8), np.float64(1.0)
+    return body.stroke(path, 1.8), 1.0
 
 
 _LAYERS = {

@@ -51,16 +51,9 @@ class Slot:
 
 SLOTS = (
     Slot("cardiomegaly", "size", 0.30, sizes=("small", "moderate", "large")),
-    *(
-        Slot("pleural effusion", "size", 0.19, side=side, sizes=("small", "moderate", "large"))
-        for side in SIDES
-    ),
+    *(Slot("pleural effusion", "size", 0.19, side=side, sizes=("small", "moderate", "large")) for side in SIDES),
     *(Slot("pneumothorax", "size", 0.13, side=side, sizes=("small", "large")) for side in SIDES),
-    *(
-        Slot("consolidation", "presence", 0.08, side=side, zone=zone)
-        for side in SIDES
-        for zone in ZONES
-    ),
+    *(Slot("consolidation", "presence", 0.08, side=side, zone=zone) for side in SIDES for zone in ZONES),
     Slot("oedema", "presence", 0.23),
     Slot("pacemaker", "presence", 0.23),
     Slot("endotracheal tube", "tip", 0.25),
@@ -211,9 +204,7 @@ def _findings(levels: np.ndarray, prior: np.ndarray | None) -> tuple[Finding, ..
                 side=slot.side,
                 zone=slot.zone,
                 size=slot.sizes[level - 1] if level and slot.kind == "size" else None,
-                tip=("satisfactory", "malpositioned")[level - 1]
-                if level and slot.kind == "tip"
-                else None,
+                tip=("satisfactory", "malpositioned")[level - 1] if level and slot.kind == "tip" else None,
                 change=change,
             )
         )

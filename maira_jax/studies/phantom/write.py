@@ -195,9 +195,7 @@ _ORDERS = (
 )
 
 
-def write(
-    latents: Latents, i: int, rng: random.Random
-) -> tuple[str, str, str | None, str | None, str]:
+def write(latents: Latents, i: int, rng: random.Random) -> tuple[str, str, str | None, str | None, str]:
     """Writes the sections of the i-th study.
 
     The indication and the technique are drawn without looking at the state. Every one of the nine
@@ -215,7 +213,7 @@ def write(
         if rng.random() < 0.5:
             prior_report = _impression(prior_truth(latents, i), rng)
     facts = truth(latents, i)
-    drafts = []
+    drafts: list[str] = []
     while not drafts or (len(drafts) < 8 and len(drafts[-1].split()) > MOST_WORDS):
         drafts.append(_report(facts, bool(latents.has_prior[i]), rng))
     findings = min(drafts, key=len)
@@ -227,8 +225,7 @@ def write(
 def is_critical(facts: Sequence[Finding]) -> bool:
     """Whether someone should be told: a large pneumothorax or a malpositioned tube."""
     return any(
-        (f.name == "pneumothorax" and f.size == "large")
-        or (f.name.endswith("tube") and f.tip == "malpositioned")
+        (f.name == "pneumothorax" and f.size == "large") or (f.name.endswith("tube") and f.tip == "malpositioned")
         for f in facts
     )
 
@@ -261,9 +258,7 @@ def _impression(facts: Sequence[Finding], rng: random.Random) -> str:
     return _sentences(present) if present else rng.choice(_NORMAL_PRIOR)
 
 
-def _pair(
-    first: list[Finding], second: list[Finding], neither: tuple[str, ...], rng: random.Random
-) -> list[str]:
+def _pair(first: list[Finding], second: list[Finding], neither: tuple[str, ...], rng: random.Random) -> list[str]:
     """Two findings that are denied together when neither has anything to be said of it."""
     said, also = _stated(first, rng), _stated(second, rng)
     if not said and not also and rng.random() < 0.8:

@@ -1,0 +1,104 @@
+"""Reads a user's own studies from a JSON Lines file.
+
+A line is an object whose keys are the fields of `Study`; `study_id` and `patient_id` are required:
+
+    {"study_id": "s1", "patient_id": "p1", "frontal": "images/s1.png", "indication": "Cough.",
+     "findings": "No pneumothorax.", "labels": {"pneumothorax": false},
+     "truth": [{"name": "pneumothorax", "status": "absent"}]}
+
+Image paths are relative to the folder of the manifest. Empty lines are skipped.
+"""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from maira_jax.errors import UserError
+from maira_jax.studies.study import FINDING_FIELDS, Finding, Study
+
+_REQUIRED = ("study_id", "patient_id")
+_IMAGES = ("frontal", "lateral", "prior_frontal")
+_TEXTS = ("indication", "technique", "comparison", "prior_report", "findings", "findings_origin")
+_FIELDS = tuple(field.name for field in fields(Study))
+
+
+def read(path: Path) -> list[Study]:
+    """Reads every study of a manifest.
+
+    Raises:
+      UserError: the file is missing or holds no study; a line is not a JSON object, lacks a required
+        field, has an unknown or ill-typed one, names an image that does not exist, has neither image nor
+        text, or repeats a study_id. The line is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{path} is not a file: give the path of a JSON Lines manifest in studies.path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: save the manifest as UTF-8") from error
+    studies: list[Study] = []
+    first_seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        study = _study(line, path.parent, where)
+        if study.study_id in first_seen:
+            raise UserError(
+                f"{where}: study_id {study.study_id!r} was used on line {first_seen[study.study_id]}: make ids unique"
+            )
+        first_seen[study.study_id] = number
+        studies.append(study)
+    if not studies:
+        raise UserError(f"{path} lists no studies: write a JSON object a line, a study each")
+    return studies
+
+
+def _study(line: str, folder: Path, where: str) -> Study:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}): write one object a line") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a {type(row).__name__}, not an object: write one object a line")
+    unknown = [name for name in row if name not in _FIELDS]
+    if unknown:
+        raise UserError(f"{where}: unknown field {unknown[0]!r}: use only {', '.join(_FIELDS)}")
+    values: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
+    for name in (*_REQUIRED, *_IMAGES, *_TEXTS):
+        if not isinstance(values.get(name, ""), str):
+            raise UserError(f"{where}: {name} is not a string: put it in double quotes")
+    for name in _REQUIRED:
+        if not values.get(name):
+            raise UserError(f"{where}: {name} is missing: every study needs {' and '.join(_REQUIRED)}")
+    for name in _IMAGES:
+        if name in values:
+            values[name] = folder / values[name]
+            if not values[name].is_file():
+                raise UserError(f"{where}: {name} image {values[name]} does not exist: mend or remove it")
+    if "truth" in values:
+        values["truth"] = _truth(values["truth"], where)
+    labels = values.get("labels", {})
+    if not isinstance(labels, dict) or not all(isinstance(value, bool) for value in labels.values()):
+        raise UserError(f'{where}: labels is not an object of booleans: write e.g. {{"pneumothorax": true}}')
+    values.setdefault("frontal", None)
+    if not any(name in values for name in ("lateral", *_TEXTS[:-1])) and values["frontal"] is None:
+        raise UserError(f"{where}: neither an image nor a report section: give at least one")
+    return Study(**values)
+
+
+def _truth(value: Any, where: str) -> tuple[Finding, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise UserError(f"{where}: truth is not a list of objects: write a finding an object")
+    out = []
+    for number, item in enumerate(value, start=1):
+        unknown = [name for name in item if name not in FINDING_FIELDS]
+        if unknown or not isinstance(item.get("name"), str) or "status" not in item:
+            problem = f"unknown field {unknown[0]!r}" if unknown else "name or status is missing"
+            raise UserError(f"{where}: truth finding {number}: {problem}: use {', '.join(FINDING_FIELDS)}")
+        try:
+            out.append(Finding(**item))
+        except ValueError as error:
+            raise UserError(f"{where}: truth finding {number}: {error}: mend the value") from error
+    return tuple(out)

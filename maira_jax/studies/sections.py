@@ -1,0 +1,44 @@
+"""Splits the text of a radiology report into its sections."""
+
+import re
+
+# A heading stands at the start of a line, in capitals, and ends with a colon.
+_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /,()&-]+):", re.MULTILINE)
+_NAMES = {
+    "INDICATION": "indication",
+    "CLINICAL INDICATION": "indication",
+    "CLINICAL INFORMATION": "indication",
+    "CLINICAL HISTORY": "indication",
+    "HISTORY": "indication",
+    "REASON FOR EXAM": "indication",
+    "REASON FOR EXAMINATION": "indication",
+    "REASON FOR THE EXAM": "indication",
+    "TECHNIQUE": "technique",
+    "COMPARISON": "comparison",
+    "COMPARISONS": "comparison",
+    "FINDINGS": "findings",
+    "FINDINGS AND IMPRESSION": "findings",
+    "IMPRESSION": "impression",
+    "CONCLUSION": "impression",
+}
+
+
+def split_sections(report: str) -> dict[str, str]:
+    """Finds the sections of a report.
+
+    Args:
+      report: its text, with headings such as "FINDINGS:" at line starts.
+
+    Returns:
+      Section name ("indication", "technique", "comparison", "findings", "impression") -> text with
+      single spaces. A section that is missing or empty is not a key; other headings end a section but are
+      not returned. Of a section that stands twice (an addendum), the texts are joined.
+    """
+    out: dict[str, str] = {}
+    headings = list(_HEADING.finditer(report))
+    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+        name = _NAMES.get(" ".join(heading.group(1).split()))
+        text = " ".join(report[heading.end() : following.start() if following else None].split())
+        if name and text:
+            out[name] = f"{out[name]} {text}" if name in out else text
+    return out
