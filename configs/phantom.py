@@ -21,6 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.studies.seed = 1  # another world than the one that the model was trained on
 
     config.pretrain = get_pretrain()
+    config.harvest = get_harvest()
+    config.sae, config.train = get_sae(), get_train()
+    config.export = get_export()
     return config
 
 
@@ -49,3 +52,55 @@ def get_pretrain() -> ml_collections.ConfigDict:
         }
     )
     return pretrain
+
+
+def get_harvest() -> ml_collections.ConfigDict:
+    """Which activations are stored."""
+    harvest = ConfigDict()
+    harvest.site = "language.3.resid_post"  # the middle of the language model, as layer 15 is in MAIRA-2
+    harvest.policy = "method"  # tokens that are kept: method, findings or all
+    harvest.held_out_fraction = 0.15  # of the patients
+    harvest.batch_size = 16  # studies in one pass of the model
+    harvest.lengths = 4  # padded lengths, each a program that is compiled
+    harvest.dtype = "float32"  # of the store: float32 or bfloat16
+    harvest.shard_rows = 16384  # tokens in a file; a killed harvest loses at most one
+    harvest.chunk_rows = 128  # tokens that are read together
+    return harvest
+
+
+def get_sae() -> ml_collections.ConfigDict:
+    """The autoencoder."""
+    sae = ConfigDict()
+    sae.expansion = 8  # features for each dimension of the activations
+    sae.k = 16  # mean number of features kept a token
+    sae.group_fractions = (0.5, 0.25, 0.125, 0.0625, 0.0625)  # of the features, in each nested group
+    sae.group_weights = ()  # of each group's reconstruction in the loss; empty: one over the number of groups
+    return sae
+
+
+def get_train() -> ml_collections.ConfigDict:
+    """How the autoencoder is trained."""
+    train = ConfigDict()
+    train.steps = 1500
+    train.batch_size = 1024  # tokens
+    train.lr = 1e-3  # peak; None: 2e-4 / sqrt(features / 2^14)
+    train.warmup_steps = 100
+    train.decay_start = 1200  # step from which the rate falls to 0; None: it stays
+    train.auxk_alpha = 1 / 32  # weight of the loss that revives dead features
+    train.dead_tokens = 100_000  # a feature silent for so many tokens is dead; 10 million for long runs
+    train.threshold_beta = 0.999  # decay of the running threshold
+    train.threshold_start = 1000  # step from which it is followed
+    train.normalize = True  # divide activations by their root mean squared norm; folded into the result
+    train.calibration_tokens = 1_000_000  # at most so many training tokens set the final threshold
+    train.chunk_steps = 10  # steps in one call of the device
+    train.checkpoint_every = 250  # steps
+    train.mesh = (1, 1)  # devices along the tokens of a batch, and along the features
+    return train
+
+
+def get_export() -> ml_collections.ConfigDict:
+    """What the autoencoder is written as, for other programs."""
+    export = ConfigDict()
+    export.to = ("safetensors",)  # any of safetensors and dictionary_learning (which needs torch)
+    export.fold_normalization = True  # the exported autoencoder takes raw activations
+    return export

@@ -107,7 +107,9 @@ def _open_values(directory: Path, layout: Layout, create: bool) -> ts.TensorStor
     try:
         return ts.open(spec, create=create, open=True).result()
     except (ValueError, OSError) as error:
-        raise UserError(f"{directory / 'values.zarr'} cannot be opened ({_first_line(error)}): harvest again") from error
+        raise UserError(
+            f"{directory / 'values.zarr'} cannot be opened ({_first_line(error)}): harvest again"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -128,9 +130,7 @@ class StoreWriter:
       UserError: the layout is invalid, or the folder holds a store of another layout.
     """
 
-    def __init__(
-        self, directory: Path, layout: Layout, tokens: pa.Table, studies: pa.Table, source: Mapping[str, Any]
-    ):
+    def __init__(self, directory: Path, layout: Layout, tokens: pa.Table, studies: pa.Table, source: Mapping[str, Any]):
         self.directory, self.layout = Path(directory), layout
         if tokens.num_rows != layout.n_tokens:
             raise ValueError(f"{tokens.num_rows} rows in the token table of a store of {layout.n_tokens}")
@@ -138,7 +138,9 @@ class StoreWriter:
         header = self.directory / _HEADER
         if header.is_file():
             if files.read_json(header) != self._header:
-                raise UserError(f"{header} describes another store: delete {self.directory} or choose another --workdir")
+                raise UserError(
+                    f"{header} describes another store: delete {self.directory} or choose another --workdir"
+                )
         else:
             for name, table, schema in (("tokens", tokens, TOKEN_SCHEMA), ("studies", studies, STUDY_SCHEMA)):
                 with files.atomic_path(self.directory / f"{name}.parquet") as path:

@@ -1,0 +1,103 @@
+"""SAE checkpoints: those that a training run resumes from, and the finished autoencoder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from orbax.checkpoint import v1 as ocp
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+from sae.autoencoder import Sae
+from sae.trainer import State, Trainer
+
+_WEIGHTS = "weights"
+_HEADER = "sae.json"
+
+
+def _as_tree(state: State) -> dict[str, Any]:
+    return {
+        "params": state.params,
+        "adam": {"count": state.adam.count, "mu": state.adam.mu, "nu": state.adam.nu},
+        "threshold": state.threshold,
+        "silent": state.silent,
+        "step": state.step,
+    }
+
+
+class Checkpoints:
+    """The two latest states of a training run.
+
+    States are kept with their features in order, so a run may resume on another mesh. The position in the data is
+    the number of steps. Writing happens in the background; a checkpoint appears whole or not at all.
+
+    Args:
+      directory: their folder.
+      trainer: whose states they are.
+    """
+
+    def __init__(self, directory: Path, trainer: Trainer):
+        self._trainer = trainer
+        self._checkpointer = ocp.training.Checkpointer(
+            Path(directory).absolute(),
+            # The caller decides when; without this every save but a few would be skipped.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(2),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, state: State, scale: float) -> None:
+        """Starts to write `state` (striped, as it trains) and the normalisation factor."""
+        tree = _as_tree(self._trainer.ordered(state)) | {"scale": jnp.float32(scale)}
+        self._checkpointer.save_async(int(tree["step"]), tree)
+
+    def load_latest(self) -> tuple[State, float] | None:
+        """The latest state, striped for the trainer's mesh, and the normalisation factor; None if there is none."""
+        if self._checkpointer.latest is None:
+            return None
+        abstract = self._trainer.abstract_state()
+        scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=abstract.threshold.sharding)
+        tree = self._checkpointer.load(None, _as_tree(abstract) | {"scale": scale})
+        state = State(
+            tree["params"], optax.ScaleByAdamState(**tree["adam"]), tree["threshold"], tree["silent"], tree["step"]
+        )
+        return self._trainer.striped(state), float(tree["scale"])
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpointer.close()
+
+
+def save_sae(directory: Path, sae: Sae) -> None:
+    """Writes a finished autoencoder into the stage's folder."""
+    path = (Path(directory) / _WEIGHTS).absolute()
+    ocp.save(path, {name: jnp.asarray(value) for name, value in sae.params.items()}, overwrite=True)
+    header = {name: value for name, value in dataclasses.asdict(sae).items() if name != "params"}
+    files.write_json(Path(directory) / _HEADER, header | {"d_model": sae.d_model, "n_features": sae.n_features})
+
+
+def load_sae(directory: Path) -> Sae:
+    """Reads the autoencoder that `save_sae` wrote, e.g. `load_sae(workdir / "sae")`.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    directory = Path(directory)
+    header = files.read_json(directory / _HEADER)
+    try:
+        d, f = header.pop("d_model"), header.pop("n_features")
+        shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = {name: jax.ShapeDtypeStruct(s, np.float32, sharding=place) for name, s in shapes.items()}
+        params = ocp.load((directory / _WEIGHTS).absolute(), abstract)
+        return Sae(params=params, **header | {"group_sizes": tuple(header["group_sizes"])})
+    except Exception as error:  # orbax raises many classes for a damaged folder
+        raise UserError(f"{directory} holds no readable autoencoder ({_first_line(error)}): train again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
