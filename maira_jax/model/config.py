@@ -165,7 +165,7 @@ def _rope(reader: _Reader) -> tuple[float, float]:
     factor = rope.pop("factor", 1.0)
     if kind not in ("linear", "default") or (kind == "default" and factor != 1.0) or rope:
         raise UserError(
-            f"{reader.origin} asks for RoPE scaling {kind!r} with {rope}, but this port knows only 'linear' with a "
+            f"{reader.origin} has rope_scaling {kind!r} with {rope}, but this port knows only 'linear' with a "
             "factor: use a MAIRA-2 checkpoint"
         )
     return float(theta), float(factor)

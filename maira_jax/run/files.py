@@ -12,7 +12,8 @@ from typing import Any
 from maira_jax.errors import UserError
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -27,21 +28,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    remove(temporary)
     try:
         yield temporary
         if temporary.is_file():
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         if path.is_dir():
-            _remove(path)
+            remove(path)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
             f"could not write {path} ({error.strerror or error}): free space or choose another folder"
         ) from error
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def write_json(path: Path, value: Any) -> None:

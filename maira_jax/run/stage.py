@@ -83,6 +83,8 @@ class Stage:
     def __enter__(self) -> Self:
         identity = {"section": self.section, "inputs": self._input_digests()}
         manifest, unfinished = self.dir / MANIFEST, self.dir / _UNFINISHED
+        for leftover in self.dir.glob(".*.tmp"):  # of a run that was killed while it wrote
+            files.remove(leftover)
         for path in (manifest, unfinished):
             if not path.is_file():
                 continue

@@ -1,0 +1,114 @@
+"""Stages, manifests and atomic files."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+from maira_jax.run.stage import Stage
+
+
+def finish(workdir: Path, name: str, section: dict, inputs: tuple[str, ...] = (), **counts) -> None:
+    with Stage(workdir, name, section, inputs) as stage:
+        if not stage.finished:
+            stage.finish(counts)
+
+
+def test_a_finished_stage_says_so(tmp_path, capsys):
+    finish(tmp_path, "model", {"a": (1, 2)}, n=3)
+    with Stage(tmp_path, "model", {"a": [1, 2]}) as stage:
+        assert stage.finished and stage.manifest["counts"] == {"n": 3}
+    assert "already finished" in capsys.readouterr().err
+    manifest = files.read_json(tmp_path / "model" / "manifest.json")
+    assert {"section", "inputs", "versions", "device", "start", "end", "counts"} <= manifest.keys()
+
+
+def test_another_config_is_refused_by_field(tmp_path):
+    finish(tmp_path, "sae", {"sae": {"k": 16}})
+    with pytest.raises(UserError, match=r"sae\.k \(now 32, there 16\)"):
+        finish(tmp_path, "sae", {"sae": {"k": 32}})
+
+
+def test_another_input_is_refused(tmp_path):
+    finish(tmp_path, "model", {"a": 1})
+    finish(tmp_path, "activations", {}, ("model",))
+    finish(tmp_path / "other", "model", {"a": 2})
+    os.replace(tmp_path / "other" / "model" / "manifest.json", tmp_path / "model" / "manifest.json")
+    with pytest.raises(UserError, match=r"inputs\.model"):
+        finish(tmp_path, "activations", {}, ("model",))
+
+
+def test_an_unfinished_input_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"activations.*run that stage first"):
+        finish(tmp_path, "sae", {}, ("activations",))
+    assert not (tmp_path / "sae").exists()
+
+
+def _start_and_hang(workdir: Path) -> None:
+    with Stage(workdir, "sae", {"k": 1}) as stage:
+        (stage.dir / "part").write_text("kept")
+        time.sleep(60)
+
+
+def test_a_killed_stage_keeps_its_folder_for_the_same_config_only(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=_start_and_hang, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / "sae" / "part").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with pytest.raises(UserError, match=r"section\.k|k \(now 2"):
+        finish(tmp_path, "sae", {"k": 2})
+    with Stage(tmp_path, "sae", {"k": 1}) as stage:
+        assert not stage.finished and (stage.dir / "part").read_text() == "kept"
+        stage.finish({})
+    assert files.read_json(tmp_path / "sae" / "manifest.json")["section"] == {"k": 1}
+
+
+def test_foreign_files_are_not_taken_for_a_result(tmp_path):
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="no stage wrote"):
+        finish(tmp_path, "sae", {})
+    assert (tmp_path / "sae" / "thesis.txt").read_text() == "mine"
+
+
+def test_an_atomic_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "out.json"
+    with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        files.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="could not write"), files.atomic_path(Path(tmp_path / "x")) as temporary:
+        with open("/dev/full", "w") as full:
+            full.write("x" * 100_000)
+        temporary.write_text("never")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_that_is_missing_or_broken(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        files.read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        files.read_json(tmp_path / "bad.json")
+
+
+def test_a_leftover_of_a_killed_write_does_no_harm(tmp_path):
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae" / ".unfinished.json.123.tmp").write_text("{")
+    finish(tmp_path, "sae", {})
+    assert [path.name for path in (tmp_path / "sae").iterdir()] == ["manifest.json"]
