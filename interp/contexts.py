@@ -1,0 +1,100 @@
+"""Cuts an activation store into contexts: pieces of a study's sections, at most a sentence long."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from maira_jax.processing.tokens import Kind
+
+_SENTENCE_ENDS = (".", "?", "!")
+
+SECTION_NAMES = {
+    Kind.PAD: "padding",
+    Kind.BOS: "start token",
+    Kind.BOILERPLATE: "prompt",
+    Kind.IMAGE: "image",
+    Kind.IMAGE_LAST: "image",
+    Kind.INDICATION: "indication",
+    Kind.TECHNIQUE: "technique",
+    Kind.COMPARISON: "comparison",
+    Kind.PRIOR_REPORT: "prior report",
+    Kind.FINDINGS: "findings",
+    Kind.EOS: "end token",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Contexts:
+    """Runs of consecutive store rows that cover the store without gaps, in order.
+
+    Attributes:
+      start: int64 [n], first store row.
+      length: int32 [n], rows.
+      study: int32 [n], index into the store's studies.
+      kind: int8 [n], of `Kind`; all tokens of a context share it.
+    """
+
+    start: np.ndarray
+    length: np.ndarray
+    study: np.ndarray
+    kind: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Store rows of the contexts `chosen` [m], one after the other.
+
+        Returns:
+          rows int64 [sum of lengths], offsets int64 [m + 1] (context i has rows[offsets[i]:offsets[i + 1]]).
+        """
+        length = self.length[chosen].astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(length)])
+        return np.arange(offsets[-1]) + np.repeat(
+            self.start[chosen] - offsets[:-1], length
+        ), offsets
+
+
+def cut(
+    study: np.ndarray,
+    position: np.ndarray,
+    token_id: np.ndarray,
+    kind: np.ndarray,
+    pieces: Sequence[str],
+    max_length: int,
+) -> Contexts:
+    """Cuts where the study, the section or the sentence ends, where tokens were left out, and at a maximum length.
+
+    Args:
+      study, position, token_id, kind: [n], the store's token table.
+      pieces: text of every token id, a word boundary as a leading space.
+      max_length: longest context, in tokens.
+
+    Returns:
+      The contexts of all n rows.
+    """
+    n = len(study)
+    if n == 0:
+        empty = np.zeros(0, np.int32)
+        return Contexts(np.zeros(0, np.int64), empty, empty, np.zeros(0, np.int8))
+    ends = np.array([piece.strip().endswith(_SENTENCE_ENDS) or piece == "\n" for piece in pieces])
+    begins = np.array([not piece or piece[0].isspace() for piece in pieces])
+    begins_here = np.ones(n, bool)
+    begins_here[1:] = (
+        (np.diff(study) != 0)
+        | (np.diff(position) != 1)
+        | (np.diff(kind) != 0)
+        # A full stop inside a number or a word ("2.5", "e.g") ends nothing.
+        | (ends[token_id[:-1]] & begins[token_id[1:]])
+    )
+    first = np.flatnonzero(begins_here)
+    within = np.arange(n) - np.repeat(first, np.diff(np.append(first, n)))
+    start = np.flatnonzero(within % max_length == 0)
+    length = np.diff(np.append(start, n))
+    return Contexts(
+        start.astype(np.int64),
+        length.astype(np.int32),
+        study[start].astype(np.int32),
+        kind[start].astype(np.int8),
+    )

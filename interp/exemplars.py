@@ -1,0 +1,300 @@
+"""Chooses each feature's exemplars from the index and writes them, with their tokens, to a parquet file.
+
+Exemplars of the train split are shown to the explainer, exemplars of the held-out split to the scorer; studies are
+split by patient, so nothing that was explained is scored.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from interp.contexts import SECTION_NAMES, Contexts
+from interp.index import SPLITS, Rows, SplitIndex, hashed
+from maira_jax.processing.tokens import Kind
+from maira_jax.run import files
+from maira_jax.run.progress import progress
+from sae.autoencoder import Sae
+
+N_DECILES = 10
+KINDS = ("top", "decile", "random")
+TOP, DECILE, RANDOM = range(3)
+# The largest array of gathered activations, in float32 elements (64 MiB).
+_GATHERED = 1 << 24
+
+SCHEMA = pa.schema(
+    [
+        ("feature", pa.int32()),
+        ("split", pa.string()),
+        (
+            "kind",
+            pa.string(),
+        ),  # strongest; uniform from an activation decile; random without activation
+        ("decile", pa.int8()),  # 0 weakest to 9 strongest; null unless kind is "decile"
+        ("study_id", pa.string()),
+        ("section", pa.string()),
+        ("position", pa.int32()),  # of the first token in its sequence
+        ("tokens", pa.list_(pa.string())),  # a word boundary is a leading space
+        ("activations", pa.list_(pa.float32())),
+        ("max_activation", pa.float32()),
+        ("peak", pa.int16()),  # which token has it; null without activation
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Exemplars of many features, ordered by feature, split, kind and decile.
+
+    Attributes:
+      feature: int32 [m].
+      split: int8 [m], index into `SPLITS`.
+      kind: int8 [m], index into `KINDS`.
+      decile: int8 [m], -1 unless kind is decile.
+      context: int64 [m].
+    """
+
+    feature: np.ndarray
+    split: np.ndarray
+    kind: np.ndarray
+    decile: np.ndarray
+    context: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.feature)
+
+    def take(self, rows: np.ndarray) -> "Chosen":
+        return Chosen(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+
+def choose(index: dict[str, SplitIndex], n_decile: dict[str, int], seed: int) -> Chosen:
+    """Draws exemplars for every feature.
+
+    Args:
+      index: of every split.
+      n_decile: for each split, how many activating contexts to draw, the same number from each decile; as many
+        non-activating ones are drawn at random.
+      seed: of the draw.
+
+    Returns:
+      The strongest contexts, the contexts by decile (fewer where a decile holds fewer) and the non-activating ones.
+      No context is drawn twice for a feature within one split and kind.
+    """
+    parts = []
+    for split, name in enumerate(SPLITS):
+        found = index[name]
+        feature, column = np.nonzero(found.top_context >= 0)
+        parts.append(_part(feature, split, TOP, -1, found.top_context[feature, column]))
+        parts.append(_by_decile(found, split, n_decile[name] // N_DECILES))
+        parts.append(_non_activating(found, split, n_decile[name], seed))
+    joined = Chosen(
+        *(
+            np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(Chosen)
+        )
+    )
+    # A stable sort: the strongest stay in falling order, the others in their random order.
+    return joined.take(np.lexsort((joined.decile, joined.kind, joined.split, joined.feature)))
+
+
+def _part(
+    feature: np.ndarray, split: int, kind: int, decile: np.ndarray | int, context: np.ndarray
+) -> Chosen:
+    n = len(feature)
+    return Chosen(
+        feature.astype(np.int32),
+        np.full(n, split, np.int8),
+        np.full(n, kind, np.int8),
+        np.broadcast_to(np.asarray(decile, np.int8), n).copy(),
+        context.astype(np.int64),
+    )
+
+
+def _by_decile(found: SplitIndex, split: int, per_decile: int) -> Chosen:
+    """Cuts the uniform sample of a feature into ten equal parts by activation and takes the first few of each.
+
+    The sample is in random order, so the first few are a uniform draw.
+    """
+    valid = found.sample_context >= 0  # [F, n_sample]
+    order = np.argsort(np.where(valid, found.sample_peak, np.inf), axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(order.shape[1])[None], axis=1)
+    decile = rank * N_DECILES // np.maximum(valid.sum(1, keepdims=True), 1)
+    feature, column = np.nonzero(valid)
+    decile = decile[feature, column]
+    group = feature * N_DECILES + decile
+    by_group = np.argsort(group, kind="stable")
+    group = group[by_group]
+    within = np.arange(len(group)) - np.searchsorted(group, group)
+    rows = by_group[within < per_decile]
+    return _part(
+        feature[rows],
+        split,
+        DECILE,
+        decile[rows],
+        found.sample_context[feature[rows], column[rows]],
+    )
+
+
+def _non_activating(found: SplitIndex, split: int, count: int, seed: int) -> Chosen:
+    """For each feature that is ever active, `count` contexts of the pool in which it is silent, or all there are."""
+    n_features = found.pool_active.shape[1]
+    count = min(count, len(found.pool))
+    feature, context = [], []
+    for begin in range(0, n_features, 256):
+        block = np.arange(begin, min(begin + 256, n_features))
+        priority = hashed(found.pool[None], block[:, None], seed + 1)  # [features, pool]
+        priority = np.where(found.pool_active[:, block].T, np.float32(-1), priority)
+        order = np.argsort(-priority, axis=1, kind="stable")[:, :count]
+        silent = (np.take_along_axis(priority, order, axis=1) >= 0) & (found.n_contexts[block] > 0)[
+            :, None
+        ]
+        feature.append(np.broadcast_to(block[:, None], silent.shape)[silent])
+        context.append(found.pool[order[silent]])
+    return _part(np.concatenate(feature), split, RANDOM, -1, np.concatenate(context))
+
+
+def token_activations(
+    sae: Sae, store: Rows, contexts: Contexts, feature: np.ndarray, context: np.ndarray
+) -> np.ndarray:
+    """The activations of one feature on the tokens of one context, for many pairs of them.
+
+    Only the encoder columns that are asked for are multiplied, so the cost is that of the exemplars.
+
+    Args:
+      sae: of raw activations.
+      store: the activations.
+      contexts: of the whole store.
+      feature, context: [m].
+
+    Returns:
+      float32 [m, longest context], zeros past a context's end.
+    """
+    longest = int(contexts.length.max(initial=1))
+    out = np.zeros((len(feature), longest), np.float32)
+    batch = max(_GATHERED // (longest * sae.d_model), 1)
+    encoder, bias = sae.params["W_enc"].T, sae.params["b_enc"]  # [F, d_model], [F]
+    by_context = np.argsort(context, kind="stable")
+    for begin in progress(range(0, len(feature), batch), unit="batch", desc="interpret: tokens"):
+        pairs = by_context[begin : begin + batch]
+        x, rows, real = _gather(store, contexts, context[pairs], batch, longest)
+        numbers = np.zeros(batch, np.int32)
+        numbers[: len(pairs)] = feature[pairs]
+        values = _encode_pairs(
+            encoder, bias, sae.params["b_dec"], jnp.float32(sae.threshold), x[rows], numbers
+        )
+        out[pairs] = np.asarray(values)[: len(pairs)] * real[: len(pairs)]
+    return out
+
+
+def _gather(
+    store: Rows, contexts: Contexts, numbers: np.ndarray, batch: int, longest: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of sorted contexts: activations read once each [n, d], their numbers [batch, longest], which are real."""
+    unique, place = np.unique(numbers, return_inverse=True)
+    pieces = []
+    begin = 0
+    while begin < len(unique):  # neighbouring contexts are read together
+        stop = begin + 1
+        while (
+            stop < len(unique)
+            and contexts.start[unique[stop]] - _end(contexts, unique[stop - 1]) < 256
+        ):
+            stop += 1
+        start, end = int(contexts.start[unique[begin]]), _end(contexts, unique[stop - 1])
+        rows, _ = contexts.rows(unique[begin:stop])
+        pieces.append(store.read(start, end)[rows - start])
+        begin = stop
+    offsets = np.concatenate([[0], np.cumsum(contexts.length[unique])])
+    step = np.arange(longest)
+    real = np.zeros((batch, longest), np.float32)
+    rows = np.zeros((batch, longest), np.int64)
+    real[: len(numbers)] = step < contexts.length[numbers][:, None]
+    rows[: len(numbers)] = np.where(real[: len(numbers)] > 0, offsets[place][:, None] + step, 0)
+    return np.concatenate(pieces), rows, real
+
+
+def _end(contexts: Contexts, number: int) -> int:
+    return int(contexts.start[number] + contexts.length[number])
+
+
+@jax.jit
+def _encode_pairs(
+    encoder: jax.Array,
+    bias: jax.Array,
+    b_dec: jax.Array,
+    threshold: jax.Array,
+    x: jax.Array,
+    feature: jax.Array,
+) -> jax.Array:
+    """x: [batch, length, d_model], feature: [batch] -> activations [batch, length]."""
+    z = jnp.einsum("bld,bd->bl", x - b_dec, encoder[feature]) + bias[feature][:, None]
+    return jnp.where(z > jnp.maximum(threshold, 0.0), z, 0.0)
+
+
+def write(
+    path: Path,
+    chosen: Chosen,
+    activations: np.ndarray,
+    contexts: Contexts,
+    token_id: np.ndarray,
+    position: np.ndarray,
+    study_ids: Sequence[str],
+    pieces: Sequence[str],
+    n_features: int,
+    batch: int,
+) -> None:
+    """Writes the exemplars, a row group for each `batch` of features.
+
+    Args:
+      path: of the parquet file.
+      chosen: sorted by feature.
+      activations: float32 [m, longest context].
+      contexts: of the whole store.
+      token_id, position: [n_tokens], of the store.
+      study_ids: of the store's studies.
+      pieces: text of every token id.
+      n_features: of the autoencoder.
+      batch: features a row group.
+    """
+    words = pa.array(pieces, pa.string())
+    names = pa.array(study_ids, pa.string())
+    sections = pa.array([SECTION_NAMES[kind] for kind in Kind], pa.string())
+    with (
+        files.atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+    ):
+        for begin in range(0, n_features, batch):
+            low, high = np.searchsorted(chosen.feature, (begin, begin + batch))
+            part = chosen.take(np.arange(low, high))
+            rows, offsets = contexts.rows(part.context)
+            offsets = pa.array(offsets.astype(np.int32))
+            values = activations[low:high]
+            inside = np.arange(values.shape[1]) < contexts.length[part.context][:, None]
+            silent = part.kind == RANDOM
+            columns = [
+                pa.array(part.feature),
+                pa.array(SPLITS).take(pa.array(part.split)),
+                pa.array(KINDS).take(pa.array(part.kind)),
+                pa.array(part.decile, mask=part.decile < 0),
+                names.take(pa.array(contexts.study[part.context])),
+                sections.take(pa.array(contexts.kind[part.context])),
+                pa.array(position[contexts.start[part.context]], pa.int32()),
+                pa.ListArray.from_arrays(offsets, words.take(pa.array(token_id[rows]))),
+                pa.ListArray.from_arrays(offsets, pa.array(values[inside])),
+                pa.array(values.max(axis=1, initial=0)),
+                pa.array(values.argmax(axis=1).astype(np.int16), mask=silent),
+            ]
+            writer.write_table(
+                pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=max(high - low, 1)
+            )
+
+
+def read(path: Path, begin: int, stop: int) -> pa.Table:
+    """The exemplars of the features begin to stop, in the order of the file."""
+    return pq.read_table(path, filters=[("feature", ">=", begin), ("feature", "<", stop)])

@@ -1,0 +1,213 @@
+"""The streaming exemplar index against a slow oracle that holds everything in memory."""
+
+import jax
+import numpy as np
+import pytest
+
+from interp import contexts as contexts_lib
+from interp import exemplars, index
+from maira_jax.processing.tokens import Kind
+from sae.autoencoder import Sae, encode, init
+
+PIECES = [" lungs", " are", " clear", ".", " 2", "5", " no", "ing", "\n"]
+
+
+def cut_text(pieces, study=None, position=None, kind=None, max_length=32):
+    ids = np.array([PIECES.index(piece) for piece in pieces])
+    n = len(ids)
+    return contexts_lib.cut(
+        np.zeros(n, np.int32) if study is None else np.array(study),
+        np.arange(n) if position is None else np.array(position),
+        ids,
+        np.full(n, Kind.FINDINGS) if kind is None else np.array(kind),
+        PIECES,
+        max_length,
+    )
+
+
+def test_cut_ends_a_context_after_a_full_stop_but_not_inside_a_number():
+    found = cut_text([" lungs", ".", " 2", ".", "5", " clear", ".", " no"])
+    assert found.start.tolist() == [0, 2, 7]
+    assert found.length.tolist() == [2, 5, 1]
+
+
+def test_cut_ends_a_context_where_study_section_or_position_breaks():
+    words = [" lungs"] * 6
+    assert cut_text(words, study=[0, 0, 1, 1, 1, 1]).start.tolist() == [0, 2]
+    assert cut_text(words, kind=[5, 5, 5, 9, 9, 9]).start.tolist() == [0, 3]
+    # Two images: only their last tokens are kept, of one kind but not neighbours.
+    assert cut_text(words, position=[0, 9, 20, 21, 22, 23]).start.tolist() == [0, 1, 2]
+
+
+def test_cut_limits_the_length():
+    found = cut_text([" lungs"] * 7 + ["."] + [" no"] * 2, max_length=3)
+    assert found.start.tolist() == [0, 3, 6, 8]
+    assert found.length.tolist() == [3, 3, 2, 2]
+
+
+class ArrayStore:
+    def __init__(self, x):
+        self.x = x
+        self.rows_read = 0
+
+    def read(self, start, stop):
+        self.rows_read += stop - start
+        return self.x[start:stop]
+
+
+@pytest.fixture(scope="module")
+def world():
+    """60 studies of random activations and texts, an SAE with a threshold, and all its features."""
+    rng = np.random.default_rng(0)
+    n_studies, d_model, n_features = 60, 8, 24
+    lengths = rng.integers(20, 90, n_studies)
+    study = np.repeat(np.arange(n_studies, dtype=np.int32), lengths)
+    n = len(study)
+    position = np.arange(n) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kind = np.where(position < 10, Kind.INDICATION, Kind.FINDINGS).astype(np.int8)
+    token_id = rng.choice(len(PIECES), n).astype(np.int32)
+    x = rng.normal(size=(n, d_model)).astype(np.float32)
+    params = init(jax.random.key(1), d_model, n_features, jax.numpy.zeros(d_model))
+    # Feature 0 never fires and feature 1 fires on everything.
+    params["b_enc"] = params["b_enc"].at[0].set(-100.0).at[1].set(100.0)
+    sae = Sae(params, 0.8, 4, (n_features,))
+    found = contexts_lib.cut(study, position, token_id, kind, PIECES, 12)
+    held_out = rng.random(n_studies) < 0.3
+    f = np.asarray(encode(params, x, 0.8))
+    peak = np.stack([f[s : s + k].max(0) for s, k in zip(found.start, found.length, strict=True)])
+    return dict(
+        sae=sae, x=x, study=study, position=position, kind=kind, token_id=token_id,
+        contexts=found, held_out=held_out, f=f, peak=peak,
+    )  # fmt: skip
+
+
+def build(world, block_tokens, n_sample=40, n_pool=64):
+    cfg = index.IndexConfig(
+        n_top=5, n_sample=n_sample, n_pool=n_pool, block_tokens=block_tokens, seed=3
+    )
+    study_peak = np.zeros((len(world["held_out"]), 24), np.float32)
+    store = ArrayStore(world["x"])
+    found = index.build(
+        world["sae"],
+        store,
+        world["contexts"],
+        world["held_out"],
+        cfg,
+        study_peak,
+        frozenset({Kind.FINDINGS}),
+    )
+    assert store.rows_read == len(world["x"])  # one pass
+    return found, study_peak
+
+
+@pytest.mark.parametrize("block_tokens", [64, 512])
+def test_index_equals_the_oracle(world, block_tokens):
+    found, study_peak = build(world, block_tokens)
+    contexts, held_out, peak, f = (world[key] for key in ("contexts", "held_out", "peak", "f"))
+    for split, name in enumerate(index.SPLITS):
+        numbers = np.flatnonzero(held_out[contexts.study] == bool(split))
+        rows, _ = contexts.rows(numbers)
+        got = found[name]
+        assert got.total_contexts == len(numbers) and got.total_tokens == len(rows)
+        for feature in range(24):
+            active = numbers[peak[numbers, feature] > 0]
+            assert got.n_contexts[feature] == len(active)
+            strongest = active[np.argsort(-peak[active, feature], kind="stable")][:5]
+            assert got.top_context[feature][: len(strongest)].tolist() == strongest.tolist()
+            np.testing.assert_allclose(
+                got.top_peak[feature][: len(strongest)], peak[strongest, feature], rtol=1e-5
+            )
+            priority = index.hashed(active, np.array([feature]), 3)
+            sample = active[np.argsort(-priority, kind="stable")][:40]
+            kept = got.sample_context[feature][got.sample_context[feature] >= 0]
+            assert kept.tolist() == sample.tolist()
+            expected = np.histogram(
+                peak[active, feature], np.concatenate([[0], index.EDGES, [np.inf]])
+            )[0]
+            assert got.histogram[feature].tolist() == expected.tolist()
+            for kind in Kind:
+                in_kind = world["kind"][rows] == kind
+                assert got.n_tokens[feature, kind] == (f[rows][in_kind, feature] > 0).sum()
+        np.testing.assert_array_equal(got.pool_active, peak[got.pool] > 0)
+        assert np.isin(got.pool, numbers).all() and len(got.pool) == len(set(got.pool.tolist()))
+    findings = world["kind"] == Kind.FINDINGS
+    oracle = [f[(world["study"] == s) & findings].max(0, initial=0) for s in range(len(held_out))]
+    np.testing.assert_allclose(study_peak, np.stack(oracle), rtol=1e-5)
+
+
+def test_index_does_not_depend_on_the_block_size(world):
+    small, large = build(world, 64)[0], build(world, 1024)[0]
+    for name in index.SPLITS:
+        np.testing.assert_array_equal(small[name].sample_context, large[name].sample_context)
+        np.testing.assert_array_equal(small[name].top_context, large[name].top_context)
+
+
+def test_chosen_exemplars_are_uniform_within_true_deciles(world):
+    """With a sample as large as the split, deciles are exact and every context of a decile is as likely as another."""
+    found, _ = build(world, 512, n_sample=400)
+    chosen = exemplars.choose(found, {"train": 20, "held_out": 20}, seed=5)
+    peak, contexts = world["peak"], world["contexts"]
+    for split, name in enumerate(index.SPLITS):
+        for feature in range(2, 24):
+            here = (chosen.feature == feature) & (chosen.split == split)
+            numbers = np.flatnonzero(world["held_out"][contexts.study] == bool(split))
+            active = numbers[peak[numbers, feature] > 0]
+            ranked = active[np.argsort(peak[active, feature], kind="stable")].tolist()
+            by_decile = here & (chosen.kind == exemplars.DECILE)
+            for number, decile in zip(
+                chosen.context[by_decile], chosen.decile[by_decile], strict=True
+            ):
+                assert ranked.index(number) * 10 // len(ranked) == decile
+            assert np.bincount(chosen.decile[by_decile], minlength=10).tolist() == [2] * 10
+            silent = chosen.context[here & (chosen.kind == exemplars.RANDOM)]
+            assert len(silent) == len(set(silent.tolist())) > 0
+            assert not np.isin(silent, active).any() and np.isin(silent, numbers).all()
+        assert found[name].n_contexts[0] == 0
+    assert not (chosen.feature == 0).any()
+    assert not ((chosen.feature == 1) & (chosen.kind == exemplars.RANDOM)).any()
+
+
+def test_sample_is_uniform_over_the_contexts():
+    """Over many features that fire everywhere, every context is sampled equally often (chi-square, 5 sigma)."""
+    features, numbers = np.arange(4000), np.arange(200)
+    priority = index.hashed(numbers[None], features[:, None], 7)
+    counts = np.bincount(np.argsort(-priority, axis=1)[:, :20].ravel(), minlength=200)
+    variance = 4000 * 0.1 * 0.9
+    statistic = ((counts - 400) ** 2 / variance).sum()
+    assert abs(statistic - 200) < 5 * np.sqrt(2 * 200)
+
+
+def test_written_exemplars_trace_back_to_their_tokens(world, tmp_path):
+    found, _ = build(world, 512)
+    chosen = exemplars.choose(found, {"train": 10, "held_out": 10}, seed=5)
+    contexts, f = world["contexts"], world["f"]
+    values = exemplars.token_activations(
+        world["sae"], ArrayStore(world["x"]), contexts, chosen.feature, chosen.context
+    )
+    ids = [f"study {i}" for i in range(60)]
+    path = tmp_path / "exemplars.parquet"
+    exemplars.write(
+        path, chosen, values, contexts, world["token_id"], world["position"], ids, PIECES, 24, 10
+    )
+    table = exemplars.read(path, 0, 24)
+    assert table.num_rows == len(chosen)
+    assert exemplars.read(path, 10, 13).column("feature").unique().to_pylist() == [10, 11, 12]
+    for row, number in zip(table.to_pylist(), chosen.context, strict=True):
+        start, stop = contexts.start[number], contexts.start[number] + contexts.length[number]
+        assert row["tokens"] == [PIECES[i] for i in world["token_id"][start:stop]]
+        np.testing.assert_allclose(
+            row["activations"], f[start:stop, row["feature"]], rtol=1e-4, atol=1e-5
+        )
+        assert (
+            row["study_id"] == ids[world["study"][start]]
+            and row["position"] == world["position"][start]
+        )
+        assert row["section"] == (
+            "indication" if world["kind"][start] == Kind.INDICATION else "findings"
+        )
+        assert row["split"] == ("held_out" if world["held_out"][world["study"][start]] else "train")
+        if row["kind"] == "random":
+            assert row["max_activation"] == 0 and row["peak"] is None
+        else:
+            assert row["activations"][row["peak"]] == row["max_activation"] > 0
+        assert (row["decile"] is None) == (row["kind"] != "decile")
