@@ -51,9 +51,7 @@ class Contexts:
         """
         length = self.length[chosen].astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum(length)])
-        return np.arange(offsets[-1]) + np.repeat(
-            self.start[chosen] - offsets[:-1], length
-        ), offsets
+        return np.arange(offsets[-1]) + np.repeat(self.start[chosen] - offsets[:-1], length), offsets
 
 
 def cut(

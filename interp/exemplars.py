@@ -93,18 +93,13 @@ def choose(index: dict[str, SplitIndex], n_decile: dict[str, int], seed: int) ->
         parts.append(_by_decile(found, split, n_decile[name] // N_DECILES))
         parts.append(_non_activating(found, split, n_decile[name], seed))
     joined = Chosen(
-        *(
-            np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(Chosen)
-        )
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Chosen))
     )
     # A stable sort: the strongest stay in falling order, the others in their random order.
     return joined.take(np.lexsort((joined.decile, joined.kind, joined.split, joined.feature)))
 
 
-def _part(
-    feature: np.ndarray, split: int, kind: int, decile: np.ndarray | int, context: np.ndarray
-) -> Chosen:
+def _part(feature: np.ndarray, split: int, kind: int, decile: np.ndarray | int, context: np.ndarray) -> Chosen:
     n = len(feature)
     return Chosen(
         feature.astype(np.int32),
@@ -151,9 +146,7 @@ def _non_activating(found: SplitIndex, split: int, count: int, seed: int) -> Cho
         priority = hashed(found.pool[None], block[:, None], seed + 1)  # [features, pool]
         priority = np.where(found.pool_active[:, block].T, np.float32(-1), priority)
         order = np.argsort(-priority, axis=1, kind="stable")[:, :count]
-        silent = (np.take_along_axis(priority, order, axis=1) >= 0) & (found.n_contexts[block] > 0)[
-            :, None
-        ]
+        silent = (np.take_along_axis(priority, order, axis=1) >= 0) & (found.n_contexts[block] > 0)[:, None]
         feature.append(np.broadcast_to(block[:, None], silent.shape)[silent])
         context.append(found.pool[order[silent]])
     return _part(np.concatenate(feature), split, RANDOM, -1, np.concatenate(context))
@@ -185,9 +178,7 @@ def token_activations(
         x, rows, real = _gather(store, contexts, context[pairs], batch, longest)
         numbers = np.zeros(batch, np.int32)
         numbers[: len(pairs)] = feature[pairs]
-        values = _encode_pairs(
-            encoder, bias, sae.params["b_dec"], jnp.float32(sae.threshold), x[rows], numbers
-        )
+        values = _encode_pairs(encoder, bias, sae.params["b_dec"], jnp.float32(sae.threshold), x[rows], numbers)
         out[pairs] = np.asarray(values)[: len(pairs)] * real[: len(pairs)]
     return out
 
@@ -201,10 +192,7 @@ def _gather(
     begin = 0
     while begin < len(unique):  # neighbouring contexts are read together
         stop = begin + 1
-        while (
-            stop < len(unique)
-            and contexts.start[unique[stop]] - _end(contexts, unique[stop - 1]) < 256
-        ):
+        while stop < len(unique) and contexts.start[unique[stop]] - _end(contexts, unique[stop - 1]) < 256:
             stop += 1
         start, end = int(contexts.start[unique[begin]]), _end(contexts, unique[stop - 1])
         rows, _ = contexts.rows(unique[begin:stop])
@@ -290,9 +278,7 @@ def write(
                 pa.array(values.max(axis=1, initial=0)),
                 pa.array(values.argmax(axis=1).astype(np.int16), mask=silent),
             ]
-            writer.write_table(
-                pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=max(high - low, 1)
-            )
+            writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=max(high - low, 1))
 
 
 def read(path: Path, begin: int, stop: int) -> pa.Table:

@@ -142,9 +142,7 @@ def build(
             study_peak[studies] = np.maximum(study_peak[studies], np.asarray(peak)[: len(studies)])
             bar.update(int(contexts.length[chosen].sum()))
     return {
-        name: _to_host(
-            states[split], pools[split], contexts.length[context_split == split], cfg.n_pool
-        )
+        name: _to_host(states[split], pools[split], contexts.length[context_split == split], cfg.n_pool)
         for split, name in enumerate(SPLITS)
     }
 
@@ -175,9 +173,7 @@ def _blocks(
         begin = stop
 
 
-def _split_into_blocks(
-    contexts: Contexts, numbers: np.ndarray, cfg: IndexConfig
-) -> Iterator[np.ndarray]:
+def _split_into_blocks(contexts: Contexts, numbers: np.ndarray, cfg: IndexConfig) -> Iterator[np.ndarray]:
     """Cuts a list of contexts so that tokens, contexts and studies fit the static shapes of a block."""
     tokens = np.concatenate([[0], np.cumsum(contexts.length[numbers])])
     study_rank = np.unique(contexts.study[numbers], return_inverse=True)[1]
@@ -257,13 +253,9 @@ def _update(
     """
     f = encode(params, x, threshold)  # [tokens, F]
     # segment_max gives -inf for an empty segment: padding, and studies without a counted token.
-    peak = jnp.maximum(
-        jax.ops.segment_max(f, block["slot"], cfg.block_contexts, indices_are_sorted=True), 0.0
-    )
+    peak = jnp.maximum(jax.ops.segment_max(f, block["slot"], cfg.block_contexts, indices_are_sorted=True), 0.0)
     study_peak = jnp.maximum(jax.ops.segment_max(peak, block["study"], _STUDIES_PER_BLOCK), 0.0)
-    by_kind = jax.nn.one_hot(
-        block["kind"], N_KINDS, axis=0
-    )  # [kinds, tokens]; padding is a zero column
+    by_kind = jax.nn.one_hot(block["kind"], N_KINDS, axis=0)  # [kinds, tokens]; padding is a zero column
     peak = peak.T  # [F, contexts]
     active = peak > 0
     feature = jnp.arange(peak.shape[0])[:, None]
@@ -293,17 +285,13 @@ def _keep_largest(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Merges kept entries [F, k] with new ones [F, n]: the k largest keys and their values; the earlier wins a tie."""
     kept, order = jax.lax.top_k(jnp.concatenate(key, axis=1), key[0].shape[1])
-    return kept, tuple(
-        jnp.take_along_axis(jnp.concatenate(pair, axis=1), order, axis=1) for pair in values
-    )
+    return kept, tuple(jnp.take_along_axis(jnp.concatenate(pair, axis=1), order, axis=1) for pair in values)
 
 
 def _to_host(state: State, pool: np.ndarray, lengths: np.ndarray, n_pool: int) -> SplitIndex:
     host = {name: np.asarray(value) for name, value in state.items()}
     n_contexts = host["n_contexts"].astype(np.int64)
-    above = np.concatenate(
-        [n_contexts[None], host["above"].astype(np.int64)]
-    )  # contexts above each lower bin edge
+    above = np.concatenate([n_contexts[None], host["above"].astype(np.int64)])  # contexts above each lower bin edge
     histogram = above - np.concatenate([above[1:], np.zeros_like(above[:1])])
     return SplitIndex(
         top_context=host["top_context"],

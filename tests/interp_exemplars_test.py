@@ -82,9 +82,7 @@ def world():
 
 
 def build(world, block_tokens, n_sample=40, n_pool=64):
-    cfg = index.IndexConfig(
-        n_top=5, n_sample=n_sample, n_pool=n_pool, block_tokens=block_tokens, seed=3
-    )
+    cfg = index.IndexConfig(n_top=5, n_sample=n_sample, n_pool=n_pool, block_tokens=block_tokens, seed=3)
     study_peak = np.zeros((len(world["held_out"]), 24), np.float32)
     store = ArrayStore(world["x"])
     found = index.build(
@@ -114,16 +112,12 @@ def test_index_equals_the_oracle(world, block_tokens):
             assert got.n_contexts[feature] == len(active)
             strongest = active[np.argsort(-peak[active, feature], kind="stable")][:5]
             assert got.top_context[feature][: len(strongest)].tolist() == strongest.tolist()
-            np.testing.assert_allclose(
-                got.top_peak[feature][: len(strongest)], peak[strongest, feature], rtol=1e-5
-            )
+            np.testing.assert_allclose(got.top_peak[feature][: len(strongest)], peak[strongest, feature], rtol=1e-5)
             priority = index.hashed(active, np.array([feature]), 3)
             sample = active[np.argsort(-priority, kind="stable")][:40]
             kept = got.sample_context[feature][got.sample_context[feature] >= 0]
             assert kept.tolist() == sample.tolist()
-            expected = np.histogram(
-                peak[active, feature], np.concatenate([[0], index.EDGES, [np.inf]])
-            )[0]
+            expected = np.histogram(peak[active, feature], np.concatenate([[0], index.EDGES, [np.inf]]))[0]
             assert got.histogram[feature].tolist() == expected.tolist()
             for kind in Kind:
                 in_kind = world["kind"][rows] == kind
@@ -154,9 +148,7 @@ def test_chosen_exemplars_are_uniform_within_true_deciles(world):
             active = numbers[peak[numbers, feature] > 0]
             ranked = active[np.argsort(peak[active, feature], kind="stable")].tolist()
             by_decile = here & (chosen.kind == exemplars.DECILE)
-            for number, decile in zip(
-                chosen.context[by_decile], chosen.decile[by_decile], strict=True
-            ):
+            for number, decile in zip(chosen.context[by_decile], chosen.decile[by_decile], strict=True):
                 assert ranked.index(number) * 10 // len(ranked) == decile
             assert np.bincount(chosen.decile[by_decile], minlength=10).tolist() == [2] * 10
             silent = chosen.context[here & (chosen.kind == exemplars.RANDOM)]
@@ -181,30 +173,19 @@ def test_written_exemplars_trace_back_to_their_tokens(world, tmp_path):
     found, _ = build(world, 512)
     chosen = exemplars.choose(found, {"train": 10, "held_out": 10}, seed=5)
     contexts, f = world["contexts"], world["f"]
-    values = exemplars.token_activations(
-        world["sae"], ArrayStore(world["x"]), contexts, chosen.feature, chosen.context
-    )
+    values = exemplars.token_activations(world["sae"], ArrayStore(world["x"]), contexts, chosen.feature, chosen.context)
     ids = [f"study {i}" for i in range(60)]
     path = tmp_path / "exemplars.parquet"
-    exemplars.write(
-        path, chosen, values, contexts, world["token_id"], world["position"], ids, PIECES, 24, 10
-    )
+    exemplars.write(path, chosen, values, contexts, world["token_id"], world["position"], ids, PIECES, 24, 10)
     table = exemplars.read(path, 0, 24)
     assert table.num_rows == len(chosen)
     assert exemplars.read(path, 10, 13).column("feature").unique().to_pylist() == [10, 11, 12]
     for row, number in zip(table.to_pylist(), chosen.context, strict=True):
         start, stop = contexts.start[number], contexts.start[number] + contexts.length[number]
         assert row["tokens"] == [PIECES[i] for i in world["token_id"][start:stop]]
-        np.testing.assert_allclose(
-            row["activations"], f[start:stop, row["feature"]], rtol=1e-4, atol=1e-5
-        )
-        assert (
-            row["study_id"] == ids[world["study"][start]]
-            and row["position"] == world["position"][start]
-        )
-        assert row["section"] == (
-            "indication" if world["kind"][start] == Kind.INDICATION else "findings"
-        )
+        np.testing.assert_allclose(row["activations"], f[start:stop, row["feature"]], rtol=1e-4, atol=1e-5)
+        assert row["study_id"] == ids[world["study"][start]] and row["position"] == world["position"][start]
+        assert row["section"] == ("indication" if world["kind"][start] == Kind.INDICATION else "findings")
         assert row["split"] == ("held_out" if world["held_out"][world["study"][start]] else "train")
         if row["kind"] == "random":
             assert row["max_activation"] == 0 and row["peak"] is None
