@@ -1,0 +1,297 @@
+"""The harvest stage: studies through the model, activations into the store.
+
+Every study is tokenised first, so the number of rows and the place of each study in the store are known before the
+model runs. The unit of work is a shard: the studies that touch its rows, padded to a few lengths. What a shard holds
+depends on nothing but the plan, so a killed harvest goes on with the shards that are missing.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import ml_collections
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+
+from maira_jax.checkpoint import store as model_store
+from maira_jax.errors import UserError
+from maira_jax.model import maira2
+from maira_jax.model.config import Maira2Config
+from maira_jax.model.layers import Params
+from maira_jax.model.sites import Site
+from maira_jax.processing.image import ImageConfig, preprocess
+from maira_jax.processing.prompt import reporting_prompt, study_images
+from maira_jax.processing.tokens import Encoded, Tokenizer, policy_mask
+from maira_jax.run import files
+from maira_jax.run.progress import progress
+from maira_jax.run.stage import Stage
+from maira_jax.studies import Study, load_studies, split_of
+from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
+
+# Padded lengths are multiples of this.
+_LENGTH_STEP = 8
+_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which tokens of which study go where.
+
+    Attributes:
+      studies: in the order of the store.
+      encoded: prompt and findings of each.
+      kept: for each, the positions of the tokens that are stored, ascending.
+      starts: first row of each study, and the number of rows. int64 [studies + 1]
+      lengths: the padded lengths, ascending.
+      n_images: for each padded length, how many images its studies have at most.
+    """
+
+    studies: Sequence[Study]
+    encoded: list[Encoded]
+    kept: list[np.ndarray]
+    starts: np.ndarray
+    lengths: tuple[int, ...]
+    n_images: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows of the store."""
+        return int(self.starts[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Studies that go through the model together, for one shard. `size` is an index into the plan's lengths."""
+
+    shard: int
+    studies: tuple[int, ...]
+    size: int
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Stores the activations of `config.studies` at `config.harvest.site`.
+
+    Prompt and findings go through the model together (teacher forced); the tokens of `config.harvest.policy` are kept.
+
+    Returns:
+      What the manifest counts.
+
+    Raises:
+      UserError: a field is out of range, a study cannot be read, or the disk is full.
+    """
+    harvest, workdir = config.harvest, Path(workdir)
+    section = {"harvest": harvest.to_dict(), "studies": config.studies.to_dict(), "seed": config.seed}
+    with Stage(workdir, "activations", section, inputs=("model",)) as stage:
+        if stage.finished:
+            return stage.manifest["counts"]
+        model_dir = workdir / "model"
+        params, model = model_store.load(model_dir)
+        site = _language_site(harvest.site, model)
+        tokenizer = Tokenizer.from_dir(model_dir)
+        plan = make_plan(load_studies(config.studies), tokenizer, harvest)
+        layout = Layout(plan.n_tokens, model.text.hidden_size, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
+        studies = _study_table(plan, float(harvest.held_out_fraction), int(config.seed))
+        source = {
+            "checkpoint": files.read_json(model_dir / "manifest.json")["section"]["checkpoint"],
+            "site": site.name,
+            "policy": harvest.policy,
+        }
+        writer = StoreWriter(stage.dir, layout, _token_table(plan), studies, source)
+        _fill(writer, plan, functools.partial(_read, params, model, site, harvest.dtype), tokenizer, model_dir, harvest)
+        splits = studies["split"].to_pylist()
+        counts = {
+            "studies": len(splits),
+            "studies_held_out": splits.count(HELD_OUT),
+            "tokens": plan.n_tokens,
+            "tokens_train": int(np.diff(plan.starts)[np.array(splits) == TRAIN].sum()),
+            "d_model": layout.d_model,
+        }
+        stage.finish(counts)
+        return counts
+
+
+def _language_site(name: str, model: Maira2Config) -> Site:
+    site = Site.parse(name, model)
+    if site.tower != "language":
+        raise UserError(f"harvest.site {name!r} has no activation for each token: choose a language site")
+    return site
+
+
+def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: ml_collections.ConfigDict) -> Plan:
+    """Tokenises all studies and decides what is stored where.
+
+    Raises:
+      UserError: no token is kept, or a field is out of range.
+    """
+    for name in ("batch_size", "lengths"):
+        if harvest[name] < 1:
+            raise UserError(f"harvest.{name} is {harvest[name]}, but must be positive: change it")
+    if not 0 <= harvest.held_out_fraction < 1:
+        raise UserError(f"harvest.held_out_fraction is {harvest.held_out_fraction}, but must be in [0, 1): change it")
+    encoded, images = [], []
+    for study in progress(studies, total=len(studies), unit="study", desc="tokenize"):
+        prompt = reporting_prompt(study)
+        encoded.append(tokenizer.encode(prompt, study.findings))
+        images.append(prompt.n_images)
+    kept = [np.flatnonzero(policy_mask(row.kinds, harvest.policy)) for row in encoded]
+    starts = np.concatenate([[0], np.cumsum([len(positions) for positions in kept])]).astype(np.int64)
+    if not starts[-1]:
+        raise UserError(
+            f"no token is kept by harvest.policy {harvest.policy!r}: choose another policy or other studies"
+        )
+    sizes = np.array([len(row) for row in encoded])
+    lengths = _padded_lengths(sizes, harvest.lengths)
+    bucket = np.searchsorted(lengths, sizes)
+    n_images = tuple(int(max(np.array(images)[bucket <= i], default=0)) for i in range(len(lengths)))
+    return Plan(studies, encoded, kept, starts, lengths, n_images)
+
+
+def _padded_lengths(sizes: np.ndarray, n: int) -> tuple[int, ...]:
+    """At most `n` lengths that hold equally many of the studies each, rounded up."""
+    longest = np.quantile(sizes, np.arange(1, n + 1) / n, method="higher")
+    return tuple(sorted({-(-int(size) // _LENGTH_STEP) * _LENGTH_STEP for size in longest}))
+
+
+def _token_table(plan: Plan) -> pa.Table:
+    pairs = list(zip(plan.encoded, plan.kept, strict=True))
+    return pa.table(
+        {
+            "study": np.repeat(np.arange(len(pairs), dtype=np.int32), np.diff(plan.starts)),
+            "position": np.concatenate([kept for _, kept in pairs]).astype(np.int32),
+            "token_id": np.concatenate([row.ids[kept] for row, kept in pairs]),
+            "kind": np.concatenate([row.kinds[kept] for row, kept in pairs]),
+        }
+    )
+
+
+def _study_table(plan: Plan, held_out: float, seed: int) -> pa.Table:
+    return pa.table(
+        {
+            "study_id": [study.study_id for study in plan.studies],
+            "patient_id": [study.patient_id for study in plan.studies],
+            "split": [split_of(study.patient_id, held_out, seed) for study in plan.studies],
+            "labels": [json.dumps(dict(study.labels)) for study in plan.studies],
+            "start": plan.starts[:-1],
+            "stop": plan.starts[1:],
+        }
+    )
+
+
+def batches_of(plan: Plan, rows: tuple[int, int], shard: int, batch_size: int) -> list[_Batch]:
+    """The batches that compute a shard's rows: every study that touches them, the longest first."""
+    first = int(np.searchsorted(plan.starts, rows[0], side="right")) - 1
+    last = int(np.searchsorted(plan.starts, rows[1], side="left"))
+    inside = [i for i in range(first, last) if len(plan.kept[i])]
+    inside.sort(key=lambda i: (-len(plan.encoded[i]), i))
+    parts = [tuple(inside[at : at + batch_size]) for at in range(0, len(inside), batch_size)]
+    return [_Batch(shard, part, int(np.searchsorted(plan.lengths, len(plan.encoded[part[0]])))) for part in parts]
+
+
+class _Inputs:
+    """What the model is given for each batch; a grain source, so that images are read ahead by threads."""
+
+    def __init__(self, plan: Plan, batches: list[_Batch], tokenizer: Tokenizer, images: ImageConfig, batch_size: int):
+        self._plan, self._batches, self._batch_size = plan, batches, batch_size
+        self._tokenizer, self._images = tokenizer, images
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> tuple[_Batch, np.ndarray, np.ndarray, np.ndarray | None]:
+        """The batch, tokens int32 [B, T], mask bool [B, T] and pixels float32 [B, images, size, size, 3] or None."""
+        batch, plan = self._batches[index], self._plan
+        # A short batch is filled up with its first study, so that there is one shape a length.
+        members = batch.studies + batch.studies[:1] * (self._batch_size - len(batch.studies))
+        length, n_images = plan.lengths[batch.size], plan.n_images[batch.size]
+        tokens, mask, _ = self._tokenizer.batch([plan.encoded[i] for i in members], length)
+        if not n_images:
+            return batch, tokens, mask, None
+        size = self._images.size
+        pixels = np.zeros((self._batch_size, n_images, size, size, 3), np.float32)
+        for row, i in enumerate(batch.studies):
+            for slot, image in enumerate(study_images(plan.studies[i])):
+                pixels[row, slot] = preprocess(image, self._images)
+        pixels[len(batch.studies) :] = pixels[0]
+        return batch, tokens, mask, pixels
+
+
+@functools.partial(jax.jit, static_argnames=("model", "site", "dtype"))
+def _forward(
+    params: Params, model: Maira2Config, site: Site, dtype: str, tokens: jax.Array, mask: jax.Array, pixels: Any
+) -> jax.Array:
+    output = maira2.forward(params, model, tokens, mask, pixels, read=(site,), logits=False)
+    return output.sites[site.name].astype(_DTYPES[dtype])
+
+
+def _read(
+    params: Params,
+    model: Maira2Config,
+    site: Site,
+    dtype: str,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    pixels: np.ndarray | None,
+) -> jax.Array:
+    """Activations of a padded batch, [B, T, d_model] in the store's dtype."""
+    return _forward(params, model, site, dtype, tokens, mask, pixels)
+
+
+def _fill(
+    writer: StoreWriter,
+    plan: Plan,
+    read: Any,
+    tokenizer: Tokenizer,
+    model_dir: Path,
+    harvest: ml_collections.ConfigDict,
+) -> None:
+    """Computes and writes the shards that are missing."""
+    layout = writer.layout
+    batches = [
+        batch for shard in writer.missing() for batch in batches_of(plan, layout.rows(shard), shard, harvest.batch_size)
+    ]
+    images = ImageConfig.from_dir(model_dir)
+    source = grain.MapDataset.source(_Inputs(plan, batches, tokenizer, images, harvest.batch_size))
+    inputs = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+    left = sum(stop - start for start, stop in map(layout.rows, writer.missing()))
+    with progress(total=layout.n_tokens, initial=layout.n_tokens - left, unit="tok", desc="harvest") as bar:
+        values, current = np.empty(0), None
+        for batch, activations in _one_behind(inputs, read):
+            if batch.shard != current:
+                if current is not None:
+                    writer.write(current, values)
+                current = batch.shard
+                start, stop = layout.rows(current)
+                values = np.empty((stop - start, layout.d_model), activations.dtype)
+            bar.update(_place(values, layout.rows(batch.shard), plan, batch, activations))
+        if current is not None:
+            writer.write(current, values)
+
+
+def _one_behind(inputs: Any, read: Any) -> Iterator[tuple[_Batch, np.ndarray]]:
+    """Yields each batch's activations on the host while the device computes the next batch."""
+    previous = None
+    for batch, tokens, mask, pixels in inputs:
+        following = (batch, read(tokens, mask, pixels))
+        if previous is not None:
+            yield previous[0], np.asarray(previous[1])
+        previous = following
+    if previous is not None:
+        yield previous[0], np.asarray(previous[1])
+
+
+def _place(values: np.ndarray, rows: tuple[int, int], plan: Plan, batch: _Batch, activations: np.ndarray) -> int:
+    """Copies the kept tokens of a batch to their rows of the shard; returns how many."""
+    copied = 0
+    for row, i in enumerate(batch.studies):
+        kept = plan.kept[i] + activations.shape[1] - len(plan.encoded[i])  # rows are padded on the left
+        start = int(plan.starts[i])
+        low, high = max(start, rows[0]), min(start + len(kept), rows[1])
+        values[low - rows[0] : high - rows[0]] = activations[row, kept[low - start : high - start]]
+        copied += high - low
+    return copied
