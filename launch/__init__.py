@@ -1,0 +1,1 @@
+"""The commands: one a stage, and the whole path as `demo`."""

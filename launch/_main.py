@@ -1,0 +1,114 @@
+"""What all commands share: flags, help, errors in one sentence, exit codes."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from launch import _help
+from maira_jax.errors import UserError
+
+Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+DEFAULT_CONFIG = CONFIGS / "phantom.py"
+
+_CONFIG_HELP = "Python file with `get_config()` that describes the whole path; FILE:ARG passes ARG to it."
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
+_shortcuts: dict[str, str] = {}
+
+
+def define_shortcut(define: Callable[..., Any], name: str, field: str, explanation: str) -> None:
+    """Defines the flag `--name`, which sets a field of the configuration.
+
+    Args:
+      define: absl's `flags.DEFINE_string`, `DEFINE_integer`, ...
+      name: of the flag.
+      field: dotted name of the field.
+      explanation: for `--help`.
+    """
+    define(name, None, f"{explanation} Sets --config.{field}.")
+    _shortcuts[name] = field
+
+
+def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
+    """Parses the command line, runs a stage and exits: 0 done, 1 bad input, 2 bad flags, 130 interrupted.
+
+    Args:
+      run: the stage.
+      doc: the command's docstring, shown by `--help`.
+      reads: the sections of the configuration that the command reads, for `--help`.
+    """
+    command = f"python -m launch.{Path(sys.argv[0]).stem}"
+    if any(argument in ("-h", "-help", "--help", "-helpfull", "--helpfull") for argument in sys.argv[1:]):
+        entries = {name: flags.FLAGS[name].help for name in _shortcuts}
+        entries["workdir"] = f"{flags.FLAGS['workdir'].help} Default: {_WORKDIR.default}"
+        entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
+        print(_help.text(command, doc, entries, reads, DEFAULT_CONFIG))
+        sys.exit(0)
+    try:
+        config = _parse(sys.argv, reads)
+    # A configuration file is a program: it can fail in any way.
+    except Exception as error:
+        _fail(f"{_sentence(error)} (see {command} --help)", code=2)
+    try:
+        report(Path(sys.argv[0]).stem, run(config, Path(_WORKDIR.value).expanduser()))
+    except UserError as error:
+        _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail(f"interrupted: {command} with the same flags goes on from here", code=130)
+    sys.exit(0)
+
+
+def report(name: str, result: Mapping[str, Any]) -> None:
+    """Prints a stage's result in one line, leaving out what is not a single value."""
+    values = (f"{key} {_number(value)}" for key, value in result.items() if isinstance(value, (int, float, str)))
+    if result:
+        print(f"{name}: {', '.join(values)}", flush=True)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
+    # Defined here and not at import, since the definition already reads the file and the command line.
+    flag = config_flags.DEFINE_config_file("config", default=str(DEFAULT_CONFIG), help_string=_CONFIG_HELP)
+    stray = flags.FLAGS(list(argv))[1:]
+    if stray:
+        raise ValueError(f"{stray[0]!r} is not a flag: flags look like --name=value")
+    config: ConfigDict = flag.value
+    for name, field in _shortcuts.items():
+        value = flags.FLAGS[name].value
+        if value is not None:
+            config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
+    for section in reads:
+        if section not in config:
+            raise KeyError(section)
+    return config
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong with the flags; ml_collections nests its exceptions and puts tracebacks into their messages."""
+    inner: BaseException = error
+    while inner.args and isinstance(inner.args[0], BaseException):
+        inner = inner.args[0]
+    message = str(inner.args[0]) if inner.args else type(inner).__name__
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if isinstance(error, AttributeError | KeyError):
+        return f"the configuration has no field {'. '.join(lines)}"
+    if isinstance(error, OSError):
+        return f"the configuration cannot be read: {lines[-1]}"
+    if isinstance(error, flags.Error | ValueError | TypeError) and len(lines) == 1:
+        return lines[0].removesuffix(".")
+    return f"the configuration file fails with {type(error).__name__}: {lines[-1]}"
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,10 @@
+"""Writes the feature browser, one HTML file that needs nothing else.
+
+Result: WORKDIR/atlas/index.html.
+"""
+
+from interp import atlas
+from launch import _main
+
+if __name__ == "__main__":
+    _main.main(atlas.run, __doc__ or "", reads=("atlas",))

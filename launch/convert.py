@@ -1,0 +1,16 @@
+"""Converts a MAIRA-2 checkpoint from the Hugging Face layout (safetensors) to Flax parameters.
+
+Result: WORKDIR/model, which holds the parameters (orbax), the tokenizer and the configuration files. --checkpoint and
+--dtype are short for --config.model.checkpoint and --config.model.dtype.
+"""
+
+from absl import flags
+
+from launch import _main
+from maira_jax.checkpoint import convert
+
+_main.define_shortcut(flags.DEFINE_string, "checkpoint", "model.checkpoint", "Folder of the checkpoint, or 'phantom'.")
+_main.define_shortcut(flags.DEFINE_string, "dtype", "model.dtype", "Type of the parameters: float32 or bfloat16.")
+
+if __name__ == "__main__":
+    _main.main(convert.run, __doc__ or "", reads=("model",))

@@ -1,0 +1,18 @@
+"""Runs the model over the studies and stores the activations of one site, token by token.
+
+Result: WORKDIR/activations. Interrupted, it resumes at the first shard that is not whole.
+"""
+
+from launch import _main
+from sae import harvest
+
+if __name__ == "__main__":
+    _main.main(
+        harvest.run,
+        __doc__ or "",
+        reads=(
+            "model",
+            "studies",
+            "harvest",
+        ),
+    )

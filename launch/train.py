@@ -1,0 +1,17 @@
+"""Trains a sparse autoencoder (Matryoshka BatchTopK) on the stored activations.
+
+Result: WORKDIR/sae. Interrupted, it resumes from its last checkpoint.
+"""
+
+from launch import _main
+from sae import train
+
+if __name__ == "__main__":
+    _main.main(
+        train.run,
+        __doc__ or "",
+        reads=(
+            "sae",
+            "train",
+        ),
+    )

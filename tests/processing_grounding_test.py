@@ -1,0 +1,117 @@
+"""Grounded reports: MAIRA-2's own examples, texts cut anywhere, and boxes there and back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maira_jax.processing.grounding import (
+    Box,
+    GroundedReport,
+    Phrase,
+    adjust_to_original,
+    adjust_to_square,
+    box_to_tokens,
+    parse,
+    to_text,
+)
+
+CARD = (
+    "<obj>There is a large right pleural effusion.<box><x5><y27><x44><y66></box></obj>"
+    "<obj>The left lung is clear.</obj>"
+)
+PHRASES = (
+    Phrase("There is a large right pleural effusion.", (Box(0.055, 0.275, 0.445, 0.665),)),
+    Phrase("The left lung is clear."),
+)
+
+
+def test_the_model_cards_example():
+    assert parse(CARD) == GroundedReport(PHRASES, grounded=True)
+    assert parse(CARD).plain == "There is a large right pleural effusion. The left lung is clear."
+    assert to_text(PHRASES) == CARD
+
+
+def test_plain_text_is_one_phrase():
+    assert parse("  The lungs are clear. ") == GroundedReport((Phrase("The lungs are clear."),), grounded=False)
+    assert parse(" ") == GroundedReport((), grounded=False)
+
+
+def test_several_boxes():
+    (phrase,) = parse("<obj>Two.<box><x0><y1><x2><y3></box><box><x4><y5><x98><y99></box></obj>").phrases
+    assert phrase == Phrase("Two.", (Box(0.005, 0.015, 0.025, 0.035), Box(0.045, 0.055, 0.985, 0.995)))
+
+
+@pytest.mark.parametrize("n", range(len(CARD)))
+def test_a_text_cut_anywhere_keeps_what_is_whole_and_names_the_rest(n):
+    report = parse(CARD[:n])
+    first = CARD.index("</obj>") + len("</obj>")
+    if n < len("<obj>"):  # not yet a token: plain text, as in MAIRA-2's parser
+        assert not report.grounded
+    elif n < first:
+        assert report == GroundedReport((), True, (CARD[:n].strip(),))
+    else:
+        rest = CARD[first:n].strip()
+        assert report == GroundedReport(PHRASES[:1], True, (rest,) if rest else ())
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases", "cut"),
+    [
+        ("Lost.<obj>Kept.</obj> lost too", (Phrase("Kept."),), ("Lost.", "lost too")),
+        ("<obj>Open <obj>Kept.</obj>", (Phrase("Kept."),), ("<obj>Open",)),
+        ("<obj>A.<box><x1><y2><x3></box></obj>", (Phrase("A."),), ("<box><x1><y2><x3></box>",)),
+        (
+            "<obj>A.<box><x1><y2><x3><y4></box><box><x1></obj>",
+            (Phrase("A.", (Box(0.015, 0.025, 0.035, 0.045),)),),
+            ("<box><x1>",),
+        ),
+        ("text </obj>", (), ("text </obj>",)),
+    ],
+)
+def test_malformed_texts(text, phrases, cut):
+    assert parse(text) == GroundedReport(phrases, True, cut)
+
+
+@given(st.lists(st.sampled_from(["<obj>", "</obj>", "<box>", "</box>", "<x1>", "<y2>", "a ", " "])))
+def test_parsing_never_raises_and_loses_no_letter(pieces):
+    text = "".join(pieces)
+    report = parse(text)
+    kept = "".join(phrase.text for phrase in report.phrases) + "".join(report.cut)
+    assert kept.count("a") == text.count("a")
+
+
+@given(st.tuples(*[st.integers(0, 99)] * 4))
+def test_every_bin_survives_the_way_through_text(bins):
+    x0, x1, y0, y1 = *sorted(bins[:2]), *sorted(bins[2:])
+    box = Box(*((value + 0.5) / 100 for value in (x0, y0, x1, y1)))
+    assert parse(to_text([Phrase("A.", (box,))])).phrases[0].boxes == (box,)
+
+
+def test_boxes_outside_the_image_are_refused():
+    for box in (Box(-0.1, 0, 1, 1), Box(0, 0, 1.1, 1), Box(0.5, 0, 0.4, 1)):
+        with pytest.raises(ValueError, match="rectangle"):
+            box_to_tokens(box)
+    assert box_to_tokens(Box(0, 0, 1, 1)) == "<box><x0><y0><x99><y99></box>"
+
+
+def test_adjustment_as_in_maira2():
+    # side = 400, offset = ((600 - 400) // 2, 0): int(0.105 * 400 + 100) = 142, int(0.905 * 400 + 100) = 462, ...
+    adjusted = adjust_to_original(Box(0.105, 0.205, 0.905, 0.505), width=600, height=400)
+    assert adjusted == Box(142 / 600, 82 / 400, 462 / 600, 202 / 400)
+    tall = adjust_to_original(Box(0.105, 0.205, 0.905, 0.505), width=400, height=601)
+    assert tall == Box(42 / 400, 182 / 601, 362 / 400, 302 / 601)
+
+
+@given(st.integers(50, 3000), st.integers(50, 3000), st.tuples(*[st.integers(0, 99)] * 4))
+def test_the_two_adjustments_undo_each_other_up_to_a_pixel(width, height, bins):
+    x0, x1, y0, y1 = *sorted(bins[:2]), *sorted(bins[2:])
+    box = Box(x0 / 100, y0 / 100, (x1 + 1) / 100, (y1 + 1) / 100)
+    back = adjust_to_square(adjust_to_original(box, width, height), width, height)
+    side = min(width, height)
+    assert back is None or all(
+        abs(a - b) <= 1 / side + 1e-9 for a, b in zip(vars(back).values(), vars(box).values(), strict=True)
+    )
+
+
+def test_a_box_outside_the_square_has_no_place_in_it():
+    assert adjust_to_square(Box(0, 0, 0.1, 1), width=600, height=400) is None

@@ -1,0 +1,162 @@
+"""Pixels against MAIRA-2's stretch followed by transformers' PIL image processor: equal bit for bit."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maira_jax.errors import UserError
+from maira_jax.processing.image import ImageConfig, preprocess, preprocess_batch, stretch
+
+CONFIG = {
+    "crop_size": {"height": 518, "width": 518},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5307, 0.5307, 0.5307],
+    "image_processor_type": "BitImageProcessor",
+    "image_std": [0.2583, 0.2583, 0.2583],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 518},
+}
+SMALL = ImageConfig(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.fixture
+def cfg(tmp_path) -> ImageConfig:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CONFIG))
+    return ImageConfig.from_dir(tmp_path)
+
+
+def reference(image: Image.Image, size: int, mean, std) -> np.ndarray:
+    """MAIRA-2's `_normalize_image`, then the image processor that its configuration names."""
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+    grey = np.array(image.convert("L")).astype(float)
+    grey -= grey.min()
+    grey /= grey.max()
+    grey *= 255
+    processor = BitImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=list(mean),
+        image_std=list(std),
+        resample=3,
+    )
+    stretched = Image.fromarray(grey.astype(np.uint8)).convert("L")
+    return processor(stretched, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+
+
+def test_real_xrays(shared_data, cfg):
+    for path in sorted((shared_data / "nih-cxr14-mini" / "images").glob("*.jpg"))[:6]:
+        pixels = preprocess(path, cfg)
+        assert pixels.dtype == np.float32
+        np.testing.assert_array_equal(pixels, reference(Image.open(path), 518, cfg.mean, cfg.std))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 90), (91, 64), (40, 31), (33, 200), (301, 299), (65, 64)])
+def test_any_size(shape):
+    grey = np.random.default_rng(0).integers(3, 200, shape, dtype=np.uint8)
+    wanted = reference(Image.fromarray(grey), 64, SMALL.mean, SMALL.std)
+    np.testing.assert_array_equal(preprocess(grey, SMALL), wanted)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L"])
+def test_colour_files(tmp_path, mode):
+    colours = np.random.default_rng(1).integers(0, 256, (80, 70, 3), dtype=np.uint8)
+    path = tmp_path / "image.png"
+    Image.fromarray(colours).convert(mode).save(path)
+    wanted = reference(Image.open(path), 64, SMALL.mean, SMALL.std)
+    np.testing.assert_array_equal(preprocess(path, SMALL), wanted)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_are_scaled_by_their_own_range(tmp_path, suffix):
+    deep = np.random.default_rng(2).integers(1000, 40000, (70, 90)).astype(np.uint16)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(deep).save(path)
+    scaled = (deep - 1000.0 if deep.min() == 1000 else deep.astype(float) - deep.min()) / np.ptp(deep) * 255
+    wanted = scaled.astype(np.uint8)
+    np.testing.assert_array_equal(stretch(deep), wanted)
+    # The second stretch of an image that already has the full range changes nothing.
+    np.testing.assert_array_equal(preprocess(path, SMALL), preprocess(wanted, SMALL))
+
+
+def test_float_and_signed_arrays():
+    grey = np.linspace(-1000, 2000, 64 * 64).reshape(64, 64)
+    out = stretch(grey.astype(np.float32))
+    assert (out.min(), out.max()) == (0, 255) and (np.diff(out.ravel().astype(int)) >= 0).all()
+    assert abs(stretch(grey.astype(np.int16)).astype(int) - out).max() <= 1
+
+
+def test_fractions_are_cut_and_not_rounded():
+    ramp = np.arange(201, dtype=np.uint8).reshape(1, -1)
+    exact = ramp / 200 * 255
+    np.testing.assert_array_equal(stretch(ramp), np.floor(exact))
+    assert (stretch(ramp) != np.rint(exact)).mean() > 0.4
+
+
+def test_batch_equals_one_by_one():
+    images = np.random.default_rng(3).integers(10, 99, (5, 64, 64), dtype=np.uint8)
+    pixels = preprocess_batch(images, SMALL)
+    np.testing.assert_array_equal(pixels, [preprocess(image, SMALL) for image in images])
+    assert pixels.dtype == np.float32
+    images[2] = 7
+    with pytest.raises(UserError, match="image 2 of the batch is constant"):
+        preprocess_batch(images, SMALL)
+    with pytest.raises(UserError, match="give uint8"):
+        preprocess_batch(images[:, :32], SMALL)
+
+
+def test_unusable_arrays_are_refused():
+    for array, words in [
+        (np.full((8, 8), 3, np.uint8), "constant"),
+        (np.zeros((8, 8, 3), np.uint8), "shape"),
+        (np.zeros((0, 8), np.uint8), "shape"),
+        (np.array([[1.0, np.nan]]), "finite"),
+        (np.array([[True, False]]), "bool"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            preprocess(array, SMALL)
+
+
+def test_unusable_files_are_refused_by_name(tmp_path):
+    grey = np.random.default_rng(4).integers(0, 255, (80, 80), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    Image.fromarray(grey).save(tmp_path / "whole.jpg")
+    files = {
+        "empty.png": b"",
+        "text.png": b"this is not an image",
+        "cut.png": whole[: len(whole) // 2],
+        "cut.jpg": (tmp_path / "whole.jpg").read_bytes()[:2000],
+        "flipped.png": whole[:60] + bytes(byte ^ 255 for byte in whole[60:200]) + whole[200:],
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            preprocess(tmp_path / name, SMALL)
+    with pytest.raises(UserError, match="absent.png does not exist"):
+        preprocess(tmp_path / "absent.png", SMALL)
+    Image.new("L", (80, 80), 9).save(tmp_path / "black.png")
+    with pytest.raises(UserError, match="black.png is constant"):
+        preprocess(tmp_path / "black.png", SMALL)
+
+
+def test_config_is_read_and_what_it_does_not_know_is_refused(tmp_path, cfg):
+    assert (cfg.size, cfg.mean[0], cfg.std[0]) == (518, 0.5307, 0.2583)
+    for change in (
+        {"resample": 2},
+        {"do_resize": False},
+        {"image_processor_type": "CLIPImageProcessor"},
+        {"crop_size": {"height": 500, "width": 518}},
+        {"image_mean": [0.5]},
+        {"size": {"height": 518}},
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(CONFIG | change))
+        with pytest.raises(UserError, match="preprocessor_config.json"):
+            ImageConfig.from_dir(tmp_path)

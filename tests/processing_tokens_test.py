@@ -1,0 +1,220 @@
+"""Token ids against transformers and sentencepiece, and the kind of every token."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maira_jax.errors import UserError
+from maira_jax.processing import build_tokenizer
+from maira_jax.processing.prompt import phrase_grounding_prompt, reporting_prompt
+from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.studies.study import Study
+
+IMAGE = np.arange(16, dtype=np.uint8).reshape(4, 4)
+CARD = {"indication": "Dyspnea.", "technique": "PA and lateral views of the chest.", "comparison": "None."}
+BOTH = {"frontal": IMAGE, "lateral": IMAGE}
+CORPUS = (
+    "There is a small left pleural effusion. The heart is normal in size. No pneumothorax.",
+    "Given the current frontal image only. INDICATION: Cough and fever. TECHNIQUE: AP. COMPARISON: N/A",
+)
+
+
+def study(**fields) -> Study:
+    return Study(**({"study_id": "s", "patient_id": "p", "frontal": IMAGE} | fields))
+
+
+def with_config(directory, image_size):
+    (directory / "config.json").write_text(json.dumps({"vision_config": {"image_size": image_size, "patch_size": 14}}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def small_dir(tmp_path_factory):
+    directory = with_config(tmp_path_factory.mktemp("small"), 28)
+    build_tokenizer.from_corpus(CORPUS, 330, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def small(small_dir) -> Tokenizer:
+    return Tokenizer.from_dir(small_dir)
+
+
+@pytest.fixture(scope="module")
+def llama_dir(shared_data, tmp_path_factory):
+    directory = with_config(tmp_path_factory.mktemp("llama"), 518)
+    build_tokenizer.from_sentencepiece(shared_data / "llama-tokenizer" / "tokenizer.model", directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def llama(llama_dir) -> Tokenizer:
+    return Tokenizer.from_dir(llama_dir)
+
+
+def test_llama_files_have_the_published_sizes(llama_dir):
+    sizes = {"tokenizer.json": 3656334, "added_tokens.json": 3723, "special_tokens_map.json": 552}
+    assert {name: (llama_dir / name).stat().st_size for name in sizes} == sizes
+
+
+def test_llama_ids_are_maira2s(llama):
+    assert (llama.vocab_size, llama.image_id) == (32207, 32204)
+    assert (llama.pad_id, llama.bos_id, llama.eos_id) == (0, 1, 2)
+    assert llama.patches_per_image == 1369
+
+
+@pytest.mark.parametrize(
+    ("make", "length"),
+    [
+        (lambda: reporting_prompt(study()), 1455),
+        (lambda: reporting_prompt(study(**BOTH, **CARD)), 2837),
+        (lambda: reporting_prompt(study(**BOTH, **CARD), grounded=True), 2908),
+        (lambda: reporting_prompt(study(**BOTH, prior_frontal=IMAGE), grounded=True), 4284),
+        (lambda: phrase_grounding_prompt("Pleural effusion."), 1448),
+    ],
+    ids=["frontal", "card", "card grounded", "three images", "phrase"],
+)
+def test_llama_prompts_have_maira2s_lengths_and_transformers_ids(llama, llama_dir, make, length):
+    from transformers import AutoTokenizer
+
+    prompt = make()
+    encoded = llama.encode(prompt)
+    assert len(encoded) == encoded.n_prompt == length
+    assert encoded.ids[-1] == 29871  # the prompt's last space, alone
+    text = llama.text(prompt).replace("<image>", "<image>" * 1369)  # what the reference processor does
+    theirs = AutoTokenizer.from_pretrained(llama_dir, local_files_only=True)
+    assert encoded.ids.tolist() == theirs(text).input_ids
+
+
+def test_llama_ids_are_sentencepieces_on_real_reports(llama, shared_data):
+    import sentencepiece
+
+    reference = sentencepiece.SentencePieceProcessor(str(shared_data / "llama-tokenizer" / "tokenizer.model"))
+    with (shared_data / "iu-xray-reports" / "indiana_reports.csv").open() as file:
+        reports = [row["findings"].strip() for row in csv.DictReader(file) if row["findings"].strip()][:500]
+    prompt = reporting_prompt(study(frontal=None))
+    n = len(llama.encode(prompt))
+    for report in reports:
+        encoded = llama.encode(prompt, report)
+        assert encoded.ids[n:-1].tolist() == reference.encode(report)
+        assert llama.decode(encoded.ids[n:]) == report
+
+
+def test_trained_tokenizer_agrees_with_transformers(small, small_dir):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(small_dir, local_files_only=True)
+    assert theirs.padding_side == "left" and len(theirs) == small.vocab_size
+    prompt = reporting_prompt(study(indication="Ünknown  words →\n<x3>", technique=" two  spaces "))
+    text = small.text(prompt).replace("<image>", "<image>" * 4)
+    assert small.encode(prompt).ids.tolist() == theirs(text).input_ids
+
+
+def test_trained_tokenizer_is_laid_out_as_maira2s(small):
+    assert small.vocab_size == 330 + 207
+    assert small.image_id == 330 + 204
+    assert small.pieces([0, 1, 2, 330, 333, 334, 434]) == ["<unk>", "<s>", "</s>", "<obj>", "</box>", "<x0>", "<y0>"]
+
+
+def test_every_token_has_its_kind(small):
+    prompt = reporting_prompt(
+        study(lateral=IMAGE, prior_frontal=IMAGE, prior_report="Small effusion.", indication="Cough.", technique="AP.")
+    )
+    encoded = small.encode(prompt, "The heart is normal.")
+    words = {
+        kind: "".join(small.pieces(encoded.ids[encoded.kinds == kind])).strip()
+        for kind in Kind
+        if kind not in (Kind.BOILERPLATE, Kind.IMAGE, Kind.IMAGE_LAST)
+    }
+    assert words == {
+        Kind.PAD: "",
+        Kind.BOS: "<s>",
+        Kind.INDICATION: "Cough.",
+        Kind.TECHNIQUE: "AP.",
+        Kind.COMPARISON: "N/A",
+        Kind.PRIOR_REPORT: "Small effusion.",
+        Kind.FINDINGS: "The heart is normal.",
+        Kind.EOS: "</s>",
+    }
+    (images,) = np.nonzero(encoded.ids == small.image_id)
+    assert encoded.kinds[images].tolist() == [Kind.IMAGE, Kind.IMAGE, Kind.IMAGE, Kind.IMAGE_LAST] * 3
+    assert encoded.kinds[-1] == Kind.EOS and encoded.kinds[0] == Kind.BOS
+
+
+def test_findings_do_not_change_the_prompts_tokens(small):
+    prompt = reporting_prompt(study())
+    alone, whole = small.encode(prompt), small.encode(prompt, "There is a small effusion.")
+    assert whole.n_prompt == len(alone)
+    np.testing.assert_array_equal(whole.ids[: len(alone)], alone.ids)
+    assert small.pieces(whole.ids[len(alone) : len(alone) + 1])[0].startswith(" ")
+
+
+def test_grounded_findings_keep_their_boxes(small):
+    findings = "<obj>There is a small effusion.<box><x1><y2><x30><y40></box></obj><obj>No pneumothorax.</obj>"
+    encoded = small.encode(reporting_prompt(study(), grounded=True), findings)
+    assert small.decode(encoded.ids[encoded.n_prompt :]) == findings
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(alphabet=st.characters(exclude_characters="<"), max_size=40))
+def test_any_text_survives_encoding(small, text):
+    encoded = small.encode(reporting_prompt(study(frontal=None, indication=text)), text)
+    # Leading marks of word boundaries read as spaces: the library's own decoder does the same.
+    assert small.decode(encoded.ids[encoded.kinds == Kind.FINDINGS]) == text.strip().replace("\u2581", " ").strip()
+
+
+def test_policies():
+    kinds = np.asarray(list(Kind))
+    names = {
+        policy: [Kind(kind).name for kind in kinds[policy_mask(kinds, policy)]] for policy in ("method", "findings")
+    }
+    assert names == {
+        "method": ["IMAGE_LAST", "INDICATION", "TECHNIQUE", "COMPARISON", "PRIOR_REPORT", "FINDINGS"],
+        "findings": ["FINDINGS"],
+    }
+    assert policy_mask(kinds, "all").sum() == len(Kind) - 1 and not policy_mask(kinds, "all")[Kind.PAD]
+    with pytest.raises(UserError, match="'other'"):
+        policy_mask(kinds, "other")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batch_pads_on_the_side_asked_for(small, side):
+    rows = [
+        small.encode(reporting_prompt(study(frontal=None, indication=text))) for text in ("Cough.", "Cough and fever.")
+    ]
+    tokens, mask, kinds = small.batch(rows, length=260, side=side)
+    assert tokens.shape == mask.shape == kinds.shape == (2, 260)
+    assert (tokens.dtype, mask.dtype, kinds.dtype) == (np.int32, bool, np.int8)
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(tokens[i, mask[i]], row.ids)
+        np.testing.assert_array_equal(kinds[i, mask[i]], row.kinds)
+        assert mask[i, -1 if side == "left" else 0] and not mask[i, 0 if side == "left" else -1]
+        assert (kinds[i, ~mask[i]] == Kind.PAD).all() and (tokens[i, ~mask[i]] == small.pad_id).all()
+    with pytest.raises(ValueError, match="does not fit"):
+        small.batch(rows, length=3)
+
+
+def test_bad_folders_are_refused_by_name(tmp_path, small_dir):
+    with pytest.raises(UserError, match="tokenizer.json does not exist"):
+        Tokenizer.from_dir(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer.json is not a tokenizer file"):
+        Tokenizer.from_dir(tmp_path)
+    (tmp_path / "tokenizer.json").write_text((small_dir / "tokenizer.json").read_text().replace("<image>", "<img>"))
+    (tmp_path / "config.json").write_text((small_dir / "config.json").read_text())
+    with pytest.raises(UserError, match="no token <image>"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_builders_refuse_bad_input(tmp_path):
+    with pytest.raises(UserError, match="choose that number"):
+        build_tokenizer.from_corpus(CORPUS, 5000, tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    with pytest.raises(UserError, match="not a sentencepiece model"):
+        build_tokenizer.from_sentencepiece(tmp_path / "tokenizer.model", tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        build_tokenizer.from_sentencepiece(tmp_path / "absent.model", tmp_path)
