@@ -100,7 +100,9 @@ def test_images_come_in_the_order_of_their_tokens():
     assert [image is wanted for image, wanted in zip(order, (IMAGE, OTHER, THIRD), strict=True)] == [True] * 3
 
 
-@pytest.mark.parametrize("fields", [{"frontal": None, "lateral": OTHER}, {"indication": "see <image>"}])
+@pytest.mark.parametrize(
+    "fields", [{"frontal": None, "lateral": OTHER}, {"indication": "see <image>"}, {"indication": "\ud800"}]
+)
 def test_studies_without_a_prompt_are_refused_by_name(fields):
     with pytest.raises(UserError, match="study s"):
         reporting_prompt(study(**fields))

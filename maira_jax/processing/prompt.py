@@ -165,7 +165,7 @@ def reporting_prompt(study: "Study", grounded: bool = False) -> Prompt:
     MAIRA-2's own processor does not have, gets the same prompt without the sentence on images.
 
     Raises:
-      UserError: as `study_images`; a section holds the image token; `grounded` is asked of a study without an image.
+      UserError: as `study_images`; as `check_text`; `grounded` is asked of a study without an image.
     """
     study_images(study)
     if grounded and study.frontal is None:
@@ -185,11 +185,11 @@ def phrase_grounding_prompt(phrase: str) -> Prompt:
     """The prompt that asks where a finding is in the current frontal image.
 
     Raises:
-      UserError: the phrase is empty or holds the image token.
+      UserError: the phrase is empty, or as `check_text`.
     """
     if not phrase:
         raise UserError("the phrase to locate is empty: name a finding, such as 'Pleural effusion.'")
-    _refuse_image_token(phrase, "the phrase to locate")
+    check_text(phrase, "the phrase to locate")
     return _assemble([(f"Given the current frontal image{IMAGE_TOKEN}{_PHRASE}", None), (phrase, Section.PHRASE)])
 
 
@@ -211,14 +211,20 @@ def _section(study: "Study", section: Section) -> str:
     value = getattr(study, section)
     if not isinstance(value, str) or not value:
         return NOT_AVAILABLE
-    _refuse_image_token(value, f"{section} of study {study.study_id}")
+    check_text(value, f"{section} of study {study.study_id}")
     return value
 
 
-def _refuse_image_token(text: str, where: str) -> None:
-    # It would become an image that does not exist.
+def check_text(text: str, where: str) -> None:
+    """Refuses text that cannot be part of a prompt or a report.
+
+    Raises:
+      UserError: it holds the image token, which would become an image that does not exist, or half a character.
+    """
     if IMAGE_TOKEN in text:
         raise UserError(f"{where} holds the text {IMAGE_TOKEN}, which stands for an image: remove it")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{where} holds a lone surrogate, which is no character: repair its encoding")
 
 
 def _assemble(pieces: Sequence[tuple[str, Section | None]]) -> Prompt:

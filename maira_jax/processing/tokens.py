@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from maira_jax.errors import UserError
-from maira_jax.processing.prompt import IMAGE_TOKEN, ChatTemplate, Prompt, Section
+from maira_jax.processing.prompt import IMAGE_TOKEN, ChatTemplate, Prompt, Section, check_text
 from maira_jax.run import files
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -176,13 +176,12 @@ class Tokenizer:
         one does. Findings that begin with a grounding token have no such mark.
 
         Raises:
-          UserError: the findings hold the image token.
+          UserError: as `check_text`, of the findings.
         """
         ids, kinds = self._encode_prompt(prompt)
         n_prompt = len(ids)
         if findings is not None:
-            if IMAGE_TOKEN in findings:
-                raise UserError(f"findings hold the text {IMAGE_TOKEN}, which stands for an image: remove it")
+            check_text(findings, "a study's findings")
             written = self._backend.encode(findings.strip(), add_special_tokens=False).ids
             ids = np.concatenate([ids, np.asarray([*written, self.eos_id], np.int32)])
             kinds = np.concatenate([kinds, np.asarray([Kind.FINDINGS] * len(written) + [Kind.EOS], np.int8)])
