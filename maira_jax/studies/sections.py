@@ -36,9 +36,10 @@ def split_sections(report: str) -> dict[str, str]:
     """
     out: dict[str, str] = {}
     headings = list(_HEADING.finditer(report))
-    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+    ends = [*(heading.start() for heading in headings[1:]), len(report)]
+    for heading, end in zip(headings, ends, strict=False):  # without a heading there is still an end
         name = _NAMES.get(" ".join(heading.group(1).split()))
-        text = " ".join(report[heading.end() : following.start() if following else None].split())
+        text = " ".join(report[heading.end() : end].split())
         if name and text:
             out[name] = f"{out[name]} {text}" if name in out else text
     return out

@@ -1,0 +1,85 @@
+"""Choosing a source from a config, the split by patient, and what a Finding accepts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from maira_jax.errors import UserError
+from maira_jax.studies import Finding, load_studies, phantom, split_of
+
+
+def test_phantom_by_section() -> None:
+    studies = load_studies(ConfigDict({"source": "phantom", "n": 3, "seed": 4, "start": 2, "size": 56}))
+    assert [study.study_id for study in studies] == [f"phantom-4-{i:06d}" for i in (2, 3, 4)]
+    assert np.asarray(studies[0].frontal).shape == (56, 56)
+    default = load_studies(ConfigDict({"source": "phantom", "n": 1, "seed": 4}))[0]
+    assert default.findings == phantom.studies(0, 1, seed=4)[0].findings
+    assert np.asarray(default.frontal).shape == (112, 112)
+
+
+def test_manifest_by_section(tmp_path: Path) -> None:
+    path = tmp_path / "studies.jsonl"
+    path.write_text("".join(f'{{"study_id": "{i}", "patient_id": "p", "findings": "x"}}\n' for i in range(5)))
+    assert len(load_studies(ConfigDict({"source": "manifest", "path": str(path)}))) == 5
+    assert len(load_studies(ConfigDict({"source": "manifest", "path": str(path), "n": 2}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"source": "padchest"}, "studies.source='padchest' is unknown"),
+        ({}, "studies.source=None is unknown"),
+        ({"source": "phantom"}, "studies.n is None"),
+        ({"source": "phantom", "n": 0, "seed": 0}, "studies.n=0"),
+        ({"source": "manifest"}, "studies.path is empty"),
+        ({"source": "mimic_cxr", "path": "/nowhere"}, "mimic-cxr-*-metadata"),
+    ],
+)
+def test_says_which_field_is_wrong(section: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_studies(ConfigDict(section))
+    assert says in str(error.value)
+
+
+def test_nih_and_iu_are_never_one_study(shared_data: Path) -> None:
+    section = {"source": "nih_iu", "path": str(shared_data)}
+    studies = load_studies(ConfigDict(section))
+    assert len(studies) == 910 + 3337
+    for study in studies:
+        assert (study.frontal is None) == (study.findings_origin == "report")
+    some = load_studies(ConfigDict({**section, "n": 5}))
+    assert [study.study_id.split("-")[0] for study in some] == ["nih", "nih", "iu", "iu", "iu"]
+    for source, folder in (("nih_cxr14", "nih-cxr14-mini"), ("iu_xray", "iu-xray-reports")):
+        assert len(load_studies(ConfigDict({"source": source, "path": str(shared_data / folder), "n": 4}))) == 4
+
+
+def test_split_by_patient() -> None:
+    patients = [f"p{i}" for i in range(4000)]
+    held_out = [patient for patient in patients if split_of(patient, 0.2) == "held_out"]
+    assert abs(len(held_out) / len(patients) - 0.2) < 0.03
+    assert set(held_out) <= {patient for patient in patients if split_of(patient, 0.3) == "held_out"}
+    assert {split_of(patient, 0.0) for patient in patients} == {"train"}
+    assert {split_of(patient, 1.0) for patient in patients} == {"held_out"}
+    assert held_out != [patient for patient in patients if split_of(patient, 0.2, seed=1) == "held_out"]
+    # The same on every machine and for ever: stored activations carry it.
+    assert [split_of(f"p{i}", 0.5) for i in range(6)] == ["train", "train", "held_out", "train", "held_out", "held_out"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"status": "here"},
+        {"status": None},
+        {"side": "bilateral"},
+        {"size": "mild"},
+        {"zone": "apical"},
+        {"change": "gone"},
+        {"tip": "low"},
+        {"change": "resolved"},
+    ],
+)
+def test_a_finding_takes_only_its_words(fields: dict[str, str | None]) -> None:
+    with pytest.raises(ValueError, match="is not one of|needs status"):
+        Finding(**{"name": "pneumothorax", "status": "present", **fields})  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""The reader of NIH ChestX-ray14, on a small folder and on the real images."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from maira_jax.errors import UserError
+from maira_jax.studies import nih_cxr14
+
+_HEADER = "image_id,patient_id,follow_up,age_years,sex,view,labels,prior_image_id,boxes_xywh_fraction\n"
+
+
+def _folder(tmp_path: Path, *lines: str, images: tuple[str, ...] = ("1_0", "1_1")) -> Path:
+    (tmp_path / "images").mkdir(exist_ok=True)
+    for image in images:
+        (tmp_path / "images" / f"{image}.jpg").write_bytes(b"not read here")
+    (tmp_path / nih_cxr14.FILE).write_text(_HEADER + "".join(line + "\n" for line in lines))
+    return tmp_path
+
+
+def test_reads_images_priors_and_labels(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "1_0,1,0,50,M,PA,No Finding,,", "1_1,1,1,50,M,AP,Edema|Effusion,1_0,")
+    first, second = nih_cxr14.read(folder)
+    assert first.frontal == folder / "images" / "1_0.jpg" == second.prior_frontal
+    assert (first.study_id, first.patient_id, first.prior_frontal) == ("nih-1_0", "nih-1", None)
+    assert (first.technique, second.technique) == ("PA view of the chest.", "AP view of the chest.")
+    assert first.labels["no finding"] and not first.labels["pleural effusion"]
+    assert {name for name, value in second.labels.items() if value} == {"oedema", "pleural effusion"}
+    assert first.findings_origin == second.findings_origin == "labels"
+    assert first.truth is None  # mined labels are not truth
+    assert (
+        first.findings == "The lungs are clear without consolidation or edema. No pleural effusion or pneumothorax."
+        " Heart size is normal."
+    )
+    assert (
+        second.findings == "There is pulmonary edema. No consolidation. There is a pleural effusion. No pneumothorax."
+        " Heart size is normal."
+    )
+    assert len(nih_cxr14.read(folder, n=1)) == 1
+
+
+def test_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        nih_cxr14.read(tmp_path)
+    with pytest.raises(UserError, match="lists no studies"):
+        nih_cxr14.read(_folder(tmp_path))
+    with pytest.raises(UserError, match="unknown label 'Cold'"):
+        nih_cxr14.read(_folder(tmp_path, "1_0,1,0,50,M,PA,Edema|Cold,,"))
+    with pytest.raises(UserError, match=r"9_9\.jpg does not exist"):
+        nih_cxr14.read(_folder(tmp_path, "9_9,1,0,50,M,PA,Edema,,"))
+    with pytest.raises(UserError, match=r"8_8\.jpg does not exist"):
+        nih_cxr14.read(_folder(tmp_path, "1_0,1,0,50,M,PA,Edema,8_8,"))
+
+
+def test_reads_the_real_images(shared_data: Path) -> None:
+    studies = nih_cxr14.read(shared_data / "nih-cxr14-mini")
+    assert len(studies) == 910
+    assert len({study.patient_id for study in studies}) == 617
+    assert sum(study.prior_frontal is not None for study in studies) == 293
+    assert sum(study.labels["pneumonia"] for study in studies) == 410
+    assert isinstance(studies[0].frontal, Path)
+    with Image.open(studies[0].frontal) as image:
+        assert min(image.size) == 518 and image.mode == "L"
