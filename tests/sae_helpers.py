@@ -1,0 +1,106 @@
+"""A small activation store with known structure, and a small random model, for the tests of `sae`."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pyarrow as pa
+
+from configs import phantom
+from maira_jax.checkpoint import convert
+from maira_jax.model import maira2
+from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
+from maira_jax.processing import build_tokenizer
+from maira_jax.processing.prompt import reporting_prompt
+from maira_jax.run import files
+from maira_jax.run.stage import Stage
+from maira_jax.studies import load_studies
+from sae.activations import Layout, StoreWriter
+
+
+def activations(n: int, d: int, n_true: int = 96, seed: int = 0) -> np.ndarray:
+    """Sparse sums of random directions around an offset. float32 [n, d]"""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(n_true, d))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    strengths = (rng.random((n, n_true)) < 6 / n_true) * rng.exponential(size=(n, n_true))
+    return (3 * strengths @ directions + rng.normal(size=d) + 0.02 * rng.normal(size=(n, d))).astype(np.float32)
+
+
+def tables(n: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Token and study tables for `n` tokens in studies of 20 to 60; every fifth study is held out."""
+    rng = np.random.default_rng(seed)
+    ends = np.cumsum(rng.integers(20, 60, size=n // 20))
+    ends = np.append(ends[ends < n], n)
+    starts = np.append(0, ends[:-1])
+    m = len(ends)
+    tokens = pa.table(
+        {
+            "study": np.repeat(np.arange(m, dtype=np.int32), ends - starts),
+            "position": (np.arange(n) - np.repeat(starts, ends - starts)).astype(np.int32),
+            "token_id": rng.integers(3, 100, n).astype(np.int32),
+            "kind": np.full(n, 9, np.int8),
+        }
+    )
+    studies = pa.table(
+        {
+            "study_id": [f"s{i}" for i in range(m)],
+            "patient_id": [f"p{i}" for i in range(m)],
+            "split": ["train" if i % 5 else "held_out" for i in range(m)],
+            "labels": [json.dumps({"pneumothorax": bool(i % 2)}) for i in range(m)],
+            "start": starts,
+            "stop": ends,
+        }
+    )
+    return tokens, studies
+
+
+def make_store(
+    workdir: Path, values: np.ndarray, dtype: str = "float32", shard_rows: int = 1024, chunk_rows: int = 32
+) -> None:
+    """A finished `activations` stage that holds `values [n, d]`."""
+    layout = Layout(*values.shape, dtype, shard_rows, chunk_rows)
+    with Stage(workdir, "activations", {}) as stage:
+        source = {"site": "language.3.resid_post", "checkpoint": "phantom", "policy": "method"}
+        writer = StoreWriter(stage.dir, layout, *tables(len(values)), source)
+        for shard in writer.missing():
+            start, stop = layout.rows(shard)
+            writer.write(shard, values[start:stop])
+        stage.finish({"tokens": len(values)})
+
+
+def train_config(**train: object) -> ml_collections.ConfigDict:
+    """The phantom's config with a short training."""
+    config = phantom.get_config()
+    config.sae.k, config.sae.expansion = 4, 4
+    short = {
+        "steps": 60,
+        "batch_size": 128,
+        "warmup_steps": 5,
+        "decay_start": 40,
+        "threshold_start": 10,
+        "dead_tokens": 1000,
+        "chunk_steps": 5,
+        "checkpoint_every": 10,
+    }
+    config.train.update(short | train)
+    return config
+
+
+def make_model(directory: Path, studies: ml_collections.ConfigDict) -> None:
+    """A checkpoint with random weights and a tokenizer for the phantom's `studies`, in the Hugging Face layout."""
+    directory.mkdir(parents=True)
+    texts = [reporting_prompt(study).content + f" {study.findings}" for study in load_studies(studies)]
+    build_tokenizer.from_corpus(texts, 420, directory)
+    image_id = files.read_json(directory / "added_tokens.json")["<image>"]
+    vision = VisionConfig(32, 1, 2, 64, 28, 56, 1e-6)
+    text = TextConfig(image_id + 3, 48, 96, 3, 4, 4, 12, 1e-5, 10000.0, 1.5)
+    cfg = Maira2Config(vision, text, image_token_id=image_id, projector_n_layers=4)
+    files.write_json(directory / "config.json", to_hf_dict(dataclasses.replace(cfg)))
+    square = {"height": 56, "width": 56}
+    preprocessor = {"size": {"shortest_edge": 56}, "crop_size": square, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    files.write_json(directory / "preprocessor_config.json", preprocessor)
+    convert.to_hf(maira2.init(cfg, jax.random.key(0)), cfg, directory, np.dtype(np.float32))
