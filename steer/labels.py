@@ -47,6 +47,7 @@ class _Mention:
     start: int
     end: int
     status: str = "present"
+    phrase: str = ""
     normal: bool = False
     before: str = ""
     after: str = ""
@@ -112,7 +113,7 @@ def _find_mentions(clause: str) -> list[_Mention]:
             free = free[: mention.start] + "_" * (mention.end - mention.start) + free[mention.end :]
     for name, pattern in terms.MENTIONS:
         for match in pattern.finditer(free):
-            found.append(_Mention(name, match.start(), match.end()))
+            found.append(_Mention(name, match.start(), match.end(), phrase=match.group()))
         free = _blank(free, pattern)
     found.sort(key=lambda mention: mention.start)
     return found
@@ -388,7 +389,11 @@ def extract(report: str) -> tuple[Finding, ...]:
       present where the report says so (or the like of "no acute abnormality") and states nothing
       present or uncertain but devices.
     """
-    findings: list[Finding] = []
+    return _findings(report, _read(report))
+
+
+def _read(report: str) -> list[_Mention]:
+    """Everything that a report mentions, in order."""
     previous: list[_Mention] = []
     mentions: list[_Mention] = []
     for sentence in _sentences(report):
@@ -401,9 +406,11 @@ def extract(report: str) -> tuple[Finding, ...]:
             _anaphora(sentence, previous)
         else:
             previous = []
-    for mention in mentions:
-        findings += mention.findings()
-    merged = _merge(findings)
+    return mentions
+
+
+def _findings(report: str, mentions: Iterable[_Mention]) -> tuple[Finding, ...]:
+    merged = _merge([finding for mention in mentions for finding in mention.findings()])
     healthy = all(f.status == "absent" or f.name in terms.DEVICES + ("support devices",) for f in merged)
     if healthy and terms.NO_FINDING.search(report.lower()):
         merged += (Finding("no finding", "present"),)
@@ -420,7 +427,7 @@ def chexpert(findings: Iterable[Finding]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for finding in findings:
         name = "support devices" if finding.name in terms.DEVICES else finding.name
-        if rank[finding.status] >= rank.get(labels.get(name, "absent"), 0):
+        if name in terms.CHEXPERT and rank[finding.status] >= rank.get(labels.get(name, "absent"), 0):
             labels[name] = finding.status
     found = (s for n, s in labels.items() if n not in ("support devices", "no finding"))
     labels["no finding"] = "present" if all(s == "absent" for s in found) else "absent"
@@ -431,12 +438,16 @@ def concepts(report: str) -> dict[str, bool]:
     """Study-level concepts of a report, in the vocabulary of `Study.labels`.
 
     The phantom's concepts (its findings with their sides, sizes, zones and tips, changes,
-    communication, comparison) and the CheXpert observations, all read from the text alone. An
-    uncertain finding counts as not there.
+    communication, comparison), the CheXpert observations and the other labels of the data sets that
+    `maira_jax.studies` reads, all from the text alone. An uncertain finding counts as not there.
     """
-    findings = extract(report)
-    real = {name: False for name in terms.CHEXPERT}
+    mentions = _read(report)
+    findings = _findings(report, mentions)
+    real = {name: False for name in (*terms.CHEXPERT, *terms.NARROWER)}
     real |= {name: status == "present" for name, status in chexpert(findings).items()}
+    for mention in mentions:
+        if mention.status == "present":
+            real |= {name: True for name, words in terms.NARROWER.items() if words.search(mention.phrase)}
     return real | labels(findings, has_comparison(report), is_communication(report))
 
 

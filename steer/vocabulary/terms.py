@@ -275,6 +275,15 @@ _MENTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "fracture",
         (r"fractur(?:es?|ed)",),
     ),
+    ("emphysema", (r"(?:\w+ )?emphysema(?:tous)?(?: changes?)?", r"copd")),
+    (
+        "fibrosis",
+        (
+            r"(?:pulmonary |interstitial |lung )*fibrosis",
+            r"fibrotic (?:changes?|scarring|opacit\w+|disease)",
+        ),
+    ),
+    ("hernia", (r"(?:hiatal |hiatus |diaphragmatic )?hernias?",)),
 )
 
 # Statements of normality that deny findings without naming them.
@@ -350,7 +359,7 @@ VETO: re.Pattern[str] = any_of(
         r"(?:knee|joint|bowel|stomach) effusions?",
         r"(?:soft tissue|subcutaneous|leg|ankle|pedal|peripheral|facial) o?edema",
         (
-            r"(?:granulomatous|degenerative|coronary|arterial|obstructive|emphysematous|bony|"
+            r"(?:granulomatous|degenerative|coronary|arterial|obstructive|bony|"
             r"osseous) (?:disease|process|changes?)"
         ),
         r"heart,? (?:and|or) (?:lungs?)",
@@ -365,6 +374,17 @@ VETO: re.Pattern[str] = any_of(
         r"lung (?:base|apex|field)s?",
     ]
 )
+
+#: Concepts of data sets that are one kind of a finding above, by the phrase that names it.
+NARROWER: dict[str, re.Pattern[str]] = {
+    "emphysema": re.compile(r"emphysema"),
+    "fibrosis": re.compile(r"fibro(?:sis|tic)"),
+    "hernia": re.compile(r"hernia"),
+    "infiltration": re.compile(r"infiltrat"),
+    "mass": re.compile(r"\bmass"),
+    "nodule": re.compile(r"nodul"),
+    "pleural thickening": re.compile(r"pleural.*thickening|thickening.*pleura"),
+}
 
 MENTIONS: tuple[tuple[str, re.Pattern[str]], ...] = tuple((name, any_of(phrases)) for name, phrases in _MENTIONS)
 NORMAL_STATEMENTS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(

@@ -1,0 +1,270 @@
+"""The evaluate stage: what steering changed, what of it was meant, and how sure that is.
+
+Words used in the results, for a generation that steers towards a concept ("appear": positive
+strength) or away from it ("vanish": negative strength):
+
+* eligible: the unsteered report does not have the concept ("appear"), or has it ("vanish").
+* on-target, the success: eligible, and the steered report has the concept (or no longer has it), as
+  `steer.labels.concepts` reads both reports. Its rate is over eligible generations.
+* off-target: a finding that the concept is not about became present, uncertain or neither. Its rate
+  is over all generations. Attributes (size, comparison, tip) of other findings are counted apart.
+* no change: no finding, attribute or concept changed; "identical": not one character did.
+* degenerate: empty, repetitive or without an end. Such generations are counted, and left out of all
+  rates but "on_target_of_all", where they are failures.
+
+Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, an
+arm and a wish is the one with the most on-target minus off-target generations (degenerate ones are
+failures) on one half of the studies; its rates are those of the other half.
+"""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+from maira_jax.run.progress import progress
+from maira_jax.run.stage import Stage
+from steer.changes import compare, degenerate, edit_distance, words_of
+from steer.directions import NONE
+from steer.labels import concepts
+from steer.sweep import GENERATIONS
+
+RESULTS = "results.parquet"
+SUMMARY = "summary.json"
+APPEAR, VANISH = "appear", "vanish"
+_STRINGS = pa.list_(pa.string())
+SCHEMA = pa.schema(
+    [
+        ("line", pa.int32()),  # of generations.jsonl, from 0
+        ("study", pa.string()),
+        ("direction", pa.string()),
+        ("arm", pa.string()),
+        ("concept", pa.string()),  # "" when the direction has none
+        ("feature", pa.int32()),
+        ("strength", pa.float64()),
+        ("wish", pa.string()),  # "appear", "vanish", or "" without a concept or a strength
+        ("eligible", pa.bool_()),
+        ("on_target", pa.bool_()),
+        ("off_target", pa.bool_()),
+        ("off_target_attributes", pa.bool_()),
+        ("no_change", pa.bool_()),
+        ("identical", pa.bool_()),
+        ("degenerate", pa.string()),  # why, "" if it is not
+        ("appeared", _STRINGS),
+        ("vanished", _STRINGS),
+        ("changed", _STRINGS),
+        ("concepts", _STRINGS),
+        ("edit_distance", pa.int32()),  # words
+        ("words", pa.int32()),  # of the longer of the two reports
+    ]
+)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Compares every steered report with its original.
+
+    Writes `evaluation/results.parquet`, a row a generation (see `SCHEMA`), and
+    `evaluation/summary.json`: `rates` by arm, strength and concept ("all": pooled), `best` strengths
+    by concept, arm and wish, and the `headline`, which pools the latter over concepts.
+
+    Returns:
+      The headline of each arm, flat, and the number of generations.
+
+    Raises:
+      UserError: a field of `config.evaluate` is out of range, or the generations cannot be read.
+    """
+    section = {"evaluate": config.evaluate.to_dict(), "seed": config.seed}
+    if config.evaluate.bootstrap < 1:
+        raise UserError(f"evaluate.bootstrap is {config.evaluate.bootstrap}, but must be at least 1: change it")
+    with Stage(workdir, "evaluation", section, inputs=("steer", "interp")) as stage:
+        if stage.finished:
+            return stage.manifest["counts"]
+        rows = [_judge(number, line) for number, line in _generations(Path(workdir) / "steer" / GENERATIONS)]
+        with files.atomic_path(stage.dir / RESULTS) as path:
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+        summary = summarise(rows, config.evaluate.bootstrap, config.seed)
+        files.write_json(stage.dir / SUMMARY, summary)
+        counts: dict[str, Any] = {"generations": len(rows), "degenerate": sum(bool(r["degenerate"]) for r in rows)}
+        for arm, rates in summary["headline"].items():
+            counts |= {f"{arm}_{name}": rates[name]["rate"] for name in HEADLINE}
+        stage.finish(counts)
+        return counts
+
+
+def _generations(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): steer again") from error
+    for number, line in enumerate(progress(lines, unit="report", desc="evaluate")):
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"line {number + 1} of {path} is not JSON ({error}): steer again") from error
+
+
+def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
+    """The row of `SCHEMA` for one generation."""
+    settings, original, steered = line["settings"], line["original"], line["steered"]
+    concept, strength = settings["concept"], line["strength"]
+    found = compare(original, steered, concept)
+    before, after = words_of(original), words_of(steered)
+    was, now = concepts(original).get(concept), concepts(steered).get(concept)
+    judged = bool(strength) and was is not None
+    wanted = strength > 0
+    return {
+        "line": number,
+        "study": line["study"],
+        "direction": line["direction"],
+        "arm": settings["arm"],
+        "concept": concept,
+        "feature": settings["feature"],
+        "strength": strength,
+        "wish": "" if not judged else APPEAR if wanted else VANISH,
+        "eligible": judged and was != wanted,
+        "on_target": judged and was != wanted and now == wanted,
+        "off_target": found.off_target,
+        "off_target_attributes": found.off_target_attributes,
+        "no_change": found.none,
+        "identical": original == steered,
+        "degenerate": degenerate(steered, line["finished"]),
+        "appeared": list(found.appeared),
+        "vanished": list(found.vanished),
+        "changed": list(found.changed),
+        "concepts": list(found.concepts),
+        "edit_distance": edit_distance(before, after),
+        "words": max(len(before), len(after)),
+    }
+
+
+# --------------------------------------------------------------------------------------------- rates
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """A rate: of the rows that count, the share (or mean) of what is measured."""
+
+    value: Callable[[dict[str, Any]], float]
+    counts: Callable[[dict[str, Any]], bool]
+
+
+def _whole(row: dict[str, Any]) -> bool:
+    return not row["degenerate"]
+
+
+MEASURES = {
+    "on_target": _Measure(lambda r: r["on_target"], lambda r: r["eligible"] and _whole(r)),
+    "on_target_of_all": _Measure(lambda r: r["on_target"] and _whole(r), lambda r: r["eligible"]),
+    "off_target": _Measure(lambda r: r["off_target"], _whole),
+    "off_target_attributes": _Measure(lambda r: r["off_target_attributes"], _whole),
+    "no_change": _Measure(lambda r: r["no_change"], _whole),
+    "identical": _Measure(lambda r: r["identical"], _whole),
+    "degenerate": _Measure(lambda r: bool(r["degenerate"]), lambda r: True),
+    "edit_distance": _Measure(lambda r: r["edit_distance"] / max(r["words"], 1), _whole),
+}
+HEADLINE = ("on_target", "on_target_of_all", "off_target", "no_change", "degenerate")
+
+
+class _Bootstrap:
+    """Intervals of rates over studies: every resample gives each study a weight."""
+
+    def __init__(self, studies: Sequence[str], resamples: int, seed: int):
+        self._index = {study: i for i, study in enumerate(sorted(set(studies)))}
+        n = len(self._index)
+        rng = np.random.default_rng([seed, 1])
+        self._weights = rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64)  # [resamples, studies]
+
+    def rate(self, rows: Sequence[dict[str, Any]], measure: _Measure) -> dict[str, Any]:
+        """{"rate", "low", "high", "n"}; the first three are None where nothing counts."""
+        total, n = np.zeros(len(self._index)), np.zeros(len(self._index))
+        for row in rows:
+            if measure.counts(row):
+                total[self._index[row["study"]]] += measure.value(row)
+                n[self._index[row["study"]]] += 1
+        if not n.sum():
+            return {"rate": None, "low": None, "high": None, "n": 0}
+        totals, ns = self._weights @ total, self._weights @ n
+        low, high = np.percentile(totals[ns > 0] / ns[ns > 0], [2.5, 97.5])
+        return {
+            "rate": round(float(total.sum() / n.sum()), 6),
+            "low": round(float(low), 6),
+            "high": round(float(high), 6),
+            "n": int(n.sum()),
+        }
+
+    def rates(self, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {name: self.rate(rows, measure) for name, measure in MEASURES.items()}
+
+
+def summarise(rows: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
+    """Rates, best strengths and the headline of rows as `_judge` gives them."""
+    steered = [row for row in rows if row["arm"] != NONE]
+    if not steered:
+        raise UserError("there is no steered report to evaluate: steer with at least one direction")
+    bootstrap = _Bootstrap([row["study"] for row in steered], resamples, seed)
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in steered:
+        groups[row["arm"], row["strength"], "all"].append(row)
+        groups[row["arm"], row["strength"], row["concept"]].append(row)
+    rates = [
+        {"arm": arm, "strength": strength, "concept": concept} | bootstrap.rates(group)
+        for (arm, strength, concept), group in sorted(groups.items())
+    ]
+    best, reported = _best(steered, bootstrap, seed)
+    originals = [row for row in rows if row["arm"] == NONE]
+    return {
+        "definitions": __doc__,
+        "studies": len({row["study"] for row in steered}),
+        "unsteered": {
+            "reports": len(originals),
+            "degenerate": sum(bool(row["degenerate"]) for row in originals),
+        },
+        "headline": {arm: bootstrap.rates(group) for arm, group in sorted(reported.items())},
+        "best": best,
+        "rates": rates,
+    }
+
+
+def _halves(rows: Sequence[dict[str, Any]], seed: int) -> set[str]:
+    """The studies on which strengths are chosen: every other one in a shuffled order."""
+    studies = np.array(sorted({row["study"] for row in rows}))
+    return set(np.random.default_rng([seed, 2]).permutation(studies)[::2].tolist())
+
+
+def _best(
+    rows: Sequence[dict[str, Any]], bootstrap: _Bootstrap, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Best strength of each concept, arm and wish, and the generations it is reported on, by arm.
+
+    Only eligible generations take part: what a direction does where its concept is already as
+    wished is in `rates`. Where the one half has no eligible study, `strength` is None.
+    """
+    choosing = _halves(rows, seed)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["eligible"]:
+            groups[row["concept"], row["arm"], row["wish"]].append(row)
+    best: list[dict[str, Any]] = []
+    reported: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for (concept, arm, wish), group in sorted(groups.items()):
+        scores: dict[float, int] = defaultdict(int)
+        for row in group:
+            if row["study"] in choosing:
+                scores[row["strength"]] += _whole(row) * (row["on_target"] - row["off_target"])
+        entry = {"concept": concept, "arm": arm, "wish": wish, "feature": group[0]["feature"]}
+        if not scores:
+            best.append(entry | {"strength": None, "chosen_on": 0})
+            continue
+        strength = max(scores, key=lambda s: (scores[s], -abs(s)))
+        rest = [row for row in group if row["strength"] == strength and row["study"] not in choosing]
+        chosen_on = sum(row["strength"] == strength for row in group) - len(rest)
+        best.append(entry | {"strength": strength, "chosen_on": chosen_on} | bootstrap.rates(rest))
+        reported[arm] += rest
+    return best, reported
