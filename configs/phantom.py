@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.harvest = get_harvest()
     config.sae, config.train = get_sae(), get_train()
     config.export = get_export()
+    config.steer, config.evaluate = get_steer(), get_evaluate()
     return config
 
 
@@ -104,3 +105,25 @@ def get_export() -> ml_collections.ConfigDict:
     export.to = ("safetensors",)  # any of safetensors and dictionary_learning (which needs torch)
     export.fold_normalization = True  # the exported autoencoder takes raw activations
     return export
+
+
+def get_steer() -> ml_collections.ConfigDict:
+    """Which reports are written with which directions added. Every study has every direction at every strength."""
+    steer = ConfigDict()
+    steer.features = ()  # these features; empty: those that match, or the best one of each concept
+    steer.match = ""  # regular expression on explanations, e.g. "pleural effusion"
+    steer.top = 16  # at most so many features
+    steer.arms = ("feature", "means", "random")  # decoder row, difference of means, random; all equally long
+    steer.strengths = (-2.0, -1.0, 1.0, 2.0)  # in units; 0, the unsteered report, is always there
+    steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on findings tokens); or raw
+    steer.studies = 24  # held-out studies
+    steer.batch_size = 64  # reports written together
+    steer.max_new_tokens = 136
+    return steer
+
+
+def get_evaluate() -> ml_collections.ConfigDict:
+    """How steered reports are compared with unsteered ones."""
+    evaluate = ConfigDict()
+    evaluate.bootstrap = 1000  # resamples of the studies for each interval
+    return evaluate
