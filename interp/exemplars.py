@@ -186,7 +186,7 @@ def token_activations(
 def _gather(
     store: Rows, contexts: Contexts, numbers: np.ndarray, batch: int, longest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of sorted contexts: activations read once each [n, d], their numbers [batch, longest], which are real."""
+    """Rows of sorted contexts: activations, each read once [n, d], their numbers [batch, longest], which are real."""
     unique, place = np.unique(numbers, return_inverse=True)
     pieces = []
     begin = 0

@@ -9,6 +9,7 @@ sample, whatever the order or the block size of the pass.
 import dataclasses
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 
 from interp.contexts import Contexts
 from maira_jax.processing.tokens import Kind
+from maira_jax.run import files
 from maira_jax.run.progress import progress
 from sae.autoencoder import Params, Sae, encode
 
@@ -306,3 +308,22 @@ def _to_host(state: State, pool: np.ndarray, lengths: np.ndarray, n_pool: int) -
         total_contexts=len(lengths),
         total_tokens=int(lengths.sum()),
     )
+
+
+def save(path: Path, found: dict[str, SplitIndex]) -> None:
+    """Writes an index as one .npz file."""
+    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            **{f"{split}/{name}": value for split, part in found.items() for name, value in vars(part).items()},
+        )
+
+
+def load(path: Path) -> dict[str, SplitIndex]:
+    """Reads what `save` wrote."""
+    with np.load(path) as arrays:
+        parts: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+        for name in arrays.files:
+            split, field = name.split("/")
+            parts[split][field] = arrays[name] if arrays[name].ndim else int(arrays[name])
+    return {split: SplitIndex(**part) for split, part in parts.items()}

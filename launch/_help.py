@@ -61,14 +61,18 @@ def _comments(source: str) -> dict[int, tuple[str, bool]]:
 def _assignments(prefix: _Path, function: ast.FunctionDef, functions: _Functions) -> Iterator[tuple[_Path, ast.expr]]:
     """Leaves of `config.a.b = value`, `config.a = ConfigDict(dict(b=value))`, `config.a = get_a()`, in order."""
     for node in function.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            path, value = _attributes(node.targets[0]), node.value
-        elif isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Name):
-            path, value = (), node.value
-        else:
-            continue
-        if path is not None:
-            yield from _leaves((*prefix, *path), value, functions)
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                pairs = list(zip(target.elts, value.elts, strict=True))
+            else:
+                pairs = [(target, value)]
+            for one, assigned in pairs:
+                path = _attributes(one)
+                if path is not None:
+                    yield from _leaves((*prefix, *path), assigned, functions)
+        elif isinstance(node, ast.Return) and node.value is not None:
+            yield from _leaves(prefix, node.value, functions)
 
 
 def _attributes(target: ast.expr) -> _Path | None:
@@ -95,5 +99,5 @@ def _leaves(path: _Path, value: ast.expr, functions: _Functions) -> Iterator[tup
         for key, inner in zip(value.keys, value.values, strict=True):
             if isinstance(key, ast.Constant):
                 yield from _leaves((*path, str(key.value)), inner, functions)
-    elif path:
+    elif path and not isinstance(value, ast.Name):
         yield path, value

@@ -18,20 +18,19 @@ DEFAULT_CONFIG = CONFIGS / "phantom.py"
 
 _CONFIG_HELP = "Python file with `get_config()` that describes the whole path; FILE:ARG passes ARG to it."
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
-_shortcuts: dict[str, str] = {}
+_shortcuts: dict[str, Callable[[str], Mapping[str, Any]]] = {}
 
 
-def define_shortcut(define: Callable[..., Any], name: str, field: str, explanation: str) -> None:
-    """Defines the flag `--name`, which sets a field of the configuration.
+def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping[str, Any]]) -> None:
+    """Defines the flag `--name`, which sets fields of the configuration.
 
     Args:
-      define: absl's `flags.DEFINE_string`, `DEFINE_integer`, ...
       name: of the flag.
-      field: dotted name of the field.
       explanation: for `--help`.
+      fields: from the flag's text to the fields, by dotted name; raises ValueError for a text that it cannot read.
     """
-    define(name, None, f"{explanation} Sets --config.{field}.")
-    _shortcuts[name] = field
+    flags.DEFINE_string(name, None, explanation)
+    _shortcuts[name] = fields
 
 
 def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
@@ -83,10 +82,13 @@ def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
     if stray:
         raise ValueError(f"{stray[0]!r} is not a flag: flags look like --name=value")
     config: ConfigDict = flag.value
-    for name, field in _shortcuts.items():
-        value = flags.FLAGS[name].value
-        if value is not None:
-            config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
+    for name, fields in _shortcuts.items():
+        text = flags.FLAGS[name].value
+        if text is not None:
+            try:
+                config.update_from_flattened_dict(fields(text))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"--{name}={text} cannot be read: {error}") from error
     for section in reads:
         if section not in config:
             raise KeyError(section)

@@ -29,7 +29,7 @@ def examine(config: ml_collections.ConfigDict, directory: Path) -> tuple[ReportC
       The report card, and a record a study: study_id, written, reference.
     """
     cfg = Maira2Config.from_dir(directory)
-    studies = source.make(config.studies, config.pretrain, cfg.vision.image_size).held_out
+    studies = source.make(config, cfg.vision.image_size).held_out
     reports = write_reports(
         convert.to_flax(directory, cfg, np.dtype(np.float32)),
         cfg,

@@ -70,8 +70,7 @@ def test_the_table_matches_the_parameters_of_the_model():
     cfg = Maira2Config.from_dict(MAIRA2, "config.json")
     shapes = jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0)))
     leaves = {
-        ".".join(key.key for key in path): leaf.size
-        for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
+        ".".join(key.key for key in path): leaf.size for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
     }
     from_table: dict[str, int] = {}
     for entry in entries(cfg):

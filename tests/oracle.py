@@ -29,7 +29,9 @@ class Maira2Oracle:
         self.projector = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
         self._load(self.vision, tensors, "vision_tower.")
         self._load(self.language, tensors, "language_model.")
-        projector = {re.sub(r"layers\.(\d)", lambda m: str(int(m[1]) // 2), key): value for key, value in tensors.items()}
+        projector = {
+            re.sub(r"layers\.(\d)", lambda m: str(int(m[1]) // 2), key): value for key, value in tensors.items()
+        }
         self._load(self.projector, projector, "multi_modal_projector.")
         self.image_token = config["image_token_index"]
         for module in (self.vision, self.language, self.projector):
@@ -70,7 +72,11 @@ class Maira2Oracle:
         attention = torch.from_numpy(mask).long()
         positions = (attention.cumsum(1) - 1).clamp(min=0)
         out = self.language(
-            inputs_embeds=x, attention_mask=attention, position_ids=positions, output_hidden_states=True, use_cache=False
+            inputs_embeds=x,
+            attention_mask=attention,
+            position_ids=positions,
+            output_hidden_states=True,
+            use_cache=False,
         )
         return out.logits, list(out.hidden_states)
 

@@ -101,6 +101,11 @@ def make_model(directory: Path, studies: ml_collections.ConfigDict) -> None:
     cfg = Maira2Config(vision, text, image_token_id=image_id, projector_n_layers=4)
     files.write_json(directory / "config.json", to_hf_dict(dataclasses.replace(cfg)))
     square = {"height": 56, "width": 56}
-    preprocessor = {"size": {"shortest_edge": 56}, "crop_size": square, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    preprocessor = {
+        "size": {"shortest_edge": 56},
+        "crop_size": square,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.25] * 3,
+    }
     files.write_json(directory / "preprocessor_config.json", preprocessor)
     convert.to_hf(maira2.init(cfg, jax.random.key(0)), cfg, directory, np.dtype(np.float32))

@@ -9,18 +9,19 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 
 # Fields without influence on the forward pass of this architecture.
-_IGNORED = frozenset(
-    "_name_or_path _commit_hash add_cross_attention architectures auto_map attn_implementation bad_words_ids "
-    "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id "
-    "diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id "
-    "exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label "
-    "image_seq_length initializer_range is_decoder is_encoder_decoder label2id layerscale_value length_penalty "
-    "max_length max_position_embeddings min_length no_repeat_ngram_size num_beam_groups num_beams "
-    "num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp "
-    "problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id "
-    "stage_names suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p "
-    "torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_mask_token".split()
-)
+_IGNORED_TEXT = """
+_name_or_path _commit_hash add_cross_attention architectures auto_map attn_implementation bad_words_ids
+begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
+diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label
+image_seq_length initializer_range is_decoder is_encoder_decoder label2id layerscale_value length_penalty
+max_length max_position_embeddings min_length no_repeat_ngram_size num_beam_groups num_beams
+num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
+problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+stage_names suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
+torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_mask_token
+"""
+_IGNORED = frozenset(_IGNORED_TEXT.split())
 
 
 @dataclasses.dataclass(frozen=True)

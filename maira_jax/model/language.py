@@ -78,7 +78,7 @@ class LanguageBlock(nnx.Module):
         normed = self.input_norm(x)
         q, k, v = (proj(normed).reshape(b, t, -1, self.cfg.head_dim) for proj in (self.query, self.key, self.value))
         q, k = _rotate(q, *angles), _rotate(k, *angles)
-        if cache is not None:
+        if cache is not None and slot is not None:
             cache = cache.write(layer, slot, k, v)
             k, v = cache.read(layer)
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask)

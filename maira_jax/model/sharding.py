@@ -39,8 +39,12 @@ def one_device() -> Mesh:
 
 def _spec(path: str, shape: tuple[int, ...], on: Mesh) -> P:
     spec = next(spec for pattern, spec in _RULES if re.fullmatch(pattern, path))
-    # An axis that does not divide (32,207 tokens over 8 devices) stays whole.
-    return P(*(axis if axis is None or size % on.shape[axis] == 0 else None for axis, size in zip(spec, shape)))
+
+    def fits(axis: str | None, size: int) -> str | None:
+        # An axis that does not divide (32,207 tokens over 8 devices) stays whole.
+        return axis if axis is not None and size % on.shape[axis] == 0 else None
+
+    return P(*map(fits, spec, shape))
 
 
 def of_params(params: Params, on: Mesh) -> Params:

@@ -16,7 +16,9 @@ import re
 from maira_jax.errors import UserError
 from maira_jax.model.config import Maira2Config
 
-_PATTERN = re.compile(r"(vision|language)\.(?:(embed)|(\d+)\.(resid_mid|resid_post))|(vision)\.(output)|(projector)\.(\d+)")
+_PATTERN = re.compile(
+    r"(vision|language)\.(?:(embed)|(\d+)\.(resid_mid|resid_post))|(vision)\.(output)|(projector)\.(\d+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,19 +8,22 @@ from maira_jax.model.config import VisionConfig
 from maira_jax.model.layers import Params, Tap, scan_blocks, stacked_init
 
 
+def _layer_norm(cfg: VisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(cfg.hidden_size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, rngs=rngs)
+
+
 class VisionBlock(nnx.Module):
     """`x + scale1 * attention(norm1(x))`, then `x + scale2 * mlp(norm2(x))`."""
 
     def __init__(self, cfg: VisionConfig, rngs: nnx.Rngs):
         d, self.heads = cfg.hidden_size, cfg.num_attention_heads
-        norm = {"epsilon": cfg.layer_norm_eps, "use_fast_variance": False, "rngs": rngs}
-        self.norm1 = nnx.LayerNorm(d, **norm)
+        self.norm1 = _layer_norm(cfg, rngs)
         self.query = nnx.Linear(d, d, rngs=rngs)
         self.key = nnx.Linear(d, d, rngs=rngs)
         self.value = nnx.Linear(d, d, rngs=rngs)
         self.out = nnx.Linear(d, d, rngs=rngs)
         self.scale1 = nnx.Param(jnp.ones(d))
-        self.norm2 = nnx.LayerNorm(d, **norm)
+        self.norm2 = _layer_norm(cfg, rngs)
         self.fc1 = nnx.Linear(d, cfg.intermediate_size, rngs=rngs)
         self.fc2 = nnx.Linear(cfg.intermediate_size, d, rngs=rngs)
         self.scale2 = nnx.Param(jnp.ones(d))
@@ -35,10 +38,6 @@ class VisionBlock(nnx.Module):
         x = tap(x + self.attention(self.norm1(x)) * self.scale1[...], 2 * layer + 1)
         hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
         return tap(x + self.fc2(hidden) * self.scale2[...], 2 * layer + 2), state
-
-
-def _final_norm(cfg: VisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(cfg.hidden_size, epsilon=cfg.layer_norm_eps, use_fast_variance=False, rngs=rngs)
 
 
 def init(cfg: VisionConfig, key: jax.Array) -> Params:
@@ -107,5 +106,5 @@ def forward(
 
 def output(params: Params, cfg: VisionConfig, x: jax.Array) -> jax.Array:
     """The final LayerNorm. x: [n, 1 + patches, d_vision] -> the same."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: _final_norm(cfg, nnx.Rngs(0))))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: _layer_norm(cfg, nnx.Rngs(0))))
     return nnx.merge(graph, params["layernorm"])(x)

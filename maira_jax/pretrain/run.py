@@ -153,7 +153,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with Stage(workdir, "pretrain", identity) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        studies = source.make(config.studies, section, section.vision.image_size)
+        studies = source.make(config, section.vision.image_size)
         # Prompts and all, so that the instructions' words become tokens too.
         corpus = [
             text
@@ -170,7 +170,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         params, text_history = _pretrain_text(section, stage, cfg, stream, tower)
         stored = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(section.dtype)), params)
         convert.to_hf(stored, cfg, directory, convert.DTYPES[section.dtype])
-        loss = validation_loss(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored), cfg, stream, phase.max_findings)
+        loss = validation_loss(
+            jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored), cfg, stream, phase.max_findings
+        )
         files.write_json(stage.dir / "losses.json", {"vision": vision_history, "text": text_history})
         counts = {
             "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),

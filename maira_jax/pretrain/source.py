@@ -1,4 +1,4 @@
-"""Where pretraining takes its studies from: the endless phantom, or a finite set that is passed over again and again."""
+"""Where pretraining takes its studies from: the endless phantom, or a finite set that is passed over repeatedly."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -6,9 +6,9 @@ from typing import Protocol
 import ml_collections
 import numpy as np
 
+from maira_jax import studies as readers
 from maira_jax.errors import UserError
 from maira_jax.processing.image import to_grey_square
-from maira_jax import studies as readers
 from maira_jax.studies import phantom
 from maira_jax.studies.study import Study
 
@@ -18,7 +18,7 @@ _HELD_OUT = 1 << 20  # first index of the phantom's held-out studies: training n
 class Source(Protocol):
     """A stream of training studies, addressed by index, and a fixed set of held-out ones."""
 
-    held_out: Sequence[Study]
+    held_out: list[Study]
     labels: tuple[str, ...]
 
     def studies(self, start: int, stop: int) -> list[Study]:
@@ -47,20 +47,17 @@ class PhantomSource:
 
 
 class FiniteSource:
-    """A set of studies, permuted anew for every pass; held-out patients are those that a seed picks."""
+    """A set of studies, permuted anew for every pass. Held-out patients are those that the harvest holds out too."""
 
-    def __init__(self, studies: Sequence[Study], seed: int, size: int, n_held_out: int):
-        patients = sorted({study.patient_id for study in studies})
-        order = np.random.default_rng(seed).permutation(len(patients))
-        held_out: set[str] = set()
-        for index in order:
-            if sum(study.patient_id in held_out for study in studies) >= n_held_out:
-                break
-            held_out.add(patients[index])
-        self.held_out = [study for study in studies if study.patient_id in held_out]
-        self.train = [study for study in studies if study.patient_id not in held_out and study.findings]
+    def __init__(self, studies: Sequence[Study], seed: int, size: int, held_out_fraction: float):
+        train, held_out = [], []
+        for study in studies:
+            split = readers.split_of(study.patient_id, held_out_fraction, seed)
+            (train if split == "train" else held_out).append(study)
+        self.held_out = held_out
+        self.train = [study for study in train if study.findings]
         if not self.train:
-            raise UserError("studies has no study with findings to train on: give more, or lower pretrain.n_held_out")
+            raise UserError("studies has no study with findings to train on: give more, or hold out fewer")
         self.seed, self.size = seed, size
         self.labels = tuple(sorted({name for study in studies for name in study.labels}))
         self._seen = [study for study in self.train if study.frontal is not None]
@@ -83,8 +80,8 @@ class FiniteSource:
         return images, labels, known
 
 
-def make(studies: ml_collections.ConfigDict, pretrain: ml_collections.ConfigDict, size: int) -> Source:
+def make(config: ml_collections.ConfigDict, size: int) -> Source:
     """The source that the config's `studies` section names. `size`: side of the model's images in pixels."""
-    if studies.source == "phantom":
-        return PhantomSource(pretrain.seed, size, pretrain.n_held_out)
-    return FiniteSource(readers.load_studies(studies), pretrain.seed, size, pretrain.n_held_out)
+    if config.studies.source == "phantom":
+        return PhantomSource(config.pretrain.seed, size, config.pretrain.n_held_out)
+    return FiniteSource(readers.load_studies(config.studies), config.seed, size, config.harvest.held_out_fraction)

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
+from maira_jax import inputs
 from maira_jax.errors import UserError
 from maira_jax.pretrain.source import Source
 from maira_jax.pretrain.text import Batch
-from maira_jax.processing.image import ImageConfig, preprocess, preprocess_batch
+from maira_jax.processing.image import ImageConfig, preprocess_batch
 from maira_jax.processing.prompt import reporting_prompt, study_images
 from maira_jax.processing.tokens import Encoded, Kind, Tokenizer
 from maira_jax.studies.study import Study
@@ -50,7 +52,7 @@ class PictureStream:
 
 
 class _Row(NamedTuple):
-    index: int
+    number: int  # in the source's stream
     study: Study
     encoded: Encoded
 
@@ -90,10 +92,10 @@ class TextStream:
         """
         fetched = 0
         while True:
-            for bucket, rows in self.waiting.items():
+            for name, rows in self.waiting.items():
                 if len(rows) >= self.batch_size:
-                    self.waiting[bucket] = rows[self.batch_size :]
-                    return self.batch(rows[: self.batch_size], int(bucket.split("x")[1]))
+                    self.waiting[name] = rows[self.batch_size :]
+                    return self.batch(rows[: self.batch_size], int(name.split("x")[1]))
             if fetched > 100 * self.batch_size and not self.waiting:
                 raise UserError(f"no study fits into pretrain.lengths {self.lengths}: give a greater length")
             for offset, study in enumerate(self.source.studies(self.next, self.next + _CHUNK)):
@@ -105,27 +107,31 @@ class TextStream:
 
     def batch(self, rows: list[_Row], length: int) -> Batch:
         """Pads rows with the same number of images to `length`."""
-        tokens, mask, kinds = self.tokenizer.batch([row.encoded for row in rows], length)
-        images = [[preprocess(image, self.image_cfg) for image in study_images(row.study)] for row in rows]
-        pixels = np.asarray(images) if images[0] else None
-        return Batch(tokens, mask, (kinds == Kind.FINDINGS) | (kinds == Kind.EOS), pixels)
+        studies, encoded = [row.study for row in rows], [row.encoded for row in rows]
+        full = inputs.assemble(studies, encoded, self.tokenizer, self.image_cfg, length)
+        target = (full.kinds == Kind.FINDINGS) | (full.kinds == Kind.EOS)
+        return Batch(*jax.device_put((full.tokens, full.mask, target, full.pixels)))
 
     def held_out(self) -> Iterator[Batch]:
         """The held-out studies in batches of the same shapes; the last of a shape is filled up without targets."""
         buckets: dict[str, list[_Row]] = {}
         for index, study in enumerate(self.source.held_out):
-            if study.findings and (bucket := self._bucket(row := self._row(index, study))) is not None:
-                buckets.setdefault(bucket, []).append(row)
-        for bucket, rows in sorted(buckets.items()):
+            row = self._row(index, study)
+            name = self._bucket(row)
+            if study.findings and name is not None:
+                buckets.setdefault(name, []).append(row)
+        for name, rows in sorted(buckets.items()):
             for start in range(0, len(rows), self.batch_size):
                 part = rows[start : start + self.batch_size]
-                full = part + [part[0]] * (self.batch_size - len(part))
-                batch = self.batch(full, int(bucket.split("x")[1]))
-                batch.target[len(part) :] = False
-                yield batch
+                batch = self.batch(part + [part[0]] * (self.batch_size - len(part)), int(name.split("x")[1]))
+                real = np.arange(self.batch_size) < len(part)
+                yield batch.replace(target=batch.target & real[:, None])  # type: ignore[attr-defined]
 
     def place(self) -> dict[str, Any]:
-        return {"next": self.next, "waiting": {name: [row.index for row in rows] for name, rows in self.waiting.items()}}
+        return {
+            "next": self.next,
+            "waiting": {name: [row.number for row in rows] for name, rows in self.waiting.items()},
+        }
 
     def go_to(self, place: dict[str, Any]) -> None:
         self.next = place["next"]
