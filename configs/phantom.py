@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.harvest = get_harvest()
     config.sae, config.train = get_sae(), get_train()
     config.export = get_export()
+    config.interpret = get_interpret()
     config.steer, config.evaluate = get_steer(), get_evaluate()
     return config
 
@@ -105,6 +106,25 @@ def get_export() -> ml_collections.ConfigDict:
     export.to = ("safetensors",)  # any of safetensors and dictionary_learning (which needs torch)
     export.fold_normalization = True  # the exported autoencoder takes raw activations
     return export
+
+
+def get_interpret() -> ml_collections.ConfigDict:
+    """How features are explained, and how explanations are tested."""
+    interpret = ConfigDict()
+    interpret.judge = "offline"  # who explains and scores; offline needs no language model and says so everywhere
+    interpret.context_length = 32  # tokens of the longest context; contexts end with their sentence or section
+    interpret.n_top = 10  # strongest contexts kept for each feature and split
+    interpret.n_sample = 200  # uniform sample of a feature's activating contexts, from which deciles are drawn
+    interpret.n_pool = 2048  # contexts of each split from which non-activating examples are drawn
+    interpret.n_explain = 100  # activating train contexts that the explainer sees, and as many non-activating ones
+    interpret.n_score = 50  # activating held-out contexts that it is scored on, and as many non-activating ones
+    interpret.n_least = 20  # features with fewer activating contexts in a split are not scored
+    interpret.n_prompt = 5  # examples in one detection prompt
+    interpret.concept_sections = ("findings",)  # a study's score for a concept is taken over their tokens
+    interpret.n_least_studies = 10  # concepts with fewer studies, with or without it, in a split are left out
+    interpret.block_tokens = 4096  # tokens encoded at a time
+    interpret.feature_batch = 256  # features explained and scored between two saved files
+    return interpret
 
 
 def get_steer() -> ml_collections.ConfigDict:
