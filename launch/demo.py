@@ -1,0 +1,62 @@
+"""Runs every stage, from the checkpoint to the atlas, on the phantom or on the studies of --config.
+
+Finished stages are skipped and an interrupted one resumes, so the same command always ends with the same result.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from interp import atlas, interpret
+from launch import _main
+from maira_jax.checkpoint import convert
+from maira_jax.run import files
+from sae import export, harvest, train
+from steer import evaluate, sweep
+
+STAGES: tuple[tuple[str, _main.Run], ...] = (
+    ("convert", convert.run),
+    ("harvest", harvest.run),
+    ("train", train.run),
+    ("export", export.run),
+    ("interpret", interpret.run),
+    ("steer", sweep.run),
+    ("evaluate", evaluate.run),
+    ("atlas", atlas.run),
+)
+READS = ("seed", "model", "studies", "harvest", "sae", "train", "export", "interpret", "steer", "evaluate", "atlas")
+
+
+def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
+    """All stages in one process; returns nothing to report, since it prints its own summary."""
+    for number, (name, stage) in enumerate(STAGES, start=1):
+        start = time.monotonic()
+        result = stage(config, workdir)
+        _main.report(f"[{number}/{len(STAGES)}] {name} ({time.monotonic() - start:.0f} s)", result)
+    print(summary(workdir))
+    return {}
+
+
+def summary(workdir: Path) -> str:
+    """The figures of a finished run, read from the files of its stages."""
+    sae = files.read_json(workdir / "sae" / "metrics.json")
+    interp = files.read_json(workdir / "interp" / "summary.json")
+    rates = files.read_json(workdir / "evaluation" / "summary.json")["headline"]["feature"]
+    on, off, none = (_percent(rates[name]["rate"]) for name in ("on_target", "off_target", "no_change"))
+    return (
+        f"\nSAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}\n"
+        f"Features: {interp['scored']} scored, {interp['above_075']} above 0.75\n"
+        f"Steering: on target {on}, off target {off}, no change {none}\n"
+        f"Atlas: {(workdir / 'atlas' / 'index.html').resolve()}"
+    )
+
+
+def _percent(rate: float | None) -> str:
+    return "not measured" if rate is None else f"{rate:.0%}"
+
+
+if __name__ == "__main__":
+    _main.main(run, __doc__ or "", reads=READS)

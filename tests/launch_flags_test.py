@@ -1,0 +1,105 @@
+"""The command line as a user meets it: help, flags, errors in one sentence, exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import _help
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if not path.stem.startswith("_"))
+
+
+def launch(command, *arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", f"launch.{command}", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_flag(command):
+    result = launch(command, "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"Usage: python -m launch.{command}" in result.stdout
+    lines = result.stdout.splitlines()
+    flags = [i for i, line in enumerate(lines) if line.startswith("  --") and not line.startswith("  --config.")]
+    assert {"  --workdir", "  --config"} <= {lines[i] for i in flags}
+    assert all(lines[i + 1].startswith("      ") for i in flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--nosuch=1"], 2, "Unknown command line flag 'nosuch'"),
+        (["stray"], 2, "'stray' is not a flag"),
+        (["--config.nosuch.x=1"], 2, "no field 'nosuch'"),
+        (["--config.model.dtyp=x"], 2, 'Did you mean "dtype"'),
+        (["--config.seed=abc"], 2, "--config.seed=abc"),
+        (["--config=absent.py"], 2, "No such file or directory: 'absent.py'"),
+        (["--config=broken.py"], 2, "ZeroDivisionError: division by zero"),
+        (["--config=poor.py"], 2, "no field model"),
+        (["--dtype=float64"], 1, "model.dtype is 'float64'"),
+        (["--checkpoint=absent"], 1, "'absent' is not a folder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_a_failure(tmp_path, arguments, code, words):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
+    (tmp_path / "poor.py").write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({'seed': 0})\n"
+    )
+    result = launch("convert", "--workdir=run", *arguments, cwd=tmp_path)
+    assert result.returncode == code
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ") and words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_without_its_input_says_which_stage_to_run(tmp_path):
+    result = launch("train", f"--workdir={tmp_path}")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "activations" in result.stderr
+
+
+def test_shortcuts_set_the_configuration_or_say_why_not(tmp_path):
+    result = launch("steer", f"--workdir={tmp_path}", "--features=1,b")
+    assert result.returncode == 2 and "--features=1,b cannot be read" in result.stderr
+
+
+def test_fields_are_explained_by_the_comments_of_the_file():
+    source = """
+def get_config():
+    config = ConfigDict()
+    config.seed = 0  # of everything
+    config.a, config.b = get_a(), ConfigDict({"x": 1, "y": {"z": (2, 3)}})
+    # on the line above
+    config.c = ConfigDict(dict(d="e"))
+    helper = get_a
+    return config
+
+def get_a():
+    a = ConfigDict()
+    a.one = 1e-3
+    a.two = ConfigDict(
+        {
+            "three": None,  # in a dictionary
+        }
+    )
+    return a
+"""
+    assert list(_help.fields(source)) == [
+        ("seed", "0", "of everything"),
+        ("a.one", "0.001", ""),
+        ("a.two.three", "None", "in a dictionary"),
+        ("b.x", "1", ""),
+        ("b.y.z", "(2, 3)", ""),
+        ("c.d", "'e'", "on the line above"),
+    ]
