@@ -1,0 +1,276 @@
+"""The interpret stage: exemplars, explanations, detection scores and concepts for every feature.
+
+Each phase leaves a file and judges answer in batches of features, so a killed run goes on where it was.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from interp import concepts, contexts, exemplars, features, index
+from interp.detect import DetectionSet, build_set, run_detection
+from interp.explain import assemble
+from interp.judge import Judge, make_judge
+from maira_jax.errors import UserError
+from maira_jax.processing.tokens import Kind, Tokenizer
+from maira_jax.run import files
+from maira_jax.run.progress import progress
+from maira_jax.run.stage import Stage
+from sae.activations import HELD_OUT, Store
+from sae.autoencoder import Sae
+from sae.checkpoint import load_sae
+
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class InterpretConfig:
+    """The `interpret` section; what the fields mean stands in configs/phantom.py."""
+
+    judge: str
+    context_length: int
+    block_tokens: int
+    n_top: int
+    n_sample: int
+    n_pool: int
+    n_explain: int
+    n_score: int
+    n_least: int
+    n_prompt: int
+    n_least_studies: int
+    concept_sections: tuple[str, ...]
+    feature_batch: int
+    seed: int
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> "InterpretConfig":
+        """Reads and checks the section.
+
+        Raises:
+          UserError: a field is missing, unknown or out of range.
+        """
+        section = config.interpret.to_dict()
+        names = {field.name for field in dataclasses.fields(cls)} - {"seed"}
+        if section.keys() != names:
+            wrong = sorted(section.keys() ^ names)[0]
+            problem = "is missing" if wrong in names else "is unknown"
+            raise UserError(f"interpret.{wrong} {problem}: see configs/phantom.py for the fields of this section")
+        section["concept_sections"] = tuple(section["concept_sections"])
+        cfg = cls(**section, seed=config.seed)
+        for name in names - {"judge", "concept_sections"}:
+            if getattr(cfg, name) < 1:
+                raise UserError(f"interpret.{name} is {getattr(cfg, name)}, but must be at least 1: change it")
+        if cfg.block_tokens < cfg.context_length:
+            raise UserError("interpret.block_tokens must not be below interpret.context_length: change one of them")
+        for name in ("n_explain", "n_score"):
+            count = getattr(cfg, name)
+            if count % exemplars.N_DECILES or count > min(cfg.n_sample, cfg.n_pool):
+                raise UserError(
+                    f"interpret.{name} is {count}, but must be a multiple of {exemplars.N_DECILES} and not above "
+                    "interpret.n_sample or interpret.n_pool: change it"
+                )
+        if cfg.n_least > min(cfg.n_explain, cfg.n_score):
+            raise UserError("interpret.n_least must not be above interpret.n_explain or interpret.n_score: change it")
+        known = set(contexts.SECTION_NAMES.values())
+        for name in cfg.concept_sections:
+            if name not in known:
+                raise UserError(f"interpret.concept_sections names {name!r}: choose from {', '.join(sorted(known))}")
+        return cfg
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Interprets every feature of `workdir/sae`; see DESIGN for the files in `workdir/interp`.
+
+    Returns:
+      The summary, as in `interp/summary.json`.
+
+    Raises:
+      UserError: the config is invalid, an input stage is not finished, or there is nothing held out to score on.
+    """
+    cfg = InterpretConfig.from_config(config)
+    judge = make_judge(cfg.judge)
+    section = {"interpret": config.interpret.to_dict(), "seed": config.seed}
+    with Stage(Path(workdir), "interp", section, inputs=("model", "activations", "sae")) as stage:
+        if not stage.finished:
+            _run(cfg, judge, Path(workdir), stage.dir)
+            stage.finish(_counts(files.read_json(stage.dir / "summary.json")))
+            shutil.rmtree(stage.dir / "phases", ignore_errors=True)
+        return files.read_json(stage.dir / "summary.json")
+
+
+def _counts(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: summary[name] for name in ("features", "alive", "scored", "above_075", "below_05")}
+
+
+def _run(cfg: InterpretConfig, judge: Judge, workdir: Path, out: Path) -> None:
+    sae, store = load_sae(workdir / "sae"), Store.open(workdir / "activations")
+    if sae.d_model != store.d_model:
+        raise UserError(
+            f"{workdir / 'sae'} takes {sae.d_model} dimensions and {workdir / 'activations'} has {store.d_model}: "
+            "use the autoencoder that was trained on these activations"
+        )
+    studies = store.studies
+    held_out = np.array([split == HELD_OUT for split in studies["split"].to_pylist()], bool)
+    if held_out.all() or not held_out.any():
+        raise UserError(
+            f"{workdir / 'activations'} holds studies of one split only, and scores need both: "
+            "harvest again with more studies or another harvest.held_out_fraction"
+        )
+    phases = out / "phases"
+    _index_phase(cfg, sae, store, Tokenizer.from_dir(workdir / "model"), held_out, phases, out)
+    statistics = index.load(phases / "index.npz")
+    labels = concepts.Labels.from_json(studies["labels"].to_pylist())
+    found = concepts.fit(np.load(phases / "study_peak.npy", mmap_mode="r"), labels, held_out)
+    concept_table, left_out = concepts.table(found, labels, held_out, cfg.n_least_studies)
+    explained = _explain_phase(cfg, judge, out / "exemplars.parquet", sae.n_features, phases)
+    scored = _score_phase(cfg, judge, out / "exemplars.parquet", sae.n_features, phases, explained)
+    features.write(out, sae, judge, statistics, explained, scored, labels, found, concept_table, left_out)
+
+
+def _index_phase(
+    cfg: InterpretConfig,
+    sae: Sae,
+    store: Store,
+    tokenizer: Tokenizer,
+    held_out: np.ndarray,
+    phases: Path,
+    out: Path,
+) -> None:
+    """Writes index.npz, study_peak.npy and exemplars.parquet, unless they are there."""
+    if (out / "exemplars.parquet").is_file():
+        return
+    tokens = {name: store.tokens[name].to_numpy() for name in ("study", "position", "token_id", "kind")}
+    pieces = _pieces(tokenizer, tokens["token_id"])
+    cut = contexts.cut(**tokens, pieces=pieces, max_length=cfg.context_length)
+    sizes = index.IndexConfig(cfg.n_top, cfg.n_sample, cfg.n_pool, cfg.block_tokens, cfg.seed)
+    kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in cfg.concept_sections)
+    with files.atomic_path(phases / "study_peak.npy") as path:
+        # On disk, because it grows with the number of studies.
+        peak = np.lib.format.open_memmap(path, "w+", np.float32, (len(held_out), sae.n_features))
+        found = index.build(sae, store, cut, held_out, sizes, peak, kinds)
+        peak.flush()
+    index.save(phases / "index.npz", found)
+    chosen = exemplars.choose(found, {"train": cfg.n_explain, "held_out": cfg.n_score}, cfg.seed)
+    active = np.flatnonzero(chosen.kind != exemplars.RANDOM)
+    values = np.zeros((len(chosen), int(cut.length.max(initial=1))), np.float32)
+    values[active] = exemplars.token_activations(sae, store, cut, chosen.feature[active], chosen.context[active])
+    exemplars.write(
+        out / "exemplars.parquet",
+        chosen,
+        values,
+        cut,
+        tokens["token_id"],
+        tokens["position"],
+        store.studies["study_id"].to_pylist(),
+        pieces,
+        sae.n_features,
+        cfg.feature_batch,
+    )
+
+
+def _pieces(tokenizer: Tokenizer, token_id: np.ndarray) -> list[str]:
+    """Texts of the token ids that occur; empty for the others, some of which have none."""
+    used = np.unique(token_id)
+    pieces = [""] * (int(used.max(initial=-1)) + 1)
+    for i, piece in zip(used, tokenizer.pieces(used), strict=True):
+        pieces[i] = piece
+    return pieces
+
+
+def _explain_phase(cfg: InterpretConfig, judge: Judge, path: Path, n_features: int, phases: Path) -> Rows:
+    """One record a feature: label, text, cost and top tokens, or the reason why there is no explanation."""
+
+    def explain(begin: int, stop: int) -> Rows:
+        records: Rows = []
+        tasks = []
+        for feature, rows in _by_feature(path, begin, stop).items():
+            task = assemble(feature, rows)
+            reason = None
+            if not any(row["max_activation"] > 0 for row in rows):
+                reason = "never active"
+            elif len(task.activating) < cfg.n_least:
+                reason = f"active in fewer than {cfg.n_least} train contexts"
+            elif len(task.others) < cfg.n_least:
+                reason = f"silent in fewer than {cfg.n_least} of the sampled train contexts"
+            else:
+                tasks.append(task)
+            records.append({"feature": feature, "reason": reason, "top_tokens": features.top_tokens(rows)})
+        answers = {task.feature: answer for task, answer in zip(tasks, judge.explain(tasks), strict=True)}
+        for feature, record in enumerate(records, begin):
+            answer = answers.get(feature)
+            record |= dataclasses.asdict(answer) if answer else {"label": None, "text": None, "cost": 0.0}
+            if answer is None and record["reason"] is None:
+                record["reason"] = "the judge gave no explanation"
+        return records
+
+    return _in_batches(cfg, n_features, phases / "explanations", "interpret: explain", explain)
+
+
+def _score_phase(
+    cfg: InterpretConfig, judge: Judge, path: Path, n_features: int, phases: Path, explained: Rows
+) -> Rows:
+    """One record a feature: its score and that of another feature's explanation (control), or the reason for none."""
+    texts: list[Any] = [record["text"] for record in explained]
+    shuffled = _shuffled(texts, cfg.seed)
+
+    def score(begin: int, stop: int) -> Rows:
+        records: Rows = []
+        sets: list[DetectionSet] = []
+        for feature, rows in _by_feature(path, begin, stop).items():
+            record = {"feature": feature, "reason": explained[feature]["reason"], "cost": 0.0}
+            records.append(record | {"score": None, "control": None})
+            if texts[feature] is not None:
+                built = build_set(feature, rows, cfg.n_least, cfg.seed)
+                if isinstance(built, DetectionSet):
+                    sets.append(built)
+                else:
+                    records[-1]["reason"] = built
+        for name, source in (("score", texts), ("control", shuffled)):
+            scores = run_detection(judge, sets, [source[examples.feature] for examples in sets], cfg.n_prompt)
+            for examples, (result, cost) in zip(sets, scores, strict=True):
+                record = records[examples.feature - begin]
+                record["cost"] += cost
+                if result.n_examples:
+                    record[name] = dataclasses.asdict(result)
+                elif name == "score":
+                    record["reason"] = "the judge gave no answers"
+        return records
+
+    return _in_batches(cfg, n_features, phases / "scores", "interpret: score", score)
+
+
+def _shuffled(texts: Sequence[Any], seed: int) -> list[Any]:
+    """Every explanation moved to another feature."""
+    out = list(texts)
+    order = np.random.default_rng((seed, len(texts))).permutation([i for i, text in enumerate(texts) if text])
+    for i, j in zip(order, np.roll(order, 1), strict=True):
+        out[i] = texts[j]
+    return out
+
+
+def _in_batches(
+    cfg: InterpretConfig, n_features: int, folder: Path, desc: str, make: Callable[[int, int], Rows]
+) -> Rows:
+    """Joins the records of all batches; a batch whose file is there is read, not made again."""
+    records: Rows = []
+    with progress(total=n_features, unit="features", desc=desc) as bar:
+        for begin in range(0, n_features, cfg.feature_batch):
+            stop = min(begin + cfg.feature_batch, n_features)
+            path = folder / f"{begin:08d}.json"
+            if not path.is_file():
+                files.write_json(path, make(begin, stop))
+            records += files.read_json(path)
+            bar.update(stop - begin)
+    return records
+
+
+def _by_feature(path: Path, begin: int, stop: int) -> dict[int, Rows]:
+    rows: dict[int, Rows] = {feature: [] for feature in range(begin, stop)}
+    for row in exemplars.read(path, begin, stop).to_pylist():
+        rows[row["feature"]].append(row)
+    return rows

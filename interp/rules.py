@@ -1,0 +1,226 @@
+"""Rules that say in words which contexts a feature fires on: found by search, written as a sentence, read back.
+
+A rule is a disjunction of terms with exceptions: text that mentions "pleural effusion" in the findings, or mentions
+"effusions", but without "no". The sentence is the rule: whoever scores it has nothing else.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from interp.explain import ExplainTask, split_shown
+
+MENTIONS, STARTS, ANY = "mentions", "starts with", "is any part of"
+_NOTHING = "nothing sets its texts apart"
+_MOST_TERMS, _MOST_EXCEPTIONS = 3, 2
+_LONGEST_PHRASE = 3
+# Features searched together; bounds the dense [features, candidates] matrices.
+_FEATURES = 64
+
+_WORD = re.compile(r"<[^<>\s]+>|[a-z0-9]+(?:[-'/.][a-z0-9]+)*")
+_TERM = re.compile(r'(?:(mentions|starts with) "([^"]+)"(?: in the ([a-z ]+))?|(is any part of) the ([a-z ]+))$')
+_QUOTED = re.compile(r'"([^"]+)"')
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def words(text: str) -> tuple[str, ...]:
+    """Lower-case words without punctuation; a token such as <image> is a word."""
+    return tuple(_WORD.findall(text.lower()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One condition on a context.
+
+    Attributes:
+      how: `MENTIONS`, `STARTS` or `ANY`.
+      phrase: words with single spaces; empty for `ANY`.
+      section: where it must stand, or None for everywhere.
+    """
+
+    how: str
+    phrase: str
+    section: str | None = None
+
+    def __str__(self) -> str:
+        if self.how == ANY:
+            return f"{ANY} the {self.section}"
+        return f'{self.how} "{self.phrase}"' + (f" in the {self.section}" if self.section else "")
+
+    def holds(self, section: str, padded: str) -> bool:
+        """Whether it holds for a section and its words, joined and padded with single spaces."""
+        if self.section is not None and self.section != section:
+            return False
+        if self.how == ANY:
+            return True
+        phrase = f" {self.phrase} "
+        return padded.startswith(phrase) if self.how == STARTS else phrase in padded
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Any of `terms`, and none of the words `without`; a rule without terms holds nowhere."""
+
+    terms: tuple[Term, ...]
+    without: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.terms:
+            return _NOTHING
+        exceptions = " or ".join(f'"{phrase}"' for phrase in self.without)
+        return "text that " + ", or ".join(map(str, self.terms)) + (f", but without {exceptions}" * bool(exceptions))
+
+    @property
+    def label(self) -> str:
+        """A short name."""
+        if not self.terms:
+            return "no rule"
+        names = [f"any {term.section}" if term.how == ANY else term.phrase for term in self.terms]
+        sections = {term.section for term in self.terms}
+        where = f" ({next(iter(sections))})" if len(sections) == 1 and self.terms[0].how != ANY else ""
+        exceptions = " / ".join(self.without)
+        return " / ".join(names) + where.replace(" (None)", "") + (f" without {exceptions}" if exceptions else "")
+
+    @classmethod
+    def parse(cls, sentence: str) -> Self:
+        """Reads a rule back from what `str` gave.
+
+        Raises:
+          ValueError: the sentence is no rule.
+        """
+        sentence = sentence.strip().rstrip(".")
+        if sentence == _NOTHING:
+            return cls(())
+        if not sentence.startswith("text that "):
+            raise ValueError(f"not a rule: {sentence!r}")
+        body, _, exceptions = sentence.removeprefix("text that ").partition(", but without ")
+        terms = []
+        for part in body.split(", or "):
+            match = _TERM.match(part)
+            if match is None:
+                raise ValueError(f"not a rule: {sentence!r}")
+            how, phrase, section, any_part, whole = match.groups()
+            terms.append(Term(ANY, "", whole) if any_part else Term(how, phrase, section))
+        return cls(tuple(terms), tuple(_QUOTED.findall(exceptions)))
+
+    def holds(self, line: str) -> bool:
+        """Whether the rule holds for a context, given as `interp.explain.shown_text` writes it."""
+        section, text = split_shown(line)
+        padded = f" {' '.join(words(text))} "
+        return any(term.holds(section, padded) for term in self.terms) and not any(
+            f" {phrase} " in padded for phrase in self.without
+        )
+
+
+def search(tasks: Sequence[ExplainTask]) -> list[Rule]:
+    """The rule for each task, by greedy search.
+
+    Each step adds the term or the exception that raises the balanced accuracy on the examples most, while the gain is
+    worth at least two examples. All features of a batch are searched at once, as products of sparse matrices.
+    """
+    rules: list[Rule] = []
+    for begin in range(0, len(tasks), _FEATURES):
+        rules += _search_batch(tasks[begin : begin + _FEATURES])
+    return rules
+
+
+def _candidates(line: str) -> set[Term]:
+    """Every term that holds for a line, phrases of up to three words."""
+    section, text = split_shown(line)
+    found = {Term(ANY, "", section)}
+    sequence = words(text)
+    for n in range(1, _LONGEST_PHRASE + 1):
+        for i in range(len(sequence) - n + 1):
+            phrase = " ".join(sequence[i : i + n])
+            for where in (None, section):
+                found.add(Term(MENTIONS, phrase, where))
+                if i == 0:
+                    found.add(Term(STARTS, phrase, where))
+    return found
+
+
+def _incidence(lines: Sequence[str], times: np.ndarray) -> tuple[sp.csr_matrix, list[Term]]:
+    """Which candidate holds for which line, [lines, candidates], and the candidates.
+
+    Candidates that hold for a single example are left out; `times` [lines] says how many examples read like each line.
+    """
+    number: dict[Term, int] = {}
+    rows, columns = [], []
+    for row, line in enumerate(lines):
+        # Sorted, because the order of a set of strings differs from process to process.
+        for term in sorted(_candidates(line), key=str):
+            rows.append(row)
+            columns.append(number.setdefault(term, len(number)))
+    holds = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(lines), len(number)))
+    kept = np.flatnonzero(times @ holds >= 2)
+    terms = list(number)
+    return holds[:, kept].tocsr(), [terms[i] for i in kept]
+
+
+def _preference(terms: Sequence[Term]) -> np.ndarray:
+    """Breaks ties: plain before within a section, anywhere before at the start, longer phrases before shorter ones."""
+    return np.array(
+        [
+            -2e-4 * (term.section is not None) - 1e-4 * (term.how == STARTS) + 2e-5 * len(term.phrase.split())
+            for term in terms
+        ],
+        np.float32,
+    )
+
+
+def _search_batch(tasks: Sequence[ExplainTask]) -> list[Rule]:
+    lines = [[example.text for example in (*task.activating, *task.others)] for task in tasks]
+    unique = sorted({line for group in lines for line in group})
+    place = {line: i for i, line in enumerate(unique)}
+    doc = np.array([place[line] for group in lines for line in group], np.int64)  # [examples]
+    holds, terms = _incidence(unique, np.bincount(doc, minlength=len(unique)))  # [lines, candidates]
+    if not terms:
+        return [Rule(()) for _ in tasks]
+    preference = _preference(terms)
+    may_except = np.array([term.how == MENTIONS and term.section is None for term in terms])
+    owner = np.repeat(np.arange(len(tasks)), [len(group) for group in lines])  # [examples]
+    weight = np.concatenate([_weights(task) for task in tasks]).astype(np.float32)
+    worth = np.array([2 / max(min(len(task.activating), len(task.others)), 1) for task in tasks])
+    chosen: list[list[Term]] = [[] for _ in tasks]
+    without: list[list[str]] = [[] for _ in tasks]
+    covered, excepted = np.zeros(len(doc), bool), np.zeros(len(doc), bool)
+    searching = np.ones(len(tasks), bool)
+
+    def gains(mask: np.ndarray) -> np.ndarray:
+        per_line = sp.csr_matrix((weight[mask], (owner[mask], doc[mask])), shape=(len(tasks), len(unique)))
+        return (per_line @ holds).toarray()
+
+    while searching.any():
+        add = gains(~covered & ~excepted) + preference
+        drop = np.where(may_except, preference - gains(covered & ~excepted), -np.inf)
+        add[[len(group) >= _MOST_TERMS for group in chosen]] = -np.inf
+        drop[
+            [not terms_ or len(group) >= _MOST_EXCEPTIONS for terms_, group in zip(chosen, without, strict=True)]
+        ] = -np.inf
+        best = np.stack([add.argmax(1), drop.argmax(1)], axis=1)
+        value = np.stack([add.max(1), drop.max(1)], axis=1)
+        which = value.argmax(1)
+        # The first term only has to be better than nothing; each later step must pay for its words.
+        least = np.where([bool(group) for group in chosen], worth * 0.999, 1e-3)
+        searching &= value.max(1) > least
+        candidate = best[np.arange(len(tasks)), which]
+        for task in np.flatnonzero(searching):
+            if which[task] == 0:
+                chosen[task].append(terms[candidate[task]])
+            else:
+                without[task].append(terms[candidate[task]].phrase)
+        hit = np.asarray(holds[doc, candidate[owner]]).ravel() > 0
+        covered |= hit & (searching & (which == 0))[owner]
+        excepted |= hit & (searching & (which == 1))[owner]
+    return [Rule(tuple(a), tuple(b)) for a, b in zip(chosen, without, strict=True)]
+
+
+def _weights(task: ExplainTask) -> np.ndarray:
+    """What each example adds to true positive rate minus false positive rate when the rule holds for it."""
+    n, m = len(task.activating), len(task.others)
+    return np.concatenate([np.full(n, 1 / max(n, 1)), np.full(m, -1 / max(m, 1))])

@@ -1,0 +1,112 @@
+"""A run directory whose features are known: phantom reports, planted features, and the stages that interpret reads."""
+
+import json
+import re
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+from scipy.stats import ortho_group
+
+from configs import phantom as phantom_config
+from maira_jax.processing import build_tokenizer
+from maira_jax.processing.prompt import reporting_prompt
+from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.run import files
+from maira_jax.run.stage import Stage
+from maira_jax.studies import phantom
+from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
+from sae.autoencoder import Sae
+from sae.checkpoint import save_sae
+
+# Feature -> pattern of the sentences (findings unless another kind is given) on whose tokens it fires.
+PLANTED = {
+    0: (r"pleural effusion", Kind.FINDINGS),
+    1: (r"^(?!.*\bno\b).*pneumothorax", Kind.FINDINGS),
+    2: (r".", Kind.TECHNIQUE),
+    3: (r"^there is", Kind.FINDINGS),
+    4: (r"telephone|notified|discussed|informed|communicated", Kind.FINDINGS),
+    5: (r"pacemaker", Kind.FINDINGS),
+}
+EVERYWHERE, NOISE, RARE, DEAD = 6, 7, 8, 9
+N_FEATURES = 12  # those after DEAD are dead as well
+D_MODEL = 16
+
+
+def make_workdir(workdir: Path, n_studies: int = 160, seed: int = 0) -> Path:
+    """Writes finished `model`, `activations` and `sae` stages; the model folder holds a tokenizer only."""
+    studies = phantom.studies(0, n_studies, seed=seed, size=8)
+    with Stage(workdir, "model", {}) as stage:
+        texts = [f"{reporting_prompt(study).content} {study.findings}" for study in studies]
+        build_tokenizer.from_corpus(texts, 500, stage.dir)
+        files.write_json(stage.dir / "config.json", {"vision_config": {"image_size": 28, "patch_size": 14}})
+        stage.finish({})
+    tokenizer = Tokenizer.from_dir(workdir / "model")
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("study", "position", "token_id", "kind")}
+    strengths, lengths = [], []
+    for i, study in enumerate(studies):
+        encoded = tokenizer.encode(reporting_prompt(study), study.findings)
+        kept = np.flatnonzero(policy_mask(encoded.kinds, "method"))
+        ids, kinds = encoded.ids[kept], encoded.kinds[kept]
+        for name, values in zip(columns, (np.full(len(kept), i), kept, ids, kinds), strict=True):
+            columns[name].append(values)
+        strengths.append(_strengths(tokenizer.pieces(ids), kinds, rng))
+        lengths.append(len(kept))
+    directions = ortho_group.rvs(D_MODEL, random_state=seed)[:N_FEATURES].astype(np.float32)
+    x = np.concatenate(strengths) @ directions
+    stops = np.cumsum(lengths)
+    with Stage(workdir, "activations", {}) as stage:
+        tokens = pa.table({name: np.concatenate(parts) for name, parts in columns.items()})
+        table = pa.table(
+            {
+                "study_id": [study.study_id for study in studies],
+                "patient_id": [study.patient_id for study in studies],
+                "split": [HELD_OUT if i % 3 == 0 else TRAIN for i in range(n_studies)],
+                "labels": [json.dumps(study.labels) for study in studies],
+                "start": stops - lengths,
+                "stop": stops,
+            }
+        )
+        writer = StoreWriter(stage.dir, Layout(*x.shape, "float32", 4096, 64), tokens, table, {"site": "planted"})
+        for shard in writer.missing():
+            start, stop = writer.layout.rows(shard)
+            writer.write(shard, x[start:stop])
+        stage.finish({"tokens": len(x)})
+    with Stage(workdir, "sae", {}) as stage:
+        params = {
+            "W_enc": directions.T,
+            "b_enc": np.zeros(N_FEATURES, np.float32),
+            "W_dec": directions,
+            "b_dec": np.zeros(D_MODEL, np.float32),
+        }
+        save_sae(stage.dir, Sae(params, 0.5, 2, (8, 4)))
+        stage.finish({})
+    return workdir
+
+
+def _strengths(pieces: list[str], kinds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What every feature's activation should be on a study's tokens. [n, N_FEATURES]"""
+    out = np.zeros((len(pieces), N_FEATURES), np.float32)
+    sentence = np.zeros(len(pieces), int)
+    for i in range(1, len(pieces)):
+        ends = pieces[i - 1].endswith(".") and pieces[i].startswith(" ")
+        sentence[i] = sentence[i - 1] + (ends or kinds[i] != kinds[i - 1])
+    for number in range(sentence.max() + 1):
+        rows = np.flatnonzero(sentence == number)
+        text = "".join(pieces[i] for i in rows).strip().lower()
+        for feature, (pattern, kind) in PLANTED.items():
+            if kinds[rows[0]] == kind and re.search(pattern, text):
+                out[rng.choice(rows), feature] = rng.uniform(1, 5)
+    out[:, EVERYWHERE] = rng.uniform(1, 2, len(pieces))
+    out[:, NOISE] = (rng.random(len(pieces)) < 0.05) * rng.uniform(1, 5, len(pieces))
+    out[:, RARE] = (rng.random(len(pieces)) < 0.0005) * 3.0
+    return out
+
+
+def config(**interpret: object) -> ml_collections.ConfigDict:
+    """The phantom's config with small batches, so that there are several."""
+    cfg = phantom_config.get_config()
+    cfg.interpret.update({"n_explain": 40, "n_score": 50, "feature_batch": 5, "block_tokens": 512} | interpret)
+    return cfg
