@@ -175,9 +175,7 @@ def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None
     studies = [s for s in load_studies(make_config().studies) if s.study_id in originals]
     prompts = Prompts.of(studies, workdir / "model")
     tokens, mask, pixels = prompts.batch(range(len(studies)))
-    ids, lengths = generate(
-        params, cfg, tokens, mask, pixels, max_new_tokens=12, eos_id=prompts.tokenizer.eos_id
-    )
+    ids, lengths = generate(params, cfg, tokens, mask, pixels, max_new_tokens=12, eos_id=prompts.tokenizer.eos_id)
     for i, study in enumerate(studies):
         plain = prompts.tokenizer.decode(np.asarray(ids)[i, : int(lengths[i])])
         assert plain == originals[study.study_id]
