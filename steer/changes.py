@@ -1,6 +1,7 @@
 """What differs between two reports, and which of the differences were meant."""
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from maira_jax.studies.phantom import FINDINGS
 from maira_jax.studies.study import SIDES, ZONES, Finding
-from steer.labels import concepts, extract
+from steer.labels import Reading, read
 from steer.vocabulary.terms import CHEXPERT, DEVICES
 
 _EVERYTHING = ("normal study", "no finding")
@@ -73,10 +74,14 @@ class Changes:
         return not (self.appeared or self.vanished or self.changed or self.concepts)
 
 
-def _claims(report: str) -> dict[tuple[str, ...], Finding]:
+#: Reads a report; sweeps compare the same original with many others, and repeat themselves.
+reading = functools.lru_cache(maxsize=4096)(read)
+
+
+def _claims(said: Reading) -> dict[tuple[str, ...], Finding]:
     """What a report says to be there, present or uncertain; denials and silence are the same."""
     found = {}
-    for finding in extract(report):
+    for finding in said.findings:
         if finding.status != "absent" and finding.name != "no finding":
             place = (finding.side, finding.zone, finding.name)
             doubt = "uncertain" if finding.status == "uncertain" else None
@@ -86,7 +91,8 @@ def _claims(report: str) -> dict[tuple[str, ...], Finding]:
 
 def compare(original: str, steered: str, concept: str) -> Changes:
     """Compares two reports, with `concept` (or "" for none) as what was meant to change."""
-    before, after = _claims(original), _claims(steered)
+    first, second = reading(original), reading(steered)
+    before, after = _claims(first), _claims(second)
     scope = Scope.of(concept)
     appeared, vanished = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
     moved = [after[key] for key in appeared] + [before[key] for key in vanished]
@@ -97,7 +103,7 @@ def compare(original: str, steered: str, concept: str) -> Changes:
             if old != new:
                 changed.append(f"{' '.join(key)} {attribute} {old} > {new}")
                 off_attributes |= not scope.covers(before[key])
-    was, now = concepts(original), concepts(steered)
+    was, now = first.concepts, second.concepts
     return Changes(
         appeared=tuple(" ".join(key) for key in appeared),
         vanished=tuple(" ".join(key) for key in vanished),

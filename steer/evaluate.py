@@ -33,9 +33,8 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from steer.changes import compare, degenerate, edit_distance, words_of
+from steer.changes import compare, degenerate, edit_distance, reading, words_of
 from steer.directions import NONE
-from steer.labels import concepts
 from steer.sweep import GENERATIONS
 
 RESULTS = "results.parquet"
@@ -118,7 +117,7 @@ def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
     concept, strength = settings["concept"], line["strength"]
     found = compare(original, steered, concept)
     before, after = words_of(original), words_of(steered)
-    was, now = concepts(original).get(concept), concepts(steered).get(concept)
+    was, now = reading(original).concepts.get(concept), reading(steered).concepts.get(concept)
     judged = bool(strength) and was is not None
     wanted = strength > 0
     return {

@@ -13,6 +13,7 @@ included, in time linear in its length.
 import dataclasses
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from maira_jax.studies.phantom import labels
 from maira_jax.studies.study import Finding
@@ -37,6 +38,13 @@ _MODIFIER_ONLY = re.compile(r"^[\s\w-]*$")
 _FORWARD_STOP = re.compile(
     r"\b(?:but|however|although|though|except|which|that|because|due to|secondary to|related to)\b|[:]"
 )
+
+
+class Reading(NamedTuple):
+    """What a report states: its findings (`extract`) and its concepts (`concepts`)."""
+
+    findings: tuple[Finding, ...]
+    concepts: dict[str, bool]
 
 
 @dataclasses.dataclass
@@ -441,6 +449,11 @@ def concepts(report: str) -> dict[str, bool]:
     communication, comparison), the CheXpert observations and the other labels of the data sets that
     `maira_jax.studies` reads, all from the text alone. An uncertain finding counts as not there.
     """
+    return read(report).concepts
+
+
+def read(report: str) -> Reading:
+    """`extract` and `concepts` at once, at the price of one."""
     mentions = _read(report)
     findings = _findings(report, mentions)
     real = {name: False for name in (*terms.CHEXPERT, *terms.NARROWER)}
@@ -448,7 +461,8 @@ def concepts(report: str) -> dict[str, bool]:
     for mention in mentions:
         if mention.status == "present":
             real |= {name: True for name, words in terms.NARROWER.items() if words.search(mention.phrase)}
-    return real | labels(findings, has_comparison(report), is_communication(report))
+    labelled = labels(findings, has_comparison(report), is_communication(report))
+    return Reading(findings, real | labelled)
 
 
 def is_communication(report: str) -> bool:
