@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.export = get_export()
     config.interpret = get_interpret()
     config.steer, config.evaluate = get_steer(), get_evaluate()
+    config.atlas = get_atlas()
     return config
 
 
@@ -147,3 +148,14 @@ def get_evaluate() -> ml_collections.ConfigDict:
     evaluate = ConfigDict()
     evaluate.bootstrap = 1000  # resamples of the studies for each interval
     return evaluate
+
+
+def get_atlas() -> ml_collections.ConfigDict:
+    """What the page of all features holds; these bound its size."""
+    atlas = ConfigDict()
+    atlas.n_features = 4096  # features with exemplars, best scores and concepts first; all are in the list
+    atlas.n_top = 6  # strongest contexts of a feature
+    atlas.n_decile = 1  # contexts from each activation decile
+    atlas.n_silent = 3  # contexts in which it is silent
+    atlas.n_steering = 4  # pairs of original and steered report for each feature and wish
+    return atlas

@@ -87,7 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Interprets every feature of `workdir/sae`; see DESIGN for the files in `workdir/interp`.
 
     Returns:
-      The summary, as in `interp/summary.json`.
+      What the manifest counts.
 
     Raises:
       UserError: the config is invalid, an input stage is not finished, or there is nothing held out to score on.
@@ -100,11 +100,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             _run(cfg, judge, Path(workdir), stage.dir)
             stage.finish(_counts(files.read_json(stage.dir / "summary.json")))
             shutil.rmtree(stage.dir / "phases", ignore_errors=True)
-        return files.read_json(stage.dir / "summary.json")
+        return stage.manifest["counts"]
 
 
 def _counts(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: summary[name] for name in ("features", "alive", "scored", "above_075", "below_05")}
+    counts = {name: summary[name] for name in ("features", "alive", "scored", "above_075", "below_05")}
+    return counts | {"concepts": summary["concepts"]["tested"], "concepts_f1_08": summary["concepts"]["f1_08"]}
 
 
 def _run(cfg: InterpretConfig, judge: Judge, workdir: Path, out: Path) -> None:
