@@ -26,6 +26,7 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.torch: $(BIN)/pip
+	@echo "Installing into $(VENV), once; this takes some minutes."
 	$(BIN)/pip install -q '$(TORCH)'
 	echo '$(TORCH)' > $@
 
