@@ -1,0 +1,87 @@
+"""Selection against a sort."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae import select
+
+METHODS = ["histogram", "bisection"]
+top_k = jax.jit(select.batch_top_k, static_argnames=("count", "method"))
+
+
+def expected_mask(z: np.ndarray, count: int) -> np.ndarray:
+    """The `count` largest positive entries; among equal ones the first in reading order."""
+    flat = np.where(z > 0, z, 0).reshape(-1)
+    order = np.argsort(-flat, kind="stable")[:count]
+    mask = np.zeros(flat.size, bool)
+    mask[order] = flat[order] > 0
+    return mask.reshape(z.shape)
+
+
+def check(z: np.ndarray, count: int, method: str) -> None:
+    mask, smallest = top_k(jnp.asarray(z), count, method)
+    expected = expected_mask(z, count)
+    np.testing.assert_array_equal(mask, expected)
+    assert smallest == (z[expected].min() if expected.any() else 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_cut_is_that_of_a_partition(method):
+    rng = np.random.default_rng(0)
+    z = np.maximum(rng.normal(size=(300, 200)), 0).astype(np.float32)
+    for count in (1, 2, 77, 3000, 29_000):
+        cut = select.kth_largest(jnp.asarray(z), count, method)
+        assert cut == np.partition(z.reshape(-1), -count)[-count]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "z, count",
+    [
+        (np.ones((5, 7), np.float32), 12),
+        (np.zeros((5, 7), np.float32), 12),
+        (np.full((4, 4), -0.0, np.float32), 3),
+        (np.array([[0.0, -0.0, 1e-30, 2.0], [-1.0, -0.0, 1e30, 0.0]], np.float32), 6),
+        (np.array([[2.0, 1.0, 1.0], [1.0, 1.0, 3.0]], np.float32), 4),
+        (np.array([[np.nan, 1.0, -3.0]], np.float32), 2),
+        (np.array([[5.0]], np.float32), 1),
+    ],
+    ids=["equal", "zero", "negative zero", "few positive", "ties", "nan", "one"],
+)
+def test_corner_cases(z, count, method):
+    mask, smallest = top_k(jnp.asarray(z), count, method)
+    expected = expected_mask(np.nan_to_num(z), count)
+    np.testing.assert_array_equal(mask, expected)
+    assert smallest == (z[expected].min() if expected.any() else 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_matrix_with_many_ties(data):
+    rows, columns = data.draw(st.sampled_from([(1, 9), (6, 5), (8, 16)]))
+    values = st.sampled_from([0.0, -0.0, -1.0, 1e-20, 0.5, 0.5000001, 1.0, 2.0, 3e20])
+    z = np.array(data.draw(st.lists(values, min_size=rows * columns, max_size=rows * columns)), np.float32)
+    count = data.draw(st.sampled_from([1, 4, rows * columns // 2, rows * columns]))
+    for method in METHODS:
+        check(z.reshape(rows, columns), count, method)
+
+
+def test_columns_that_are_not_in_order_win_ties_by_their_rank():
+    order = jnp.array([2, 0, 3, 1], jnp.int32)
+    mask, _ = select.batch_top_k(jnp.ones((2, 4)), 6, "bisection", order)
+    np.testing.assert_array_equal(mask, [[True] * 4, [False, True, False, True]])
+
+
+def test_row_cut_keeps_the_largest_of_each_row():
+    rng = np.random.default_rng(1)
+    z = np.maximum(rng.normal(size=(40, 60)), 0).astype(np.float32)
+    z[3] = 0
+    for count in (1, 7, 25):
+        kept = np.asarray(z >= np.asarray(select.row_cut(jnp.asarray(z), jnp.int32(count)))[:, None]) & (z > 0)
+        largest = np.sort(z, axis=1)[:, -count:]
+        np.testing.assert_array_equal(kept.sum(1), (largest > 0).sum(1))
+        np.testing.assert_array_equal(np.where(kept, z, 0).sum(1, dtype=np.float64), largest.sum(1, dtype=np.float64))

@@ -1,0 +1,115 @@
+"""The activation store and the order in which it is read."""
+
+import numpy as np
+import pytest
+
+from maira_jax.errors import UserError
+from sae import data
+from sae.activations import HELD_OUT, TRAIN, Layout, Store, StoreWriter
+from tests.sae_helpers import make_store, tables
+
+
+def numbered(n: int, d: int = 3) -> np.ndarray:
+    """Row i holds i in its first column."""
+    values = np.zeros((n, d), np.float32)
+    values[:, 0] = np.arange(n)
+    return values
+
+
+def writer(path, n: int, layout: Layout | None = None) -> StoreWriter:
+    return StoreWriter(path, layout or Layout(n, 3, "float32", 64, 16), *tables(n), {"site": "here"})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_round_trip(tmp_path, dtype):
+    values = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
+    make_store(tmp_path, values, dtype, shard_rows=128)
+    store = Store.open(tmp_path / "activations")
+    assert (store.n_tokens, store.d_model, store.dtype) == (1000, 5, dtype)
+    tolerance = 0 if dtype == "float32" else 2**-8  # bfloat16 keeps 8 bits
+    np.testing.assert_allclose(store.read(0, 1000), values, rtol=tolerance)
+    np.testing.assert_array_equal(store.read(100, 300), store.read(0, 1000)[100:300])
+    assert store.read(7, 9).dtype == np.float32
+    tokens, studies = tables(1000)
+    assert store.tokens.equals(tokens.cast(store.tokens.schema))
+    assert store.studies["study_id"].to_pylist() == studies["study_id"].to_pylist()
+    rows = np.concatenate([store.rows_of(TRAIN), store.rows_of(HELD_OUT)])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(1000))
+
+
+def test_a_killed_writer_goes_on_with_the_missing_shards(tmp_path):
+    values = numbered(200)
+    first = writer(tmp_path, 200)
+    for shard in (0, 2):
+        start, stop = first.layout.rows(shard)
+        first.write(shard, values[start:stop])
+    with pytest.raises(UserError, match="2 of 4 shards"):
+        Store.open(tmp_path)
+    second = writer(tmp_path, 200)
+    assert second.missing() == [1, 3]
+    for shard in second.missing():
+        start, stop = second.layout.rows(shard)
+        second.write(shard, values[start:stop])
+    np.testing.assert_array_equal(Store.open(tmp_path).read(0, 200), values)
+
+
+def test_what_is_refused(tmp_path):
+    writer(tmp_path / "a", 200)
+    with pytest.raises(UserError, match="another store"):
+        writer(tmp_path / "a", 200, Layout(200, 3, "bfloat16", 64, 16))
+    with pytest.raises(UserError, match="multiple of harvest.chunk_rows"):
+        Layout(200, 3, "float32", 64, 15)
+    with pytest.raises(UserError, match="harvest.dtype"):
+        Layout(200, 3, "float16", 64, 16)
+    with pytest.raises(UserError, match="not finite"):
+        writer(tmp_path / "b", 200).write(0, np.full((64, 3), np.nan, np.float32))
+
+
+def test_a_damaged_shard_is_reported(tmp_path):
+    make_store(tmp_path, numbered(200), shard_rows=64)
+    shard = next(path for path in (tmp_path / "activations" / "values.zarr" / "c").rglob("*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        Store.open(tmp_path / "activations").read(0, 200)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    make_store(workdir, numbered(3000), shard_rows=256, chunk_rows=32)
+    store = Store.open(workdir / "activations")
+    return data.ShuffledBatches(store, store.rows_of(TRAIN), batch_size=16, group=10, n_groups=60, seed=5)
+
+
+def test_every_epoch_gives_every_training_row_once(source):
+    store = source._store
+    rows = store.rows_of(TRAIN)
+    stream = np.concatenate([source[i][..., 0].ravel() for i in range(60)]).astype(int)
+    epochs = len(stream) // len(rows)
+    assert epochs >= 3
+    # Groups are shuffled inside, so an epoch is complete only at the end of its last group.
+    for epoch in range(1, epochs + 1):
+        whole = stream[: -(-epoch * len(rows) // 160) * 160]
+        counts = np.bincount(whole, minlength=3000)
+        assert (counts[rows] >= epoch).all() and (counts[rows] <= epoch + 1).all()
+        assert not counts[store.rows_of(HELD_OUT)].any()
+
+
+def test_the_order_is_shuffled_and_follows_the_seed(source):
+    first = source[0][..., 0].ravel()
+    assert np.abs(np.corrcoef(first, np.arange(160))[0, 1]) < 0.3
+    other = data.ShuffledBatches(source._store, source._store.rows_of(TRAIN), 16, 10, 60, seed=6)
+    assert (other[0][..., 0].ravel() != first).mean() > 0.9
+
+
+def test_reading_starts_anywhere(source):
+    for index, group in zip(range(7, 12), source.iterate(7), strict=False):
+        np.testing.assert_array_equal(group, source[index])
+
+
+def test_sequential_reading(source):
+    store = source._store
+    rows = store.rows_of(HELD_OUT)
+    batches = list(data.sequential(store, rows, 100))
+    assert {len(batch) for batch in batches[:-1]} == {100}
+    np.testing.assert_array_equal(np.concatenate(batches)[:, 0], rows)
