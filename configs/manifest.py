@@ -1,6 +1,6 @@
 """Your own studies, listed in a JSON Lines file (see `maira_jax/studies/manifest.py`); all else as for the phantom.
 
-  python -m launch.demo --config=configs/manifest.py:studies.jsonl --workdir=runs/mine
+python -m launch.demo --config=configs/manifest.py:studies.jsonl --workdir=runs/mine
 """
 
 import ml_collections
