@@ -149,7 +149,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: the studies or the sizes do not fit together.
     """
     section = config.pretrain
-    identity = {"pretrain": section.to_dict(), "studies": config.studies.to_dict()}
+    identity = {
+        "seed": config.seed,
+        "pretrain": section.to_dict(),
+        "studies": config.studies.to_dict(),
+        "held_out_fraction": config.harvest.held_out_fraction,
+    }
     with Stage(workdir, "pretrain", identity) as stage:
         if stage.finished:
             return stage.manifest["counts"]
@@ -165,7 +170,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         cfg = _write_companions(section, directory, corpus)
         image_cfg, tokenizer = ImageConfig.from_dir(directory), Tokenizer.from_dir(directory)
         phase = section.text_phase
-        stream = TextStream(studies, tokenizer, image_cfg, phase.batch_size, tuple(phase.lengths))
+        stream = TextStream(studies, tokenizer, image_cfg, phase.batch_size, tuple(phase.lengths), phase.max_findings)
         tower, vision_history = _pretrain_vision(section, stage, cfg, studies, image_cfg)
         params, text_history = _pretrain_text(section, stage, cfg, stream, tower)
         stored = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(section.dtype)), params)

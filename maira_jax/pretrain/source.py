@@ -50,7 +50,8 @@ class FiniteSource:
     """A set of studies, permuted anew for every pass. Held-out patients are those that the harvest holds out too."""
 
     def __init__(self, studies: Sequence[Study], seed: int, size: int, held_out_fraction: float):
-        train, held_out = [], []
+        train: list[Study] = []
+        held_out: list[Study] = []
         for study in studies:
             split = readers.split_of(study.patient_id, held_out_fraction, seed)
             (train if split == "train" else held_out).append(study)

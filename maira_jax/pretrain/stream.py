@@ -61,7 +61,8 @@ class TextStream:
     """Batches of teacher-forced studies with the same number of images and about the same length.
 
     Args:
-      lengths: the padded lengths that batches may have, in tokens; longer studies are cut out of the stream.
+      lengths: the padded lengths that batches may have, in tokens; longer studies are left out.
+      max_findings: studies with more tokens to predict are left out.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class TextStream:
         image_cfg: ImageConfig,
         batch_size: int,
         lengths: tuple[int, ...],
+        max_findings: int,
     ):
         self.source, self.tokenizer, self.image_cfg = source, tokenizer, image_cfg
-        self.batch_size, self.lengths = batch_size, sorted(lengths)
+        self.batch_size, self.lengths, self.max_findings = batch_size, sorted(lengths), max_findings
         self.next = 0
         self.waiting: dict[str, list[_Row]] = {}
 
@@ -81,6 +83,8 @@ class TextStream:
         return _Row(index, study, self.tokenizer.encode(reporting_prompt(study), study.findings))
 
     def _bucket(self, row: _Row) -> str | None:
+        if len(row.encoded) - row.encoded.n_prompt > self.max_findings:
+            return None
         length = next((length for length in self.lengths if length >= len(row.encoded)), None)
         return None if length is None else f"{len(study_images(row.study))}x{length}"
 
@@ -97,7 +101,7 @@ class TextStream:
                     self.waiting[name] = rows[self.batch_size :]
                     return self.batch(rows[: self.batch_size], int(name.split("x")[1]))
             if fetched > 100 * self.batch_size and not self.waiting:
-                raise UserError(f"no study fits into pretrain.lengths {self.lengths}: give a greater length")
+                raise UserError(f"no study fits into pretrain.text_phase.lengths {self.lengths}: give a greater length")
             for offset, study in enumerate(self.source.studies(self.next, self.next + _CHUNK)):
                 row = self._row(self.next + offset, study)
                 if (bucket := self._bucket(row)) is not None:
