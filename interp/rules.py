@@ -16,14 +16,20 @@ import scipy.sparse as sp
 from interp.explain import ExplainTask, split_shown
 
 MENTIONS, STARTS, ANY = "mentions", "starts with", "is any part of"
+# Mentions without, and with, a negating word somewhere before.
+AFFIRMS, DENIES = "affirms", "denies"
 _NOTHING = "nothing sets its texts apart"
 _MOST_TERMS, _MOST_EXCEPTIONS = 3, 2
 _LONGEST_PHRASE = 3
 # Features searched together; bounds the dense [features, candidates] matrices.
 _FEATURES = 64
 
+_NEGATIONS = frozenset({"no", "not", "without", "never"})
+_NEGATION = re.compile(f" (?:{'|'.join(sorted(_NEGATIONS))}) ")
 _WORD = re.compile(r"<[^<>\s]+>|[a-z0-9]+(?:[-'/.][a-z0-9]+)*")
-_TERM = re.compile(r'(?:(mentions|starts with) "([^"]+)"(?: in the ([a-z ]+))?|(is any part of) the ([a-z ]+))$')
+_TERM = re.compile(
+    r'(?:(mentions|starts with|affirms|denies) "([^"]+)"(?: in the ([a-z ]+))?|(is any part of) the ([a-z ]+))$'
+)
 _QUOTED = re.compile(r'"([^"]+)"')
 
 
@@ -38,7 +44,7 @@ class Term:
     """One condition on a context.
 
     Attributes:
-      how: `MENTIONS`, `STARTS` or `ANY`.
+      how: `MENTIONS`, `STARTS`, `AFFIRMS`, `DENIES` or `ANY`.
       phrase: words with single spaces; empty for `ANY`.
       section: where it must stand, or None for everywhere.
     """
@@ -59,7 +65,13 @@ class Term:
         if self.how == ANY:
             return True
         phrase = f" {self.phrase} "
-        return padded.startswith(phrase) if self.how == STARTS else phrase in padded
+        if self.how == STARTS:
+            return padded.startswith(phrase)
+        if self.how == MENTIONS:
+            return phrase in padded
+        negation = _NEGATION.search(padded)
+        at = negation.start() if negation else len(padded)
+        return 0 <= padded.find(phrase) < at if self.how == AFFIRMS else padded.rfind(phrase) > at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +92,17 @@ class Rule:
         """A short name."""
         if not self.terms:
             return "no rule"
-        names = [f"any {term.section}" if term.how == ANY else term.phrase for term in self.terms]
+        names = [self._short(term) for term in self.terms]
         sections = {term.section for term in self.terms}
         where = f" ({next(iter(sections))})" if len(sections) == 1 and self.terms[0].how != ANY else ""
         exceptions = " / ".join(self.without)
         return " / ".join(names) + where.replace(" (None)", "") + (f" without {exceptions}" if exceptions else "")
+
+    @staticmethod
+    def _short(term: Term) -> str:
+        if term.how == ANY:
+            return f"any {term.section}"
+        return {AFFIRMS: "affirmed ", DENIES: "denied ", STARTS: "starts: "}.get(term.how, "") + term.phrase
 
     @classmethod
     def parse(cls, sentence: str) -> Self:
@@ -134,9 +152,12 @@ def _candidates(line: str) -> set[Term]:
     section, text = split_shown(line)
     found = {Term(ANY, "", section)}
     sequence = words(text)
+    negation = next((i for i, word in enumerate(sequence) if word in _NEGATIONS), len(sequence))
     for n in range(1, _LONGEST_PHRASE + 1):
         for i in range(len(sequence) - n + 1):
             phrase = " ".join(sequence[i : i + n])
+            if not i <= negation < i + n:
+                found.add(Term(AFFIRMS if i < negation else DENIES, phrase))
             for where in (None, section):
                 found.add(Term(MENTIONS, phrase, where))
                 if i == 0:
@@ -163,10 +184,10 @@ def _incidence(lines: Sequence[str], times: np.ndarray) -> tuple[sp.csr_matrix, 
 
 
 def _preference(terms: Sequence[Term]) -> np.ndarray:
-    """Breaks ties: plain before within a section, anywhere before at the start, longer phrases before shorter ones."""
+    """Breaks ties: anywhere before in one section, mentioned before narrower ways, long phrases before short ones."""
     return np.array(
         [
-            -2e-4 * (term.section is not None) - 1e-4 * (term.how == STARTS) + 2e-5 * len(term.phrase.split())
+            -2e-4 * (term.section is not None) - 1e-4 * (term.how != MENTIONS) + 2e-5 * len(term.phrase.split())
             for term in terms
         ],
         np.float32,
@@ -185,7 +206,8 @@ def _search_batch(tasks: Sequence[ExplainTask]) -> list[Rule]:
     may_except = np.array([term.how == MENTIONS and term.section is None for term in terms])
     owner = np.repeat(np.arange(len(tasks)), [len(group) for group in lines])  # [examples]
     weight = np.concatenate([_weights(task) for task in tasks]).astype(np.float32)
-    worth = np.array([2 / max(min(len(task.activating), len(task.others)), 1) for task in tasks])
+    # What two examples are worth: activating ones for a term, others for an exception. [tasks, 2]
+    worth = np.array([[2 / max(len(task.activating), 1), 2 / max(len(task.others), 1)] for task in tasks])
     chosen: list[list[Term]] = [[] for _ in tasks]
     without: list[list[str]] = [[] for _ in tasks]
     covered, excepted = np.zeros(len(doc), bool), np.zeros(len(doc), bool)
@@ -197,7 +219,7 @@ def _search_batch(tasks: Sequence[ExplainTask]) -> list[Rule]:
 
     while searching.any():
         add = gains(~covered & ~excepted) + preference
-        drop = np.where(may_except, preference - gains(covered & ~excepted), -np.inf)
+        drop = np.where(may_except, -preference - gains(covered & ~excepted), -np.inf)  # short exceptions
         add[[len(group) >= _MOST_TERMS for group in chosen]] = -np.inf
         drop[
             [not terms_ or len(group) >= _MOST_EXCEPTIONS for terms_, group in zip(chosen, without, strict=True)]
@@ -206,7 +228,7 @@ def _search_batch(tasks: Sequence[ExplainTask]) -> list[Rule]:
         value = np.stack([add.max(1), drop.max(1)], axis=1)
         which = value.argmax(1)
         # The first term only has to be better than nothing; each later step must pay for its words.
-        least = np.where([bool(group) for group in chosen], worth * 0.999, 1e-3)
+        least = np.where([bool(group) for group in chosen], worth[np.arange(len(tasks)), which] * 0.999, 1e-3)
         searching &= value.max(1) > least
         candidate = best[np.arange(len(tasks)), which]
         for task in np.flatnonzero(searching):

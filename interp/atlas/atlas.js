@@ -1,0 +1,444 @@
+"use strict";
+(() => {
+  const D = JSON.parse(document.getElementById("data").textContent);
+  const F = D.features, S = D.summary, N = F.feature.length;
+  const main = document.getElementById("main");
+  const searchBox = document.getElementById("search");
+  const ROW = 46;
+
+  // ------------------------------------------------------------------ elements
+  const SVG = "http://www.w3.org/" + "2000/svg"; // a name, not an address that is fetched
+  function fill(element, props, kids) {
+    for (const [name, value] of Object.entries(props || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name === "on") for (const [event, handler] of Object.entries(value)) element.addEventListener(event, handler);
+      else if (name === "vars") for (const [key, item] of Object.entries(value)) element.style.setProperty(key, item);
+      else element.setAttribute(name, value === true ? "" : value);
+    }
+    for (const kid of kids.flat(Infinity)) if (kid !== null && kid !== undefined && kid !== false) element.append(kid);
+    return element;
+  }
+  const h = (tag, props, ...kids) => fill(document.createElement(tag), props, kids);
+  const s = (tag, props, ...kids) => fill(document.createElementNS(SVG, tag), props, kids);
+
+  // ------------------------------------------------------------------- numbers
+  const DASH = "–";
+  const isNumber = (x) => typeof x === "number" && isFinite(x);
+  const fixed = (x, digits = 2) => (isNumber(x) ? x.toFixed(digits) : DASH);
+  const count = (x) => (isNumber(x) ? x.toLocaleString("en") : DASH);
+  const short = (x) => (isNumber(x) ? String(Number(x.toPrecision(3))) : DASH);
+  const percent = (x, digits = 0) => (isNumber(x) ? (100 * x).toFixed(digits) + " %" : DASH);
+  const density = (x) => (isNumber(x) ? (x === 0 ? "0" : x < 0.001 ? (100 * x).toPrecision(2) + " %" : (100 * x).toFixed(2) + " %") : DASH);
+  const rateTitle = (r) => (r && isNumber(r.rate) ? `${percent(r.rate)}, 95 % interval ${percent(r.low)} to ${percent(r.high)}, n = ${r.n}` : "no case");
+  const rate = (r, kind) => h("span", { title: rateTitle(r), class: kind || "" }, r && isNumber(r.rate) ? percent(r.rate) : DASH);
+
+  // ------------------------------------------------------------------- pieces
+  function meter(x, good) {
+    if (!isNumber(x)) return h("span", { class: "soft" }, DASH);
+    const bar = h("b", { vars: { width: Math.round(100 * Math.max(0, Math.min(1, x))) + "%" } });
+    return h("span", { class: "meter" + (x >= good ? " good" : "") }, h("i", { "aria-hidden": "true" }, bar), fixed(x));
+  }
+  const name = (i) => F.label[i] || (F.density[i] ? "not explained" : "never active");
+  const link = (i, text) => h("a", { href: "#/feature/" + i, title: F.explanation[i] || "" }, text || `${i} ${name(i)}`);
+  const tile = (value, label, title) => h("div", { class: "tile", title }, h("b", {}, value), h("span", {}, label));
+  const chip = (text, kind) => h("span", { class: "chip " + (kind || "") }, text);
+  const panel = (title, ...kids) => h("section", { class: "panel" }, title ? h("h2", {}, title) : null, ...kids);
+
+  // Columns: {title, value(row) to sort by, cell(row), num, wide, hint}.
+  function table(columns, rows, sortBy, down = true) {
+    const body = h("tbody");
+    const heads = columns.map((column, c) =>
+      h("th", { scope: "col", class: column.num ? "num" : "", title: column.hint },
+        h("button", { type: "button", on: { click: () => sort(c, c === sortBy ? !down : Boolean(column.num)) } }, column.title)));
+    function sort(c, falling) {
+      sortBy = c; down = falling;
+      heads.forEach((head, i) => (i === c ? head.setAttribute("aria-sort", falling ? "descending" : "ascending") : head.removeAttribute("aria-sort")));
+      const sorted = [...rows].sort((a, b) => compare(columns[c].value(a), columns[c].value(b), falling));
+      body.replaceChildren(...sorted.map((row) => h("tr", {}, columns.map((column) =>
+        h("td", { class: (column.num ? "num " : "") + (column.wide ? "wide" : "") }, column.cell(row))))));
+    }
+    sort(sortBy, down);
+    return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body));
+  }
+  function compare(a, b, falling) {
+    const missing = (x) => x === null || x === undefined || x === "" || Number.isNaN(x);
+    if (missing(a) || missing(b)) return missing(a) - missing(b); // missing values are last either way
+    const order = a < b ? -1 : a > b ? 1 : 0;
+    return falling ? -order : order;
+  }
+
+  // ------------------------------------------------------------------- charts
+  function bars(values, { labels = [], titles = [], ghost = null, line = null, top = 0, height = 130, label = "" }) {
+    const W = 460, H = height, base = H - 20, left = 4;
+    const most = top || Math.max(1e-12, ...values.map((v) => v || 0), ...(ghost || [0]));
+    const step = (W - 2 * left) / values.length, y = (v) => base - (base - 8) * Math.min(1, (v || 0) / most);
+    const svg = s("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": label });
+    values.forEach((v, i) => {
+      const x = left + i * step;
+      svg.append(s("rect", { class: "barfill", x: x + step * 0.08, y: y(v), width: step * 0.84, height: Math.max(0, base - y(v)) },
+        s("title", {}, titles[i] || "")));
+      if (ghost && ghost[i]) svg.append(s("rect", { class: "ghost", x: x + step * 0.08, y: y(ghost[i]), width: step * 0.84, height: base - y(ghost[i]) }));
+      if (labels[i]) svg.append(s("text", { x: x + step / 2, y: H - 5, "text-anchor": "middle" }, labels[i]));
+    });
+    svg.append(s("line", { class: "axis", x1: 0, x2: W, y1: base, y2: base }));
+    if (line !== null) svg.append(s("line", { class: "chance", x1: 0, x2: W, y1: y(line), y2: y(line) }, s("title", {}, "chance")));
+    return svg;
+  }
+  const KEY = [["on", "on target"], ["off", "off target"], ["none", "no change"]];
+  const key = () => h("div", { class: "key" }, KEY.map(([kind, text]) => h("span", {}, h("i", { class: kind }), text)));
+  function curves(rows, label) {
+    const W = 460, H = 190, left = 34, right = 8, base = H - 22;
+    const sorted = [...rows].sort((a, b) => a.strength - b.strength);
+    const low = Math.min(0, ...sorted.map((r) => r.strength)), high = Math.max(0, ...sorted.map((r) => r.strength));
+    const x = (v) => left + ((W - left - right) * (v - low)) / (high - low || 1), y = (v) => base - (base - 10) * v;
+    const svg = s("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": label });
+    for (const v of [0, 0.5, 1]) {
+      svg.append(s("line", { class: "axis", x1: left, x2: W - right, y1: y(v), y2: y(v) }),
+        s("text", { x: left - 5, y: y(v) + 4, "text-anchor": "end" }, percent(v)));
+    }
+    svg.append(s("line", { class: "axis", x1: x(0), x2: x(0), y1: 10, y2: base }));
+    for (const [kind, name] of [["on", "on_target"], ["off", "off_target"], ["none", "no_change"]]) {
+      // Nothing is measured at strength 0, so the line is broken there.
+      for (const side of [sorted.filter((r) => r.strength < 0), sorted.filter((r) => r.strength > 0)]) {
+        const points = side.filter((r) => isNumber(r[name].rate));
+        svg.append(s("polyline", { class: kind, points: points.map((r) => `${x(r.strength)},${y(r[name].rate)}`).join(" ") }));
+        for (const r of points) svg.append(s("circle", { class: kind, cx: x(r.strength), cy: y(r[name].rate), r: 2.5 },
+          s("title", {}, `${name.replace("_", " ")} at ${r.strength}: ${rateTitle(r[name])}`)));
+      }
+    }
+    for (const v of new Set([low, 0, high, ...sorted.map((r) => r.strength)])) {
+      svg.append(s("text", { x: x(v), y: H - 6, "text-anchor": "middle" }, (v > 0 ? "+" : "") + v));
+    }
+    return svg;
+  }
+
+  // ----------------------------------------------------------------- overview
+  function overview() {
+    const run = D.run, control = S.control, head = D.evaluation && D.evaluation.headline.feature;
+    const tiles = [
+      tile(fixed(run.sae.fvu, 3), "variance unexplained", "Fraction of the held-out activations' variance that the autoencoder misses"),
+      tile(fixed(run.sae.l0, 1), `active a token (k = ${run.sae.k ?? DASH})`),
+      tile(`${count(S.alive)}`, `of ${count(S.features)} features are ever active`),
+      tile(count(S.scored), "features scored"),
+      tile(count(S.above_075), "score above 0.75"),
+      tile(count(S.below_05), "score below 0.5 (chance)"),
+      tile(fixed(S.median), "median detection score"),
+      tile(fixed(control.median), "median with shuffled explanations (control)"),
+      tile(`${S.concepts.f1_08} / ${S.concepts.tested}`, "concepts with a feature of F1 ≥ 0.8"),
+      ...(head ? [tile(percent(head.on_target.rate), "steered on target", rateTitle(head.on_target)),
+        tile(percent(head.off_target.rate), "steered off target", rateTitle(head.off_target)),
+        tile(percent(head.no_change.rate), "steered without change", rateTitle(head.no_change))]
+        : [tile("not run", D.steering ? "evaluation of steering" : "steering")]),
+    ];
+    return [
+      h("h1", {}, "What this autoencoder has found"),
+      h("p", { class: "lead" }, `${count(run.tokens)} tokens of ${count(run.studies)} studies (${run.source ?? "unknown source"}, tokens kept: ${run.policy ?? DASH}), read at ${run.site ?? DASH} of ${run.model ?? DASH}`
+        + (run.parameters ? ` (${(run.parameters / 1e6).toFixed(1)} million parameters)` : "") + "."),
+      h("p", { class: "note" }, h("b", {}, "Explained and scored by: " + S.judge + ". "), judgeNote()),
+      h("div", { class: "tiles" }, tiles),
+      panel("Concepts and the features that detect them", h("p", { class: "soft small" },
+        "For every label, the feature and threshold with the best F1 on the training studies; F1, precision and recall are measured on held-out studies. "
+        + "Steering adds the feature's direction while the report is written; its strength was chosen on one half of the studies and is reported on the other. "
+        + "Rates: on target / off target."), conceptTable(),
+        Object.keys(S.concepts.left_out).length ? h("details", { class: "small soft" }, h("summary", {}, "Concepts that were left out"),
+          Object.entries(S.concepts.left_out).map(([concept, why]) => h("div", {}, `${concept}: ${why}`))) : null),
+      h("div", { class: "cols stack" }, panel("Detection scores", scoreChart(), h("div", { class: "key" },
+        h("span", {}, h("i"), "own explanation"), h("span", {}, h("i", { class: "ghost" }), "another feature's explanation (control)")),
+        h("p", { class: "small soft" }, "Balanced accuracy on held-out contexts; chance is 0.5.")),
+      panel("Not scored", notScored())),
+      panel("How to read this", reading()),
+    ];
+  }
+  const judgeNote = () => S.judge.startsWith("offline judge")
+    ? "It is a baseline: explanations are rules over words and sections, and scoring tests those words, literally. It knows no synonyms and sees no images."
+    : `Prompts: ${S.prompt_version}. Cost: ${short(S.cost)} US dollars.`;
+  function conceptTable() {
+    const steered = (row, wish) => row.steering && row.steering[wish];
+    const outcome = (wish, title) => ({
+      title, num: true, hint: `Steering ${wish === "appear" ? "towards" : "away from"} the concept: on target / off target`,
+      value: (row) => { const r = steered(row, wish); return r ? r.on_target.rate : null; },
+      cell: (row) => {
+        if (!D.evaluation) return h("span", { class: "soft" }, "not run");
+        const r = steered(row, wish);
+        if (!r) return h("span", { class: "soft", title: "not steered, or no study to judge it on" }, DASH);
+        return [rate(r.on_target), h("span", { class: "soft" }, " / "), rate(r.off_target, "soft"), h("span", { class: "soft small" }, ` at ${r.strength}`)];
+      },
+    });
+    return table([
+      { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) },
+      { title: "Prevalence", num: true, value: (r) => r.prevalence, cell: (r) => percent(r.prevalence) },
+      { title: "Feature", num: true, value: (r) => r.feature, cell: (r) => link(r.feature, String(r.feature)) },
+      { title: "F1", num: true, value: (r) => r.f1, cell: (r) => meter(r.f1, 0.8), hint: "On held-out studies" },
+      { title: "Precision", num: true, value: (r) => r.precision, cell: (r) => fixed(r.precision) },
+      { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
+      { title: "Explanation", wide: true, value: (r) => F.label[r.feature], cell: (r) => h("span", { class: "small", title: F.explanation[r.feature] || "" }, F.label[r.feature] || F.reason[r.feature]) },
+      { title: "Detection", num: true, value: (r) => F.detection[r.feature], cell: (r) => fixed(F.detection[r.feature]) },
+      outcome("appear", "Made to appear"), outcome("vanish", "Made to vanish"),
+    ], D.concepts, 3);
+  }
+  function scoreChart() {
+    const bins = (values) => { const out = Array(20).fill(0); for (const v of values) if (isNumber(v)) out[Math.min(19, Math.floor(v * 20))]++; return out; };
+    const own = bins(F.detection), control = bins(F.control);
+    return bars(own, { ghost: control, labels: own.map((_, i) => (i % 5 === 0 ? (i / 20).toFixed(2) : i === 19 ? "1.00" : "")),
+      titles: own.map((n, i) => `${(i / 20).toFixed(2)} to ${((i + 1) / 20).toFixed(2)}: ${n} features, control ${control[i]}`), label: "Histogram of detection scores" });
+  }
+  const notScored = () => Object.keys(S.not_scored).length
+    ? h("table", {}, h("tbody", {}, Object.entries(S.not_scored).sort((a, b) => b[1] - a[1]).map(([why, n]) =>
+      h("tr", {}, h("td", {}, why), h("td", { class: "num" }, count(n))))))
+    : h("p", { class: "soft" }, "Every feature was scored.");
+  const reading = () => [
+    h("p", {}, h("b", {}, "Detection. "), "The judge sees an explanation and held-out contexts: some on which the feature fires, from each tenth of its activation range, and as many on which it is silent. It says which is which, five at a time. The score is its balanced accuracy."),
+    h("p", {}, h("b", {}, "No peeking. "), "Explanations were made from training studies and tested on studies of other patients. The contexts in this page are from the training studies."),
+    h("p", {}, h("b", {}, "Colours. "), "The stronger a token's tint, the stronger the feature there; the underlined token is the peak."),
+    h("p", {}, h("b", {}, "Keys. "), h("kbd", {}, "/"), " search, ", h("kbd", {}, "↑"), " ", h("kbd", {}, "↓"), " ", h("kbd", {}, "Enter"), " in the list, ", h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " next and previous feature."),
+    h("p", { class: "small soft" }, `Interpreted ${D.run.finished ?? ""} on ${D.run.device ?? "unknown device"}; `
+      + Object.entries(D.run.versions).filter(([k]) => ["python", "jax", "flax", "maira-jax"].includes(k)).map(([k, v]) => `${k} ${v}`).join(", ") + ". "
+      + Object.entries(D.run.stages).filter(([, done]) => !done).map(([stage]) => `Stage ${stage}: not run. `).join("")),
+  ];
+
+  // ----------------------------------------------------------------- features
+  const filters = { query: "", group: "", status: "", section: "", sort: "detection", down: true };
+  const haystack = Array.from({ length: N }, (_, i) =>
+    [F.label[i], F.explanation[i], F.top_tokens[i].join(" "), F.concept[i]].join(" ").toLowerCase());
+  function matching() {
+    const words = filters.query.toLowerCase().split(/\s+/).filter(Boolean);
+    const found = [];
+    for (let i = 0; i < N; i++) {
+      if (filters.group !== "" && F.group[i] !== Number(filters.group)) continue;
+      if (filters.status === "scored" && F.detection[i] === null) continue;
+      if (filters.status === "not scored" && F.detection[i] !== null) continue;
+      if (filters.status === "steered" && !(D.steering && D.steering.features[i])) continue;
+      if (filters.section && !((F.sections[i][filters.section] || 0) >= 0.5)) continue;
+      if (words.every((word) => haystack[i].includes(word) || String(i) === word)) found.push(i);
+    }
+    const value = F[filters.sort];
+    return found.sort((a, b) => compare(value[a], value[b], filters.down) || a - b);
+  }
+  function features() {
+    let rows = [], current = 0;
+    const columns = [["feature", "#", false], ["label", "Explanation", false], ["top_tokens", "Peak tokens", false], ["detection", "Detection", true],
+      ["f1", "F1", true], ["density", "Density", true], ["max_activation", "Max", true], ["group", "Prefix", true]];
+    const counter = h("span", { class: "count", role: "status" });
+    const canvas = h("div", { vars: { position: "relative" } });
+    const view = h("div", { class: "viewport", tabindex: "0", role: "listbox", "aria-label": "Features", on: { scroll: draw, keydown: keys } }, canvas);
+    const heads = columns.map(([column, title, num]) => h("div", { class: num ? "num" : "", role: "columnheader" },
+      column === "top_tokens" ? title : h("button", { type: "button", on: { click: () => sort(column, num) } }, title)));
+    const pick = (label, field, options) => h("label", {}, label, h("select", { on: { change: (e) => { filters[field] = e.target.value; refresh(); } } },
+      options.map(([value, text]) => h("option", { value, selected: filters[field] === value }, text))));
+    const groups = [...new Set(F.group)];
+    const sections = [...new Set(F.sections.flatMap((x) => Object.keys(x)))].sort();
+    function sort(column, num) {
+      filters.down = filters.sort === column ? !filters.down : num; filters.sort = column; refresh();
+    }
+    function refresh() {
+      rows = matching(); current = 0;
+      columns.forEach(([column], c) => column === filters.sort ? heads[c].setAttribute("aria-sort", filters.down ? "descending" : "ascending") : heads[c].removeAttribute("aria-sort"));
+      counter.textContent = `${count(rows.length)} of ${count(N)} features`;
+      canvas.style.setProperty("height", rows.length * ROW + "px");
+      view.scrollTop = 0; draw();
+    }
+    function draw() {
+      const first = Math.max(0, Math.floor(view.scrollTop / ROW) - 8);
+      const last = Math.min(rows.length, first + Math.ceil((view.clientHeight || 800) / ROW) + 16);
+      const shown = [];
+      for (let at = first; at < last; at++) shown.push(line(rows[at], at));
+      canvas.replaceChildren(...(rows.length ? shown : [h("p", { class: "empty" }, "No feature matches. Try fewer words or another filter.")]));
+    }
+    const line = (i, at) => h("a", { class: "row" + (at === current ? " current" : ""), href: "#/feature/" + i, tabindex: "-1", role: "option",
+      "aria-selected": at === current ? "true" : "false", vars: { transform: `translateY(${at * ROW}px)` } },
+      h("span", { class: "id" }, String(i)),
+      h("span", { class: "name", title: F.explanation[i] || "" }, name(i), h("span", { class: "sub" }, F.reason[i] || (F.concept[i] ? `best concept: ${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : ""))),
+      h("span", { class: "soft small" }, F.top_tokens[i].slice(0, 5).join(" · ")),
+      h("span", { class: "num" }, meter(F.detection[i], 0.75)), h("span", { class: "num" }, fixed(F.f1[i])),
+      h("span", { class: "num" }, density(F.density[i])), h("span", { class: "num" }, short(F.max_activation[i])), h("span", { class: "num" }, String(F.group[i] + 1)));
+    function keys(event) {
+      const move = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -N, End: N }[event.key];
+      if (event.key === "Enter" && rows.length) location.hash = "#/feature/" + rows[current];
+      if (!move || !rows.length) return;
+      event.preventDefault();
+      current = Math.max(0, Math.min(rows.length - 1, current + move));
+      if (current * ROW < view.scrollTop) view.scrollTop = current * ROW;
+      if ((current + 1) * ROW > view.scrollTop + view.clientHeight) view.scrollTop = (current + 1) * ROW - view.clientHeight;
+      draw();
+    }
+    refreshList = refresh;
+    requestAnimationFrame(refresh);
+    return [
+      h("h1", {}, "Features"),
+      h("div", { class: "filters" },
+        pick("Show", "status", [["", "all"], ["scored", "scored"], ["not scored", "not scored"], ...(D.steering ? [["steered", "steered"]] : [])]),
+        pick("Mostly in", "section", [["", "any section"], ...sections.map((x) => [x, x])]),
+        pick("Matryoshka prefix", "group", [["", "any"], ...groups.map((g) => [String(g), String(g + 1)])]),
+        counter),
+      h("section", { class: "panel list" }, h("div", { class: "head", role: "row" }, heads), view),
+    ];
+  }
+  let refreshList = null;
+
+  // ------------------------------------------------------------------ feature
+  function feature(i) {
+    const order = matching(), at = order.indexOf(i);
+    const step = (by) => (at >= 0 && order[at + by] !== undefined ? "#/feature/" + order[at + by] : null);
+    const mine = D.concepts.filter((row) => row.feature === i);
+    const facts = [["Detection", F.detection[i] === null ? F.reason[i] : fixed(F.detection[i])], ["F1", fixed(F.f1[i])],
+      ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ["Control (another's explanation)", fixed(F.control[i])],
+      ["Density", density(F.density[i])], ["Largest activation", short(F.max_activation[i])],
+      ["Activating contexts", `${count(F.n_contexts_train[i])} train, ${count(F.n_contexts_held_out[i])} held out`],
+      ["Matryoshka prefix", prefixText(i)], ["Peak tokens", F.top_tokens[i].join(" · ") || DASH],
+      ["Best concept", F.concept[i] ? `${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : DASH]];
+    return [
+      h("div", { class: "crumbs" }, h("a", { href: "#/features" }, "← all features"), h("span", { class: "right" },
+        step(-1) ? h("a", { href: step(-1), id: "previous" }, "previous") : null, step(1) ? h("a", { href: step(1), id: "next" }, "next") : null)),
+      h("h1", {}, h("span", { class: "soft" }, `${i}  `), name(i)),
+      F.explanation[i] ? h("p", { class: "explanation" }, F.explanation[i]) : h("p", { class: "explanation soft" }, `No explanation: ${F.reason[i]}.`),
+      mine.length ? h("p", {}, mine.map((row) => [chip(`best feature for ${row.concept}: F1 ${fixed(row.f1)}`, row.f1 >= 0.8 ? "good" : ""), " "])) : null,
+      panel(null, h("dl", { class: "facts" }, facts.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))))),
+      h("div", { class: "cols stack" }, histogramPanel(i), decilePanel(i), sectionPanel(i)),
+      contextsPanel(i),
+      steeringPanel(i),
+      F.similar[i].length ? panel("Nearest features by decoder direction", table([
+        { title: "Feature", value: (r) => r.f, cell: (r) => link(r.f) },
+        { title: "Cosine", num: true, value: (r) => r.c, cell: (r) => fixed(r.c) },
+        { title: "Detection", num: true, value: (r) => F.detection[r.f], cell: (r) => fixed(F.detection[r.f]) },
+        { title: "Density", num: true, value: (r) => F.density[r.f], cell: (r) => density(F.density[r.f]) },
+      ], F.similar[i].map((f, n) => ({ f, c: F.similar_cosine[i][n] })), 1)) : null,
+    ];
+  }
+  function prefixText(i) {
+    const prefixes = D.run.sae.prefixes, g = F.group[i];
+    return `${g + 1}` + (prefixes && prefixes[g] ? ` (first ${count(prefixes[g].features)} features)` : "");
+  }
+  function histogramPanel(i) {
+    const [first, counts] = F.histogram[i], edges = S.histogram_edges;
+    if (!counts.length) return panel("Peak activations", h("p", { class: "soft" }, "Never active."));
+    const low = (b) => (b === 0 ? 0 : edges[b - 1]), high = (b) => (b < edges.length ? edges[b] : Infinity);
+    return panel("Peak activations", bars(counts, { labels: counts.map((_, n) => (counts.length < 8 || n % 2 === 0 ? short(low(first + n)) : "")),
+      titles: counts.map((n, b) => `${short(low(first + b))} to ${short(high(first + b))}: ${n} contexts`), label: "Histogram of peak activations" }),
+      h("p", { class: "small soft" }, "Contexts by their largest activation, half-octave bins."));
+  }
+  function decilePanel(i) {
+    const values = F.by_decile[i];
+    if (!values) return panel("Detection by activation decile", h("p", { class: "soft" }, "Not scored."));
+    return panel("Detection by activation decile", bars(values, { top: 1, line: 0.5, labels: values.map((_, n) => String(n + 1)),
+      titles: values.map((v, n) => `decile ${n + 1}: ${v === null ? "no examples" : percent(v) + " recognised"}`), label: "Share of activating contexts recognised, by decile" }),
+      h("p", { class: "small soft" }, "Share of held-out activating contexts that the explanation recognised, weakest tenth first."));
+  }
+  function sectionPanel(i) {
+    const shares = Object.entries(F.sections[i]).sort((a, b) => b[1] - a[1]);
+    return panel("Where it fires", shares.length ? h("table", {}, h("tbody", {}, shares.map(([section, share]) =>
+      h("tr", {}, h("td", {}, section), h("td", { class: "num" }, meter(share, 2)), h("td", { class: "num soft" }, percent(share)))))) : h("p", { class: "soft" }, "Nowhere."));
+  }
+  function contextsPanel(i) {
+    const contexts = D.exemplars.contexts[i];
+    if (!contexts) return panel("Contexts", h("p", { class: "soft" }, F.density[i] ? "Left out to keep this page small; they are in interp/exemplars.parquet." : "It was never active."));
+    const of = (kind) => contexts.filter((c) => c[0] === kind);
+    const block = (title, rows) => (rows.length ? [h("h3", {}, title), rows.map((row) => context(row, i))] : []);
+    return panel("Contexts", block("Strongest", of("top")),
+      block("From each tenth of the activation range, strongest first", of("decile").sort((a, b) => b[1] - a[1])), block("Silent", of("random")));
+  }
+  function context([kind, decile, section, study, tokens, percents], i) {
+    const peak = percents.length ? percents.indexOf(Math.max(...percents)) : -1;
+    const value = (n) => short((percents[n] / 100) * F.max_activation[i]);
+    const spans = tokens.map((t, n) => h("span", { class: "tok" + (n === peak ? " peak" : ""), vars: { "--a": percents[n] || 0 },
+      title: percents[n] ? `${value(n)} (${percents[n]} % of the largest)` : null }, D.exemplars.tokens[t]));
+    return h("div", { class: "context" }, h("span", { class: "value soft" }, peak >= 0 ? value(peak) : DASH),
+      h("span", { class: "where", title: `${study}` + (decile >= 0 ? `, decile ${decile + 1}` : "") }, section, decile >= 0 ? ` · ${decile + 1}` : ""),
+      h("span", { class: "text" }, spans));
+  }
+
+  // ----------------------------------------------------------------- steering
+  function steeringPanel(i) {
+    if (!D.steering) return panel("Steering", h("p", { class: "soft" }, "Stage not run."));
+    const entry = D.steering.features[i];
+    if (!entry) return panel("Steering", h("p", { class: "soft" }, "This feature was not steered."));
+    const title = "Steering" + (entry.concept ? ` (concept: ${entry.concept})` : "");
+    const unit = { max_activation: "times the feature's largest activation", residual_norm: "times the residual norm" }[entry.unit] || entry.unit;
+    return panel(title,
+      h("p", { class: "soft small" }, `Strength in ${unit}. The first studies in which the concept could appear or vanish, not the best ones; `
+        + (D.evaluation ? "at the strength that was best on half of the studies." : "at the largest strength. Evaluation: not run.")),
+      entry.rates.length ? [curves(entry.rates, "Rates by strength"), key()] : null,
+      entry.examples.map(pair));
+  }
+  function pair(example) {
+    const o = example.outcome, [before, after] = diff(example.original, example.steered);
+    return h("article", { class: "pair" }, h("header", {}, chip(example.wish === "appear" ? "towards" : "away"), `strength ${example.strength}`, h("span", {}, example.study),
+      o && o.eligible ? (o.on_target ? chip("on target", "good") : chip("missed", "warn")) : null, o && o.off_target ? chip("off target", "bad") : null,
+      o && o.no_change ? chip("no change") : null, o && o.degenerate ? chip("degenerate: " + o.degenerate, "bad") : null,
+      o ? h("span", {}, [...o.appeared.map((x) => "+ " + x), ...o.vanished.map((x) => "− " + x), ...o.changed].join("; ")) : null),
+      h("div", { class: "sides" }, h("div", {}, h("h4", {}, "Original"), h("div", { class: "text" }, before)), h("div", {}, h("h4", {}, "Steered"), h("div", { class: "text" }, after))));
+  }
+  // Longest common subsequence of words.
+  function diff(original, steered) {
+    const a = original.split(/\s+/).filter(Boolean), b = steered.split(/\s+/).filter(Boolean);
+    const best = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+    for (let i = a.length - 1; i >= 0; i--) for (let j = b.length - 1; j >= 0; j--)
+      best[i][j] = a[i] === b[j] ? best[i + 1][j + 1] + 1 : Math.max(best[i + 1][j], best[i][j + 1]);
+    const before = [], after = [];
+    for (let i = 0, j = 0; i < a.length || j < b.length;) {
+      if (i < a.length && j < b.length && a[i] === b[j]) { before.push(a[i++], " "); after.push(b[j++], " "); }
+      else if (i < a.length && (j >= b.length || best[i + 1][j] >= best[i][j + 1])) before.push(h("del", {}, a[i++]), " ");
+      else after.push(h("ins", {}, b[j++]), " ");
+    }
+    return [before, after];
+  }
+  const ARMS = { feature: "SAE feature", means: "difference of means", random: "random direction", prompt: "sentence in the prompt" };
+  function steering() {
+    const title = h("h1", {}, "Steering");
+    if (!D.steering) return [title, h("p", { class: "lead" }, "Stage steer: not run.")];
+    if (!D.evaluation) return [title, h("p", { class: "lead" }, "Stage evaluation: not run. The pages of the steered features show example reports."), steeredList()];
+    const arms = Object.entries(D.evaluation.headline).map(([arm, rates]) => ({ arm, ...rates }));
+    const column = (name, title) => ({ title, num: true, value: (r) => r[name].rate, cell: (r) => [rate(r[name]), h("span", { class: "soft small" }, isNumber(r[name].rate) ? ` ${percent(r[name].low)}–${percent(r[name].high)}` : "")] });
+    const rates = [column("on_target", "On target"), column("off_target", "Off target"), column("no_change", "No change"), column("degenerate", "Degenerate")];
+    return [title,
+      h("p", { class: "lead" }, `${count(D.evaluation.studies)} held-out studies. On target: the concept appeared (or vanished) as wished. Off target: another finding changed. `
+        + "For each concept the strength was chosen on one half of the studies and is reported on the other; intervals are 95 %, over studies."),
+      panel("By kind of direction", table([{ title: "Direction", value: (r) => r.arm, cell: (r) => ARMS[r.arm] || r.arm }, ...rates], arms, 1)),
+      h("div", { class: "cols stack" }, arms.map(({ arm }) => panel(`${ARMS[arm] || arm}: rates by strength`,
+        curves(D.evaluation.curves.filter((row) => row.arm === arm), `Rates by strength for ${arm}`), key()))),
+      panel("By concept, at the best strength", table([
+        { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) },
+        { title: "Direction", value: (r) => r.arm, cell: (r) => ARMS[r.arm] || r.arm },
+        { title: "Feature", num: true, value: (r) => (r.arm === "feature" ? r.feature : null), cell: (r) => (r.arm === "feature" && isNumber(r.feature) ? link(r.feature, String(r.feature)) : DASH) },
+        { title: "Wish", value: (r) => r.wish, cell: (r) => r.wish },
+        { title: "Strength", num: true, value: (r) => r.strength, cell: (r) => r.strength }, ...rates,
+      ], D.evaluation.best, 0, false))];
+  }
+  const steeredList = () => panel("Steered features", Object.entries(D.steering.features).map(([i, entry]) =>
+    h("p", {}, link(Number(i)), entry.concept ? h("span", { class: "soft" }, ` (${entry.concept})`) : null)));
+
+  // ------------------------------------------------------------------ routing
+  function show() {
+    const [, page = "", argument = ""] = location.hash.split("/");
+    const i = Number(argument);
+    refreshList = null;
+    const known = page === "feature" && argument !== "" && Number.isInteger(i) && i >= 0 && i < N;
+    const parts = known ? feature(i) : page === "features" ? features() : page === "steering" ? steering() : overview();
+    main.replaceChildren(...parts.flat(Infinity).filter((part) => part));
+    const tab = known ? "features" : page === "features" || page === "steering" ? page : "overview";
+    for (const item of document.querySelectorAll("nav a")) item.dataset.page === tab ? item.setAttribute("aria-current", "page") : item.removeAttribute("aria-current");
+    if (document.activeElement !== searchBox) window.scrollTo(0, 0);
+  }
+  searchBox.addEventListener("input", () => {
+    filters.query = searchBox.value;
+    if (refreshList) refreshList(); else location.hash = "#/features";
+  });
+  searchBox.form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const found = matching();
+    if (found.length) location.hash = "#/feature/" + found[0];
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape" && event.target === searchBox) return searchBox.blur();
+    if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)) return;
+    const target = { j: "next", k: "previous" }[event.key];
+    if (event.key === "/") { event.preventDefault(); searchBox.focus(); searchBox.select(); }
+    else if (target && document.getElementById(target)) location.hash = document.getElementById(target).getAttribute("href");
+  });
+  const root = document.documentElement, dark = window.matchMedia("(prefers-color-scheme: dark)");
+  root.dataset.theme = dark.matches ? "dark" : "light";
+  dark.addEventListener("change", (event) => { root.dataset.theme = event.matches ? "dark" : "light"; });
+  document.getElementById("theme").addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; });
+  window.addEventListener("hashchange", show);
+  show();
+})();

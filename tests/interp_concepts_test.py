@@ -1,0 +1,83 @@
+"""Concept tables against trying every threshold, and similar features against a loop."""
+
+import json
+
+import numpy as np
+import pytest
+
+from interp import concepts
+from interp.lens import similar_features
+
+
+def slow_f1(score, value, threshold):
+    fires = score > threshold
+    return 2 * (fires & value).sum() / max(fires.sum() + value.sum(), 1)
+
+
+@pytest.fixture(scope="module")
+def world():
+    rng = np.random.default_rng(0)
+    n, n_features = 120, 300  # more than one block of features
+    value = rng.random((n, 3)) < [0.5, 0.2, 0.05]
+    known = rng.random((n, 3)) < 0.9
+    score = np.maximum(rng.normal(size=(n, n_features)), 0).astype(np.float32)
+    score[:, 7] += 2 * value[:, 0]  # detects the first concept
+    score[:, 290] = np.round(score[:, 290] + 3 * value[:, 1])  # detects the second, with ties
+    score[:, 5] = 0
+    labels = concepts.Labels(("a", "b", "c"), value, known)
+    return score, labels, rng.random(n) < 0.4
+
+
+def test_fit_equals_trying_every_threshold(world):
+    score, labels, held_out = world
+    found = concepts.fit(score, labels, held_out)
+    for c in range(3):
+        known = labels.known[:, c]
+        train, test = known & ~held_out, known & held_out
+        for feature in (0, 5, 7, 123, 290, 299):
+            s, value = score[:, feature], labels.value[:, c]
+            cuts = np.unique(np.append(s[train], 0.0))
+            cuts = (cuts[:-1] + cuts[1:]) / 2  # silent studies stay negative
+            best = max((slow_f1(s[train], value[train], cut) for cut in cuts), default=0.0)
+            assert found.train_f1[c, feature] == pytest.approx(best)
+            threshold = found.threshold[c, feature]
+            assert slow_f1(s[train], value[train], threshold) == pytest.approx(best)
+            assert found.f1[c, feature] == pytest.approx(slow_f1(s[test], value[test], threshold))
+            fires = s[test] > threshold
+            hits = (fires & value[test]).sum()
+            assert found.precision[c, feature] == pytest.approx(hits / max(fires.sum(), 1))
+            assert found.recall[c, feature] == pytest.approx(hits / max(value[test].sum(), 1))
+
+
+def test_table_names_the_best_feature_and_leaves_rare_concepts_out(world):
+    score, labels, held_out = world
+    table, left_out = concepts.table(concepts.fit(score, labels, held_out), labels, held_out, 5)
+    rows = {row["concept"]: row for row in table.to_pylist()}
+    assert rows["a"]["feature"] == 7 and rows["b"]["feature"] == 290
+    assert rows["b"]["f1"] > 0.9
+    assert len(rows["a"]["runners_up"]) == 4 and 7 not in rows["a"]["runners_up"]
+    known = labels.known[:, 0] & held_out
+    assert rows["a"]["n_held_out"] == known.sum()
+    assert rows["a"]["prevalence"] == pytest.approx(labels.value[known, 0].mean())
+    assert set(left_out) == {"c"} and "studies with or without it" in left_out["c"]
+
+
+def test_labels_from_json_keep_unknown_apart():
+    labels = concepts.Labels.from_json([json.dumps({"b": True}), json.dumps({"a": False, "b": False}), "{}"])
+    assert labels.concepts == ("a", "b")
+    np.testing.assert_array_equal(labels.known, [[False, True], [True, True], [False, False]])
+    np.testing.assert_array_equal(labels.value, [[False, True], [False, False], [False, False]])
+    assert concepts.Labels.from_json(["{}", "{}"]).value.shape == (2, 0)
+
+
+def test_similar_features_equal_a_loop():
+    rng = np.random.default_rng(1)
+    w_dec = rng.normal(size=(1030, 6)).astype(np.float32)  # more than one block of rows
+    features, cosines = similar_features(w_dec, 3)
+    unit = w_dec / np.linalg.norm(w_dec, axis=1, keepdims=True)
+    for i in (0, 500, 1029):
+        cosine = unit @ unit[i]
+        cosine[i] = -2
+        np.testing.assert_allclose(cosines[i], np.sort(cosine)[::-1][:3], atol=1e-6)
+        assert features[i].tolist() == np.argsort(-cosine)[:3].tolist()
+    assert similar_features(w_dec[:2], 5)[0].tolist() == [[1], [0]]
