@@ -1,27 +1,16 @@
-"""dictionary_learning 0.1.0, imported unchanged.
+"""Programs that ours are compared with; a test is skipped where one is not installed."""
 
-It is installed without its dependencies, of which a training step and the loader use torch, einops and tqdm; the
-others (nnsight, wandb, datasets, zstandard) only serve its data pipeline, and empty modules stand in for them.
-"""
-
-import importlib
-import importlib.util
-import sys
 import types
 
 import pytest
 
-_UNUSED = {"nnsight": ("LanguageModel",), "datasets": ("load_dataset",), "zstandard": (), "wandb": ()}
+from launch.benches import peers
+from maira_jax.errors import UserError
 
 
 def dictionary_learning(module: str) -> types.ModuleType:
-    """A module of the package; the test is skipped where the package is not installed."""
-    if importlib.util.find_spec("dictionary_learning") is None:
-        pytest.skip("needs `pip install --no-deps dictionary_learning==0.1.0`")
-    for name, attributes in _UNUSED.items():
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
-            stub = types.ModuleType(name)
-            for attribute in attributes:
-                setattr(stub, attribute, object)
-            sys.modules[name] = stub
-    return importlib.import_module(f"dictionary_learning.{module}")
+    """A module of dictionary_learning 0.1.0."""
+    try:
+        return peers.dictionary_learning(module)
+    except UserError as error:
+        pytest.skip(str(error))

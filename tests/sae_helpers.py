@@ -79,6 +79,7 @@ def train_config(**train: object) -> ml_collections.ConfigDict:
     short = {
         "steps": 60,
         "batch_size": 128,
+        "lr": 5e-3,
         "warmup_steps": 5,
         "decay_start": 40,
         "threshold_start": 10,

@@ -1,0 +1,32 @@
+"""Benchmarks against peers on this machine: python -m launch.bench NAME [options].
+
+sae_step   tokens/s of a training step, ours and dictionary_learning's
+"""
+
+import argparse
+import importlib
+import sys
+
+from maira_jax.errors import UserError
+
+NAMES = ("sae_step",)
+
+
+def main() -> int:
+    """Runs the benchmark that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark; `NAME --help` lists them")
+    arguments = parser.parse_args()
+    try:
+        importlib.import_module(f"launch.benches.{arguments.name}").main(arguments.options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""The harvest stage against the model run on each study alone."""
+
+import dataclasses
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import phantom
+from maira_jax.checkpoint import convert, store
+from maira_jax.errors import UserError
+from maira_jax.model import maira2
+from maira_jax.model.sites import Site
+from maira_jax.processing.image import ImageConfig, preprocess
+from maira_jax.processing.prompt import reporting_prompt, study_images
+from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.studies import load_studies
+from sae import harvest
+from sae.activations import HELD_OUT, Store
+from tests.sae_helpers import make_model
+
+SITE = "language.1.resid_mid"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = phantom.get_config()
+    config.studies.n = 24
+    checkpoint = tmp_path_factory.mktemp("model") / "hf"
+    make_model(checkpoint, config.studies)
+    config.model.checkpoint = str(checkpoint)
+    config.harvest.update(
+        {"site": SITE, "batch_size": 4, "lengths": 2, "shard_rows": 512, "chunk_rows": 64, "held_out_fraction": 0.3}
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    convert.run(config, path)
+    harvest.run(config, path)
+    return path
+
+
+def alone(config, workdir, study):
+    """A study's activations, its ids and its kept positions, unpadded and not batched."""
+    params, model = store.load(workdir / "model")
+    tokenizer = Tokenizer.from_dir(workdir / "model")
+    encoded = tokenizer.encode(reporting_prompt(study), study.findings)
+    images = ImageConfig.from_dir(workdir / "model")
+    pixels = [preprocess(image, images) for image in study_images(study)]
+    output = maira2.forward(
+        params,
+        model,
+        jnp.asarray(encoded.ids)[None],
+        jnp.ones((1, len(encoded)), bool),
+        jnp.asarray(np.stack(pixels))[None] if pixels else None,
+        read=(Site.parse(SITE, model),),
+        logits=False,
+    )
+    kept = np.flatnonzero(policy_mask(encoded.kinds, config.harvest.policy))
+    return np.asarray(output.sites[SITE][0]), encoded, kept
+
+
+def test_every_row_is_the_activation_of_its_token(config, workdir):
+    stored = Store.open(workdir / "activations")
+    assert stored.layout.n_shards > 2
+    tokens, rows = stored.tokens, stored.studies.to_pylist()
+    studies = load_studies(config.studies)
+    assert [row["study_id"] for row in rows] == [study.study_id for study in studies]
+    assert len({len(study_images(study)) for study in studies}) > 1
+    for i, (row, study) in enumerate(zip(rows, studies, strict=True)):
+        activations, encoded, kept = alone(config, workdir, study)
+        part = tokens.slice(row["start"], row["stop"] - row["start"])
+        np.testing.assert_array_equal(part["study"], i)
+        np.testing.assert_array_equal(part["position"], kept)
+        np.testing.assert_array_equal(part["token_id"], encoded.ids[kept])
+        np.testing.assert_array_equal(part["kind"], encoded.kinds[kept])
+        # Other padded shapes sum in another order.
+        found = stored.read(row["start"], row["stop"])
+        np.testing.assert_allclose(found, activations[kept], rtol=1e-4, atol=1e-4)
+        assert json.loads(row["labels"]) == dict(study.labels)
+
+
+def test_the_policy_keeps_no_boilerplate(workdir):
+    kinds = set(Store.open(workdir / "activations").tokens["kind"].to_pylist())
+    assert {Kind.IMAGE_LAST, Kind.FINDINGS} <= kinds
+    assert not kinds & {Kind.PAD, Kind.BOS, Kind.BOILERPLATE, Kind.IMAGE, Kind.EOS}
+
+
+def test_patients_are_not_divided(workdir):
+    rows = Store.open(workdir / "activations").studies.to_pylist()
+    splits: dict[str, set[str]] = {}
+    for row in rows:
+        splits.setdefault(row["patient_id"], set()).add(row["split"])
+    assert all(len(found) == 1 for found in splits.values())
+    assert 0 < sum(row["split"] == HELD_OUT for row in rows) < len(rows)
+
+
+def test_a_killed_harvest_resumes_without_loss(config, workdir, tmp_path, monkeypatch):
+    shutil.copytree(workdir / "model", tmp_path / "model")
+    write, written = harvest.StoreWriter.write, []
+
+    def interrupted(self, shard, values):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(shard)
+        write(self, shard, values)
+
+    monkeypatch.setattr(harvest.StoreWriter, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        harvest.run(config, tmp_path)
+    done = [path.stat().st_mtime_ns for path in sorted((tmp_path / "activations" / "shards").iterdir())]
+    assert len(done) == 2
+    monkeypatch.setattr(harvest.StoreWriter, "write", write)
+    counts = harvest.run(config, tmp_path)
+    marks = sorted((tmp_path / "activations" / "shards").iterdir())
+    assert [path.stat().st_mtime_ns for path in marks[:2]] == done
+    resumed, whole = Store.open(tmp_path / "activations"), Store.open(workdir / "activations")
+    assert counts["tokens"] == whole.n_tokens
+    np.testing.assert_array_equal(resumed.read(0, whole.n_tokens), whole.read(0, whole.n_tokens))
+    assert resumed.tokens.equals(whole.tokens)
+
+
+def test_studies_without_images(config, workdir, tmp_path):
+    shutil.copytree(workdir / "model", tmp_path / "model")
+    studies = [dataclasses.replace(s, frontal=None, prior_frontal=None) for s in load_studies(config.studies)[:4]]
+    tokenizer = Tokenizer.from_dir(workdir / "model")
+    plan = harvest.make_plan(studies, tokenizer, config.harvest)
+    assert set(plan.n_images) == {0}
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("site", "language.7.resid_post", "no site"),
+        ("site", "vision.0.resid_post", "choose a language site"),
+        ("policy", "everything", "token policy"),
+        ("batch_size", 0, "harvest.batch_size"),
+        ("held_out_fraction", 1.0, "held_out_fraction"),
+        ("dtype", "float16", "harvest.dtype"),
+        ("chunk_rows", 100, "multiple of harvest.chunk_rows"),
+    ],
+)
+def test_fields_out_of_range(config, workdir, tmp_path, field, value, message):
+    (tmp_path / "model").symlink_to(workdir / "model")
+    changed = config.copy_and_resolve_references()
+    changed.harvest[field] = value
+    with pytest.raises(UserError, match=message):
+        harvest.run(changed, tmp_path)
+    assert not (tmp_path / "activations").exists()

@@ -1,0 +1,97 @@
+"""Training on eight forced host devices equals training on one, and moves no matrix of features."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae import mesh
+
+ROOT = Path(__file__).parent.parent
+MESHES = ((1, 1), (2, 2), (8, 1), (1, 8), (4, 2))
+_D, _F, _BATCH, _STEPS = 24, 256, 64, 50
+
+_SCRIPT = f"""
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from sae.config import SaeConfig, TrainConfig
+from sae.trainer import Trainer
+from tests.sae_helpers import activations
+
+sae = SaeConfig({_D}, {_F}, 4, (128, 64, 32, 16, 16), (0.2,) * 5)
+x = activations({_BATCH} * {_STEPS}, {_D}).reshape({_STEPS}, {_BATCH}, {_D})
+x[:, 1] = x[:, 0]  # equal tokens give equal activations: ties
+results = {{}}
+for shape in {MESHES}:
+    config = TrainConfig({_STEPS}, {_BATCH}, 3e-3, 5, 40, 1 / 32, 640, 0.999, 5, True, 1, {_STEPS}, {_STEPS}, shape, 0)
+    trainer = Trainer(sae, config)
+    batches = trainer.place(x)
+    state = trainer.init(x[0], 4.0)
+    hlo = trainer.chunk.lower(state, batches, np.float32(4)).compile().as_text()
+    state, metrics = trainer.run(state, batches, 4.0)
+    ordered = trainer.ordered(state)
+    results[str(shape)] = {{
+        "collectives": [line.strip() for line in hlo.splitlines() if any(
+            f" {{kind}}(" in line or f" {{kind}}-start(" in line
+            for kind in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"))],
+        "metrics": {{name: np.asarray(value).tolist() for name, value in metrics.items()}},
+        "params": {{name: np.asarray(value).tolist() for name, value in ordered.params.items()}},
+        "silent": np.asarray(ordered.silent).tolist(),
+    }}
+json.dump(results, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def results():
+    command = [sys.executable, "-c", _SCRIPT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
+def test_equal_to_one_device(results, shape):
+    one, many = results[str((1, 1))], results[str(shape)]
+    assert max(one["metrics"]["dead"]) > 0
+    for name in ("loss", "threshold", "gradient_norm"):
+        np.testing.assert_allclose(many["metrics"][name], one["metrics"][name], rtol=1e-5, err_msg=name)
+    # Adam divides by the gradient's own size, so a feature with next to no gradient follows rounding; hence the norm.
+    for name, value in one["params"].items():
+        difference = np.linalg.norm(np.subtract(many["params"][name], value))
+        assert difference < 1e-4 * np.linalg.norm(value), name
+    np.testing.assert_array_equal(many["silent"], one["silent"])
+
+
+@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
+def test_collectives(results, shape):
+    lines = results[str(shape)]["collectives"]
+    assert lines
+    # The largest thing that may travel: gradients of one device's share of the decoder, or the reconstructions.
+    data, feature = shape
+    largest = max(_F // feature * _D, 5 * _BATCH // data * _D)
+    for line in lines:
+        assert re.search(r"all-reduce(-start)?\(", line), line
+        for dims in re.findall(r"[a-z]+\d*\[([\d,]*)\]", line.split(" all-reduce")[0]):
+            assert np.prod([int(n) for n in dims.split(",") if n] or [1]) <= largest, line
+
+
+def test_one_device_needs_no_collective(results):
+    assert not results[str((1, 1))]["collectives"]
+
+
+def test_stripes():
+    features = jnp.arange(12)
+    striped = mesh.stripe(features, 4)
+    # Device i holds i, i + 4, i + 8, so the first four features are spread over all devices.
+    np.testing.assert_array_equal(striped.reshape(4, 3), [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]])
+    np.testing.assert_array_equal(mesh.unstripe(striped, 4), features)
+    matrix = jnp.arange(24).reshape(2, 12)
+    np.testing.assert_array_equal(mesh.stripe(matrix, 4, axis=1)[1], striped + 12)
