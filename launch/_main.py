@@ -1,5 +1,6 @@
 """What all commands share: flags, help, errors in one sentence, exit codes."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIG = CONFIGS / "phantom.py"
 
+_DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from others
 _CONFIG_HELP = "Python file with `get_config()` that describes the whole path; FILE:ARG passes ARG to it."
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
 _shortcuts: dict[str, Callable[[str], Mapping[str, Any]]] = {}
@@ -64,15 +66,15 @@ def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
 
 def report(name: str, result: Mapping[str, Any]) -> None:
     """Prints a stage's result in one line, leaving out what is not a single value."""
-    values = (f"{key} {_number(value)}" for key, value in result.items() if isinstance(value, (int, float, str)))
+    values = (f"{key} {_shown(value)}" for key, value in result.items() if isinstance(value, int | float | str))
     if result:
         print(f"{name}: {', '.join(values)}", flush=True)
 
 
-def _number(value: Any) -> str:
-    if isinstance(value, bool | str):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value[:12] if _DIGEST.fullmatch(value) else value
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
