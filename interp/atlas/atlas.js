@@ -7,7 +7,7 @@
   const ROW = 46;
 
   // ------------------------------------------------------------------ elements
-  const SVG = "http://www.w3.org/" + "2000/svg"; // a name, not an address that is fetched
+  const SVG = "http://www.w3.org/2000/svg"; // a name, not an address that is fetched
   function fill(element, props, kids) {
     for (const [name, value] of Object.entries(props || {})) {
       if (value === null || value === undefined || value === false) continue;

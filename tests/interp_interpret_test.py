@@ -1,0 +1,172 @@
+"""The interpret stage on planted features: what it finds, that it resumes, and what it refuses."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from interp import interpret
+from interp.judge import OfflineJudge
+from interp.rules import Rule
+from maira_jax.errors import UserError
+from maira_jax.run import files
+from tests.interp_helpers import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
+
+RESULTS = ("features.parquet", "features.jsonl", "concepts.parquet", "exemplars.parquet", "summary.json")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("inputs"), 240)
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(inputs, workdir)
+    counts = interpret.run(config(), workdir)
+    return workdir, counts
+
+
+@pytest.fixture(scope="module")
+def features(finished):
+    return pq.read_table(finished[0] / "interp" / "features.parquet").to_pylist()
+
+
+def test_planted_features_are_named_and_noise_is_not(features):
+    """Each planted feature fires on whole sentences that a rule can describe; its words must be in the rule."""
+    named = {0: "pleural", 1: "pneumothorax", 2: "technique", 3: "there is", 5: "pacemaker"}
+    for feature, word in named.items():
+        assert word in features[feature]["explanation"]
+        assert features[feature]["detection"] > 0.9
+    # Informing somebody is phrased in several ways, of which a rule holds three.
+    assert features[4]["detection"] > 0.85
+    # 100 examples of pure chance: 0.5 with a standard error of 0.05.
+    assert features[NOISE]["detection"] < 0.7
+
+
+def test_explanations_are_rules_that_name_the_offline_judge(features):
+    for row in features:
+        assert row["judge"] == "offline judge (no language model)"
+        if row["explanation"] is not None:
+            assert row["explanation"].startswith(OfflineJudge.prefix)
+            assert Rule.parse(row["explanation"].removeprefix(OfflineJudge.prefix)).label == row["label"]
+
+
+def test_features_that_cannot_be_scored_say_why(features, finished):
+    assert features[EVERYWHERE]["reason"].startswith("silent in fewer than 20")
+    assert features[RARE]["reason"].startswith("active in fewer than 20")
+    assert all(row["reason"] == "never active" for row in features[DEAD:])
+    summary = files.read_json(finished[0] / "interp" / "summary.json")
+    assert summary["scored"] + sum(summary["not_scored"].values()) == summary["features"] == N_FEATURES
+    assert summary["alive"] == DEAD
+    assert summary["scored"] == sum(row["detection"] is not None for row in features) == len(PLANTED) + 1
+    assert finished[1] | {"above_075": summary["above_075"]} == finished[1]
+
+
+def test_shuffled_explanations_score_near_chance(features):
+    """The control: none of the planted features' explanations fits another one; noise in 7 scores is about 0.03."""
+    control = [row["control"] for row in features if row["control"] is not None]
+    assert len(control) == len(PLANTED) + 1
+    assert abs(np.mean(control) - 0.5) < 0.1
+    assert max(control) < 0.75
+
+
+def test_statistics_match_the_store(features, finished):
+    workdir = finished[0]
+    tokens = pq.read_table(workdir / "activations" / "tokens.parquet")
+    assert features[EVERYWHERE]["density"] == 1.0
+    assert features[EVERYWHERE]["max_activation"] == pytest.approx(2.0, abs=0.01)
+    assert features[2]["sections"]["technique"] == 1.0
+    assert sum(features[EVERYWHERE]["sections"].values()) == pytest.approx(1.0)
+    assert abs(features[NOISE]["density"] - 0.05) < 5 * np.sqrt(0.05 * 0.95 / tokens.num_rows)
+    for row in features:
+        assert sum(row["histogram"]) == row["n_contexts_train"] + row["n_contexts_held_out"]
+        assert len(row["similar"]) == 8 and row["feature"] not in row["similar"]
+    assert [row["group"] for row in features] == [0] * 8 + [1] * 4
+    lines = (workdir / "interp" / "features.jsonl").read_text().splitlines()
+    assert [json.loads(line)["explanation"] for line in lines] == [row["explanation"] for row in features]
+
+
+def test_no_study_is_explained_and_scored(finished):
+    rows = pq.read_table(finished[0] / "interp" / "exemplars.parquet", columns=["split", "study_id"]).to_pylist()
+    by_split = {split: {row["study_id"] for row in rows if row["split"] == split} for split in ("train", "held_out")}
+    assert by_split["train"] and by_split["held_out"] and not by_split["train"] & by_split["held_out"]
+    table = pq.read_table(finished[0] / "activations" / "studies.parquet").to_pylist()
+    split_of = {row["study_id"]: row["split"] for row in table}
+    assert all(split_of[study] == split for split, studies in by_split.items() for study in studies)
+
+
+def test_concepts_have_the_planted_feature(finished):
+    rows = {r["concept"]: r for r in pq.read_table(finished[0] / "interp" / "concepts.parquet").to_pylist()}
+    assert rows["communication"]["feature"] == 4 and rows["communication"]["f1"] > 0.95
+    assert rows["pneumothorax"]["feature"] == 1 and rows["pneumothorax"]["f1"] > 0.8
+    assert rows["oedema"]["f1"] < 0.8  # nothing was planted for it
+
+
+def results(workdir):
+    return {name: (workdir / "interp" / name).read_bytes() for name in RESULTS}
+
+
+def test_a_second_run_does_nothing(finished, capsys):
+    workdir, counts = finished
+    before = results(workdir)
+    assert interpret.run(config(), workdir) == counts
+    assert "already finished" in capsys.readouterr().err
+    assert results(workdir) == before
+
+
+def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp_path):
+    """SIGKILL after the exemplars, after a batch of explanations and after a batch of scores."""
+    workdir = tmp_path / "run"
+    shutil.copytree(inputs, workdir)
+    kill = (
+        "import os, signal, sys, pathlib\n"
+        "from interp import interpret\n"
+        "from maira_jax.run import files\n"
+        "from tests.interp_helpers import config\n"
+        "write = files.write_json\n"
+        "def dying(path, value):\n"
+        "    write(path, value)\n"
+        "    if path.parent.name == sys.argv[2]: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "files.write_json = dying\n"
+        "if sys.argv[2] == 'exemplars':\n"
+        "    interpret._explain_phase = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "interpret.run(config(), pathlib.Path(sys.argv[1]))\n"
+    )
+    for where in ("exemplars", "explanations", "scores"):
+        done = subprocess.run([sys.executable, "-c", kill, str(workdir), where], capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    exemplars = workdir / "interp" / "exemplars.parquet"
+    assert len(list((workdir / "interp" / "phases" / "scores").iterdir())) == 1
+    changed = exemplars.stat().st_mtime_ns
+    interpret.run(config(), workdir)
+    assert exemplars.stat().st_mtime_ns == changed  # not made again
+    assert not (workdir / "interp" / "phases").exists()
+    assert results(workdir) == results(finished[0])
+
+
+def test_wrong_configs_are_refused_in_one_sentence(inputs, tmp_path):
+    for change, message in (
+        ({"judge": "gpt"}, "interpret.judge 'gpt' does not exist"),
+        ({"n_explain": 45}, "interpret.n_explain is 45, but must be a multiple of 10"),
+        ({"n_score": 1000}, "interpret.n_score is 1000"),
+        ({"concept_sections": ("finding",)}, "interpret.concept_sections names 'finding'"),
+        ({"n_pool": 0}, "interpret.n_pool is 0"),
+        ({"block_tokens": 8}, "interpret.block_tokens must not be below"),
+        ({"n_least": 60}, "interpret.n_least must not be above"),
+    ):
+        with pytest.raises(UserError, match=message):
+            interpret.run(config(**change), inputs)
+    cfg = config()
+    cfg.interpret.unknown = 1
+    with pytest.raises(UserError, match=r"interpret.unknown is unknown"):
+        interpret.run(cfg, inputs)
+    with pytest.raises(UserError, match="no finished stage wrote"):
+        interpret.run(config(), tmp_path)
+    assert not (inputs / "interp").exists()
