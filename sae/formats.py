@@ -167,7 +167,7 @@ def _export_units(sae: Sae, fold_normalization: bool) -> tuple[dict[str, np.ndar
     """Parameters and threshold for raw or for normalised activations, and the factor between the two."""
     factor = float(sae.meta.get("normalization", 1.0))
     params, threshold = autoencoder.fold(sae.params, sae.threshold, 1.0 if fold_normalization else 1.0 / factor)
-    return {name: np.ascontiguousarray(params[name]) for name in _ARRAYS}, threshold, factor
+    return {name: np.array(params[name], order="C") for name in _ARRAYS}, threshold, factor
 
 
 def _import_units(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any], meta: Any) -> Sae:

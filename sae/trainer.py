@@ -237,11 +237,20 @@ class Trainer:
 
         return lax.scan(body, state, batches)
 
-    def _state_shardings(self) -> State:
+    def _state_shardings(self) -> Any:
+        """A `State` of shardings."""
         single = mesh.sharding(self.mesh)
         params = {name: mesh.sharding(self.mesh, *spec) for name, spec in mesh.PARAM_SPECS.items()}
         adam = optax.ScaleByAdamState(count=single, mu=params, nu=dict(params))
-        return State(dict(params), adam, single, mesh.sharding(self.mesh, mesh.FEATURE), single)
+        feature = mesh.sharding(self.mesh, mesh.FEATURE)
+        leaves: dict[str, Any] = {
+            "params": params,
+            "adam": adam,
+            "threshold": single,
+            "silent": feature,
+            "step": single,
+        }
+        return State(**leaves)
 
 
 def _fresh(params: autoencoder.Params) -> State:
