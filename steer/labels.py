@@ -20,6 +20,7 @@ from maira_jax.studies.study import Finding
 from steer.vocabulary import cues, qualifiers, terms
 
 _SENTENCE_END = re.compile(r"(?<![0-9])[.!?]+(?=\s|$|[a-z])|(?<=[0-9])\.(?=\s|$)|[;\n]+|\b\d\. (?=[a-z])")
+_LONGEST = 100  # words of a clause
 _CLAUSE_START = re.compile(
     r",? ?\b(?:but|however|although|though|while|whereas|except|aside from|apart from|other than|"
     r"(?:and )?with no|(?:and )?without(?! (?:\w+ ){0,3}?(?:change|increase|decrease|improvement|worsening)))\b"
@@ -104,8 +105,12 @@ def _clauses(sentence: str) -> list[str]:
         if cut > cuts[-1]:
             cuts.append(cut)
     cuts.append(len(sentence))
-    pieces = (sentence[a:b].strip() for a, b in zip(cuts, cuts[1:], strict=False))
-    return [piece for piece in pieces if piece]
+    clauses = []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        words = sentence[start:stop].split()
+        # Longer ones are no sentences: reading them in pieces keeps the time linear.
+        clauses += [" ".join(words[i : i + _LONGEST]) for i in range(0, len(words), _LONGEST)]
+    return clauses
 
 
 def _find_mentions(clause: str) -> list[_Mention]:

@@ -162,7 +162,7 @@ def test_communication_and_comparison() -> None:
 
 
 def test_long_degenerate_text_is_read() -> None:
-    text = "unchanged left and right upper small pleural effusion and " * 400
+    text = "unchanged left and right upper small pleural effusion and " * 4000
     names = {f.name for f in extract(text)}
     assert names == {EFFUSION}
 
