@@ -63,14 +63,16 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How well each of F features detects each of C concepts; arrays [C, F].
+    """How well each of F features detects each of C concepts; arrays [C, F] but for `always_f1`.
 
     Attributes:
+      always_f1: [C], the train F1 of saying yes to every study.
       threshold: with the best train F1; infinite where no threshold finds anything.
       train_f1: at that threshold.
       f1, precision, recall: on the held-out studies at that threshold.
     """
 
+    always_f1: np.ndarray
     threshold: np.ndarray
     train_f1: np.ndarray
     f1: np.ndarray
@@ -87,7 +89,9 @@ def fit(study_peak: np.ndarray, labels: Labels, held_out: np.ndarray) -> Fit:
       held_out: bool [n_studies].
     """
     n_features = study_peak.shape[1]
-    out = Fit(*(np.zeros((len(labels.concepts), n_features)) for _ in dataclasses.fields(Fit)))
+    positive, known = ((labels.value & labels.known)[~held_out].sum(0), labels.known[~held_out].sum(0))
+    shape = (len(labels.concepts), n_features)
+    out = Fit(2 * positive / np.maximum(positive + known, 1), *(np.zeros(shape) for _ in range(5)))
     for begin in progress(range(0, n_features, _FEATURES), unit="block", desc="interpret: concepts"):
         block = slice(begin, min(begin + _FEATURES, n_features))
         train, test = study_peak[~held_out, block], study_peak[held_out, block]

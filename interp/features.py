@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
         ("group", pa.int16()),  # of the Matryoshka prefixes, 0 is in all of them
         ("similar", pa.list_(pa.int32())),  # by cosine of the decoder rows
         ("similar_cosine", pa.list_(pa.float64())),
-        ("concept", pa.string()),  # the labelled concept that it detects best on the train studies
+        ("concept", pa.string()),  # the labelled concept that it detects best, above chance, on the train studies
         ("concept_f1", pa.float64()),  # on the held-out studies
     ]
 )
@@ -138,12 +138,15 @@ def _judged(
 
 
 def _concepts(labels: Labels, fit: Fit) -> dict[str, Any]:
-    """The concept that each feature detects best."""
+    """The concept that each feature detects best: by train F1 above that of saying yes to every study.
+
+    Without that, every feature would be said to detect the most frequent concept.
+    """
     n_features = fit.train_f1.shape[1]
     if not labels.concepts:
         return {"concept": [None] * n_features, "concept_f1": [None] * n_features}
-    best = fit.train_f1.argmax(0)
-    found = fit.train_f1.max(0) > 0
+    above = fit.train_f1 - fit.always_f1[:, None]
+    best, found = above.argmax(0), above.max(0) > 0
     return {
         "concept": [labels.concepts[c] if ok else None for c, ok in zip(best, found, strict=True)],
         "concept_f1": [float(fit.f1[c, i]) if ok else None for i, (c, ok) in enumerate(zip(best, found, strict=True))],

@@ -95,14 +95,14 @@ class Rule:
         names = [self._short(term) for term in self.terms]
         sections = {term.section for term in self.terms}
         where = f" ({next(iter(sections))})" if len(sections) == 1 and self.terms[0].how != ANY else ""
-        exceptions = " / ".join(self.without)
+        exceptions = " / ".join(f'"{phrase}"' for phrase in self.without)
         return " / ".join(names) + where.replace(" (None)", "") + (f" without {exceptions}" if exceptions else "")
 
     @staticmethod
     def _short(term: Term) -> str:
         if term.how == ANY:
             return f"any {term.section}"
-        return {AFFIRMS: "affirmed ", DENIES: "denied ", STARTS: "starts: "}.get(term.how, "") + term.phrase
+        return {AFFIRMS: "affirmed ", DENIES: "denied ", STARTS: "starts "}.get(term.how, "") + f'"{term.phrase}"'
 
     @classmethod
     def parse(cls, sentence: str) -> Self:

@@ -81,3 +81,11 @@ def test_similar_features_equal_a_loop():
         np.testing.assert_allclose(cosines[i], np.sort(cosine)[::-1][:3], atol=1e-6)
         assert features[i].tolist() == np.argsort(-cosine)[:3].tolist()
     assert similar_features(w_dec[:2], 5)[0].tolist() == [[1], [0]]
+
+
+def test_always_f1_is_that_of_saying_yes_to_every_train_study(world):
+    score, labels, held_out = world
+    found = concepts.fit(score[:, :2], labels, held_out)
+    for c in range(3):
+        train = labels.known[:, c] & ~held_out
+        assert found.always_f1[c] == pytest.approx(slow_f1(np.ones(train.sum()), labels.value[train, c], 0))

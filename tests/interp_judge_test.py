@@ -52,7 +52,7 @@ def test_sentences_read_well():
     assert str(rule) == (
         'text that mentions "pleural effusion" in the findings, or starts with "no", but without "large" or "left"'
     )
-    assert rule.label == "pleural effusion / starts: no without large / left"
+    assert rule.label == '"pleural effusion" / starts "no" without "large" / "left"'
 
 
 @pytest.mark.parametrize("text", ["pleural effusions", "text that smells", 'text that mentions "a" or "b"'])

@@ -33,11 +33,8 @@
   const rate = (r, kind) => h("span", { title: rateTitle(r), class: kind || "" }, r && isNumber(r.rate) ? percent(r.rate) : DASH);
 
   // ------------------------------------------------------------------- pieces
-  function meter(x, good) {
-    if (!isNumber(x)) return h("span", { class: "soft" }, DASH);
-    const bar = h("b", { vars: { width: Math.round(100 * Math.max(0, Math.min(1, x))) + "%" } });
-    return h("span", { class: "meter" + (x >= good ? " good" : "") }, h("i", { "aria-hidden": "true" }, bar), fixed(x));
-  }
+  const bar = (x) => h("i", { "aria-hidden": "true" }, h("b", { vars: { width: Math.round(100 * Math.max(0, Math.min(1, x))) + "%" } }));
+  const meter = (x, good) => isNumber(x) ? h("span", { class: "meter" + (x >= good ? " good" : "") }, bar(x), fixed(x)) : h("span", { class: "soft" }, DASH);
   const name = (i) => F.label[i] || (F.density[i] ? "not explained" : "never active");
   const link = (i, text) => h("a", { href: "#/feature/" + i, title: F.explanation[i] || "" }, text || `${i} ${name(i)}`);
   const tile = (value, label, title) => h("div", { class: "tile", title }, h("b", {}, value), h("span", {}, label));
@@ -87,7 +84,7 @@
   const KEY = [["on", "on target"], ["off", "off target"], ["none", "no change"]];
   const key = () => h("div", { class: "key" }, KEY.map(([kind, text]) => h("span", {}, h("i", { class: kind }), text)));
   function curves(rows, label) {
-    const W = 460, H = 190, left = 34, right = 8, base = H - 22;
+    const W = 460, H = 190, left = 42, right = 8, base = H - 22;
     const sorted = [...rows].sort((a, b) => a.strength - b.strength);
     const low = Math.min(0, ...sorted.map((r) => r.strength)), high = Math.max(0, ...sorted.map((r) => r.strength));
     const x = (v) => left + ((W - left - right) * (v - low)) / (high - low || 1), y = (v) => base - (base - 10) * v;
@@ -168,7 +165,7 @@
       { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) },
       { title: "Prevalence", num: true, value: (r) => r.prevalence, cell: (r) => percent(r.prevalence) },
       { title: "Feature", num: true, value: (r) => r.feature, cell: (r) => link(r.feature, String(r.feature)) },
-      { title: "F1", num: true, value: (r) => r.f1, cell: (r) => meter(r.f1, 0.8), hint: "On held-out studies" },
+      { title: "F1", num: true, value: (r) => r.f1, cell: (r) => h("span", { title: `saying yes to every study: ${fixed((2 * r.prevalence) / (1 + r.prevalence))}` }, meter(r.f1, 0.8)), hint: "On held-out studies" },
       { title: "Precision", num: true, value: (r) => r.precision, cell: (r) => fixed(r.precision) },
       { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
       { title: "Explanation", wide: true, value: (r) => F.label[r.feature], cell: (r) => h("span", { class: "small", title: F.explanation[r.feature] || "" }, F.label[r.feature] || F.reason[r.feature]) },
@@ -326,7 +323,7 @@
   function sectionPanel(i) {
     const shares = Object.entries(F.sections[i]).sort((a, b) => b[1] - a[1]);
     return panel("Where it fires", shares.length ? h("table", {}, h("tbody", {}, shares.map(([section, share]) =>
-      h("tr", {}, h("td", {}, section), h("td", { class: "num" }, meter(share, 2)), h("td", { class: "num soft" }, percent(share)))))) : h("p", { class: "soft" }, "Nowhere."));
+      h("tr", {}, h("td", {}, section), h("td", { class: "num" }, h("span", { class: "meter bare" }, bar(share), percent(share))))))) : h("p", { class: "soft" }, "Nowhere."));
   }
   function contextsPanel(i) {
     const contexts = D.exemplars.contexts[i];
@@ -339,8 +336,11 @@
   function context([kind, decile, section, study, tokens, percents], i) {
     const peak = percents.length ? percents.indexOf(Math.max(...percents)) : -1;
     const value = (n) => short((percents[n] / 100) * F.max_activation[i]);
-    const spans = tokens.map((t, n) => h("span", { class: "tok" + (n === peak ? " peak" : ""), vars: { "--a": percents[n] || 0 },
-      title: percents[n] ? `${value(n)} (${percents[n]} % of the largest)` : null }, D.exemplars.tokens[t]));
+    const spans = tokens.map((t, n) => {
+      const text = D.exemplars.tokens[t], word = text.trimStart(); // the space before a word is not tinted
+      return [n && word !== text ? " " : null, percents[n] ? h("span", { class: "tok" + (n === peak ? " peak" : ""), vars: { "--a": percents[n] },
+        title: `${value(n)} (${percents[n]} % of the largest)` }, word || "␣") : word];
+    });
     return h("div", { class: "context" }, h("span", { class: "value soft" }, peak >= 0 ? value(peak) : DASH),
       h("span", { class: "where", title: `${study}` + (decile >= 0 ? `, decile ${decile + 1}` : "") }, section, decile >= 0 ? ` · ${decile + 1}` : ""),
       h("span", { class: "text" }, spans));
