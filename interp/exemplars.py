@@ -242,7 +242,7 @@ def write(
     Args:
       path: of the parquet file.
       chosen: sorted by feature.
-      activations: float32 [m, longest context].
+      activations: float32 [active, longest context], a row for each exemplar that is not of kind "random", in order.
       contexts: of the whole store.
       token_id, position: [n_tokens], of the store.
       study_ids: of the store's studies.
@@ -250,6 +250,7 @@ def write(
       n_features: of the autoencoder.
       batch: features a row group.
     """
+    place = np.concatenate([[0], np.cumsum(chosen.kind != RANDOM)])  # of each exemplar in `activations`
     words = pa.array(pieces, pa.string())
     names = pa.array(study_ids, pa.string())
     sections = pa.array([SECTION_NAMES[kind] for kind in Kind], pa.string())
@@ -262,9 +263,10 @@ def write(
             part = chosen.take(np.arange(low, high))
             rows, offsets = contexts.rows(part.context)
             offsets = pa.array(offsets.astype(np.int32))
-            values = activations[low:high]
-            inside = np.arange(values.shape[1]) < contexts.length[part.context][:, None]
             silent = part.kind == RANDOM
+            values = np.zeros((len(part), activations.shape[1]), np.float32)
+            values[~silent] = activations[place[low] : place[high]]
+            inside = np.arange(values.shape[1]) < contexts.length[part.context][:, None]
             columns = [
                 pa.array(part.feature),
                 pa.array(SPLITS).take(pa.array(part.split)),

@@ -158,8 +158,7 @@ def _index_phase(
     index.save(phases / "index.npz", found)
     chosen = exemplars.choose(found, {"train": cfg.n_explain, "held_out": cfg.n_score}, cfg.seed)
     active = np.flatnonzero(chosen.kind != exemplars.RANDOM)
-    values = np.zeros((len(chosen), int(cut.length.max(initial=1))), np.float32)
-    values[active] = exemplars.token_activations(sae, store, cut, chosen.feature[active], chosen.context[active])
+    values = exemplars.token_activations(sae, store, cut, chosen.feature[active], chosen.context[active])
     exemplars.write(
         out / "exemplars.parquet",
         chosen,

@@ -173,7 +173,10 @@ def test_written_exemplars_trace_back_to_their_tokens(world, tmp_path):
     found, _ = build(world, 512)
     chosen = exemplars.choose(found, {"train": 10, "held_out": 10}, seed=5)
     contexts, f = world["contexts"], world["f"]
-    values = exemplars.token_activations(world["sae"], ArrayStore(world["x"]), contexts, chosen.feature, chosen.context)
+    active = chosen.kind != exemplars.RANDOM
+    values = exemplars.token_activations(
+        world["sae"], ArrayStore(world["x"]), contexts, chosen.feature[active], chosen.context[active]
+    )
     ids = [f"study {i}" for i in range(60)]
     path = tmp_path / "exemplars.parquet"
     exemplars.write(path, chosen, values, contexts, world["token_id"], world["position"], ids, PIECES, 24, 10)
