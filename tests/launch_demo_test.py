@@ -80,11 +80,10 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     metrics = json.loads((workdir / "sae" / "metrics.json").read_text())
     interp = json.loads((workdir / "interp" / "summary.json").read_text())
     headline = json.loads((workdir / "evaluation" / "summary.json").read_text())["headline"]["feature"]
-    assert [float(n) for n in re.findall(r"[\d.]*\d", sae.removeprefix("SAE:"))] == [
-        round(metrics["fvu"], 3),
-        round(metrics["l0"], 1),
-        metrics["dead"],
-    ]
+    assert sae == (
+        f"SAE: fraction of variance unexplained {metrics['fvu']:.3f}, L0 {metrics['l0']:.1f}, "
+        f"dead features {metrics['dead']}"
+    )
     assert features == f"Features: {interp['scored']} scored, {interp['above_075']} above 0.75"
     rate = headline["no_change"]["rate"]
     assert steering.endswith("no change not measured" if rate is None else f"no change {rate:.0%}")
