@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -188,7 +189,7 @@ def _import_units(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[
         raise UserError(f"{path} has groups of {sizes} features, but {f} features: copy the file again")
     params, threshold = autoencoder.fold(arrays, threshold, 1.0 if folded else factor)
     meta = dict(meta) | {"normalization": factor}
-    return Sae({name: np.ascontiguousarray(params[name]) for name in _ARRAYS}, threshold, k, sizes, meta)
+    return Sae({name: jnp.asarray(params[name]) for name in _ARRAYS}, threshold, k, sizes, meta)
 
 
 def _layer(site: str) -> int:

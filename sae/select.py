@@ -95,7 +95,7 @@ def _first_of(ties: jax.Array, wanted: jax.Array, column_order: jax.Array) -> ja
 
 
 def batch_top_k(
-    z: jax.Array, count: int, method: Method, column_order: jax.Array | None = None
+    z: jax.Array, count: int | jax.Array, method: Method, column_order: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Marks the `count` largest positive entries of the whole matrix `z [rows, columns]`.
 

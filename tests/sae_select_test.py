@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sae import select
 
 METHODS = ["histogram", "bisection"]
-top_k = jax.jit(select.batch_top_k, static_argnames=("count", "method"))
+top_k = jax.jit(select.batch_top_k, static_argnames="method")
 
 
 def expected_mask(z: np.ndarray, count: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_corner_cases(z, count, method):
     assert smallest == (z[expected].min() if expected.any() else 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_any_matrix_with_many_ties(data):
     rows, columns = data.draw(st.sampled_from([(1, 9), (6, 5), (8, 16)]))
