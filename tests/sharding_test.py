@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 _CHECK = """
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
