@@ -8,7 +8,7 @@ depends on nothing but the plan, so a killed harvest goes on with the shards tha
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             "policy": harvest.policy,
         }
         writer = StoreWriter(stage.dir, layout, _token_table(plan), studies, source)
-        _fill(writer, plan, functools.partial(_read, params, model, site, harvest.dtype), tokenizer, model_dir, harvest)
+        _fill(
+            writer, plan, functools.partial(_forward, params, model, site, harvest.dtype), tokenizer, model_dir, harvest
+        )
         splits = studies["split"].to_pylist()
         counts = {
             "studies": len(splits),
@@ -225,27 +227,15 @@ class _Inputs:
 def _forward(
     params: Params, model: Maira2Config, site: Site, dtype: str, tokens: jax.Array, mask: jax.Array, pixels: Any
 ) -> jax.Array:
+    """Activations of a padded batch, [B, T, d_model] in the store's dtype."""
     output = maira2.forward(params, model, tokens, mask, pixels, read=(site,), logits=False)
     return output.sites[site.name].astype(_DTYPES[dtype])
-
-
-def _read(
-    params: Params,
-    model: Maira2Config,
-    site: Site,
-    dtype: str,
-    tokens: np.ndarray,
-    mask: np.ndarray,
-    pixels: np.ndarray | None,
-) -> jax.Array:
-    """Activations of a padded batch, [B, T, d_model] in the store's dtype."""
-    return _forward(params, model, site, dtype, tokens, mask, pixels)
 
 
 def _fill(
     writer: StoreWriter,
     plan: Plan,
-    read: Any,
+    read: Callable[..., jax.Array],
     tokenizer: Tokenizer,
     model_dir: Path,
     harvest: ml_collections.ConfigDict,
@@ -273,7 +263,7 @@ def _fill(
             writer.write(current, values)
 
 
-def _one_behind(inputs: Any, read: Any) -> Iterator[tuple[_Batch, np.ndarray]]:
+def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[_Batch, np.ndarray]]:
     """Yields each batch's activations on the host while the device computes the next batch."""
     previous = None
     for batch, tokens, mask, pixels in inputs:
