@@ -24,13 +24,13 @@ TERMS = st.one_of(
 )
 
 
-def example(text, section="findings"):
+def example(text, section="findings", strength=1.0):
     tokens = tuple(" " + word for word in text.split())
-    return Example(section, tokens, (0.0,) * len(tokens))
+    return Example(section, tokens, (strength,) * len(tokens))
 
 
 def task(activating, others, feature=0):
-    return ExplainTask(feature, tuple(map(example, activating)), tuple(map(example, others)))
+    return ExplainTask(feature, tuple(map(example, activating)), tuple(example(text, strength=0.0) for text in others))
 
 
 def test_example_marks_runs_of_strong_tokens_and_lists_strengths():
@@ -110,6 +110,15 @@ def test_search_uses_the_section_when_words_do_not_help():
     there = tuple(example(text, "findings") for text in ("ap view", "pa view", "portable view"))
     (rule,) = rules.search([ExplainTask(0, here, there)])
     assert [term.section for term in rule.terms] == ["technique"] and not rule.without
+
+
+def test_strong_examples_count_more_than_weak_ones():
+    strong, weak = [example("a tube", strength=1.0)] * 2, [example("the heart", strength=0.1)] * 6
+    others = tuple(example(text, strength=0.0) for text in ("clear", "lungs", "the lungs", "heart", "a rib", "clear"))
+    (rule,) = rules.search([ExplainTask(0, (*strong, *weak), others)])
+    assert rule.terms[0] == Term(MENTIONS, "a tube")
+    (rule,) = rules.search([ExplainTask(0, (*strong[:1], *[example("the heart")] * 6), others)])
+    assert rule.terms[0] == Term(MENTIONS, "the heart")
 
 
 def test_search_equals_trying_every_single_term():
