@@ -1,6 +1,6 @@
 """The phantom: the small world with known truth, and the model that ships with the package.
 
-  python -m launch.demo --config=configs/phantom.py --workdir=runs/phantom
+python -m launch.demo --config=configs/phantom.py --workdir=runs/phantom
 """
 
 import ml_collections
@@ -40,20 +40,40 @@ def get_pretrain() -> ml_collections.ConfigDict:
     pretrain.n_corpus = 2000  # studies that it is trained on
     pretrain.n_held_out = 500
     pretrain.weight_decay = 0.02
-    pretrain.checkpoint_every = 100  # steps
+    pretrain.checkpoint_every = 200  # steps
     pretrain.vision = ConfigDict({"width": 128, "layers": 4, "heads": 4, "patch_size": 28, "image_size": 112})
     pretrain.text = ConfigDict({"width": 128, "mlp_width": 352, "layers": 6, "heads": 4})
-    pretrain.vision_phase = ConfigDict({"steps": 2000, "batch_size": 64, "learning_rate": 2e-3, "warmup": 50})
-    pretrain.text_phase = ConfigDict(
+    pretrain.vision_phase = ConfigDict({"steps": 1800, "batch_size": 64, "learning_rate": 2e-3, "warmup": 50})
+    pretrain.text_phases = ("reading", "comparing", "prose")  # one after the other
+    # The image and the findings alone, the same truth always in the same words: with nothing to guess, what a word has
+    # to do with the image is learned from few studies.
+    pretrain.reading = ConfigDict(
         {
-            "steps": 1800,
-            "batch_size": 32,
+            "bare": True,  # without instructions and prior images
+            "varied": False,  # prose that differs from study to study
+            "steps": 2500,
+            "batch_size": 16,
             "learning_rate": 2e-3,
             "warmup": 100,
-            "lengths": (144, 176, 208, 280),  # tokens; a batch has one of these lengths
-            "max_findings": 136,  # tokens, the end token counted
+            "lengths": (56, 72, 88, 112),  # tokens; a batch has one of these lengths
+            "max_findings": 96,  # tokens, the end token counted
         }
     )
+    # The whole prompt, and a prior image in half of the studies, still in the same words.
+    pretrain.comparing = ConfigDict(
+        {
+            "bare": False,
+            "varied": False,
+            "steps": 800,
+            "batch_size": 16,
+            "learning_rate": 1.5e-3,
+            "warmup": 100,
+            "lengths": (144, 176, 208, 280),
+            "max_findings": 136,
+        }
+    )
+    pretrain.prose = pretrain.comparing.copy_and_resolve_references()
+    pretrain.prose.update({"varied": True, "steps": 1000})
     return pretrain
 
 

@@ -20,10 +20,11 @@ def _prefill(
     pixels: jax.Array | None,
     slots: int,
     edits: Edits | None,
-) -> Cache:
-    """Runs a prompt's all but last positions and keeps their keys and values."""
+) -> tuple[jax.Array, Cache]:
+    """Runs a prompt's all but last positions: the last one's embedding [batch, 1, d_model], and the others' cache."""
     features = None if pixels is None else maira2.see(params, cfg, pixels)[0]
-    x = maira2.embed(params, cfg, tokens, features)[:, :-1]
+    embedded = maira2.embed(params, cfg, tokens, features)
+    x = embedded[:, :-1]
     batch, length, _ = x.shape
     causal = jnp.arange(slots) <= jnp.arange(length)[:, None]
     keys = jnp.pad(mask, ((0, 0), (0, slots - mask.shape[1])))
@@ -39,7 +40,7 @@ def _prefill(
         slot=jnp.int32(0),
     )
     assert cache is not None
-    return cache
+    return embedded[:, -1:], cache
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "eos_id"))
@@ -73,7 +74,7 @@ def generate(
     """
     batch, length = tokens.shape
     slots = length + max_new_tokens - 1
-    cache = _prefill(params, cfg, tokens, mask, pixels, slots, edits)
+    last, cache = _prefill(params, cfg, tokens, mask, pixels, slots, edits)
     keys = jnp.pad(mask, ((0, 0), (0, slots - length)), constant_values=True)
     start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1
     edit = None if edits is None else edits.tap(jnp.ones((batch, 1), bool))
@@ -88,7 +89,7 @@ def generate(
         x, _, cache = language.forward(
             params["language"],
             cfg.text,
-            params["language"]["embed"][last][:, None],
+            last,
             (start + step)[:, None],
             (keys & (jnp.arange(slots) <= slot))[:, None, None],
             edit=edit,
@@ -98,10 +99,10 @@ def generate(
         choice = jnp.argmax(language.logits(params["language"], cfg.text, x[:, 0]), axis=-1).astype(jnp.int32)
         choice = jnp.where(done, 0, choice)
         written = jax.lax.dynamic_update_slice(written, choice[:, None], (0, step))
-        return step + 1, choice, written, done | (choice == eos_id), cache
+        return step + 1, params["language"]["embed"][choice][:, None], written, done | (choice == eos_id), cache
 
     written = jnp.zeros((batch, max_new_tokens), jnp.int32)
-    state = (jnp.int32(0), tokens[:, -1], written, jnp.zeros((batch,), bool), cache)
+    state = (jnp.int32(0), last, written, jnp.zeros((batch,), bool), cache)
     _, _, written, _, _ = jax.lax.while_loop(going, decode, state)
     ends = written == eos_id
     lengths = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1) + 1, max_new_tokens)

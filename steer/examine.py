@@ -37,7 +37,7 @@ def examine(config: ml_collections.ConfigDict, directory: Path) -> tuple[ReportC
         ImageConfig.from_dir(directory),
         studies,
         batch_size=_BATCH_SIZE,
-        max_new_tokens=config.pretrain.text_phase.max_findings,
+        max_new_tokens=config.pretrain[config.pretrain.text_phases[-1]].max_findings,
     )
     records = [
         {"study_id": study.study_id, "written": report, "reference": study.findings}

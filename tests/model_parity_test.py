@@ -135,6 +135,15 @@ def test_greedy_tokens_equal_pytorch(both):
     np.testing.assert_array_equal(ours, oracle.greedy(tokens, mask, flat, 64))
 
 
+def test_a_prompt_may_end_with_an_image(both):
+    params, oracle = both
+    _, _, pixels, flat = batch((1, 1))
+    tokens = np.concatenate([np.full((2, 3), 5), np.full((2, CFG.patches_per_image), CFG.image_token_id)], axis=1)
+    tokens, mask = tokens.astype(np.int32), np.ones(tokens.shape, bool)
+    ours, _ = generate(params, CFG, tokens, mask, pixels, max_new_tokens=8, eos_id=-1)
+    np.testing.assert_array_equal(ours, oracle.greedy(tokens, mask, flat, 8))
+
+
 def test_generation_stops_each_row_at_its_end_token(both):
     params, _ = both
     tokens, mask, pixels, _ = batch((1, 2, 1))

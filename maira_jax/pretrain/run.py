@@ -99,10 +99,12 @@ def _pretrain_vision(
 ) -> tuple[Params, list[list[float]]]:
     phase = section.vision_phase
     optimiser = _optimiser(phase.learning_rate, phase.steps, phase.warmup, section.weight_decay)
-    params = vision.init(cfg.vision, len(studies.labels), jax.random.key(section.seed))
+    params_key, directions_key = jax.random.split(jax.random.key(section.seed))
+    params = vision.init(cfg, params_key)
+    along = vision.directions(cfg, len(studies.labels), directions_key)
 
     def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        *state, loss = vision.step(*state, *batch, cfg=cfg.vision, optimiser=optimiser)
+        *state, loss = vision.step(*state, along, *batch, cfg=cfg, optimiser=optimiser)
         return state, loss
 
     stream = PictureStream(studies, image_cfg, phase.batch_size)
@@ -110,23 +112,27 @@ def _pretrain_vision(
         stage.dir / "vision", [params, optimiser.init(params)], stream, step, phase.steps,
         section.checkpoint_every, "vision phase",
     )  # fmt: skip
-    return state[0]["tower"], history
+    return state[0], history
 
 
 def _pretrain_text(
-    section: ml_collections.ConfigDict, stage: Stage, cfg: Maira2Config, stream: TextStream, tower: Params
+    name: str,
+    section: ml_collections.ConfigDict,
+    stage: Stage,
+    cfg: Maira2Config,
+    stream: TextStream,
+    params: Params,
 ) -> tuple[Params, list[list[float]]]:
-    phase = section.text_phase
+    phase = section[name]
     optimiser = _optimiser(phase.learning_rate, phase.steps, phase.warmup, section.weight_decay)
-    params = maira2.init(cfg, jax.random.key(section.seed + 1)) | {"vision": tower}
 
     def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
         *state, loss = text.step(*state, batch, cfg=cfg, optimiser=optimiser, n_tail=phase.max_findings)
         return state, loss
 
     state, history = fit(
-        stage.dir / "text", [params, optimiser.init(params)], stream, step, phase.steps,
-        section.checkpoint_every, "text phase",
+        stage.dir / name, [params, optimiser.init(params)], stream, step, phase.steps,
+        section.checkpoint_every, f"{name} phase",
     )  # fmt: skip
     return state[0], history
 
@@ -138,7 +144,9 @@ def validation_loss(params: Params, cfg: Maira2Config, stream: TextStream, n_tai
         value, number = text.evaluate(params, cfg, batch, n_tail)
         total, count = total + float(value), count + float(number)
     if not count:
-        raise UserError("no held-out study has findings that fit: raise pretrain.n_held_out or text_phase.lengths")
+        raise UserError(
+            "no held-out study's findings fit: raise the lengths of the last of pretrain.text_phases"
+        )
     return total / count
 
 
@@ -169,20 +177,28 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         directory.mkdir(exist_ok=True)
         cfg = _write_companions(section, directory, corpus)
         image_cfg, tokenizer = ImageConfig.from_dir(directory), Tokenizer.from_dir(directory)
-        phase = section.text_phase
-        stream = TextStream(studies, tokenizer, image_cfg, phase.batch_size, tuple(phase.lengths), phase.max_findings)
-        tower, vision_history = _pretrain_vision(section, stage, cfg, studies, image_cfg)
-        params, text_history = _pretrain_text(section, stage, cfg, stream, tower)
+
+        def stream(phase: ml_collections.ConfigDict) -> TextStream:
+            said = source.make(config, section.vision.image_size, phase.varied)
+            lengths = tuple(phase.lengths)
+            return TextStream(said, tokenizer, image_cfg, phase.batch_size, lengths, phase.max_findings, phase.bare)
+
+        seeing, vision_history = _pretrain_vision(section, stage, cfg, studies, image_cfg)
+        histories = {"vision": vision_history}
+        params = maira2.init(cfg, jax.random.key(section.seed + 1)) | seeing
+        for name in section.text_phases:
+            batches = stream(section[name])
+            params, histories[name] = _pretrain_text(name, section, stage, cfg, batches, params)
         stored = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(section.dtype)), params)
         convert.to_hf(stored, cfg, directory, convert.DTYPES[section.dtype])
-        loss = validation_loss(
-            jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored), cfg, stream, phase.max_findings
-        )
-        files.write_json(stage.dir / "losses.json", {"vision": vision_history, "text": text_history})
+        last = section[section.text_phases[-1]]
+        exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
+        loss = validation_loss(exact, cfg, stream(last), last.max_findings)
+        files.write_json(stage.dir / "losses.json", histories)
         counts = {
             "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
             "training_pictures": section.vision_phase.steps * section.vision_phase.batch_size,
-            "training_studies": phase.steps * phase.batch_size,
+            "training_studies": sum(section[name].steps * section[name].batch_size for name in section.text_phases),
             "held_out_studies": len(studies.held_out),
             "validation_loss_nats_per_token": round(loss, 6),
             "validation_perplexity": round(float(np.exp(loss)), 4),

@@ -31,13 +31,13 @@ class Source(Protocol):
 class PhantomSource:
     """The phantom with one seed. Its labels are the slots' levels, each as thresholds ("at least moderate")."""
 
-    def __init__(self, seed: int, size: int, n_held_out: int):
-        self.seed, self.size = seed, size
+    def __init__(self, seed: int, size: int, n_held_out: int, varied: bool = True):
+        self.seed, self.size, self.varied = seed, size, varied
         self.labels = tuple(f"{slot.name} >= {level}" for slot in phantom.SLOTS for level in range(1, slot.levels))
         self.held_out = phantom.studies(_HELD_OUT, _HELD_OUT + n_held_out, seed, size)
 
     def studies(self, start: int, stop: int) -> list[Study]:
-        return phantom.studies(start, stop, self.seed, self.size)
+        return phantom.studies(start, stop, self.seed, self.size, self.varied)
 
     def pictures(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         drawn = phantom.arrays(start, stop, self.seed, self.size)
@@ -81,8 +81,13 @@ class FiniteSource:
         return images, labels, known
 
 
-def make(config: ml_collections.ConfigDict, size: int) -> Source:
-    """The source that the config's `studies` section names. `size`: side of the model's images in pixels."""
+def make(config: ml_collections.ConfigDict, size: int, varied: bool = True) -> Source:
+    """The source that the config's `studies` section names.
+
+    Args:
+      size: side of the model's images in pixels.
+      varied: whether the phantom's prose differs from study to study.
+    """
     if config.studies.source == "phantom":
-        return PhantomSource(config.pretrain.seed, size, config.pretrain.n_held_out)
+        return PhantomSource(config.pretrain.seed, size, config.pretrain.n_held_out, varied)
     return FiniteSource(readers.load_studies(config.studies), config.seed, size, config.harvest.held_out_fraction)

@@ -63,6 +63,7 @@ class TextStream:
     Args:
       lengths: the padded lengths that batches may have, in tokens; longer studies are left out.
       max_findings: studies with more tokens to predict are left out.
+      bare: the current image and the findings alone, without instructions, for studies with no prior image.
     """
 
     def __init__(
@@ -73,17 +74,21 @@ class TextStream:
         batch_size: int,
         lengths: tuple[int, ...],
         max_findings: int,
+        bare: bool = False,
     ):
         self.source, self.tokenizer, self.image_cfg = source, tokenizer, image_cfg
         self.batch_size, self.lengths, self.max_findings = batch_size, sorted(lengths), max_findings
+        self.bare = bare
         self.next = 0
         self.waiting: dict[str, list[_Row]] = {}
 
     def _row(self, index: int, study: Study) -> _Row:
-        return _Row(index, study, self.tokenizer.encode(reporting_prompt(study), study.findings))
+        encoded = self.tokenizer.encode(reporting_prompt(study), study.findings)
+        return _Row(index, study, _without_instructions(encoded) if self.bare else encoded)
 
     def _bucket(self, row: _Row) -> str | None:
-        if len(row.encoded) - row.encoded.n_prompt > self.max_findings:
+        too_long = len(row.encoded) - row.encoded.n_prompt > self.max_findings
+        if too_long or (self.bare and len(study_images(row.study)) != 1):
             return None
         length = next((length for length in self.lengths if length >= len(row.encoded)), None)
         return None if length is None else f"{len(study_images(row.study))}x{length}"
@@ -101,7 +106,9 @@ class TextStream:
                     self.waiting[name] = rows[self.batch_size :]
                     return self.batch(rows[: self.batch_size], int(name.split("x")[1]))
             if fetched > 100 * self.batch_size and not self.waiting:
-                raise UserError(f"no study fits into pretrain.text_phase.lengths {self.lengths}: give a greater length")
+                raise UserError(
+                    f"no study fits into {self.lengths} tokens: raise a phase's lengths in pretrain"
+                )
             for offset, study in enumerate(self.source.studies(self.next, self.next + _CHUNK)):
                 row = self._row(self.next + offset, study)
                 if (bucket := self._bucket(row)) is not None:
@@ -143,6 +150,12 @@ class TextStream:
             bucket: [self._row(index, self.source.studies(index, index + 1)[0]) for index in indices]
             for bucket, indices in place["waiting"].items()
         }
+
+
+def _without_instructions(encoded: Encoded) -> Encoded:
+    kinds = encoded.kinds
+    keep = np.isin(kinds, (Kind.BOS, Kind.IMAGE, Kind.IMAGE_LAST, Kind.FINDINGS, Kind.EOS))
+    return Encoded(encoded.ids[keep], kinds[keep], int(keep[: encoded.n_prompt].sum()))
 
 
 def prefetch(stream: Stream, ahead: int = 3) -> Iterator[tuple[Any, Any]]:

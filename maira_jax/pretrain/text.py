@@ -34,6 +34,7 @@ def loss(params: Params, cfg: Maira2Config, batch: Batch, n_tail: int) -> tuple[
     Args:
       n_tail: targets lie among the last `n_tail` positions; logits are computed for these alone.
     """
+    n_tail = min(n_tail, batch.tokens.shape[1] - 1)
     last = Site.parse(f"language.{cfg.text.num_hidden_layers - 1}.resid_post", cfg)
     out = maira2.forward(params, cfg, batch.tokens, batch.mask, batch.pixels, read=(last,), logits=False)
     x = out.sites[last.name][:, -n_tail - 1 : -1]

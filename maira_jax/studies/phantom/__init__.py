@@ -66,19 +66,27 @@ def arrays(start: int, stop: int, seed: int = 0, size: int = UNITS) -> Arrays:
     return Arrays(images, priors, latents.has_prior, levels)
 
 
-def studies(start: int, stop: int, seed: int = 0, size: int = UNITS) -> list[Study]:
+class _FirstChoice(random.Random):
+    """Always the first phrase of a list."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: bool = True) -> list[Study]:
     """Makes studies `start` to `stop - 1`: images, sections, truth and labels.
 
     Args:
       start, stop: range of study indices.
       seed: the world's seed.
       size: side of the images in pixels.
+      varied: whether prose differs from study to study; if not, the same truth is always said in the same words.
     """
     latents = sample(start, stop, seed)
     images, priors = draw(latents, size), draw(latents, size, prior=True)
     out = []
     for i in range(len(latents)):
-        rng = random.Random(f"phantom {seed} {start + i}")
+        rng = random.Random(f"phantom {seed} {start + i}") if varied else _FirstChoice()
         indication, technique, comparison, prior_report, findings = write(latents, i, rng)
         facts = truth(latents, i)
         has_prior = bool(latents.has_prior[i])
