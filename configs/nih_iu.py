@@ -27,7 +27,7 @@ def get_config(data: str = "data") -> ml_collections.ConfigDict:
     pretrain.text_phases = ("prose",)
     pretrain.prose.update(
         {
-            "steps": 1500,
+            "steps": 800,
             "batch_size": 24,
             "learning_rate": 1.5e-3,
             "lengths": (112, 144, 176, 256),
