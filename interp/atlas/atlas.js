@@ -136,7 +136,7 @@
       panel("Concepts and the features that detect them", h("p", { class: "soft small" },
         "For every label, the feature and threshold with the best F1 on the training studies; F1, precision and recall are measured on held-out studies. "
         + "Steering adds the feature's direction while the report is written; its strength was chosen on one half of the studies and is reported on the other. "
-        + "Rates: on target / off target."), conceptTable(),
+        + "Rates: on target / off target, at that strength."), conceptTable(),
         Object.keys(S.concepts.left_out).length ? h("details", { class: "small soft" }, h("summary", {}, "Concepts that were left out"),
           Object.entries(S.concepts.left_out).map(([concept, why]) => h("div", {}, `${concept}: ${why}`))) : null),
       h("div", { class: "cols stack" }, panel("Detection scores", scoreChart(), h("div", { class: "key" },
@@ -157,7 +157,7 @@
       cell: (row) => {
         if (!D.evaluation) return h("span", { class: "soft" }, "not run");
         const r = steered(row, wish);
-        if (!r) return h("span", { class: "soft", title: "not steered, or no study to judge it on" }, DASH);
+        if (!r || (r.on_target.n === 0 && r.off_target.n === 0)) return h("span", { class: "soft", title: "not steered, or no study to judge it on" }, DASH);
         return [rate(r.on_target), h("span", { class: "soft" }, " / "), rate(r.off_target, "soft"), h("span", { class: "soft small" }, ` at ${r.strength}`)];
       },
     });
@@ -170,7 +170,7 @@
       { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
       { title: "Explanation", wide: true, value: (r) => F.label[r.feature], cell: (r) => h("span", { class: "small", title: F.explanation[r.feature] || "" }, F.label[r.feature] || F.reason[r.feature]) },
       { title: "Detection", num: true, value: (r) => F.detection[r.feature], cell: (r) => fixed(F.detection[r.feature]) },
-      outcome("appear", "Made to appear"), outcome("vanish", "Made to vanish"),
+      outcome("appear", "Steered in"), outcome("vanish", "Steered out"),
     ], D.concepts, 3);
   }
   function scoreChart() {
@@ -387,7 +387,7 @@
     if (!D.steering) return [title, h("p", { class: "lead" }, "Stage steer: not run.")];
     if (!D.evaluation) return [title, h("p", { class: "lead" }, "Stage evaluation: not run. The pages of the steered features show example reports."), steeredList()];
     const arms = Object.entries(D.evaluation.headline).map(([arm, rates]) => ({ arm, ...rates }));
-    const column = (name, title) => ({ title, num: true, value: (r) => r[name].rate, cell: (r) => [rate(r[name]), h("span", { class: "soft small" }, isNumber(r[name].rate) ? ` ${percent(r[name].low)}–${percent(r[name].high)}` : "")] });
+    const column = (name, title) => ({ title, num: true, value: (r) => r[name].rate, cell: (r) => [rate(r[name]), h("span", { class: "soft small" }, isNumber(r[name].rate) ? ` ${(100 * r[name].low).toFixed(0)}–${percent(r[name].high)}` : "")] });
     const rates = [column("on_target", "On target"), column("off_target", "Off target"), column("no_change", "No change"), column("degenerate", "Degenerate")];
     return [title,
       h("p", { class: "lead" }, `${count(D.evaluation.studies)} held-out studies. On target: the concept appeared (or vanished) as wished. Off target: another finding changed. `
@@ -418,12 +418,19 @@
     for (const item of document.querySelectorAll("nav a")) item.dataset.page === tab ? item.setAttribute("aria-current", "page") : item.removeAttribute("aria-current");
     if (document.activeElement !== searchBox) window.scrollTo(0, 0);
   }
-  searchBox.addEventListener("input", () => {
+  let typing = 0;
+  function search() {
     filters.query = searchBox.value;
     if (refreshList) refreshList(); else location.hash = "#/features";
+  }
+  searchBox.addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(search, 80); // one search for a word, not one for each letter
   });
   searchBox.form.addEventListener("submit", (event) => {
     event.preventDefault();
+    clearTimeout(typing);
+    filters.query = searchBox.value;
     const found = matching();
     if (found.length) location.hash = "#/feature/" + found[0];
   });

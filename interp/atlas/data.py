@@ -108,7 +108,7 @@ def _run_facts(workdir: Path) -> dict[str, Any]:
 
 
 def _columns(table: pa.Table) -> dict[str, list[Any]]:
-    """The feature table by column, rounded; repeated strings are left to the page's compression-free JSON."""
+    """The feature table by column, rounded."""
     columns = {name: table[name].to_pylist() for name in table.column_names}
     for name in ("judge", "prompt_version", "cost", "accuracy"):
         del columns[name]
@@ -160,11 +160,16 @@ def _exemplars(path: Path, table: pa.Table, shown: set[int], cfg: AtlasConfig) -
         if not any(feature in shown for feature in range(begin, begin + _BATCH)):
             continue
         taken: dict[tuple[int, str, int], int] = defaultdict(int)
+        said: set[tuple[Any, ...]] = set()
         for row in exemplars.read(path, begin, begin + _BATCH).to_pylist():
             feature, kind, decile = row["feature"], row["kind"], -1 if row["decile"] is None else row["decile"]
             limit = {"top": cfg.n_top, "decile": cfg.n_decile, "random": cfg.n_silent}[kind]
             if row["split"] != "train" or feature not in shown or taken[feature, kind, decile] >= limit:
                 continue
+            text = (feature, kind, *row["tokens"])
+            if text in said:  # the same sentence of another study teaches a reader nothing
+                continue
+            said.add(text)
             taken[feature, kind, decile] += 1
             tokens = [numbers.setdefault(token, len(numbers)) for token in row["tokens"]]
             scale = _LEVELS / (largest[feature] or 1.0)
