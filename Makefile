@@ -36,6 +36,8 @@ $(VENV)/.installed-demo: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
 	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[export,test]'
+	# Alone: of what it asks for, the tests need only einops and torch.
+	$(BIN)/pip install -q --no-deps dictionary_learning==0.1.0
 	touch $@
 
 clean:

@@ -124,7 +124,7 @@ def get_train() -> ml_collections.ConfigDict:
 def get_export() -> ml_collections.ConfigDict:
     """What the autoencoder is written as, for other programs."""
     export = ConfigDict()
-    export.to = ("safetensors",)  # any of safetensors and dictionary_learning (which needs torch)
+    export.to = ("dictionary_learning", "safetensors")  # either or both; dictionary_learning's ae.pt needs torch
     export.fold_normalization = True  # the exported autoencoder takes raw activations
     return export
 
