@@ -155,7 +155,7 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.match = ""  # regular expression on explanations, e.g. "pleural effusion"
     steer.top = 12  # at most so many features
     steer.arms = ("feature", "random")  # decoder row and random, or means (difference of means); all equally long
-    steer.strengths = (-4.0, -2.0, 2.0, 4.0)  # in units; 0, the unsteered report, is always there
+    steer.strengths = (-1.5, -0.75, 0.75, 1.5)  # in units; 0, the unsteered report, is always there
     steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on findings tokens); or raw
     steer.studies = 24  # held-out studies
     steer.batch_size = 64  # reports written together

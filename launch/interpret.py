@@ -7,4 +7,4 @@ from interp import interpret
 from launch import _main
 
 if __name__ == "__main__":
-    _main.main(interpret.run, __doc__ or "", reads=("interpret",))
+    _main.main(interpret.run, __doc__ or "", reads=("seed", "interpret"))
