@@ -144,9 +144,7 @@ def validation_loss(params: Params, cfg: Maira2Config, stream: TextStream, n_tai
         value, number = text.evaluate(params, cfg, batch, n_tail)
         total, count = total + float(value), count + float(number)
     if not count:
-        raise UserError(
-            "no held-out study's findings fit: raise the lengths of the last of pretrain.text_phases"
-        )
+        raise UserError("no held-out study's findings fit: raise the lengths of the last of pretrain.text_phases")
     return total / count
 
 

@@ -106,9 +106,7 @@ class TextStream:
                     self.waiting[name] = rows[self.batch_size :]
                     return self.batch(rows[: self.batch_size], int(name.split("x")[1]))
             if fetched > 100 * self.batch_size and not self.waiting:
-                raise UserError(
-                    f"no study fits into {self.lengths} tokens: raise a phase's lengths in pretrain"
-                )
+                raise UserError(f"no study fits into {self.lengths} tokens: raise a phase's lengths in pretrain")
             for offset, study in enumerate(self.source.studies(self.next, self.next + _CHUNK)):
                 row = self._row(self.next + offset, study)
                 if (bucket := self._bucket(row)) is not None:
