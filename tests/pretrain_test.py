@@ -21,7 +21,7 @@ def tiny():
     section = config.pretrain
     section.update({"n_corpus": 300, "n_base": 500, "n_held_out": 8, "checkpoint_every": 2})
     section.vision.update({"width": 16, "layers": 1, "heads": 2, "image_size": 56})
-    section.text.update({"width": 16, "mlp_width": 24, "layers": 2, "heads": 2})
+    section.text.update({"width": 32, "mlp_width": 24, "layers": 2, "heads": 2})
     section.vision_phase.update({"steps": 4, "batch_size": 8, "warmup": 1})
     for name in section.text_phases:
         section[name].update({"steps": 3, "batch_size": 4, "warmup": 1, "lengths": (512,), "max_findings": 250})
