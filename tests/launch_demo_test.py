@@ -86,7 +86,7 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     )
     assert features == (
         f"Features: {interp['scored']} scored, {interp['above_075']} above 0.75; "
-        f"{interp['concepts_f1_08']} of {interp['concepts']} concepts found with F1 of 0.8 or more"
+        f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more"
     )
     rate = headline["no_change"]["rate"]
     assert steering.endswith("no change not measured" if rate is None else f"no change {rate:.0%}")
