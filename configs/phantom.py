@@ -44,12 +44,13 @@ def get_pretrain() -> ml_collections.ConfigDict:
     pretrain.vision = ConfigDict({"width": 128, "layers": 4, "heads": 4, "patch_size": 28, "image_size": 112})
     pretrain.text = ConfigDict({"width": 128, "mlp_width": 352, "layers": 6, "heads": 4})
     pretrain.vision_phase = ConfigDict({"steps": 1800, "batch_size": 64, "learning_rate": 2e-3, "warmup": 50})
-    pretrain.text_phases = ("reading", "comparing", "prose")  # one after the other
+    pretrain.text_phases = ("reading", "contrasting", "comparing", "prose")  # one after the other
     # The image and the findings alone, the same truth always in the same words: with nothing to guess, what a word has
     # to do with the image is learned from few studies.
     pretrain.reading = ConfigDict(
         {
-            "bare": True,  # without instructions and prior images
+            "bare": True,  # without instructions and earlier report
+            "images": (1,),  # studies with so many images; empty: all
             "varied": False,  # prose that differs from study to study
             "steps": 2500,
             "batch_size": 16,
@@ -59,12 +60,27 @@ def get_pretrain() -> ml_collections.ConfigDict:
             "max_findings": 96,  # tokens, the end token counted
         }
     )
-    # The whole prompt, and a prior image in half of the studies, still in the same words.
+    # What differs between two images, as barely said.
+    pretrain.contrasting = ConfigDict(
+        {
+            "bare": True,
+            "images": (1, 2),
+            "varied": False,
+            "steps": 2000,
+            "batch_size": 16,
+            "learning_rate": 1.5e-3,
+            "warmup": 100,
+            "lengths": (72, 96, 120, 160),
+            "max_findings": 128,
+        }
+    )
+    # The whole prompt, still in the same words.
     pretrain.comparing = ConfigDict(
         {
             "bare": False,
+            "images": (),
             "varied": False,
-            "steps": 800,
+            "steps": 600,
             "batch_size": 16,
             "learning_rate": 1.5e-3,
             "warmup": 100,

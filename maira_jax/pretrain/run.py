@@ -178,8 +178,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
         def stream(phase: ml_collections.ConfigDict) -> TextStream:
             said = source.make(config, section.vision.image_size, phase.varied)
-            lengths = tuple(phase.lengths)
-            return TextStream(said, tokenizer, image_cfg, phase.batch_size, lengths, phase.max_findings, phase.bare)
+            return TextStream(
+                said, tokenizer, image_cfg, phase.batch_size, tuple(phase.lengths), phase.max_findings,
+                phase.bare, tuple(phase.images),
+            )  # fmt: skip
 
         seeing, vision_history = _pretrain_vision(section, stage, cfg, studies, image_cfg)
         histories = {"vision": vision_history}

@@ -63,7 +63,8 @@ class TextStream:
     Args:
       lengths: the padded lengths that batches may have, in tokens; longer studies are left out.
       max_findings: studies with more tokens to predict are left out.
-      bare: the current image and the findings alone, without instructions, for studies with no prior image.
+      bare: images and findings alone, without instructions.
+      images: the numbers of images that studies may have; others are left out. Empty: any.
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class TextStream:
         lengths: tuple[int, ...],
         max_findings: int,
         bare: bool = False,
+        images: tuple[int, ...] = (),
     ):
         self.source, self.tokenizer, self.image_cfg = source, tokenizer, image_cfg
         self.batch_size, self.lengths, self.max_findings = batch_size, sorted(lengths), max_findings
-        self.bare = bare
+        self.bare, self.images = bare, images
         self.next = 0
         self.waiting: dict[str, list[_Row]] = {}
 
@@ -88,10 +90,11 @@ class TextStream:
 
     def _bucket(self, row: _Row) -> str | None:
         too_long = len(row.encoded) - row.encoded.n_prompt > self.max_findings
-        if too_long or (self.bare and len(study_images(row.study)) != 1):
+        n_images = len(study_images(row.study))
+        if too_long or (self.images and n_images not in self.images):
             return None
         length = next((length for length in self.lengths if length >= len(row.encoded)), None)
-        return None if length is None else f"{len(study_images(row.study))}x{length}"
+        return None if length is None else f"{n_images}x{length}"
 
     def take(self) -> Batch:
         """The next batch that is full.
