@@ -24,6 +24,7 @@ def get_config(data: str = "data") -> ml_collections.ConfigDict:
     pretrain.vision.update({"patch_size": 28, "image_size": 224})
     pretrain.text.update({"width": 160, "mlp_width": 432, "layers": 6, "heads": 5})
     pretrain.vision_phase.update({"steps": 300, "batch_size": 32, "learning_rate": 5e-4})
+    pretrain.frozen = ()  # the labels are few, and say less than the reports
     pretrain.text_phases = ("prose",)
     pretrain.prose.update(
         {

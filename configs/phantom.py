@@ -44,6 +44,8 @@ def get_pretrain() -> ml_collections.ConfigDict:
     pretrain.vision = ConfigDict({"width": 128, "layers": 4, "heads": 4, "patch_size": 28, "image_size": 112})
     pretrain.text = ConfigDict({"width": 128, "mlp_width": 352, "layers": 6, "heads": 4})
     pretrain.vision_phase = ConfigDict({"steps": 1800, "batch_size": 64, "learning_rate": 2e-3, "warmup": 50})
+    # What the text phases leave as it is: what no word needs yet would be forgotten before one does.
+    pretrain.frozen = ("vision", "projector")
     pretrain.text_phases = ("reading", "contrasting", "comparing", "prose")  # one after the other
     # The image and the findings alone, the same truth always in the same words: with nothing to guess, what a word has
     # to do with the image is learned from few studies.

@@ -125,16 +125,18 @@ def _pretrain_text(
 ) -> tuple[Params, list[list[float]]]:
     phase = section[name]
     optimiser = _optimiser(phase.learning_rate, phase.steps, phase.warmup, section.weight_decay)
+    frozen = {part: params[part] for part in section.frozen}
+    params = {part: tree for part, tree in params.items() if part not in frozen}
 
     def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        *state, loss = text.step(*state, batch, cfg=cfg, optimiser=optimiser, n_tail=phase.max_findings)
+        *state, loss = text.step(*state, frozen, batch, cfg=cfg, optimiser=optimiser, n_tail=phase.max_findings)
         return state, loss
 
     state, history = fit(
         stage.dir / name, [params, optimiser.init(params)], stream, step, phase.steps,
         section.checkpoint_every, f"{name} phase",
     )  # fmt: skip
-    return state[0], history
+    return state[0] | frozen, history
 
 
 def validation_loss(params: Params, cfg: Maira2Config, stream: TextStream, n_tail: int) -> float:

@@ -48,16 +48,17 @@ def loss(params: Params, cfg: Maira2Config, batch: Batch, n_tail: int) -> tuple[
 def step(
     params: Params,
     state: Any,
+    frozen: Params,
     batch: Batch,
     *,
     cfg: Maira2Config,
     optimiser: optax.GradientTransformation,
     n_tail: int,
 ) -> tuple[Params, Any, jax.Array]:
-    """One update of every parameter; returns the mean loss of the targets before it."""
+    """One update of `params`, which make a model together with `frozen`; returns the mean loss before it."""
 
     def mean_loss(params: Params) -> jax.Array:
-        total, count = loss(params, cfg, batch, n_tail)
+        total, count = loss(params | frozen, cfg, batch, n_tail)
         return total / count
 
     value, gradient = jax.value_and_grad(mean_loss)(params)
