@@ -54,7 +54,7 @@ def get_pretrain() -> ml_collections.ConfigDict:
             "bare": True,  # without instructions and earlier report
             "images": (1,),  # studies with so many images; empty: all
             "varied": False,  # prose that differs from study to study
-            "steps": 2500,
+            "steps": 1500,
             "batch_size": 16,
             "learning_rate": 2e-3,
             "warmup": 100,
@@ -68,7 +68,7 @@ def get_pretrain() -> ml_collections.ConfigDict:
             "bare": True,
             "images": (1, 2),
             "varied": False,
-            "steps": 2000,
+            "steps": 2200,
             "batch_size": 16,
             "learning_rate": 1.5e-3,
             "warmup": 100,
@@ -82,7 +82,7 @@ def get_pretrain() -> ml_collections.ConfigDict:
             "bare": False,
             "images": (),
             "varied": False,
-            "steps": 600,
+            "steps": 700,
             "batch_size": 16,
             "learning_rate": 1.5e-3,
             "warmup": 100,
