@@ -46,7 +46,7 @@ def get_pretrain() -> ml_collections.ConfigDict:
     pretrain.vision_phase = ConfigDict({"steps": 1800, "batch_size": 64, "learning_rate": 2e-3, "warmup": 50})
     # What the text phases leave as it is: what no word needs yet would be forgotten before one does.
     pretrain.frozen = ("vision", "projector")
-    pretrain.text_phases = ("reading", "contrasting", "comparing", "prose")  # one after the other
+    pretrain.text_phases = ("reading", "contrasting", "comparing", "prose", "polishing")  # one after the other
     # The image and the findings alone, the same truth always in the same words: with nothing to guess, what a word has
     # to do with the image is learned from few studies.
     pretrain.reading = ConfigDict(
@@ -92,6 +92,9 @@ def get_pretrain() -> ml_collections.ConfigDict:
     )
     pretrain.prose = pretrain.comparing.copy_and_resolve_references()
     pretrain.prose.update({"varied": True, "steps": 1000})
+    # Once more, gently: comparisons of sides and sizes suffer from the change of words, and come back.
+    pretrain.polishing = pretrain.prose.copy_and_resolve_references()
+    pretrain.polishing.update({"steps": 1100, "learning_rate": 1e-3})
     return pretrain
 
 
