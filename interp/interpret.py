@@ -243,7 +243,7 @@ class _Judging:
         return self._in_batches("explanations", "explain", tasks, records)
 
     def score(self, explained: Rows) -> Rows:
-        """One record a feature: its scores, that of another's explanation (control), or the reason why there are none."""
+        """One record a feature: its scores, with those of another's explanation (control), or why there are none."""
         texts: dict[int, Any] = {record["feature"]: record["text"] for record in explained}
         shuffled = _shuffled(texts, self.cfg.seed)
 

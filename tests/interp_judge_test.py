@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from interp import detect, rules
 from interp.explain import Example, ExplainTask, assemble, shown_text
-from interp.judge import DetectTask, FuzzTask, OfflineJudge, Verdict
+from interp.judge import DetectTask, OfflineJudge, Verdict
 from interp.rules import AFFIRMS, ANY, DENIES, MENTIONS, STARTS, Rule, Term
 
 PHRASES = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)

@@ -8,13 +8,13 @@ import urllib.request
 from pathlib import Path
 
 from configs import phantom as phantom_config
-from interp import llm
+from interp import detect, llm
 from interp.client import ClientConfig
 from interp.explain import Example, ExplainTask
 
 ROOT = Path(__file__).resolve().parents[1]
 # Words that a feature's examples have in common; each feature has one, made of these.
-SYLLABLES = "ba de fi go ku la me ni po ru sa te vi wo xu za".split()
+SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "xu", "za"]
 
 
 class Server:
@@ -94,3 +94,17 @@ def rows(feature, n=10):
             }
         )  # fmt: skip
     return kept
+
+
+def study(url, workdir, n, **judge):
+    """Explains `n` features and scores each on ten examples: three requests a feature.
+
+    Returns:
+      The scores, None for a feature without explanation.
+    """
+    asked = make_judge(url, workdir, **judge)
+    asked.prepare("explain", lambda: ([explain_task(feature)] for feature in range(n)), n)
+    texts = [answer.text for answer in asked.explain([explain_task(feature) for feature in range(n)])]
+    sets = [detect.detection_set(feature, rows(feature, 5), 5, 0) for feature in range(n)]
+    asked.prepare("score", lambda: (examples.tasks(texts[examples.feature], 5) for examples in sets), n)
+    return [score for score, _ in detect.run(asked, sets, texts, 5)]

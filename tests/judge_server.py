@@ -103,7 +103,7 @@ class World:
         self.outcomes = collections.Counter()
         self.bodies = []  # the last few
         self.headers = []
-        self.under_way = self.most_under_way = 0
+        self.under_way = 0
         self.first_s = self.last_s = None
         self.files, self.batches = {}, {}
 
@@ -195,18 +195,21 @@ class World:
         return {
             "outcomes": dict(self.outcomes), "distinct": len(self.sent), "requests": sum(self.sent.values()),
             "answered": sorted(self.answers), "answered_twice": sum(n > 1 for n in self.answers.values()),
-            "most_under_way": self.most_under_way, "bodies": self.bodies, "headers": self.headers,
+            "under_way": self.under_way, "bodies": self.bodies, "headers": self.headers,
             "seconds": (self.last_s or 0) - (self.first_s or 0), "uploads": len(self.files),
         }  # fmt: skip
 
 
 class Connection(asyncio.Protocol):
     def __init__(self, world):
-        self.world, self.buffer = world, b""
+        self.world, self.buffer, self.held = world, b"", 0
 
     def connection_made(self, transport):
         self.transport = transport
         self.world.outcomes["connections"] += 1
+
+    def connection_lost(self, error):
+        self.world.under_way -= self.held
 
     def data_received(self, data):
         self.buffer += data
@@ -236,7 +239,6 @@ class Connection(asyncio.Protocol):
         if path != "/v1/chat/completions":
             return self.write(200, {}, self.service(method, path, headers, body))
         world.under_way += 1
-        world.most_under_way = max(world.most_under_way, world.under_way)
         reply = world.chat(json.loads(body))
         delay = settings.slow_s if world.rng.random() < settings.slow else settings.latency_s
         asyncio.get_running_loop().call_later(delay, self.finish, reply)
@@ -255,10 +257,13 @@ class Connection(asyncio.Protocol):
         return json.dumps(world.poll(parts[1])).encode()
 
     def finish(self, reply):
+        if reply is ...:
+            self.held += 1
+            return
         self.world.under_way -= 1
         if reply is None:
             self.transport.abort()
-        elif reply is not ...:
+        else:
             self.write(*reply)
 
     def write(self, status, headers, content):
