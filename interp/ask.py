@@ -121,7 +121,7 @@ class Request:
         by_number = {one.example: one.fires if isinstance(one, _Fires) else one.right for one in answer.answers}
         if len(answer.answers) != self.n or by_number.keys() != set(range(1, self.n + 1)):
             raise ValueError(f"the answers are not numbered 1 to {self.n}")
-        return tuple(by_number[number] for number in range(1, self.n + 1))
+        return tuple(int(by_number[number]) for number in range(1, self.n + 1))
 
     def stored(self) -> dict[str, Any]:
         """The data of the request for the record: the prompt by its name, pictures by their digests."""

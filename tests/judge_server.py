@@ -39,6 +39,7 @@ class Settings:
     key: str = ""  # the only one that is accepted
     fault_text: str = ""  # requests with this text always fail
     fault_status: int = 500
+    fault_code: str = ""
     wrong_text: str = ""  # requests with this text always get an answer of another form
     redirect: str = ""
     batch_polls: int = 2  # how often a batch is still in progress
@@ -119,7 +120,7 @@ class World:
         if not s.schema and "response_format" in body:
             return self.done("no schema", 400, {}, {"error": {"message": "response_format is not supported"}})
         if s.fault_text and s.fault_text in text:
-            return self.done("fault", s.fault_status, {}, {"error": {"message": "no"}})
+            return self.done("fault", s.fault_status, {}, {"error": {"message": "no", "code": s.fault_code}})
         if 0 <= s.hold_after <= sum(self.answers.values()):
             self.outcomes["held"] += 1
             return ...
