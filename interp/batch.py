@@ -157,7 +157,7 @@ async def _collect(server: openai.AsyncOpenAI, client: Client, what: str, waitin
     """Waits for batches and keeps their answers."""
     wait, done, problem = _SHORTEST_POLL_S, dict.fromkeys(waiting, 0), ""
     before = client.answered
-    with progress(unit="answers", desc=f"interpret: {what}, {len(waiting)} batches") as bar:
+    with progress(unit="answers", desc=f"interpret: ask to {what}, {len(waiting)} batches") as bar:
         while waiting:
             for batch_id in list(waiting):
                 batch = await _try(client, functools.partial(server.batches.retrieve, batch_id))

@@ -128,7 +128,7 @@ class Client:
         if _usable(request, answers) is None and len(answers) < self.cfg.attempts:
             return False
         if _usable(request, answers) is None:
-            self.give_up(key, UNUSABLE)
+            self._note_failure(key, UNUSABLE)
         return True
 
     def body(self, request: Request, attempt: int) -> dict[str, Any]:
@@ -173,16 +173,18 @@ class Client:
         Raises:
           UserError: too many do, one after the other.
         """
-        if key in self._failed:
-            return
-        self._failed.add(key)
-        self.given_up[reason] += 1
+        self._note_failure(key, reason)
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= _MOST_FAILURES:
             raise UserError(
                 f"{_MOST_FAILURES} requests to {self.cfg.base_url} failed one after the other, the last because "
                 f"{reason}: mend that and run again, all answers are kept"
             )
+
+    def _note_failure(self, key: str, reason: str) -> None:
+        if key not in self._failed:
+            self._failed.add(key)
+            self.given_up[reason] += 1
 
     def budget_spent(self) -> UserError:
         """The end of a run that may not spend more."""
@@ -202,7 +204,7 @@ class Client:
         Raises:
           UserError: the work cannot go on; what was answered is kept.
         """
-        with progress(total=n_groups, unit="features", desc=f"interpret: {what}") as bar:
+        with progress(total=n_groups, unit="features", desc=f"interpret: ask to {what}") as bar:
             try:
                 asyncio.run(self._ask_all(groups, bar))
             except* UserError as errors:
@@ -211,6 +213,7 @@ class Client:
     async def _ask_all(self, groups: Iterable[Sequence[Request]], bar: Any) -> None:
         queue: asyncio.Queue[tuple[Request, str, list[int]] | None] = asyncio.Queue(maxsize=2 * _CHUNK)
         sender = _Sender(self)
+        under_way: set[str] = set()
 
         def finish(left: list[int]) -> None:
             left[0] -= 1
@@ -226,7 +229,9 @@ class Client:
                     left = [1]  # of the group, and this loop itself
                     for request in group:
                         key = self.key(request)
-                        if not self.is_settled(request, key):
+                        # The same question may come from two features; the second needs nothing but the answer.
+                        if key not in under_way and not self.is_settled(request, key):
+                            under_way.add(key)
                             left[0] += 1
                             await queue.put((request, key, left))
                     finish(left)
@@ -237,6 +242,7 @@ class Client:
             while (item := await queue.get()) is not None:
                 request, key, left = item
                 await sender.settle(request, key)
+                under_way.discard(key)
                 finish(left)
 
         async with contextlib.aclosing(sender), asyncio.TaskGroup() as tasks:

@@ -3,6 +3,7 @@
 Each phase leaves a file and judges answer in batches of features, so a killed run goes on where it was.
 """
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
@@ -103,7 +104,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     section = {"interpret": config.interpret.to_dict(), "seed": config.seed}
     if judge.identity:
         section["judge"] = dict(judge.identity)
-    with Stage(Path(workdir), "interp", section, inputs=("model", "activations", "sae")) as stage:
+    stage = Stage(Path(workdir), "interp", section, inputs=("model", "activations", "sae"))
+    with contextlib.closing(judge), stage:
         if not stage.finished:
             _run(cfg, judge, Path(workdir), stage.dir)
             stage.finish(_counts(files.read_json(stage.dir / "summary.json")))

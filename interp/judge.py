@@ -105,6 +105,9 @@ class Judge(Protocol):
     def usage(self) -> dict[str, Any]:
         """What was asked and spent so far, for the record."""
 
+    def close(self) -> None:
+        """Lets go of files."""
+
 
 class OfflineJudge:
     """A deterministic baseline without a language model.
@@ -136,6 +139,9 @@ class OfflineJudge:
 
     def usage(self) -> dict[str, Any]:
         return {}
+
+    def close(self) -> None:
+        pass
 
     def _verdict(self, task: DetectTask | FuzzTask, test: Callable[[rules.Rule, str], bool]) -> Verdict | None:
         try:

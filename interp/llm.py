@@ -92,6 +92,9 @@ class LlmJudge:
             "failed": dict(self._client.given_up),
         }
 
+    def close(self) -> None:
+        self._client.close()
+
     def _answers(self, what: str, tasks: Sequence[Task], make: Callable[[Any, float], Any]) -> list[Any]:
         requests = [self._render(task) for task in tasks]
         if not all(self._client.is_settled(request, self._client.key(request)) for request in requests):

@@ -27,7 +27,7 @@ def test_batches_give_the_answers_of_single_requests(tmp_path, small):
         assert record["outcomes"]["batch"] > 3
         assert all(verdict.cost > 0 for verdict in verdicts)
         n = record["outcomes"]["batch"]
-        judge._client.close()
+        judge.close()
         again = make_judge(server.url, tmp_path / "a", mode="batch", price_in=1.0, price_out=2.0)
         assert [verdict.cost for verdict in again.detect(asked)] == [verdict.cost for verdict in verdicts]
         assert server.record()["outcomes"]["batch"] == n
@@ -50,7 +50,7 @@ def test_a_killed_run_waits_for_the_batches_that_it_gave_away(tmp_path, small, m
                 patched.setattr(type(judge._client.cache), "keep_batch", lambda *a, **k: 1 / 0)
             with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
                 judge.detect(tasks(25))
-        judge._client.close()
+        judge.close()
         given = server.record()["outcomes"]["batch"]
         assert given == (3 if moment == "noted" else 1)
         server.control(batch_polls=0)
@@ -82,6 +82,6 @@ def test_the_budget_holds_for_batches(tmp_path, small):
             judge.detect(tasks(100))
         spent, asked = judge.usage()["cost"], server.record()["requests"]
         assert 8.0 < spent <= 10.0
-        judge._client.close()
+        judge.close()
         assert all(make_judge(server.url, tmp_path, mode="batch", max_cost=1e4, **prices).detect(tasks(100)))
         assert server.record()["requests"] == 100 and asked < 100 and server.record()["answered_twice"] == 0

@@ -41,9 +41,9 @@ def quick(monkeypatch):
 def test_answers_of_another_form_are_asked_for_again_then_counted_apart(tmp_path, quick):
     with serve(wrong_text="odd") as server:
         judge = make_judge(server.url, tmp_path, attempts=3)
-        asked = [*tasks(5), *tasks(2, "odd"), *tasks(9)[5:]]
+        asked = [*tasks(5), *tasks(2, "odd"), *tasks(9)[5:], *tasks(9)]
         verdicts = judge.detect(asked)
-        assert [verdict is None for verdict in verdicts] == [False] * 5 + [True] * 2 + [False] * 4
+        assert [verdict is None for verdict in verdicts] == [False] * 5 + [True] * 2 + [False] * 13
         assert all(verdict.answers == (1, 0) for verdict in verdicts if verdict)
         assert judge.usage()["failed"] == {"its answers did not have the form that was asked for": 2}
         sent = server.record()
@@ -52,7 +52,7 @@ def test_answers_of_another_form_are_asked_for_again_then_counted_apart(tmp_path
         odd = sorted(b["temperature"] for b in sent["bodies"] if "odd 0" in b["messages"][1]["content"])
         assert odd == [0.0, 0.7, 0.7]
         # Another process asks nothing again, not even those.
-        judge._client.close()
+        judge.close()
         again = make_judge(server.url, tmp_path, attempts=3)
         assert [verdict is None for verdict in again.detect(asked)] == [verdict is None for verdict in verdicts]
         assert server.record()["requests"] == sent["requests"]
@@ -76,11 +76,22 @@ def test_when_everything_fails_the_work_stops_and_goes_on_later(tmp_path, quick)
         server.control(failing=1.0)
         with pytest.raises(UserError, match=r"20 requests .* failed one after.*HTTP 500.*all answers are kept"):
             judge.detect(tasks(100))
-        judge._client.close()
+        judge.close()
         server.control(failing=0.0)
         later = make_judge(server.url, tmp_path, attempts=2)
         assert all(later.detect(tasks(100)))
         assert server.record()["answered_twice"] == 0
+
+
+def test_many_questions_without_usable_answer_stop_no_later_run(tmp_path, quick):
+    with serve(wrong_text="odd") as server:
+        for requests in (30 * 2, 0):
+            before = server.record()["requests"]
+            judge = make_judge(server.url, tmp_path, attempts=2)
+            assert judge.detect(tasks(30, "odd")) == [None] * 30
+            assert judge.usage()["failed"] == {"its answers did not have the form that was asked for": 30}
+            assert server.record()["requests"] - before == requests
+            judge.close()
 
 
 def test_a_server_that_disappears_is_one_sentence(tmp_path, quick):
@@ -126,7 +137,7 @@ def test_the_budget_is_never_passed_and_a_higher_one_goes_on(tmp_path):
         assert 9.0 < spent <= 10.0 and 0 < done < 100
         with pytest.raises(UserError, match=r"max_cost of \$10.00"):
             judge.detect(tasks(100))
-        judge._client.close()
+        judge.close()
         assert server.record()["requests"] == done
         more = make_judge(server.url, tmp_path, max_cost=1000.0, **prices)
         verdicts = more.detect(tasks(100))
@@ -248,7 +259,7 @@ def test_the_record_holds_what_was_asked(tmp_path):
     with serve() as server:
         judge = make_judge(server.url, tmp_path)
         judge.explain([explain_task(3)])
-        judge._client.close()
+        judge.close()
     with sqlite3.connect(tmp_path / "judge" / "answers.sqlite") as db:
         ((prompt, model, data, text),) = db.execute("SELECT prompt, model, request, answer FROM answers").fetchall()
     assert (prompt, model) == ("explain-1", "rule") and word(3) in text
