@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),  # why there is no score; null where there is one
         ("judge", pa.string()),
         ("prompt_version", pa.string()),
-        ("cost", pa.float64()),  # US dollars
+        ("cost", pa.float64()),  # US dollars; an answer that two features share counts for both
         ("detection", pa.float64()),  # balanced accuracy; chance is 0.5
         ("accuracy", pa.float64()),
         ("precision", pa.float64()),
@@ -167,13 +167,14 @@ def summarise(
         np.array([score for score in table[name].to_pylist() if score is not None])
         for name in ("detection", "control", "fuzz")
     )
+    usage = judge.usage()
     reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
     found = concept_table.select(["concept", "feature", "f1"]).to_pylist()
     return {
         "judge": judge.name,
         "prompt_version": judge.prompt_version,
-        "cost": sum(table["cost"].to_pylist()),
-        "usage": judge.usage(),
+        "cost": usage.get("cost", 0.0),
+        "usage": usage,
         "features": table.num_rows,
         "alive": sum(density > 0 for density in table["density"].to_pylist()),
         "scored": len(detection),

@@ -210,6 +210,7 @@ def test_a_language_model_judges_through_the_same_stages(inputs, tmp_path, capsy
     # Every study of this section has few words, so the most frequent one is in most examples.
     assert rows[2]["detection"] > 0.6 and rows[2]["explanation"].startswith("Text that mentions")
     assert summary["scored"] == len(PLANTED) + 1 and summary["examples_failed"] == 0
-    assert summary["usage"]["cost"] == pytest.approx(sum(row["cost"] for row in rows)) and summary["cost"] > 3.0
+    # Two features may ask the same question, which is paid once.
+    assert 3.0 < summary["cost"] == summary["usage"]["cost"] <= sum(row["cost"] for row in rows) + 1e-9
     assert summary["usage"]["answers"] >= record["distinct"] and summary["usage"]["failed"] == {}
     assert summary["usage"]["endpoint"] == server.url
