@@ -5,6 +5,7 @@ python -m launch.demo --config=configs/phantom.py --workdir=runs/phantom
 
 import ml_collections
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -24,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.harvest = get_harvest()
     config.sae, config.train = get_sae(), get_train()
     config.export = get_export()
-    config.interpret = get_interpret()
+    config.interpret, config.judge = get_interpret(), get_judge()
     config.steer, config.evaluate = get_steer(), get_evaluate()
     config.atlas = get_atlas()
     return config
@@ -153,7 +154,7 @@ def get_export() -> ml_collections.ConfigDict:
 def get_interpret() -> ml_collections.ConfigDict:
     """How features are explained, and how explanations are tested."""
     interpret = ConfigDict()
-    interpret.judge = "offline"  # who explains and scores; offline needs no language model and says so everywhere
+    interpret.judge = "offline"  # who explains and scores: offline (needs no language model and says so) or llm
     interpret.context_length = 32  # tokens of the longest context; contexts end with their sentence or section
     interpret.n_top = 10  # strongest contexts kept for each feature and split
     interpret.n_sample = 200  # uniform sample of a feature's activating contexts, from which deciles are drawn
@@ -167,6 +168,27 @@ def get_interpret() -> ml_collections.ConfigDict:
     interpret.block_tokens = 4096  # tokens encoded at a time
     interpret.feature_batch = 256  # features explained and scored between two saved files
     return interpret
+
+
+def get_judge() -> ml_collections.ConfigDict:
+    """The language model that interpret.judge=llm asks. A key, if needed, is in the environment: OPENAI_API_KEY."""
+    judge = ConfigDict()
+    judge.base_url = "http://127.0.0.1:8000/v1"  # of an OpenAI-compatible server
+    judge.model = ""  # as that server names it
+    judge.allow_remote = False  # base_url may be another machine; prompts hold text of reports, and images if asked for
+    judge.mode = "live"  # live, or batch: the provider's batch API, which answers within a day at a lower price
+    judge.parameters = ConfigDict({"temperature": 0.0, "max_tokens": 512})  # sent with every request
+    judge.n_examples = 40  # activating examples in an explaining prompt, evenly from all deciles
+    judge.images = 0  # X-rays in an explaining prompt, for features active on images; 0: the model reads no images
+    judge.image_size = 448  # longest side in pixels
+    judge.attempts = 8  # tries of a request that fails, and answers to one whose answers are not of the form asked for
+    judge.concurrency = 64  # requests under way
+    judge.requests_per_minute = 0.0  # at most; 0: no limit
+    judge.tokens_per_minute = 0.0  # in and out, at most; 0: no limit
+    judge.timeout = 120.0  # seconds
+    judge.price_in, judge.price_out = 0.0, 0.0  # US dollars for a million tokens, as the mode is charged
+    judge.max_cost = placeholder(float)  # US dollars for this run directory, all calls together; None: no limit
+    return judge
 
 
 def get_steer() -> ml_collections.ConfigDict:

@@ -1,7 +1,9 @@
-"""Detection scoring: can a judge tell from an explanation alone on which unseen contexts a feature fires?
+"""Detection and fuzzing: can a judge tell from an explanation alone where in unseen contexts a feature fires?
 
-The protocol of Paulo et al., arXiv 2410.13928: activating contexts from every decile and as many non-activating ones,
-shuffled, five in a prompt, the answer a list of 0 and 1. The set is balanced, so chance is 0.5.
+The protocols of Paulo et al., arXiv 2410.13928. Detection shows activating contexts from every decile and as many
+non-activating ones, and asks on which the feature fires. Fuzzing shows activating contexts, half of them with the
+activating tokens marked and half with as many others, and asks in which the marks are right. Both shuffled, five in a
+prompt, the answer a list of 0 and 1, and balanced, so that chance is 0.5.
 """
 
 import dataclasses
@@ -11,41 +13,45 @@ from typing import Any
 import numpy as np
 
 from interp.exemplars import N_DECILES
-from interp.explain import shown_text
-from interp.judge import DetectTask, Judge
+from interp.explain import MARK_ABOVE, ImageAt, image_at, marked, shown_text
+from interp.judge import DetectTask, FuzzTask, Judge
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectionSet:
+class ScoringSet:
     """The held-out examples of a feature, in the order in which they are shown.
 
     Attributes:
       feature: its number.
+      kind: `DetectTask` or `FuzzTask`.
       lines: the contexts as shown.
-      truth: bool [n], whether the feature fires.
-      decile: int [n], -1 where it does not.
+      images: for each the image that it is a part of, or None.
+      truth: bool [n], whether the feature fires; or whether the marked tokens are the activating ones.
+      decile: int [n], -1 where it does not fire.
     """
 
     feature: int
+    kind: type[DetectTask] | type[FuzzTask]
     lines: tuple[str, ...]
+    images: tuple[ImageAt | None, ...]
     truth: np.ndarray
     decile: np.ndarray
 
-    def tasks(self, explanation: str, n_prompt: int) -> list[DetectTask]:
+    def tasks(self, explanation: str, n_prompt: int) -> list[DetectTask | FuzzTask]:
         """The prompts, `n_prompt` examples each (the last may be shorter)."""
-        return [
-            DetectTask(explanation, self.lines[begin : begin + n_prompt])
-            for begin in range(0, len(self.lines), n_prompt)
-        ]
+        parts = [slice(begin, begin + n_prompt) for begin in range(0, len(self.lines), n_prompt)]
+        if self.kind is FuzzTask:
+            return [FuzzTask(explanation, self.lines[part]) for part in parts]
+        return [DetectTask(explanation, self.lines[part], self.images[part]) for part in parts]
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Detection scores of one explanation.
+    """Scores of one explanation.
 
     Attributes:
       accuracy, balanced_accuracy, precision, recall, f1: over the answered examples; a ratio without cases is 0.
-      by_decile: accuracy on the activating examples of each decile, weakest first; None without answered examples.
+      by_decile: accuracy on the true examples of each decile, weakest first; None without answered examples.
       n_examples: answered examples.
       n_failed: examples without an answer; they count nowhere else.
     """
@@ -60,7 +66,7 @@ class Score:
     n_failed: int
 
 
-def build_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int, seed: int) -> DetectionSet | str:
+def detection_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int, seed: int) -> ScoringSet | str:
     """Makes the balanced, shuffled set of a feature from its exemplar rows; only held-out rows are used.
 
     Args:
@@ -85,26 +91,66 @@ def build_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int, see
     kept = [activating[i] for i in rng.permutation(len(activating))[:n]]
     kept += [silent[i] for i in rng.permutation(len(silent))[:n]]
     kept = [kept[i] for i in rng.permutation(len(kept))]
-    return DetectionSet(
+    return ScoringSet(
         feature,
+        DetectTask,
         tuple(shown_text(row["section"], row["tokens"]) for row in kept),
+        tuple(image_at(row) for row in kept),
         np.array([row["kind"] == "decile" for row in kept]),
         np.array([-1 if row["decile"] is None else row["decile"] for row in kept]),
     )
 
 
-def run_detection(
-    judge: Judge, sets: Sequence[DetectionSet], explanations: Sequence[str], n_prompt: int
+def fuzzing_set(feature: int, rows: Iterable[Mapping[str, Any]], seed: int) -> ScoringSet | None:
+    """Makes the balanced, shuffled set of a feature for fuzzing; only activating held-out rows are used, each once.
+
+    Tokens are marked as the explainer saw them marked. Wrong marks are the right ones moved, around the end if need be,
+    to tokens without activation, so that their shape gives nothing away; contexts where that cannot be done, such as
+    images, which are one token, are left out.
+
+    Args:
+      feature, rows, seed: as for `detection_set`.
+
+    Returns:
+      The set, or None where there are not two contexts to make it of.
+    """
+    eligible = []
+    for row in rows:
+        if row["split"] == "held_out" and row["kind"] == "decile":
+            activations = np.asarray(row["activations"])
+            strong = activations > MARK_ABOVE * activations.max()
+            moved = [np.roll(strong, shift) for shift in range(1, len(strong))]
+            elsewhere = [marks for marks in moved if not (marks & (activations > 0)).any()]
+            if elsewhere:
+                eligible.append((row, strong, elsewhere))
+    n = len(eligible) // 2 * 2
+    if not n:
+        return None
+    rng = np.random.default_rng((seed, feature, 1))
+    kept = [eligible[i] for i in rng.permutation(len(eligible))[:n]]
+    truth = rng.permutation(np.arange(n) % 2 == 0)
+    lines = []
+    for (row, strong, elsewhere), right in zip(kept, truth, strict=True):
+        marks = strong if right else elsewhere[rng.integers(len(elsewhere))]
+        lines.append(marked(row["section"], row["tokens"], marks.tolist()))
+    decile = np.array([row["decile"] for row, _, _ in kept])
+    return ScoringSet(feature, FuzzTask, tuple(lines), (None,) * n, truth, decile)
+
+
+def run(
+    judge: Judge, sets: Sequence[ScoringSet], explanations: Sequence[str], n_prompt: int
 ) -> list[tuple[Score, float]]:
-    """Scores one explanation for each set.
+    """Scores one explanation for each set; all sets are of the same kind.
 
     Returns:
       For each set its score, and what the judge's answers cost in US dollars.
     """
-    tasks = [examples.tasks(text, n_prompt) for examples, text in zip(sets, explanations, strict=True)]
-    verdicts = iter(judge.detect([task for group in tasks for task in group]))
+    groups = [examples.tasks(text, n_prompt) for examples, text in zip(sets, explanations, strict=True)]
+    tasks: list[Any] = [task for group in groups for task in group]
+    fuzzing = any(examples.kind is FuzzTask for examples in sets)
+    verdicts = iter(judge.fuzz(tasks) if fuzzing else judge.detect(tasks))
     scores = []
-    for examples, group in zip(sets, tasks, strict=True):
+    for examples, group in zip(sets, groups, strict=True):
         cost = 0.0
         answers: list[int] = []  # -1 where the judge gave none
         for task in group:

@@ -2,11 +2,31 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from interp.contexts import SECTION_NAMES
+from maira_jax.processing.tokens import Kind
 
 # Tokens above this share of an example's largest activation are marked (delphi's choice).
 MARK_ABOVE = 0.3
+MARK_BEGIN, MARK_END = "<<", ">>"
+IMAGE_SECTION = SECTION_NAMES[Kind.IMAGE_LAST]
+# Angle and square brackets of a text: they would look like marks, and like a server's own tokens (<|im_end|>, [INST]).
+_BRACKETS = str.maketrans("<>[]", "‹›()")
+
+
+def safe(text: str) -> str:
+    """A study's text as language models are shown it."""
+    return text.translate(_BRACKETS)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageAt:
+    """An image of a study, found by the position of one of its tokens in the study's sequence."""
+
+    study_id: str
+    position: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +37,13 @@ class Example:
       section: the part of the study that it comes from.
       tokens: their texts; a word boundary is a leading space.
       activations: each token's activation as a share of the largest one among the examples shown together.
+      image: which image it is a part of, for examples of the image section.
     """
 
     section: str
     tokens: tuple[str, ...]
     activations: tuple[float, ...]
+    image: ImageAt | None = None
 
     @property
     def text(self) -> str:
@@ -33,19 +55,28 @@ class Example:
         """Whole numbers from 0 to 10, one a token; any activation is at least 1."""
         return tuple(math.ceil(10 * activation) for activation in self.activations)
 
+    @property
+    def strong(self) -> tuple[bool, ...]:
+        """Which tokens are marked."""
+        limit = MARK_ABOVE * max(self.activations, default=0.0)
+        return tuple(activation > limit for activation in self.activations)
+
     def marked(self) -> str:
         """`text` with runs of strongly activating tokens between << and >>."""
-        limit = MARK_ABOVE * max(self.activations, default=0.0)
-        pieces, open_run = [], False
-        for token, activation in zip(self.tokens, self.activations, strict=True):
-            strong = activation > limit
-            if strong and not open_run:
-                space = " " if token.startswith(" ") else ""
-                pieces.append(f"{space}<<{token[len(space) :]}")
-            else:
-                pieces.append(f">>{token}" if open_run and not strong else token)
-            open_run = strong
-        return shown_text(self.section, (*pieces, ">>" if open_run else ""))
+        return marked(self.section, self.tokens, self.strong)
+
+
+def marked(section: str, tokens: Sequence[str], strong: Sequence[bool]) -> str:
+    """The line that stands for a context with marks: runs of tokens between << and >>; no other brackets are left."""
+    pieces, open_run = [], False
+    for token, mark in zip(map(safe, tokens), strong, strict=True):
+        if mark and not open_run:
+            space = " " if token.startswith(" ") else ""
+            pieces.append(f"{space}{MARK_BEGIN}{token[len(space) :]}")
+        else:
+            pieces.append(f"{MARK_END}{token}" if open_run and not mark else token)
+        open_run = mark
+    return shown_text(section, (*pieces, MARK_END if open_run else ""))
 
 
 def shown_text(section: str, tokens: Iterable[str]) -> str:
@@ -74,6 +105,11 @@ class ExplainTask:
     others: tuple[Example, ...]
 
 
+def image_at(row: Mapping[str, Any]) -> ImageAt | None:
+    """The image that an exemplar row is a part of, if it is of the image section."""
+    return ImageAt(row["study_id"], row["position"]) if row["section"] == IMAGE_SECTION else None
+
+
 def assemble(feature: int, rows: Iterable[Mapping[str, Any]]) -> ExplainTask:
     """Builds a task from the exemplar rows of a feature; only rows of the train split are used.
 
@@ -84,7 +120,12 @@ def assemble(feature: int, rows: Iterable[Mapping[str, Any]]) -> ExplainTask:
 
     def examples(kind: str) -> tuple[Example, ...]:
         return tuple(
-            Example(row["section"], tuple(row["tokens"]), tuple(min(a / largest, 1.0) for a in row["activations"]))
+            Example(
+                row["section"],
+                tuple(row["tokens"]),
+                tuple(min(a / largest, 1.0) for a in row["activations"]),
+                image_at(row),
+            )
             for row in shown
             if row["kind"] == kind
         )

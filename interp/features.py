@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),  # why there is no score; null where there is one
         ("judge", pa.string()),
         ("prompt_version", pa.string()),
-        ("cost", pa.float64()),  # US dollars
+        ("cost", pa.float64()),  # US dollars; an answer that two features share counts for both
         ("detection", pa.float64()),  # balanced accuracy; chance is 0.5
         ("accuracy", pa.float64()),
         ("precision", pa.float64()),
@@ -42,6 +42,9 @@ SCHEMA = pa.schema(
         ("n_examples", pa.int32()),
         ("n_failed", pa.int32()),
         ("control", pa.float64()),  # balanced accuracy of another feature's explanation on the same examples
+        ("fuzz", pa.float64()),  # balanced accuracy of telling right from wrong marks; null without contexts for it
+        ("fuzz_n_examples", pa.int32()),
+        ("fuzz_n_failed", pa.int32()),
         ("density", pa.float64()),  # share of the tokens on which it is active
         ("max_activation", pa.float64()),
         ("n_contexts_train", pa.int64()),
@@ -119,8 +122,8 @@ def _statistics(sae: Sae, index: Mapping[str, SplitIndex]) -> dict[str, Any]:
 def _judged(
     judge: Judge, explained: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    def scores(name: str) -> list[Any]:
-        return [record["score"][name] if record["score"] else None for record in scored]
+    def scores(name: str, arm: str = "score") -> list[Any]:
+        return [record[arm][name] if record[arm] else None for record in scored]
 
     return {
         "label": [record["label"] for record in explained],
@@ -131,7 +134,10 @@ def _judged(
         "prompt_version": [judge.prompt_version] * len(scored),
         "cost": [a["cost"] + b["cost"] for a, b in zip(explained, scored, strict=True)],
         "detection": scores("balanced_accuracy"),
-        "control": [record["control"]["balanced_accuracy"] if record["control"] else None for record in scored],
+        "control": scores("balanced_accuracy", "control"),
+        "fuzz": scores("balanced_accuracy", "fuzz"),
+        "fuzz_n_examples": scores("n_examples", "fuzz"),
+        "fuzz_n_failed": scores("n_failed", "fuzz"),
     } | {
         name: scores(name) for name in ("accuracy", "precision", "recall", "f1", "by_decile", "n_examples", "n_failed")
     }
@@ -157,14 +163,18 @@ def summarise(
     table: pa.Table, concept_table: pa.Table, concepts_left_out: Mapping[str, str], judge: Judge
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    detection = np.array([score for score in table["detection"].to_pylist() if score is not None])
-    control = np.array([score for score in table["control"].to_pylist() if score is not None])
+    detection, control, fuzz = (
+        np.array([score for score in table[name].to_pylist() if score is not None])
+        for name in ("detection", "control", "fuzz")
+    )
+    usage = judge.usage()
     reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
     found = concept_table.select(["concept", "feature", "f1"]).to_pylist()
     return {
         "judge": judge.name,
         "prompt_version": judge.prompt_version,
-        "cost": sum(table["cost"].to_pylist()),
+        "cost": usage.get("cost", 0.0),
+        "usage": usage,
         "features": table.num_rows,
         "alive": sum(density > 0 for density in table["density"].to_pylist()),
         "scored": len(detection),
@@ -172,6 +182,8 @@ def summarise(
         "above_075": int((detection > GOOD_SCORE).sum()),
         "below_05": int((detection < CHANCE).sum()),
         "median": _median(detection),
+        "examples_failed": sum(n or 0 for name in ("n_failed", "fuzz_n_failed") for n in table[name].to_pylist()),
+        "fuzz": {"scored": len(fuzz), "above_075": int((fuzz > GOOD_SCORE).sum()), "median": _median(fuzz)},
         "control": {
             "what": "every feature scored with another feature's explanation",
             "scored": len(control),

@@ -3,19 +3,19 @@
 Each phase leaves a file and judges answer in batches of features, so a killed run goes on where it was.
 """
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from interp import concepts, contexts, exemplars, features, index
-from interp.detect import DetectionSet, build_set, run_detection
-from interp.explain import assemble
-from interp.judge import Judge, make_judge
+from interp import concepts, contexts, detect, exemplars, features, index, llm
+from interp.explain import ExplainTask, assemble
+from interp.judge import Judge, OfflineJudge, Task
 from maira_jax.errors import UserError
 from maira_jax.processing.tokens import Kind, Tokenizer
 from maira_jax.run import files
@@ -26,6 +26,11 @@ from sae.autoencoder import Sae
 from sae.checkpoint import load_sae
 
 Rows = list[dict[str, Any]]
+
+JUDGES = ("offline", "llm")
+# Features whose prompts are counted for the estimate of a run, and an explanation of usual length in them.
+_SAMPLED = 32
+_TYPICAL_EXPLANATION = "A pleural effusion that is said to be present, on either side and of any size. " * 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,8 @@ class InterpretConfig:
             raise UserError(f"interpret.{wrong} {problem}: see configs/phantom.py for the fields of this section")
         section["concept_sections"] = tuple(section["concept_sections"])
         cfg = cls(**section, seed=config.seed)
+        if cfg.judge not in JUDGES:
+            raise UserError(f"interpret.judge {cfg.judge!r} does not exist: choose {' or '.join(JUDGES)}")
         for name in names - {"judge", "concept_sections"}:
             if getattr(cfg, name) < 1:
                 raise UserError(f"interpret.{name} is {getattr(cfg, name)}, but must be at least 1: change it")
@@ -93,9 +100,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: the config is invalid, an input stage is not finished, or there is nothing held out to score on.
     """
     cfg = InterpretConfig.from_config(config)
-    judge = make_judge(cfg.judge)
+    judge: Judge = OfflineJudge() if cfg.judge == "offline" else llm.from_config(config, Path(workdir))
     section = {"interpret": config.interpret.to_dict(), "seed": config.seed}
-    with Stage(Path(workdir), "interp", section, inputs=("model", "activations", "sae")) as stage:
+    if judge.identity:
+        section["judge"] = dict(judge.identity)
+    stage = Stage(Path(workdir), "interp", section, inputs=("model", "activations", "sae"))
+    with contextlib.closing(judge), stage:
         if not stage.finished:
             _run(cfg, judge, Path(workdir), stage.dir)
             stage.finish(_counts(files.read_json(stage.dir / "summary.json")))
@@ -128,8 +138,10 @@ def _run(cfg: InterpretConfig, judge: Judge, workdir: Path, out: Path) -> None:
     labels = concepts.Labels.from_json(studies["labels"].to_pylist())
     found = concepts.fit(np.load(phases / "study_peak.npy", mmap_mode="r"), labels, held_out)
     concept_table, left_out = concepts.table(found, labels, held_out, cfg.n_least_studies)
-    explained = _explain_phase(cfg, judge, out / "exemplars.parquet", sae.n_features, phases)
-    scored = _score_phase(cfg, judge, out / "exemplars.parquet", sae.n_features, phases, explained)
+    judging = _Judging(cfg, judge, out / "exemplars.parquet", sae.n_features, phases)
+    judging.announce()
+    explained = judging.explain()
+    scored = judging.score(explained)
     features.write(out, sae, judge, statistics, explained, scored, labels, found, concept_table, left_out)
 
 
@@ -182,91 +194,158 @@ def _pieces(tokenizer: Tokenizer, token_id: np.ndarray) -> list[str]:
     return pieces
 
 
-def _explain_phase(cfg: InterpretConfig, judge: Judge, path: Path, n_features: int, phases: Path) -> Rows:
-    """One record a feature: label, text, cost and top tokens, or the reason why there is no explanation."""
+@dataclasses.dataclass(frozen=True)
+class _Judging:
+    """The phases that ask a judge, for all features of an exemplar file."""
 
-    def explain(begin: int, stop: int) -> Rows:
-        records: Rows = []
-        tasks = []
-        for feature, rows in _by_feature(path, begin, stop).items():
-            task = assemble(feature, rows)
-            reason = None
-            if not any(row["max_activation"] > 0 for row in rows):
-                reason = "never active"
-            elif len(task.activating) < cfg.n_least:
-                reason = f"active in fewer than {cfg.n_least} train contexts"
-            elif len(task.others) < cfg.n_least:
-                reason = f"silent in fewer than {cfg.n_least} of the sampled train contexts"
-            else:
-                tasks.append(task)
-            records.append({"feature": feature, "reason": reason, "top_tokens": features.top_tokens(rows)})
-        answers = {task.feature: answer for task, answer in zip(tasks, judge.explain(tasks), strict=True)}
-        for feature, record in enumerate(records, begin):
-            answer = answers.get(feature)
-            record |= dataclasses.asdict(answer) if answer else {"label": None, "text": None, "cost": 0.0}
-            if answer is None and record["reason"] is None:
-                record["reason"] = "the judge gave no explanation"
-        return records
+    cfg: InterpretConfig
+    judge: Judge
+    path: Path
+    n_features: int
+    phases: Path
 
-    return _in_batches(cfg, n_features, phases / "explanations", "interpret: explain", explain)
+    def announce(self) -> None:
+        """Lets the judge say what is going to be asked."""
+
+        def sample() -> Iterator[list[Task]]:
+            for feature in np.unique(np.linspace(0, self.n_features - 1, _SAMPLED).astype(int)).tolist():
+                rows = _by_feature(self.path, feature, feature + 1)[feature]
+                task = self._explain_task(feature, rows)
+                texts = {feature: _TYPICAL_EXPLANATION}
+                arms = self._scoring_tasks({feature: rows}, texts, texts)[feature]
+                yield [task, *arms] if isinstance(task, ExplainTask) else []
+
+        self.judge.announce(sample(), self.n_features)
+
+    def explain(self) -> Rows:
+        """One record a feature: label, text, cost and top tokens, or the reason why there is no explanation."""
+
+        def tasks(begin: int, stop: int) -> Iterator[list[Task]]:
+            for feature, rows in _by_feature(self.path, begin, stop).items():
+                task = self._explain_task(feature, rows)
+                yield [task] if isinstance(task, ExplainTask) else []
+
+        def records(begin: int, stop: int) -> Rows:
+            made: Rows = []
+            asked = []
+            for feature, rows in _by_feature(self.path, begin, stop).items():
+                task = self._explain_task(feature, rows)
+                if isinstance(task, ExplainTask):
+                    asked.append(task)
+                reason = task if isinstance(task, str) else None
+                made.append({"feature": feature, "reason": reason, "top_tokens": features.top_tokens(rows)})
+            answers = {task.feature: answer for task, answer in zip(asked, self.judge.explain(asked), strict=True)}
+            for feature, record in enumerate(made, begin):
+                answer = answers.get(feature)
+                record |= dataclasses.asdict(answer) if answer else {"label": None, "text": None, "cost": 0.0}
+                if answer is None and record["reason"] is None:
+                    record["reason"] = "the judge gave no explanation"
+            return made
+
+        return self._in_batches("explanations", "explain", tasks, records)
+
+    def score(self, explained: Rows) -> Rows:
+        """One record a feature: its scores, with those of another's explanation (control), or why there are none."""
+        texts: dict[int, Any] = {record["feature"]: record["text"] for record in explained}
+        shuffled = _shuffled(texts, self.cfg.seed)
+
+        def tasks(begin: int, stop: int) -> Iterator[list[Task]]:
+            yield from self._scoring_tasks(_by_feature(self.path, begin, stop), texts, shuffled).values()
+
+        def records(begin: int, stop: int) -> Rows:
+            made: Rows = []
+            sets: list[detect.ScoringSet] = []
+            fuzzed: list[detect.ScoringSet] = []
+            for feature, rows in _by_feature(self.path, begin, stop).items():
+                record = {"feature": feature, "reason": explained[feature]["reason"], "cost": 0.0}
+                made.append(record | {"score": None, "control": None, "fuzz": None})
+                if texts[feature] is None:
+                    continue
+                detection, fuzzing = self._sets(feature, rows)
+                if isinstance(detection, str):
+                    made[-1]["reason"] = detection
+                    continue
+                sets.append(detection)
+                fuzzed += [fuzzing] if fuzzing else []
+            for name, shown, source in (
+                ("score", sets, texts),
+                ("control", sets, shuffled),
+                ("fuzz", fuzzed, texts),
+            ):
+                explanations = [source[examples.feature] for examples in shown]
+                scores = detect.run(self.judge, shown, explanations, self.cfg.n_prompt)
+                for examples, (result, cost) in zip(shown, scores, strict=True):
+                    record = made[examples.feature - begin]
+                    record["cost"] += cost
+                    if result.n_examples:
+                        record[name] = dataclasses.asdict(result)
+                    elif name == "score":
+                        record["reason"] = "the judge gave no answers"
+            return made
+
+        return self._in_batches("scores", "score", tasks, records)
+
+    def _explain_task(self, feature: int, rows: Rows) -> ExplainTask | str:
+        """The task, or the reason why there is none."""
+        task = assemble(feature, rows)
+        if not any(row["max_activation"] > 0 for row in rows):
+            return "never active"
+        if len(task.activating) < self.cfg.n_least:
+            return f"active in fewer than {self.cfg.n_least} train contexts"
+        if len(task.others) < self.cfg.n_least:
+            return f"silent in fewer than {self.cfg.n_least} of the sampled train contexts"
+        return task
+
+    def _sets(self, feature: int, rows: Rows) -> tuple[detect.ScoringSet | str, detect.ScoringSet | None]:
+        detection = detect.detection_set(feature, rows, self.cfg.n_least, self.cfg.seed)
+        return detection, detect.fuzzing_set(feature, rows, self.cfg.seed)
+
+    def _scoring_tasks(
+        self, rows: dict[int, Rows], texts: dict[int, Any], shuffled: dict[int, Any]
+    ) -> dict[int, list[Task]]:
+        """All tasks that score each feature; none for those without explanation or examples."""
+        out: dict[int, list[Task]] = {}
+        for feature, own in rows.items():
+            out[feature] = []
+            detection, fuzzing = self._sets(feature, own) if texts[feature] else ("", None)
+            if isinstance(detection, detect.ScoringSet):
+                for examples, source in ((detection, texts), (detection, shuffled), (fuzzing, texts)):
+                    out[feature] += examples.tasks(source[feature], self.cfg.n_prompt) if examples else []
+        return out
+
+    def _in_batches(
+        self,
+        folder: str,
+        what: str,
+        tasks: Callable[[int, int], Iterator[list[Task]]],
+        records: Callable[[int, int], Rows],
+    ) -> Rows:
+        """Joins the records of all batches; a batch whose file is there is read, neither asked nor made again."""
+        batches = [
+            (begin, min(begin + self.cfg.feature_batch, self.n_features), self.phases / folder / f"{begin:08d}.json")
+            for begin in range(0, self.n_features, self.cfg.feature_batch)
+        ]
+        missing = [(begin, stop) for begin, stop, path in batches if not path.is_file()]
+        if missing:
+            n_features = sum(stop - begin for begin, stop in missing)
+            self.judge.prepare(what, lambda: (group for part in missing for group in tasks(*part)), n_features)
+        joined: Rows = []
+        with progress(total=self.n_features, unit="features", desc=f"interpret: {what}") as bar:
+            for begin, stop, path in batches:
+                if not path.is_file():
+                    files.write_json(path, records(begin, stop))
+                joined += files.read_json(path)
+                bar.update(stop - begin)
+        return joined
 
 
-def _score_phase(
-    cfg: InterpretConfig, judge: Judge, path: Path, n_features: int, phases: Path, explained: Rows
-) -> Rows:
-    """One record a feature: its score and that of another feature's explanation (control), or the reason for none."""
-    texts: list[Any] = [record["text"] for record in explained]
-    shuffled = _shuffled(texts, cfg.seed)
-
-    def score(begin: int, stop: int) -> Rows:
-        records: Rows = []
-        sets: list[DetectionSet] = []
-        for feature, rows in _by_feature(path, begin, stop).items():
-            record = {"feature": feature, "reason": explained[feature]["reason"], "cost": 0.0}
-            records.append(record | {"score": None, "control": None})
-            if texts[feature] is not None:
-                built = build_set(feature, rows, cfg.n_least, cfg.seed)
-                if isinstance(built, DetectionSet):
-                    sets.append(built)
-                else:
-                    records[-1]["reason"] = built
-        for name, source in (("score", texts), ("control", shuffled)):
-            scores = run_detection(judge, sets, [source[examples.feature] for examples in sets], cfg.n_prompt)
-            for examples, (result, cost) in zip(sets, scores, strict=True):
-                record = records[examples.feature - begin]
-                record["cost"] += cost
-                if result.n_examples:
-                    record[name] = dataclasses.asdict(result)
-                elif name == "score":
-                    record["reason"] = "the judge gave no answers"
-        return records
-
-    return _in_batches(cfg, n_features, phases / "scores", "interpret: score", score)
-
-
-def _shuffled(texts: Sequence[Any], seed: int) -> list[Any]:
+def _shuffled(texts: dict[int, Any], seed: int) -> dict[int, Any]:
     """Every explanation moved to another feature."""
-    out = list(texts)
-    order = np.random.default_rng((seed, len(texts))).permutation([i for i, text in enumerate(texts) if text])
-    for i, j in zip(order, np.roll(order, 1), strict=True):
+    out = dict(texts)
+    order = np.random.default_rng((seed, len(texts))).permutation([i for i, text in texts.items() if text]).tolist()
+    for i, j in zip(order, np.roll(order, 1).tolist(), strict=True):
         out[i] = texts[j]
     return out
-
-
-def _in_batches(
-    cfg: InterpretConfig, n_features: int, folder: Path, desc: str, make: Callable[[int, int], Rows]
-) -> Rows:
-    """Joins the records of all batches; a batch whose file is there is read, not made again."""
-    records: Rows = []
-    with progress(total=n_features, unit="features", desc=desc) as bar:
-        for begin in range(0, n_features, cfg.feature_batch):
-            stop = min(begin + cfg.feature_batch, n_features)
-            path = folder / f"{begin:08d}.json"
-            if not path.is_file():
-                files.write_json(path, make(begin, stop))
-            records += files.read_json(path)
-            bar.update(stop - begin)
-    return records
 
 
 def _by_feature(path: Path, begin: int, stop: int) -> dict[int, Rows]:

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import scipy.sparse as sp
 
-from interp.explain import ExplainTask, split_shown
+from interp.explain import MARK_BEGIN, MARK_END, ExplainTask, shown_text, split_shown
 
 MENTIONS, STARTS, ANY = "mentions", "starts with", "is any part of"
 # Mentions without, and with, a negating word somewhere before.
@@ -28,6 +28,7 @@ _FEATURES = 128
 _NEGATIONS = frozenset({"no", "not", "without", "never"})
 _NEGATION = re.compile(f" (?:{'|'.join(sorted(_NEGATIONS))}) ")
 _WORD = re.compile(r"<[^<>\s]+>|[a-z0-9]+(?:[-'/.][a-z0-9]+)*")
+_MARKS = re.compile(f"{re.escape(MARK_BEGIN)}|{re.escape(MARK_END)}")
 _TERM = re.compile(
     r'(?:(mentions|starts with|affirms|denies) "([^"]+)"(?: in the ([a-z ]+))?|(is any part of) the ([a-z ]+))$'
 )
@@ -134,6 +135,27 @@ class Rule:
         return any(term.holds(section, padded) for term in self.terms) and not any(
             f" {phrase} " in padded for phrase in self.without
         )
+
+    def holds_for_marks(self, line: str) -> bool:
+        """Whether it holds for a context, given as `interp.explain.marked` writes it, because of a marked word."""
+        section, text = split_shown(line)
+        plain, inside = "", []
+        for i, run in enumerate(_MARKS.split(text)):  # outside and inside the marks in turn
+            plain += run
+            inside += [i % 2 == 1] * len(run)
+        if not self.holds(shown_text(section, [plain])):
+            return False
+        found = [(match.group(), any(inside[match.start() : match.end()])) for match in _WORD.finditer(plain.lower())]
+        return any(term.how == ANY or _marked(term.phrase.split(), found) for term in self.terms)
+
+
+def _marked(phrase: list[str], found: Sequence[tuple[str, bool]]) -> bool:
+    """Whether the phrase stands somewhere in words with a mark on one of its words."""
+    n = len(phrase)
+    return any(
+        [word for word, _ in found[i : i + n]] == phrase and any(mark for _, mark in found[i : i + n])
+        for i in range(len(found) - n + 1)
+    )
 
 
 def search(tasks: Sequence[ExplainTask]) -> list[Rule]:

@@ -35,6 +35,12 @@ def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping
     _shortcuts[name] = fields
 
 
+def define_switch(name: str, explanation: str, field: str) -> None:
+    """Defines the flag `--name` without a value, which sets a field of the configuration to True."""
+    flags.DEFINE_boolean(name, None, explanation)
+    _shortcuts[name] = lambda text: {field: text == "True"}
+
+
 def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
     """Parses the command line, runs a stage and exits: 0 done, 1 bad input, 2 bad flags, 130 interrupted.
 
@@ -85,8 +91,9 @@ def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
         raise ValueError(f"{stray[0]!r} is not a flag: flags look like --name=value")
     config: ConfigDict = flag.value
     for name, fields in _shortcuts.items():
-        text = flags.FLAGS[name].value
-        if text is not None:
+        value = flags.FLAGS[name].value
+        if value is not None:
+            text = str(value)
             try:
                 config.update_from_flattened_dict(fields(text))
             except (TypeError, ValueError) as error:

@@ -27,7 +27,7 @@ STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("evaluate", evaluate.run),
     ("atlas", atlas.run),
 )
-READS = ("seed", "model", "studies", "harvest", "sae", "train", "export", "interpret", "steer", "evaluate", "atlas")
+READS = ("seed", "model", "studies", *(name for name, _ in STAGES if name != "convert"), "sae", "judge")
 
 
 def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from interp.rules import Rule
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from tests.interp_helpers import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
+from tests.judge_helpers import serve
 
 RESULTS = ("features.parquet", "features.jsonl", "concepts.parquet", "exemplars.parquet", "summary.json")
 
@@ -109,6 +110,14 @@ def test_concepts_have_the_planted_feature(finished):
     assert rows["oedema"]["f1"] < 0.8  # nothing was planted for it
 
 
+def test_marks_are_scored_too(features):
+    """Features that fire on a word of their rule are told from others; noise, which fires anywhere, is not."""
+    for feature in PLANTED:
+        assert features[feature]["fuzz_n_examples"] > 0 and features[feature]["fuzz_n_failed"] == 0
+    # Of the planted features' sentences a random token is active, so the rule's words are marked by chance.
+    assert abs(np.mean([features[feature]["fuzz"] for feature in PLANTED]) - 0.5) < 0.15
+
+
 def results(workdir):
     return {name: (workdir / "interp" / name).read_bytes() for name in RESULTS}
 
@@ -136,7 +145,7 @@ def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp
         "    if path.parent.name == sys.argv[2]: os.kill(os.getpid(), signal.SIGKILL)\n"
         "files.write_json = dying\n"
         "if sys.argv[2] == 'exemplars':\n"
-        "    interpret._explain_phase = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    interpret._Judging.explain = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         "interpret.run(config(), pathlib.Path(sys.argv[1]))\n"
     )
     for where in ("exemplars", "explanations", "scores"):
@@ -153,7 +162,7 @@ def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp
 
 def test_wrong_configs_are_refused_in_one_sentence(inputs, tmp_path):
     for change, message in (
-        ({"judge": "gpt"}, "interpret.judge 'gpt' does not exist"),
+        ({"judge": "gpt"}, "interpret.judge 'gpt' does not exist: choose offline or llm"),
         ({"n_explain": 45}, "interpret.n_explain is 45, but must be a multiple of 10"),
         ({"n_score": 1000}, "interpret.n_score is 1000"),
         ({"concept_sections": ("finding",)}, "interpret.concept_sections names 'finding'"),
@@ -170,3 +179,38 @@ def test_wrong_configs_are_refused_in_one_sentence(inputs, tmp_path):
     with pytest.raises(UserError, match="no finished stage wrote"):
         interpret.run(config(), tmp_path)
     assert not (inputs / "interp").exists()
+
+
+def test_a_language_model_judges_through_the_same_stages(inputs, tmp_path, capsys):
+    """By rule of the server; budget and place of the server may change between two calls, the model may not."""
+    workdir = tmp_path / "run"
+    shutil.copytree(inputs, workdir)
+    cfg = config(judge="llm", n_score=20)
+    prices = {"price_in": 100.0, "price_out": 100.0}
+    with serve(too_many=0.1, malformed=0.05, retry_after="0") as server:
+        cfg.judge.update({"base_url": server.url, "model": "rule", "max_cost": 3.0} | prices)
+        with pytest.raises(UserError, match="judge.max_cost"):
+            interpret.run(cfg, workdir)
+        first = server.record()
+        cfg.judge.max_cost = 1000.0
+        interpret.run(cfg, workdir)
+        record = server.record()
+        assert record["answered_twice"] == 0 and record["requests"] > first["requests"] > 0
+        cfg.judge.model = "other"
+        with pytest.raises(UserError, match="judge.model"):
+            interpret.run(cfg, workdir)
+    cfg.judge.model = "rule"
+    interpret.run(cfg, workdir)  # finished: needs no server
+    said = capsys.readouterr().err
+    assert "requests to rule at http://127.0.0.1" in said and "already finished" in said
+    rows = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
+    summary = files.read_json(workdir / "interp" / "summary.json")
+    assert {row["judge"] for row in rows} == {"rule"}
+    assert {row["prompt_version"] for row in rows} == {"explain-1 detect-1 fuzz-1"}
+    # Every study of this section has few words, so the most frequent one is in most examples.
+    assert rows[2]["detection"] > 0.6 and rows[2]["explanation"].startswith("Text that mentions")
+    assert summary["scored"] == len(PLANTED) + 1 and summary["examples_failed"] == 0
+    # Two features may ask the same question, which is paid once.
+    assert 3.0 < summary["cost"] == summary["usage"]["cost"] <= sum(row["cost"] for row in rows) + 1e-9
+    assert summary["usage"]["answers"] >= record["distinct"] and summary["usage"]["failed"] == {}
+    assert summary["usage"]["endpoint"] == server.url

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from interp import detect, rules
 from interp.explain import Example, ExplainTask, assemble, shown_text
-from interp.judge import DetectTask, OfflineJudge, Verdict, make_judge
+from interp.judge import DetectTask, OfflineJudge, Verdict
 from interp.rules import AFFIRMS, ANY, DENIES, MENTIONS, STARTS, Rule, Term
-from maira_jax.errors import UserError
 
 PHRASES = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
 SECTIONS = st.sampled_from([None, "findings", "prior report", "image"])
@@ -38,7 +37,7 @@ def test_example_marks_runs_of_strong_tokens_and_lists_strengths():
     assert shown.text == "findings: Small pleural effusion."
     assert shown.marked() == "findings: Small <<pleural effusion>>."
     assert shown.strengths == (0, 4, 9, 10, 1)
-    assert Example("image", ("<image>",), (1.0,)).marked() == "image: <<<image>>>"
+    assert Example("image", ("<image>",), (1.0,)).marked() == "image: <<‹image›>>"
 
 
 @given(st.lists(TERMS, max_size=3), st.lists(st.lists(PHRASES, min_size=1, max_size=2).map(" ".join), max_size=2))
@@ -152,8 +151,6 @@ def test_offline_judge_scores_from_the_explanation_alone():
     lines = ("findings: The tube.", "findings: The heart.", "indication: Tube?")
     assert OfflineJudge().detect([DetectTask(answer.text, lines)]) == [Verdict((1, 0, 1))]
     assert judge.detect([DetectTask("Features of tubes and lines", lines)]) == [None]
-    with pytest.raises(UserError, match="interpret.judge 'gpt' does not exist"):
-        make_judge("gpt")
 
 
 def rows(split, kind, count, decile=None):
@@ -161,7 +158,7 @@ def rows(split, kind, count, decile=None):
         {
             "split": split, "kind": kind, "decile": i % 10 if decile else None, "section": "findings",
             "tokens": [f" {split}", f" {kind}", f" {i}"], "activations": [0.0, 1.0 * (kind != "random"), 0.0],
-            "max_activation": 1.0 * (kind != "random"), "peak": 1,
+            "study_id": f"s{i}", "position": i, "max_activation": 1.0 * (kind != "random"), "peak": 1,
         }
         for i in range(count)
     ]  # fmt: skip
@@ -176,23 +173,23 @@ def test_explainer_and_scorer_see_different_splits():
     shown = assemble(7, table)
     assert all("train" in e.text and "top" not in e.text for e in (*shown.activating, *shown.others))
     assert (len(shown.activating), len(shown.others)) == (20, 20)
-    examples = detect.build_set(7, table, 10, seed=0)
+    examples = detect.detection_set(7, table, 10, seed=0)
     assert all("held_out" in line and "top" not in line for line in examples.lines)
     assert examples.truth.sum() == 20 and len(examples.truth) == 40
     assert np.bincount(examples.decile[examples.truth]).tolist() == [2] * 10
     assert 0 < examples.truth[:20].sum() < 20  # shuffled
     prompts = examples.tasks("x", 7)
     assert [len(prompt.examples) for prompt in prompts] == [7] * 5 + [5]
-    assert detect.build_set(7, table, 10, seed=0).lines == examples.lines
-    assert detect.build_set(7, table, 10, seed=1).lines != examples.lines
+    assert detect.detection_set(7, table, 10, seed=0).lines == examples.lines
+    assert detect.detection_set(7, table, 10, seed=1).lines != examples.lines
 
 
 def test_detection_set_is_balanced_or_refused():
     table = rows("held_out", "decile", 20, True) + rows("held_out", "random", 12)
-    examples = detect.build_set(0, table, 10, seed=0)
+    examples = detect.detection_set(0, table, 10, seed=0)
     assert examples.truth.sum() == 12 and len(examples.truth) == 24
-    assert detect.build_set(0, table, 15, seed=0) == "silent in fewer than 15 of the sampled held-out contexts"
-    assert detect.build_set(0, table, 25, seed=0) == "active in fewer than 25 held-out contexts"
+    assert detect.detection_set(0, table, 15, seed=0) == "silent in fewer than 15 of the sampled held-out contexts"
+    assert detect.detection_set(0, table, 25, seed=0) == "active in fewer than 25 held-out contexts"
 
 
 def test_score_against_counting():
@@ -224,8 +221,8 @@ class HalfDeafJudge:
 
 def test_a_judge_without_skill_scores_at_chance_and_failures_are_counted_apart():
     table = rows("held_out", "decile", 50, True) + rows("held_out", "random", 50)
-    sets = [detect.build_set(feature, table, 10, seed=0) for feature in range(60)]
-    scores = detect.run_detection(HalfDeafJudge(), sets, ["x"] * 60, 5)
+    sets = [detect.detection_set(feature, table, 10, seed=0) for feature in range(60)]
+    scores = detect.run(HalfDeafJudge(), sets, ["x"] * 60, 5)
     assert all(score.n_failed == 25 and score.n_examples == 75 and cost == 7.5 for score, cost in scores)
     # 60 sets of 75 coins: standard error 0.5 / sqrt(4500) = 0.0075.
     assert np.mean([score.balanced_accuracy for score, _ in scores]) == pytest.approx(0.5, abs=0.03)

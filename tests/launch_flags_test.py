@@ -75,6 +75,15 @@ def test_shortcuts_set_the_configuration_or_say_why_not(tmp_path):
     assert result.returncode == 2 and "--features=1,b cannot be read" in result.stderr
 
 
+def test_another_machine_needs_a_flag_of_its_own(tmp_path):
+    arguments = [f"--workdir={tmp_path}", "--config.interpret.judge=llm", "--config.judge.model=m", "--max_cost=2"]
+    arguments += ["--config.judge.base_url=http://10.0.0.5:8000/v1", "--config.judge.price_in=1"]
+    result = launch("interpret", *arguments)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "--allow_remote" in result.stderr
+    result = launch("interpret", *arguments, "--allow_remote")
+    assert result.returncode == 1 and "no finished stage wrote" in result.stderr
+
+
 def test_fields_are_explained_by_the_comments_of_the_file():
     source = """
 def get_config():

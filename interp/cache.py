@@ -1,0 +1,128 @@
+"""Answers of language models, kept on disk: what was answered once is never asked, or paid for, again."""
+
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from maira_jax.errors import UserError
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS answers (
+  key TEXT NOT NULL,            -- digest of model, parameters, prompt and data
+  attempt INTEGER NOT NULL,     -- from 0; there are several where answers could not be used
+  prompt TEXT NOT NULL,
+  model TEXT NOT NULL,
+  request BLOB NOT NULL,        -- zlib of JSON; instructions by name, pictures by digest
+  answer TEXT NOT NULL,
+  tokens_in INTEGER NOT NULL,
+  tokens_out INTEGER NOT NULL,
+  cost REAL NOT NULL,           -- US dollars
+  PRIMARY KEY (key, attempt)
+);
+CREATE TABLE IF NOT EXISTS batches (
+  id TEXT PRIMARY KEY,          -- the provider's
+  digest TEXT NOT NULL,         -- of the uploaded file
+  fetched INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+class Answer(NamedTuple):
+    """What a server answered.
+
+    Attributes:
+      text: the message.
+      tokens_in, tokens_out: as the server counted them.
+      cost: US dollars.
+    """
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    cost: float
+
+
+class Totals(NamedTuple):
+    """Sums over all kept answers."""
+
+    answers: int
+    tokens_in: int
+    tokens_out: int
+    cost: float
+
+
+class Cache:
+    """The answers of one run directory, in a SQLite file.
+
+    Every answer is a transaction of its own in a write-ahead log: a killed process loses none that `add` has returned
+    from, and a torn last write is dropped when the file is opened again. One process at a time may hold the file.
+
+    Args:
+      path: of the file; it and its folder are made.
+
+    Raises:
+      UserError: the file is not readable, or another process holds it.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+            # Exclusive: two processes that asked the same questions would pay twice.
+            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+            row = self._db.execute(
+                "SELECT COUNT(*), TOTAL(tokens_in), TOTAL(tokens_out), TOTAL(cost) FROM answers"
+            ).fetchone()
+        except sqlite3.OperationalError as error:
+            raise UserError(f"{path} is held by another process ({error}): wait until that run has ended") from error
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{path} cannot be read ({error}): restore it, or delete it and pay again") from error
+        self.totals = Totals(row[0], int(row[1]), int(row[2]), row[3])
+
+    def get(self, key: str) -> list[Answer]:
+        """All answers to a request, in the order in which they came."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT answer, tokens_in, tokens_out, cost FROM answers WHERE key = ? ORDER BY attempt", (key,)
+            ).fetchall()
+        return [Answer(*row) for row in rows]
+
+    def add(self, key: str, attempt: int, model: str, request: Mapping[str, Any], answer: Answer) -> None:
+        """Keeps an answer; when this returns, it survives the process.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        data = zlib.compress(json.dumps(request["content"]).encode())
+        row = (key, attempt, request["prompt"], model, data, *answer)
+        self._write("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        n, tokens_in, tokens_out, cost = self.totals
+        self.totals = Totals(n + 1, tokens_in + answer.tokens_in, tokens_out + answer.tokens_out, cost + answer.cost)
+
+    def batches(self, fetched: bool) -> dict[str, str]:
+        """Id -> digest of the batches that were given to the provider, those that were fetched or the others."""
+        with self._lock:
+            rows = self._db.execute("SELECT id, digest FROM batches WHERE fetched = ?", (int(fetched),)).fetchall()
+        return dict(rows)
+
+    def keep_batch(self, batch_id: str, digest: str, fetched: bool) -> None:
+        """Notes that a batch was given to the provider, or fetched."""
+        self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (batch_id, digest, int(fetched)))
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _write(self, statement: str, row: tuple[Any, ...]) -> None:
+        try:
+            with self._lock:
+                self._db.execute(statement, row)
+        except sqlite3.OperationalError as error:
+            raise UserError(f"could not write {self._path} ({error}): free space; nothing paid for is lost") from error

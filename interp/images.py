@@ -1,0 +1,72 @@
+"""The X-rays behind examples of the image section, as language models are sent them."""
+
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from interp.explain import ImageAt
+from maira_jax.errors import UserError
+from maira_jax.processing.image import read_grey, stretch
+from maira_jax.processing.prompt import study_images
+from maira_jax.processing.tokens import Kind
+from maira_jax.studies import Study, load_studies
+from sae.activations import Store
+
+_KEPT = 256  # encoded images kept in memory
+
+
+class StudyImages:
+    """Finds and encodes images of a store's studies; studies are loaded when the first image is asked for.
+
+    Args:
+      studies: the config's `studies` section, the one that the store was harvested from.
+      activations: folder of the store.
+      side: longest side of an encoded image in pixels; larger ones are scaled down, none is scaled up.
+    """
+
+    def __init__(self, studies: ml_collections.ConfigDict, activations: Path, side: int):
+        self._section, self._activations, self._side = studies, activations, side
+        self.png = functools.lru_cache(maxsize=_KEPT)(self._png)
+
+    def _png(self, at: ImageAt) -> bytes:
+        """The PNG file, 8-bit grey, of an image.
+
+        Raises:
+          UserError: the studies are not those of the store, or the image cannot be read.
+        """
+        number = int(np.searchsorted(self._last_positions[at.study_id], at.position))
+        study = self._studies.get(at.study_id)
+        images = study_images(study) if study is not None else ()
+        if number >= len(images):
+            raise UserError(
+                f"image {number + 1} of study {at.study_id} is not among config.studies: "
+                "use the studies that the activations were harvested from"
+            )
+        image = images[number]
+        name = f"an image of study {at.study_id}"
+        grey = stretch(image if isinstance(image, np.ndarray) else read_grey(image), name)
+        picture = Image.fromarray(grey)
+        picture.thumbnail((self._side, self._side), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
+
+    @functools.cached_property
+    def _studies(self) -> dict[str, Study]:
+        return {study.study_id: study for study in load_studies(self._section)}
+
+    @functools.cached_property
+    def _last_positions(self) -> dict[str, Any]:
+        """Study id -> positions of the last token of each of its images, in order."""
+        store = Store.open(self._activations)
+        tokens, ids = store.tokens, store.studies["study_id"].to_pylist()
+        last = np.flatnonzero(tokens["kind"].to_numpy() == Kind.IMAGE_LAST)
+        study, position = tokens["study"].to_numpy()[last], tokens["position"].to_numpy()[last]
+        order = np.lexsort((position, study))
+        begin = np.searchsorted(study[order], np.arange(len(ids) + 1))
+        return {name: position[order[begin[i] : begin[i + 1]]] for i, name in enumerate(ids)}
