@@ -48,7 +48,7 @@ def keep_top_p(logits: jax.Array, top_p: jax.Array) -> jax.Array:
       top_p: [] in (0, 1].
     """
     ascending = jnp.sort(logits, axis=-1)
-    removed = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p
+    removed = (jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p) & (top_p < 1)
     first = jnp.minimum(jnp.sum(removed, axis=-1, keepdims=True), logits.shape[-1] - 1)
     return jnp.where(logits >= jnp.take_along_axis(ascending, first, axis=-1), logits, -jnp.inf)
 

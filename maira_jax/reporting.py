@@ -244,15 +244,12 @@ def _record(study: Study, settings: Settings, written: Written) -> dict[str, Any
 
 
 def _phrases(report: GroundedReport, width: int, height: int) -> list[dict[str, Any]]:
-    def numbers(boxes: Sequence[Box]) -> list[tuple[float, ...]]:
-        return [tuple(round(value, 6) for value in dataclasses.astuple(box)) for box in boxes]
-
     return [
         {
             "text": phrase.text,
             "boxes": phrase.boxes
-            and numbers([grounding.adjust_to_original(box, width, height) for box in phrase.boxes]),
-            "square_boxes": phrase.boxes and numbers(phrase.boxes),
+            and [dataclasses.astuple(grounding.adjust_to_original(box, width, height)) for box in phrase.boxes],
+            "square_boxes": phrase.boxes and [dataclasses.astuple(box) for box in phrase.boxes],
         }
         for phrase in report.phrases
     ]
