@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.studies.n = 3000
     config.studies.seed = 1  # another world than the one that the model was trained on
 
+    config.generate = get_generate()
     config.pretrain = get_pretrain()
     config.harvest = get_harvest()
     config.sae, config.train = get_sae(), get_train()
@@ -29,6 +30,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.steer, config.evaluate = get_steer(), get_evaluate()
     config.atlas = get_atlas()
     return config
+
+
+def get_generate() -> ml_collections.ConfigDict:
+    """Which texts launch.generate writes."""
+    generate = ConfigDict()
+    generate.task = "report"  # report, grounded (with boxes) or phrase (the boxes of a phrase)
+    generate.phrase = ""  # with task phrase: what to locate in every study; empty: each study's own phrase
+    generate.studies = placeholder(int)  # at most so many, from the first; None: all
+    generate.batch_size = 32  # texts written together
+    generate.length_step = 32  # prompts are padded to a multiple of so many tokens; each length is compiled once
+    generate.max_new_tokens = placeholder(int)  # None: as on MAIRA-2's card, 300, 450 or 150 by task
+    generate.temperature = 0.0  # 0: the most likely token, always; else drawn, by the seed and the study's id
+    generate.top_p = 1.0  # only the most likely tokens that add up to this probability are drawn
+    generate.save_images = False  # with boxes: each image with its boxes drawn, as PNG
+    return generate
 
 
 def get_pretrain() -> ml_collections.ConfigDict:

@@ -20,7 +20,7 @@ DEFAULT_CONFIG = CONFIGS / "phantom.py"
 _DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from others
 _CONFIG_HELP = "Python file with `get_config()` that describes the whole path; FILE:ARG passes ARG to it."
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
-_shortcuts: dict[str, Callable[[str], Mapping[str, Any]]] = {}
+_shortcuts: dict[str, Callable[[Any], Mapping[str, Any]]] = {}
 
 
 def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping[str, Any]]) -> None:
@@ -36,9 +36,9 @@ def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping
 
 
 def define_switch(name: str, explanation: str, field: str) -> None:
-    """Defines the flag `--name` without a value, which sets a field of the configuration to True."""
+    """Defines the flag `--name` (and `--noname`), which sets a field of the configuration, given by its dotted name."""
     flags.DEFINE_boolean(name, None, explanation)
-    _shortcuts[name] = lambda text: {field: text == "True"}
+    _shortcuts[name] = lambda value: {field: value}
 
 
 def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
@@ -91,13 +91,12 @@ def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
         raise ValueError(f"{stray[0]!r} is not a flag: flags look like --name=value")
     config: ConfigDict = flag.value
     for name, fields in _shortcuts.items():
-        value = flags.FLAGS[name].value
-        if value is not None:
-            text = str(value)
+        given = flags.FLAGS[name].value
+        if given is not None:
             try:
-                config.update_from_flattened_dict(fields(text))
+                config.update_from_flattened_dict(fields(given))
             except (TypeError, ValueError) as error:
-                raise ValueError(f"--{name}={text} cannot be read: {error}") from error
+                raise ValueError(f"--{name}={given} cannot be read: {error}") from error
     for section in reads:
         if section not in config:
             raise KeyError(section)

@@ -1,15 +1,77 @@
-"""Greedy generation: jitted prefill and decode in one program, with edits of the residual stream."""
+"""Generation, greedy or sampled: jitted prefill and decode in one program, with edits of the residual stream."""
 
 import functools
+import hashlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 
 from maira_jax.model import language, maira2
 from maira_jax.model.cache import Cache
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.maira2 import Edits
+
+
+@struct.dataclass
+class Sampling:
+    """How tokens are chosen. All fields are traced: one compiled program serves every temperature and top_p.
+
+    keys: random keys [batch], a row its own (`row_keys`), so that a row's draws do not depend on its company.
+    temperature: float32 [], which logits are divided by; 0 takes the most likely token.
+    top_p: float32 [] in (0, 1]; only the fewest most likely tokens whose probabilities add up to it can be drawn.
+    """
+
+    keys: jax.Array
+    temperature: jax.Array
+    top_p: jax.Array
+
+
+def row_keys(names: Sequence[str], seed: int) -> jax.Array:
+    """A random key for each row [batch], from its name (a study's id, say) and nothing else but the seed."""
+    digests = [hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in names]
+    data = np.frombuffer(b"".join(digests), ">u4").astype(np.uint32).reshape(-1, 2)
+    return jax.random.wrap_key_data(jnp.asarray(data), impl="threefry2x32")
+
+
+def keep_top_p(logits: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Sets the logits of all but the most likely tokens to -inf.
+
+    The fewest most likely tokens whose probabilities add up to `top_p` or more are kept, and those as likely as the
+    last of them; as transformers' `TopPLogitsWarper`, which decides among the equally likely at will.
+
+    Args:
+      logits: [batch, vocab] float32.
+      top_p: [] in (0, 1].
+    """
+    ascending = jnp.sort(logits, axis=-1)
+    removed = (jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p) & (top_p < 1)
+    first = jnp.minimum(jnp.sum(removed, axis=-1, keepdims=True), logits.shape[-1] - 1)
+    return jnp.where(logits >= jnp.take_along_axis(ascending, first, axis=-1), logits, -jnp.inf)
+
+
+def choose(logits: jax.Array, sampling: Sampling | None = None, step: jax.Array | int = 0) -> jax.Array:
+    """The next token of each row, int32 [batch].
+
+    Args:
+      logits: [batch, vocab] float32.
+      sampling: None takes the most likely token, as does temperature 0.
+      step: which token of its row it is; each step draws with a key of its own.
+    """
+
+    def greedy() -> jax.Array:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw() -> jax.Array:
+        assert sampling is not None
+        kept = keep_top_p(logits / sampling.temperature, sampling.top_p)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.keys, step)
+        return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+
+    return greedy() if sampling is None else jax.lax.cond(sampling.temperature > 0, draw, greedy)
 
 
 def _prefill(
@@ -54,8 +116,9 @@ def generate(
     max_new_tokens: int,
     eos_id: int,
     edits: Edits | None = None,
+    sampling: Sampling | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Writes the most likely next token until every row has its end token or `max_new_tokens`.
+    """Writes one token after the other until every row has its end token or `max_new_tokens`.
 
     The prompt's last token is the first one that is decoded, so that an edit of the generated part acts on
     every choice of a token, the first included, and the rest of the prompt is the same whatever is edited.
@@ -67,6 +130,7 @@ def generate(
       max_new_tokens: static.
       eos_id: static; the end token, which stops its row.
       edits: see `Edits`.
+      sampling: how tokens are chosen; None always takes the most likely one.
 
     Returns:
       New tokens int32 [batch, max_new_tokens], 0 after a row's end token, and how many a row has, int32 [batch],
@@ -96,8 +160,8 @@ def generate(
             cache=cache,
             slot=slot,
         )
-        choice = jnp.argmax(language.logits(params["language"], cfg.text, x[:, 0]), axis=-1).astype(jnp.int32)
-        choice = jnp.where(done, 0, choice)
+        logits = language.logits(params["language"], cfg.text, x[:, 0]).astype(jnp.float32)
+        choice = jnp.where(done, 0, choose(logits, sampling, step))
         written = jax.lax.dynamic_update_slice(written, choice[:, None], (0, step))
         return step + 1, params["language"]["embed"][choice][:, None], written, done | (choice == eos_id), cache
 

@@ -1,40 +1,112 @@
-"""Reports for studies: batches in, text out."""
+"""Texts for requests: batches in, text out."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maira_jax import inputs
-from maira_jax.generate import generate
+from maira_jax.generate import Sampling, generate, row_keys
+from maira_jax.inputs import Plan, Request
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.processing.image import ImageConfig
+from maira_jax.processing.prompt import reporting_prompt, study_images
 from maira_jax.processing.tokens import Tokenizer
 from maira_jax.run.progress import progress
 from maira_jax.studies.study import Study
 
 
-def write_reports(
-    params: Params,
-    cfg: Maira2Config,
-    tokenizer: Tokenizer,
-    image_cfg: ImageConfig,
-    studies: Sequence[Study],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-) -> list[str]:
-    """The greedy report of each study, in the order of `studies`."""
-    reports = [""] * len(studies)
-    bar = progress(total=len(studies), unit="study", desc="reports")
-    for batch in inputs.batches(studies, tokenizer, image_cfg, batch_size, findings=False):
-        tokens, lengths = generate(
-            params, cfg, batch.tokens, batch.mask, batch.pixels,
-            max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_id,
+class Written(NamedTuple):
+    """text: without the end token. tokens: how many were generated, the end token counted. finished: whether it is
+    there."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """Answers requests. Batches of the same shape are one compiled program, whatever the temperature.
+
+    Attributes:
+      params, cfg, tokenizer, image_cfg: the model.
+      batch_size: rows of every batch; one with fewer is filled up with its last.
+      length_step: see `inputs.plan`.
+      max_new_tokens: longest text.
+      temperature, top_p: see `Sampling`.
+      seed: of what is drawn.
+    """
+
+    params: Params
+    cfg: Maira2Config
+    tokenizer: Tokenizer
+    image_cfg: ImageConfig
+    batch_size: int
+    max_new_tokens: int
+    length_step: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def plan(self, requests: Sequence[Request]) -> list[Plan]:
+        """The batches that answer `requests`."""
+        return inputs.plan(requests, self.batch_size, self.length_step)
+
+    def write(
+        self, requests: Sequence[Request], names: Sequence[str], plans: Sequence[Plan]
+    ) -> Iterator[list[tuple[int, Written]]]:
+        """Yields each batch's rows with their texts; the device writes one batch while the next is read.
+
+        Args:
+          names: of the requests, which decide what is drawn for them.
+          plans: of `plan`; those to be run.
+
+        Raises:
+          UserError: an image cannot be read.
+        """
+        before: tuple[Plan, jax.Array, jax.Array] | None = None
+        for batch in plans:
+            rows = [*batch.rows, *batch.rows[-1:] * (self.batch_size - len(batch.rows))]
+            now = (batch, *self._start([requests[row] for row in rows], [names[row] for row in rows], batch.length))
+            if before is not None:
+                yield self._texts(*before)
+            before = now
+        if before is not None:
+            yield self._texts(*before)
+
+    def _start(self, requests: Sequence[Request], names: Sequence[str], length: int) -> tuple[jax.Array, jax.Array]:
+        batch = inputs.assemble(requests, self.tokenizer, self.image_cfg, length)
+        sampling = Sampling(row_keys(names, self.seed), jnp.float32(self.temperature), jnp.float32(self.top_p))
+        return generate(
+            self.params, self.cfg, batch.tokens, batch.mask, batch.pixels,
+            max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id, sampling=sampling,
         )  # fmt: skip
-        for row, ids, length in zip(batch.rows, np.asarray(tokens), np.asarray(lengths), strict=True):
-            if row >= 0:
-                reports[row] = tokenizer.decode(ids[:length])
-        bar.update(int((batch.rows >= 0).sum()))
-    bar.close()
+
+    def _texts(self, batch: Plan, written: jax.Array, lengths: jax.Array) -> list[tuple[int, Written]]:
+        ids, sizes = np.asarray(written), np.asarray(lengths)
+        eos = self.tokenizer.eos_id
+        return [
+            (row, Written(self.tokenizer.decode(ids[i, :size]), int(size), int(ids[i, size - 1]) == eos))
+            for i, (row, size) in enumerate(zip(batch.rows, sizes, strict=False))
+        ]
+
+
+def write_reports(writer: Writer, studies: Sequence[Study]) -> list[str]:
+    """The report of each study, in the order of `studies`.
+
+    Raises:
+      UserError: a study cannot be prompted for, or an image cannot be read.
+    """
+    requests = [Request(writer.tokenizer.encode(reporting_prompt(study)), study_images(study)) for study in studies]
+    reports = [""] * len(studies)
+    with progress(total=len(studies), unit="study", desc="reports") as bar:
+        for batch in writer.write(requests, [study.study_id for study in studies], writer.plan(requests)):
+            for row, written in batch:
+                reports[row] = written.text
+            bar.update(len(batch))
     return reports

@@ -12,7 +12,7 @@ from maira_jax.pretrain import source
 from maira_jax.pretrain.run import CHECKPOINT
 from maira_jax.processing.image import ImageConfig
 from maira_jax.processing.tokens import Tokenizer
-from maira_jax.report import write_reports
+from maira_jax.report import Writer, write_reports
 from maira_jax.run import files
 from steer.report_card import ReportCard, report_card
 
@@ -30,15 +30,15 @@ def examine(config: ml_collections.ConfigDict, directory: Path) -> tuple[ReportC
     """
     cfg = Maira2Config.from_dir(directory)
     studies = source.make(config, cfg.vision.image_size).held_out
-    reports = write_reports(
+    writer = Writer(
         convert.to_flax(directory, cfg, np.dtype(np.float32)),
         cfg,
         Tokenizer.from_dir(directory),
         ImageConfig.from_dir(directory),
-        studies,
         batch_size=_BATCH_SIZE,
         max_new_tokens=config.pretrain[config.pretrain.text_phases[-1]].max_findings,
     )
+    reports = write_reports(writer, studies)
     records = [
         {"study_id": study.study_id, "written": report, "reference": study.findings}
         for study, report in zip(studies, reports, strict=True)

@@ -1,5 +1,6 @@
 """Grounded reports: MAIRA-2's own examples, texts cut anywhere, and boxes there and back."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from maira_jax.processing.grounding import (
     parse,
     to_text,
 )
+from maira_jax.processing.image import to_grey_square
 
 CARD = (
     "<obj>There is a large right pleural effusion.<box><x5><y27><x44><y66></box></obj>"
@@ -111,6 +113,22 @@ def test_the_two_adjustments_undo_each_other_up_to_a_pixel(width, height, bins):
     assert back is None or all(
         abs(a - b) <= 1 / side + 1e-9 for a, b in zip(vars(back).values(), vars(box).values(), strict=True)
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (100, 173), (300, 101), (64, 65)])
+def test_a_box_lies_where_the_pixels_that_the_model_sees_come_from(height, width):
+    """A bright rectangle is found in the preprocessed square, and leads back to where it was drawn."""
+    side = min(height, width)
+    left, top = (width - side) // 2 + side // 5, (height - side) // 2 + side // 4
+    right, bottom = left + side // 3, top + side // 2
+    grey = np.zeros((height, width), np.uint8)
+    grey[top:bottom, left:right] = 255
+    rows, columns = np.nonzero(to_grey_square(grey, 518) > 127)
+    seen = Box(columns.min() / 518, rows.min() / 518, (columns.max() + 1) / 518, (rows.max() + 1) / 518)
+    found = adjust_to_original(seen, width, height)
+    drawn = Box(left / width, top / height, right / width, bottom / height)
+    for name, length in (("x_min", width), ("x_max", width), ("y_min", height), ("y_max", height)):
+        assert abs(getattr(found, name) - getattr(drawn, name)) * length <= 1.01
 
 
 def test_a_box_outside_the_square_has_no_place_in_it():

@@ -1,13 +1,17 @@
 """Pixels against MAIRA-2's stretch followed by transformers' PIL image processor: equal bit for bit."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from maira_jax.errors import UserError
-from maira_jax.processing.image import ImageConfig, preprocess, preprocess_batch, stretch
+from maira_jax.processing.image import ImageConfig, preprocess, preprocess_batch, read_grey, stretch
 
 CONFIG = {
     "crop_size": {"height": 518, "width": 518},
@@ -86,6 +90,48 @@ def test_sixteen_bits_are_scaled_by_their_own_range(tmp_path, suffix):
     np.testing.assert_array_equal(preprocess(path, SMALL), preprocess(wanted, SMALL))
 
 
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+def test_white_is_zero_is_turned_around(tmp_path, kind):
+    """DICOM's MONOCHROME1, as TIFF has it; Pillow does this itself for 8 bits, reading and writing."""
+    grey = np.random.default_rng(5).integers(7, 250, (70, 90)).astype(kind)
+    path = tmp_path / "image.tiff"
+    Image.fromarray(grey).save(path, tiffinfo={262: 0})
+    np.testing.assert_array_equal(stretch(read_grey(path)), stretch(grey.max() - grey))
+    eight_bits = grey.astype(np.uint8)
+    Image.fromarray(eight_bits).save(path, tiffinfo={262: 0})
+    np.testing.assert_array_equal(read_grey(path), eight_bits)
+
+
+def test_real_xrays_of_any_shape_and_depth(shared_data, tmp_path):
+    """Parts of real X-rays, so that they are resized too; and as 16-bit files, whose range is theirs alone."""
+    rng = np.random.default_rng(6)
+    paths = sorted((shared_data / "nih-cxr14-mini" / "images").glob("*.jpg"))[::300]
+    for path in paths:
+        whole = read_grey(path)
+        height, width = rng.integers(150, 510, 2)
+        part = whole[-height:, :width]
+        wanted = reference(Image.fromarray(part), 64, SMALL.mean, SMALL.std)
+        np.testing.assert_array_equal(preprocess(part, SMALL), wanted)
+        Image.fromarray(part.astype(np.uint16) * 200 + 1000).save(tmp_path / "deep.png")
+        assert np.abs(preprocess(tmp_path / "deep.png", SMALL) - wanted).max() <= 1.01 / 255 / min(SMALL.std)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    low=st.integers(0, 254),
+    spread=st.integers(1, 255),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_image_has_pytorchs_pixels(shape, low, spread, seed):
+    grey = np.random.default_rng(seed).integers(low, min(low + spread, 255) + 1, shape).astype(np.uint8)
+    grey.flat[0], grey.flat[-1] = low, min(low + spread, 255)
+    if grey.size == 1:
+        return
+    wanted = reference(Image.fromarray(grey), 64, SMALL.mean, SMALL.std)
+    np.testing.assert_array_equal(preprocess(grey, SMALL), wanted)
+
+
 def test_float_and_signed_arrays():
     grey = np.linspace(-1000, 2000, 64 * 64).reshape(64, 64)
     out = stretch(grey.astype(np.float32))
@@ -140,11 +186,55 @@ def test_unusable_files_are_refused_by_name(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
             preprocess(tmp_path / name, SMALL)
+    (tmp_path / "study.dcm").write_bytes(bytes(128) + b"DICM" + bytes(500))
+    with pytest.raises(UserError, match="study.dcm is DICOM.*MONOCHROME1"):
+        preprocess(tmp_path / "study.dcm", SMALL)
+    Image.fromarray(grey).save(tmp_path / "two.tiff", save_all=True, append_images=[Image.fromarray(grey)])
+    with pytest.raises(UserError, match="two.tiff holds 2 images"):
+        preprocess(tmp_path / "two.tiff", SMALL)
+    (tmp_path / "colour.png").write_bytes(_sixteen_bit_colour())
+    with pytest.raises(UserError, match="colour.png is 16-bit colour"):
+        preprocess(tmp_path / "colour.png", SMALL)
     with pytest.raises(UserError, match="absent.png does not exist"):
         preprocess(tmp_path / "absent.png", SMALL)
     Image.new("L", (80, 80), 9).save(tmp_path / "black.png")
     with pytest.raises(UserError, match="black.png is constant"):
         preprocess(tmp_path / "black.png", SMALL)
+
+
+def _sixteen_bit_colour() -> bytes:
+    """A PNG that Pillow reads but cannot write: 2 x 2 pixels of 3 x 16 bits."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))
+    head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Pillow's, on the way to an error
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])
+def test_damaged_files_are_read_or_refused(tmp_path, suffix):
+    rng = np.random.default_rng(7)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(rng.integers(0, 255, (40, 50), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), rng.choice([60, len(whole)])), 3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_grey(path).ndim == 2
+        except UserError:
+            refused += 1
+    assert refused > 30
+    for length in range(0, len(whole) - 20, max(1, len(whole) // 40)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=path.name):
+            read_grey(path)
 
 
 def test_config_is_read_and_what_it_does_not_know_is_refused(tmp_path, cfg):

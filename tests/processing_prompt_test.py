@@ -125,15 +125,36 @@ def test_shipped_chat_template_renders_the_known_text(tmp_path, name):
 
 
 def test_a_checkpoints_own_template_rules(tmp_path):
-    source = "{% for m in messages %}[{{ m.role }}] {{ m.content[0].text }}\n{% endfor %}{{ '[assistant]' }}"
+    source = (
+        "{% for m in messages %}[{{ m.role }}] {% for part in m.content %}"
+        "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{{ '\\n' }}{% endfor %}{{ '[assistant]' }}"
+    )
     (tmp_path / "chat_template.jinja").write_text(source)
     chat = ChatTemplate.from_dir(tmp_path)
     system = "You are an expert radiology assistant tasked with interpreting a chest X-ray study."
     assert chat.render("Hello") == f"[system] {system}\n[user] Hello\n[assistant]"
 
 
-@pytest.mark.parametrize("source", ["{{ messages | nonsense }}", "{% for m in messages %}", "constant"])
-def test_broken_chat_template_names_its_file(tmp_path, source):
+def test_of_several_templates_the_default_one_rules(tmp_path):
+    several = [{"name": "rag", "template": "{{ 'other' }}"}, {"name": "default", "template": CHAT_TEMPLATE}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    assert ChatTemplate.from_dir(tmp_path) == MAIRA2_CHAT
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages | nonsense }}",
+        "{% for m in messages %}",
+        "constant",
+        # Images before the texts, texts stripped, and a line for each part: none is the prompt that MAIRA-2 reads.
+        "{% for p in messages[-1].content if p.type == 'image' %}<image>{% endfor %}"
+        "{% for p in messages[-1].content if p.text %}{{ p.text }}{% endfor %}",
+        "{% for p in messages[-1].content %}{{ p.text | trim if p.text else '<image>' }}{% endfor %}",
+        "{% for p in messages[-1].content %}{{ p.text or '<image>' }}{{ '\n' }}{% endfor %}",
+    ],
+)
+def test_unusable_chat_template_names_its_file(tmp_path, source):
     (tmp_path / "chat_template.jinja").write_text(source)
     with pytest.raises(UserError, match="chat_template.jinja"):
         ChatTemplate.from_dir(tmp_path)

@@ -90,6 +90,86 @@ def test_llama_prompts_have_maira2s_lengths_and_transformers_ids(llama, llama_di
     assert encoded.ids.tolist() == theirs(text).input_ids
 
 
+REPORTING = [
+    {"lateral": lateral, "prior_frontal": prior, "grounded": grounded}
+    for lateral in (None, IMAGE)
+    for prior in (None, IMAGE)
+    for grounded in (False, True)
+]
+
+
+def messages(study: Study, grounded: bool, phrase: str) -> list[dict]:
+    """The turn that MAIRA-2's processor hands to the chat template, written out as it is there."""
+    if phrase:
+        texts = [
+            "Given the current frontal image",
+            " Repeat the following finding as a grounded phrase with bounding boxes indicating all locations where it"
+            f" can be seen in the given chest X-ray image. Finding: {phrase}",
+        ]
+    else:
+        texts = ["Given the current frontal image"]
+        if study.lateral is not None and study.prior_frontal is not None:
+            texts += [" the current lateral image", " and the prior frontal image"]
+        elif study.lateral is not None:
+            texts += [" and the current lateral image"]
+        elif study.prior_frontal is not None:
+            texts += [" and the prior frontal image"]
+        else:
+            texts = ["Given the current frontal image only"]
+        prior = f" PRIOR_REPORT: {study.prior_report or 'N/A'}" if study.prior_frontal is not None else ""
+        boxes = (
+            " Each finding should be described as a self-contained plain-text sentence. If the finding is groundable,"
+            " locate the finding in the current frontal chest X-ray image, with bounding boxes indicating all locations"
+            " where it can be seen in the current frontal image. Otherwise, generate just the ungrounded finding"
+            " without bounding boxes."
+        )
+        texts.append(
+            f"{prior} Provide a description of the findings in the radiology study in comparison to the prior frontal"
+            f" image.{boxes if grounded else ''} INDICATION: {study.indication or 'N/A'} TECHNIQUE:"
+            f" {study.technique or 'N/A'} COMPARISON: {study.comparison or 'N/A'}"
+        )
+    parts = [{"index": None, "text": text, "type": "text"} for text in texts]
+    for i in range(len(texts) - 1):
+        parts.insert(2 * i + 1, {"index": i, "text": None, "type": "image"})
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.fixture(scope="module")
+def reports(shared_data) -> list[dict]:
+    """Real reports with everything in them."""
+    with (shared_data / "iu-xray-reports" / "indiana_reports.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["findings"].strip() and row["indication"].strip()]
+
+
+@pytest.mark.parametrize("kind", [*range(len(REPORTING)), "phrase"])
+def test_every_kind_of_prompt_has_transformers_and_sentencepieces_ids(llama, llama_dir, shared_data, reports, kind):
+    """Ids of real texts: by transformers, template and all; and by sentencepiece between the image tokens."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(llama_dir, local_files_only=True)
+    model = str(shared_data / "llama-tokenizer" / "tokenizer.model")
+    pieces = sentencepiece.SentencePieceProcessor(model)
+    for number, row in enumerate(reports[::150]):
+        fields = {} if kind == "phrase" else dict(REPORTING[kind])
+        grounded = fields.pop("grounded", False)
+        prior = reports[number]["findings"]
+        technique = "PA and lateral." if number % 2 else None
+        texts = {"indication": row["indication"], "comparison": row["comparison"], "technique": technique}
+        of = study(**fields, **texts, prior_report=prior)
+        phrase = row["findings"].split(".")[0] if kind == "phrase" else ""
+        ours = llama.encode(phrase_grounding_prompt(phrase) if phrase else reporting_prompt(of, grounded)).ids.tolist()
+        turn = theirs.apply_chat_template(messages(of, grounded, phrase), tokenize=False, add_generation_prompt=True)
+        assert ours == theirs(turn.replace("<image>", "<image>" * 1369)).input_ids
+        first, *rest = turn.split("<image>")
+        wanted = [1, *pieces.encode(first)]
+        for text in rest:
+            # Only the first piece of a text gets the word-boundary mark: sentencepiece adds one, so it is taken off a
+            # stand-in that precedes the text.
+            wanted += [32204] * 1369 + pieces.encode(f"<unk>{text}")[len(pieces.encode("<unk>")) :]
+        assert ours == wanted
+
+
 def test_llama_ids_are_sentencepieces_on_real_reports(llama, shared_data):
     import sentencepiece
 

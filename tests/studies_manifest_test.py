@@ -79,6 +79,8 @@ def test_reads_every_field(folder: Path) -> None:
         (_row(truth=[{"name": "x", "status": "present", "change": "resolved"}]), "status='absent'"),
         (_row(truth=[{"status": "present"}]), "name or status is missing"),
         ({"study_id": "s9", "patient_id": "p1"}, "neither an image nor a report section"),
+        ({"study_id": "s9", "patient_id": "p1", "phrase": "Nodule."}, "neither an image nor a report section"),
+        (_row(phrase=3), "phrase is not a string"),
         (_row(study_id="s0"), "used on line 1"),
     ],
 )

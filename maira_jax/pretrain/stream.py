@@ -119,8 +119,8 @@ class TextStream:
 
     def batch(self, rows: list[_Row], length: int) -> Batch:
         """Pads rows with the same number of images to `length`."""
-        studies, encoded = [row.study for row in rows], [row.encoded for row in rows]
-        full = inputs.assemble(studies, encoded, self.tokenizer, self.image_cfg, length)
+        requests = [inputs.Request(row.encoded, study_images(row.study)) for row in rows]
+        full = inputs.assemble(requests, self.tokenizer, self.image_cfg, length)
         target = (full.kinds == Kind.FINDINGS) | (full.kinds == Kind.EOS)
         return Batch(*jax.device_put((full.tokens, full.mask, target, full.pixels)))
 

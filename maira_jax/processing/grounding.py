@@ -13,7 +13,7 @@ N_BINS = 100
 
 _DELIMITER = re.compile(r"</?(?:obj|box)>")
 _PHRASE = re.compile(r"<obj>((?:(?!</?obj>).)*)</obj>", re.DOTALL)
-_BOX = re.compile(r"<box><x(\d{1,2})><y(\d{1,2})><x(\d{1,2})><y(\d{1,2})></box>")
+_BOX = re.compile(r"<box><x([0-9]{1,2})><y([0-9]{1,2})><x([0-9]{1,2})><y([0-9]{1,2})></box>")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the readers of studies import this module
 _LEVELS = np.arange(256)
 # PIL modes with more than 8 bits of grey. PIL's own conversion to 8 bits would cut them at 255.
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for inverted grey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,7 @@ def preprocess(image: "ImageSource", cfg: ImageConfig) -> np.ndarray:
 
 def to_grey_square(image: "ImageSource", size: int) -> np.ndarray:
     """The stretched, resized and cropped image before normalisation: uint8 [size, size]."""
-    name = "the image array" if isinstance(image, np.ndarray) else str(image)
-    grey = stretch(image if isinstance(image, np.ndarray) else read_grey(image), name)
+    grey = to_grey(image)
     height, width = grey.shape
     short, long = sorted((height, width))
     new_long = int(size * long / short)
@@ -106,26 +106,78 @@ def to_grey_square(image: "ImageSource", size: int) -> np.ndarray:
     return np.asarray(resized)[top : top + size, left : left + size]
 
 
+def to_grey(image: "ImageSource") -> np.ndarray:
+    """The whole image, stretched: uint8 [height, width].
+
+    Raises:
+      UserError: as `read_grey` and `stretch`.
+    """
+    name = "the image array" if isinstance(image, np.ndarray) else str(image)
+    return stretch(image if isinstance(image, np.ndarray) else read_grey(image), name)
+
+
+def width_height(image: "ImageSource") -> tuple[int, int]:
+    """Size of an image in pixels; of a file, only its head is read.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[1], image.shape[0]
+    try:
+        with Image.open(image) as opened:
+            return opened.size
+    except OSError as error:
+        raise UserError(f"image {image} cannot be read ({error}): replace the file or leave the study out") from error
+
+
 def read_grey(path: Path) -> np.ndarray:
-    """Reads an image file as grey levels [height, width].
+    """Reads an image file as grey levels [height, width], more is brighter.
 
     Returns:
       uint8 for files of 8 bits a channel (colour is converted by PIL's luma), the file's own integers or floats for
-      deeper grey, such as 16-bit PNG or TIFF.
+      deeper grey, such as 16-bit PNG or TIFF; inverted where the file says that zero is white.
 
     Raises:
-      UserError: the file is missing, empty or broken.
+      UserError: the file is missing, empty, broken or DICOM, holds several images, or is colour of more than 8 bits.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"image {path} does not exist: check the path")
     try:
         with Image.open(path) as image:
+            _refuse_unclear(image, path)
             image.load()
-            return np.asarray(image if image.mode in _DEEP_MODES else image.convert("L"))
+            if image.mode not in _DEEP_MODES:
+                return np.asarray(image.convert("L"))
+            # PIL turns grey around where zero is white (MONOCHROME1 in DICOM), but only up to 8 bits.
+            tags = getattr(image, "tag_v2", {})
+            return _inverted(np.asarray(image)) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else np.asarray(image)
     # PIL's decoders raise many kinds of errors on broken files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, NotImplementedError, Image.DecompressionBombError) as error:
+        if _is_dicom(path):
+            raise UserError(
+                f"image {path} is DICOM, which is not read: export it as 16-bit grey PNG with its rescale slope and "
+                "intercept applied, inverted if it is MONOCHROME1"
+            ) from error
         raise UserError(f"image {path} cannot be read ({error}): replace the file or leave the study out") from error
+
+
+def _refuse_unclear(image: Image.Image, path: Path) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames != 1:
+        raise UserError(f"image {path} holds {frames} images: save the one to be read in a file of its own")
+    if image.mode not in _DEEP_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        raise UserError(f"image {path} is 16-bit colour, of which 8 bits would be lost: save it as 16-bit grey")
+
+
+def _inverted(grey: np.ndarray) -> np.ndarray:
+    return np.iinfo(grey.dtype).max - grey if np.issubdtype(grey.dtype, np.unsignedinteger) else -grey
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def stretch(grey: np.ndarray, name: str = "the image") -> np.ndarray:

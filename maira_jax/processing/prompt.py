@@ -90,24 +90,35 @@ class ChatTemplate:
     def from_dir(cls, checkpoint_dir: Path) -> Self:
         """Renders the checkpoint's own Jinja template, or takes MAIRA-2's known rendering where it has none.
 
+        The template is tried on a turn of texts and images, as MAIRA-2's processor hands it over. It must write them
+        in their order with nothing between them: what stands before and after is all that `render` adds.
+
         Raises:
-          UserError: the template cannot be rendered or does not repeat the content as it is.
+          UserError: the template cannot be rendered, or does not repeat the turn as it is.
         """
         found = _template_source(checkpoint_dir)
         if found is None:
             return cls(MAIRA2_CHAT.prefix, MAIRA2_CHAT.suffix)
         source, path = found
-        content = "\u241fcontent\u241f"  # no template writes these separators itself
-        user = {"role": "user", "content": [{"type": "text", "text": content}]}
-        system = {"role": "system", "content": [{"type": "text", "text": SYSTEM}]}
+        # No template writes these separators itself; the spaces show whether it strips the texts.
+        texts = [f"{space}\u241f{i}\u241f{space}" for i, space in enumerate(("", " ", " "))]
+        parts: list[dict[str, Any]] = [{"index": None, "text": text, "type": "text"} for text in texts]
+        for i in range(2):
+            parts.insert(2 * i + 1, {"index": i, "text": None, "type": "image"})
+        user = {"role": "user", "content": parts}
+        system = {"role": "system", "content": [{"index": None, "text": SYSTEM, "type": "text"}]}
         try:
             rendered = _render(source, [user])
             if SYSTEM not in rendered:  # the template does not bring the system sentence, so it is a message
                 rendered = _render(source, [system, user])
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise UserError(f"the chat template in {path} cannot be rendered ({error}): restore the file") from error
+        content = IMAGE_TOKEN.join(texts)
         if rendered.count(content) != 1:
-            raise UserError(f"the chat template in {path} does not repeat the prompt text once: restore the file")
+            raise UserError(
+                f"the chat template in {path} does not repeat the texts and images of a prompt once and in order: "
+                "restore the file"
+            )
         prefix, suffix = rendered.split(content)
         return cls(prefix, suffix)
 
@@ -119,11 +130,13 @@ def _template_source(checkpoint_dir: Path) -> tuple[str, Path] | None:
     """The Jinja text of a checkpoint folder and its file; transformers looks in these places in this order."""
     jinja_file = checkpoint_dir / "chat_template.jinja"
     if jinja_file.is_file():
-        return jinja_file.read_text(), jinja_file
+        return jinja_file.read_text(encoding="utf-8"), jinja_file
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = checkpoint_dir / name
         if path.is_file():
             source = files.read_json(path).get("chat_template")
+            if isinstance(source, list):  # several, by name
+                source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
             if isinstance(source, str):
                 return source, path
     return None

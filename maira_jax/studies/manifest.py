@@ -19,7 +19,8 @@ from maira_jax.studies.study import FINDING_FIELDS, Finding, Study
 
 _REQUIRED = ("study_id", "patient_id")
 _IMAGES = ("frontal", "lateral", "prior_frontal")
-_TEXTS = ("indication", "technique", "comparison", "prior_report", "findings", "findings_origin")
+_SECTIONS = ("indication", "technique", "comparison", "prior_report", "findings")
+_TEXTS = (*_SECTIONS, "phrase", "findings_origin")
 _FIELDS = tuple(field.name for field in fields(Study))
 
 
@@ -83,7 +84,7 @@ def _study(line: str, folder: Path, where: str) -> Study:
     if not isinstance(labels, dict) or not all(isinstance(value, bool) for value in labels.values()):
         raise UserError(f'{where}: labels is not an object of booleans: write e.g. {{"pneumothorax": true}}')
     values.setdefault("frontal", None)
-    if not any(name in values for name in ("lateral", *_TEXTS[:-1])) and values["frontal"] is None:
+    if not any(name in values for name in ("lateral", *_SECTIONS)) and values["frontal"] is None:
         raise UserError(f"{where}: neither an image nor a report section: give at least one")
     return Study(**values)
 

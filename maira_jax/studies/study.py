@@ -82,6 +82,7 @@ class Study:
       comparison: the studies that it was compared with.
       prior_report: the report of the previous study.
       findings: the text that the model writes.
+      phrase: a finding to locate in the current frontal image.
       truth: what is known to be true, absent findings included; None where nothing is known.
       labels: study-level concepts; a concept that is not a key is unknown.
       findings_origin: "report" when a radiologist wrote `findings`; "phantom" and "labels" when a
@@ -98,6 +99,7 @@ class Study:
     comparison: str | None = None
     prior_report: str | None = None
     findings: str | None = None
+    phrase: str | None = None
     truth: tuple[Finding, ...] | None = None
     labels: Mapping[str, bool] = field(default_factory=dict)
     findings_origin: str = "report"
