@@ -14,7 +14,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ConfigDict()
     config.model.checkpoint = "phantom"  # a Hugging Face checkpoint's folder, or the model that ships with the package
-    config.model.dtype = "float32"
+    config.model.dtype = "float32"  # of the parameters: float32 or bfloat16
+    config.model.mesh = (1, 1)  # devices along the batch, and along each layer, for which the parameters' files are cut
 
     config.studies = ConfigDict()
     config.studies.source = "phantom"

@@ -21,6 +21,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from other
 _CONFIG_HELP = "Python file with `get_config()` that describes the whole path; FILE:ARG passes ARG to it."
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
 _shortcuts: dict[str, Callable[[Any], Mapping[str, Any]]] = {}
+_own: list[str] = []
 
 
 def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping[str, Any]]) -> None:
@@ -41,6 +42,12 @@ def define_switch(name: str, explanation: str, field: str) -> None:
     _shortcuts[name] = lambda value: {field: value}
 
 
+def define(flag: flags.FlagHolder) -> flags.FlagHolder:
+    """Shows a flag of the command itself, which is no field of the configuration, in `--help`."""
+    _own.append(flag.name)
+    return flag
+
+
 def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
     """Parses the command line, runs a stage and exits: 0 done, 1 bad input, 2 bad flags, 130 interrupted.
 
@@ -51,7 +58,7 @@ def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
     """
     command = f"python -m launch.{Path(sys.argv[0]).stem}"
     if any(argument in ("-h", "-help", "--help", "-helpfull", "--helpfull") for argument in sys.argv[1:]):
-        entries = {name: flags.FLAGS[name].help for name in _shortcuts}
+        entries = {name: flags.FLAGS[name].help for name in (*_shortcuts, *_own)}
         entries["workdir"] = f"{flags.FLAGS['workdir'].help} Default: {_WORKDIR.default}"
         entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
         print(_help.text(command, doc, entries, reads, DEFAULT_CONFIG))

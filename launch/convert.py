@@ -1,18 +1,54 @@
-"""Converts a MAIRA-2 checkpoint from the Hugging Face layout (safetensors) to Flax parameters.
+"""Converts a MAIRA-2 checkpoint from the Hugging Face layout (safetensors) to Flax parameters, or back with --reverse.
 
-Result: WORKDIR/model, which holds the parameters (orbax), the tokenizer and the configuration files. --checkpoint and
---dtype are short for --config.model.checkpoint and --config.model.dtype.
+Result: WORKDIR/model, where the other commands look, or the folder --out. It holds the parameters (orbax), the
+tokenizer and the configuration files. --checkpoint, --dtype and --mesh are short for --config.model.checkpoint,
+--config.model.dtype and --config.model.mesh.
 """
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
 
 from launch import _main
 from maira_jax.checkpoint import convert
 
 _main.define_shortcut(
     "checkpoint",
-    "Folder of the checkpoint, or 'phantom' for the model that ships with the package.",
+    "Folder that is read: a checkpoint, or 'phantom' for the model that ships with the package.",
     lambda text: {"model.checkpoint": text},
 )
 _main.define_shortcut("dtype", "Type of the parameters: float32 or bfloat16.", lambda text: {"model.dtype": text})
+_main.define_shortcut(
+    "mesh",
+    "Devices along the batch, and along each layer, of the mesh that will load the parameters, such as 1,8: their "
+    "files are cut so that a device reads only its own. Any other mesh can load them too.",
+    lambda text: {"model.mesh": tuple(int(part) for part in text.split(","))},
+)
+_OUT = _main.define(flags.DEFINE_string("out", None, "Folder that is written, if not WORKDIR/model."))
+_REVERSE = _main.define(
+    flags.DEFINE_boolean(
+        "reverse",
+        None,
+        "The other way: --checkpoint is a folder that this command wrote, and --out becomes a checkpoint in the "
+        "Hugging Face layout, in the type that the parameters have.",
+    )
+)
+flags.mark_flags_as_mutual_exclusive(["reverse", "dtype"])
+flags.mark_flags_as_mutual_exclusive(["reverse", "mesh"])
+flags.register_multi_flags_validator(
+    ["reverse", "out"], lambda given: bool(given["out"] or not given["reverse"]), message="--reverse needs --out=DIR"
+)
+
+
+def _run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
+    out = None if _OUT.value is None else Path(_OUT.value)
+    if _REVERSE.value and out is not None:
+        return convert.reverse(config.model.checkpoint, out)
+    return convert.run(config, workdir, out)
+
 
 if __name__ == "__main__":
-    _main.main(convert.run, __doc__ or "", reads=("model",))
+    _main.main(_run, __doc__ or "", reads=("model",))

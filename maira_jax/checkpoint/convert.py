@@ -1,33 +1,34 @@
 """Conversion between the Hugging Face layout (safetensors shards) and Flax parameters, a tensor at a time."""
 
-import contextlib
-import json
+import functools
+import math
 import shutil
-from collections import defaultdict
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import Mesh, NamedSharding
 
-from maira_jax.checkpoint import store
+from maira_jax.checkpoint import damage, shards, store
 from maira_jax.checkpoint.layout import Entry, entries
+from maira_jax.checkpoint.source import Source
 from maira_jax.errors import UserError
+from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.run import files
 from maira_jax.run.progress import progress
-from maira_jax.run.stage import Stage
+from maira_jax.run.stage import MANIFEST, Stage
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 PHANTOM = "phantom"
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-# What a checkpoint holds beside its weights, and what the other stages read.
+# What a checkpoint holds beside its weights and what decides, with them, what the model computes.
 _COMPANIONS = (
     "config.json",
     "preprocessor_config.json",
@@ -41,6 +42,8 @@ _COMPANIONS = (
     "chat_template.jinja",
     "generation_config.json",
 )
+# Copied along, never run: transformers asks for them when it loads what `reverse` wrote.
+_REMOTE_CODE = ("configuration_maira2.py", "modeling_maira2.py", "processing_maira2.py")
 
 
 def checkpoint_dir(name: str) -> Path:
@@ -55,144 +58,174 @@ def checkpoint_dir(name: str) -> Path:
     return path
 
 
-class Checkpoint:
-    """A Hugging Face checkpoint's tensors, by name, whatever shard they are in."""
+def to_flax(directory: Path, cfg: Maira2Config, dtype: np.dtype, mesh: Mesh | None = None) -> Params:
+    """Reads a checkpoint straight to its places on `mesh` (None: the first device alone), as arrays of `dtype`.
 
-    def __init__(self, directory: Path, stack: contextlib.ExitStack):
-        self.directory = directory
-        self.files: dict[str, str] = {}
-        self._open: dict[str, Any] = {}
-        index, single = directory / _INDEX, directory / _SINGLE
-        if index.is_file():
-            weight_map = files.read_json(index).get("weight_map", {})
-        elif single.is_file():
-            weight_map = None
-        else:
-            raise UserError(f"{directory} has neither {_INDEX} nor {_SINGLE}: give a checkpoint's folder")
-        for shard in sorted(set(weight_map.values())) if weight_map is not None else [_SINGLE]:
-            path = directory / shard
-            try:
-                self._open[shard] = stack.enter_context(safe_open(path, framework="numpy"))
-            except FileNotFoundError as error:
-                raise UserError(f"{path}, named in {_INDEX}, is missing: download the checkpoint again") from error
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} is truncated or damaged ({error}): download the file again") from error
-            self.files |= dict.fromkeys(self._open[shard].keys(), shard)
-
-    def check(self, table: list[Entry]) -> None:
-        """Refuses a checkpoint whose tensors are not exactly those of the table.
-
-        Raises:
-          UserError: names the first tensor that is missing, extra or misshapen.
-        """
-        wanted = {entry.name: entry for entry in table}
-        if missing := sorted(wanted.keys() - self.files.keys()):
-            raise UserError(
-                f"{self.directory} lacks {len(missing)} tensors, the first is {missing[0]}: "
-                "use the checkpoint that config.json describes"
-            )
-        if extra := sorted(self.files.keys() - wanted.keys()):
-            raise UserError(
-                f"{self.directory / self.files[extra[0]]} has a tensor that MAIRA-2 lacks, {extra[0]}: "
-                "use the checkpoint that config.json describes"
-            )
-        for name, entry in wanted.items():
-            shape = tuple(self._open[self.files[name]].get_slice(name).get_shape())
-            if shape != entry.shape:
-                raise UserError(
-                    f"{self.directory / self.files[name]}: {name} has shape {shape}, but config.json asks for "
-                    f"{entry.shape}: use the checkpoint that config.json describes"
-                )
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, from its shard.
-
-        Raises:
-          UserError: its values are damaged or not finite.
-        """
-        path = self.directory / self.files[name]
-        try:
-            tensor = self._open[self.files[name]].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: {name} cannot be read ({error}): download the file again") from error
-        if tensor.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
-            raise UserError(f"{path}: {name} is {tensor.dtype}, not a floating-point type: use MAIRA-2's weights")
-        return tensor
-
-
-def to_flax(directory: Path, cfg: Maira2Config, dtype: np.dtype) -> Params:
-    """Reads a checkpoint as a nested dict of arrays of `dtype`.
+    Beside the result, this machine holds a few tensors at a time.
 
     Raises:
-      UserError: a tensor is missing, extra, misshapen or damaged.
+      UserError: a tensor is missing, extra, misshapen, mistyped or damaged.
     """
-    table = entries(cfg)
-    by_path: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
-    for entry in table:
-        by_path[entry.path].append(entry)
+    source = Source(directory, entries(cfg))
+    shapes = store.shapes(cfg)
+    places = sharding.of_params(shapes, sharding.one_device() if mesh is None else mesh)
     params: Params = {}
-    with contextlib.ExitStack() as stack:
-        checkpoint = Checkpoint(directory, stack)
-        checkpoint.check(table)
-        bar = stack.enter_context(progress(total=len(table), unit="tensor", desc="convert"))
-        for path, rows in by_path.items():
-            leaves = []
-            for entry in rows:
-                leaves.append(entry.to_flax(checkpoint.read(entry.name)).astype(dtype))
-                bar.update()
-            node = params
-            for key in path[:-1]:
-                node = node.setdefault(key, {})
-            node[path[-1]] = jax.device_put(leaves[0] if rows[0].layer is None else np.stack(leaves))
+    with progress(total=source.nbytes, unit="B", desc="convert") as bar:
+        for shard in source.parts:
+            for entry, tensor in source.read(shard):
+                *parents, key = entry.path
+                node, place, whole = params, places, shapes
+                for parent in parents:
+                    node, place, whole = node.setdefault(parent, {}), place[parent], whole[parent]
+                value = entry.to_flax(tensor, dtype)
+                if entry.layer is None:
+                    node[key] = jax.device_put(value, place[key])
+                else:
+                    if key not in node:
+                        node[key] = jnp.zeros(whole[key].shape, dtype, device=place[key])
+                    one = NamedSharding(place[key].mesh, jax.P(*place[key].spec[1:]))
+                    node[key] = _set_layer(node[key], jax.device_put(value, one), np.int32(entry.layer), place[key])
+                bar.update(tensor.nbytes)
     return params
 
 
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="place")
+def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array, place: NamedSharding) -> jax.Array:
+    """stack: [layers, ...], layer: [...]. The stack is overwritten, not copied."""
+    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0), place)
+
+
 def to_hf(params: Params, cfg: Maira2Config, directory: Path, dtype: np.dtype) -> None:
-    """Writes parameters as `model.safetensors` with `config.json`, in MAIRA-2's names and order."""
-    tensors: dict[str, np.ndarray] = {}
-    for entry in entries(cfg):
+    """Writes parameters in MAIRA-2's names, order and shards; `config.json` is not written."""
+
+    def value(entry: Entry) -> np.ndarray:
         leaf: Any = params
         for key in entry.path:
             leaf = leaf[key]
-        value = np.asarray(leaf if entry.layer is None else leaf[entry.layer])
-        tensors[entry.name] = np.ascontiguousarray(entry.to_hf(value).astype(dtype))
-    with files.atomic_path(directory / _SINGLE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        return np.asarray(leaf if entry.layer is None else leaf[entry.layer])
+
+    _write(directory, entries(cfg), dtype, value)
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+def _write(
+    directory: Path, table: list[Entry], dtype: np.dtype, value: Callable[[Entry], np.ndarray], resume: bool = False
+) -> dict[str, str]:
+    """Writes shards and their index; returns the SHA-256 of each file. resume: shards that are there stay."""
+    of_name = {entry.name: entry for entry in table}
+    parts = shards.plan({entry.name: entry.shape for entry in table}, dtype, shards.MAX_BYTES)
+    digests = {}
+    total = sum(math.prod(entry.shape) for entry in table) * dtype.itemsize
+    with progress(total=total, unit="B", desc="convert") as bar:
+
+        def read(name: str) -> np.ndarray:
+            tensor = of_name[name].to_hf(value(of_name[name]), dtype)
+            bar.update(tensor.nbytes)
+            return tensor
+
+        for file, tensors in parts.items():
+            if resume and (directory / file).is_file():
+                digests[file] = files.sha256(directory / file)
+                bar.update(sum(math.prod(shape) for shape in tensors.values()) * dtype.itemsize)
+            else:
+                digests[file] = shards.write(directory / file, tensors, dtype, read)
+    if len(parts) > 1:
+        with files.atomic_path(directory / shards.INDEX) as temporary:
+            temporary.write_bytes(shards.index(parts, dtype))
+        digests[shards.INDEX] = files.sha256(directory / shards.INDEX)
+    return digests
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, out: Path | None = None) -> dict[str, Any]:
     """The stage `model`: `model.checkpoint` in the Hugging Face layout becomes an orbax checkpoint.
 
+    Killed, it goes on after the last file of the checkpoint that it had read to its end.
+
+    Args:
+      out: the result's folder; None: `workdir/model`, where the other stages look.
+
     Raises:
-      UserError: `model.dtype` is unknown, or the checkpoint is not a whole MAIRA-2 checkpoint.
+      UserError: a field of `model` is unknown, or the checkpoint is not a whole MAIRA-2 checkpoint.
     """
-    if config.model.dtype not in DTYPES:
-        raise UserError(f"model.dtype is {config.model.dtype!r}: choose one of {', '.join(DTYPES)}")
-    source = checkpoint_dir(config.model.checkpoint)
-    with Stage(workdir, "model", config.model.to_dict()) as stage:
+    dtype, mesh = config.model.dtype, tuple(config.model.mesh)
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if len(mesh) != 2 or min(mesh) < 1:
+        raise UserError(f"model.mesh is {mesh}: give the devices along the batch and along each layer, such as (1, 8)")
+    directory = checkpoint_dir(config.model.checkpoint)
+    out = (Path(workdir) / "model" if out is None else out).expanduser().absolute()
+    with Stage(out.parent, out.name, config.model.to_dict()) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        cfg = Maira2Config.from_dir(source)
-        params = to_flax(source, cfg, DTYPES[config.model.dtype])
-        for name in _COMPANIONS:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, stage.dir / name)
-        store.save(stage.dir, params)
-        leaves = jax.tree.leaves(params)
-        counts = {
-            "tensors": len(entries(cfg)),
-            "parameters": sum(leaf.size for leaf in leaves),
-            "bytes": sum(leaf.nbytes for leaf in leaves),
-            "source": _fingerprint(source),
-        }
+        counts = _convert(directory, stage.dir, DTYPES[dtype], mesh)
         stage.finish(counts)
         return counts
 
 
-def _fingerprint(directory: Path) -> dict[str, str]:
-    """SHA-256 of each file of a checkpoint that decides what the model computes."""
-    shards = [_SINGLE]
-    if (directory / _INDEX).is_file():
-        shards = sorted(set(json.loads((directory / _INDEX).read_text())["weight_map"].values()))
-    names = [*shards, *(name for name in _COMPANIONS if (directory / name).is_file())]
-    return {name: files.sha256(directory / name) for name in names}
+def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int]) -> dict[str, Any]:
+    cfg = Maira2Config.from_dir(directory)
+    table = entries(cfg)
+    source = Source(directory, table)
+    names = [name for name in (shards.INDEX, *_COMPANIONS, *_REMOTE_CODE) if (directory / name).is_file()]
+    digests = damage.sha256_of(directory, names, source.known)
+    writer = store.Writer(out, cfg, dtype, mesh)
+    try:
+        with progress(total=source.nbytes, unit="B", desc="convert") as bar:
+            for shard, tensors in source.parts.items():
+                size = sum(math.prod(entry.shape) for entry in tensors) * source.dtype.itemsize
+                stat = (directory / shard).stat()
+                identity = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+                if writer.written.get(shard, {}).items() >= identity.items():
+                    bar.update(size)
+                    continue
+                for entry, tensor in source.read(shard):
+                    writer.put(entry.path, entry.layer, entry.to_flax(tensor, dtype))
+                    bar.update(tensor.nbytes)
+                writer.mark(shard, {**identity, "sha256": source.digests[shard]})
+    except UserError:
+        writer.discard()
+        raise
+    digests |= {shard: note["sha256"] for shard, note in writer.written.items()}
+    for name in names:
+        if name != shards.INDEX:
+            shutil.copyfile(directory / name, out / name)
+    writer.finish()
+    parameters = sum(math.prod(entry.shape) for entry in table)
+    return {
+        "tensors": len(table),
+        "parameters": parameters,
+        "bytes": parameters * dtype.itemsize,
+        "files_with_known_digest": sum(name in source.known for name in digests),
+        "source_dtype": source.dtype.name,
+        "source": digests,
+    }
+
+
+def reverse(checkpoint: str, out: Path) -> dict[str, Any]:
+    """Writes a converted model in the Hugging Face layout: published names, order and shards, in the type stored.
+
+    `out` can be loaded by transformers and converted again. The tensors are those that were converted, bit for bit,
+    where `model.dtype` was the checkpoint's own type.
+
+    Args:
+      checkpoint: the folder that `run` wrote.
+
+    Raises:
+      UserError: `checkpoint` holds no converted model, or `out` holds something else.
+    """
+    model_dir = checkpoint_dir(checkpoint)
+    out = out.expanduser().absolute()
+    reader = store.Reader(model_dir)
+    section = {"layout": "huggingface", "model": files.digest(files.read_json(model_dir / MANIFEST)["counts"])}
+    with Stage(out.parent, out.name, section) as stage:
+        if stage.finished:
+            return stage.manifest["counts"]
+        names = [name for name in (*_COMPANIONS, *_REMOTE_CODE) if (model_dir / name).is_file()]
+        for name in names:
+            shutil.copyfile(model_dir / name, out / name)
+        digests = _write(out, reader.table, reader.dtype, reader.read, resume=True)
+        digests |= {name: files.sha256(out / name) for name in names}
+        with files.atomic_path(out / damage.DIGESTS) as temporary:
+            temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+        counts = {"tensors": len(reader.table), "dtype": reader.dtype.name, "files": digests}
+        stage.finish(counts)
+        return counts

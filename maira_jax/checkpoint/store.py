@@ -1,44 +1,242 @@
 """Flax parameters on disk: an orbax checkpoint beside the model's json and tokenizer files."""
 
+import contextlib
+import functools
+import logging
 import shutil
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+import tensorstore as ts
 from orbax.checkpoint import v1 as ocp
 
+from maira_jax.checkpoint.layout import Entry, entries
 from maira_jax.errors import UserError
 from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
+from maira_jax.run import files
 
 _PARAMS = "params"
+_UNFINISHED = "params.unfinished"
+_WRITTEN = "written.json"
+_ARRAYS = "state"  # where orbax puts the arrays of a checkpoint, a folder each
+_IN_FLIGHT = 1 << 29  # bytes that may wait to be written
+
+
+@functools.cache
+def shapes(cfg: Maira2Config) -> Params:
+    """`jax.ShapeDtypeStruct` of every parameter. Not to be changed: the same tree is given every time."""
+    return jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0)))
+
+
+def _context() -> ocp.Context:
+    """One uncompressed zarr array a parameter: weights do not compress, and nothing is kept back in memory."""
+    context = ocp.Context()
+    context.array.saving.use_ocdbt = False
+    context.array.saving.use_compression = False
+    return context
 
 
 def save(model_dir: Path, params: Params) -> None:
     """Writes `params` under `model_dir`, whole or not at all."""
     path = (model_dir / _PARAMS).absolute()
-    if path.exists():
-        shutil.rmtree(path)
-    ocp.save(path, params)
+    files.remove(path)
+    with _context(), _quiet():
+        ocp.save(path, params)
+
+
+class Writer:
+    """Writes parameters piece by piece, as a checkpoint that `load` reads once `finish` was called.
+
+    Orbax writes the tree with arrays of one element, which are then replaced by empty ones of the right size. Every
+    chunk carries a checksum, so that damage to it is found when it is loaded.
+
+    Attributes:
+      written: what `mark` noted, also by an earlier process that was killed.
+
+    Args:
+      model_dir: the folder that `load` takes.
+      cfg: tells the shapes.
+      dtype: of all parameters.
+      mesh: devices along `data` and `model` of the mesh that will load the parameters: a chunk is what one of its
+        devices holds of one layer. Any other mesh can load them too.
+
+    Raises:
+      UserError: the disk is too small.
+    """
+
+    def __init__(self, model_dir: Path, cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, int]):
+        self._final = (model_dir / _PARAMS).absolute()
+        self._path = (model_dir / _UNFINISHED).absolute()
+        self._pending: deque[tuple[ts.WriteFutures, int]] = deque()
+        self._bytes = 0
+        specs = _specs(shapes(cfg), dtype, mesh)
+        resumed = (self._path / _WRITTEN).is_file()
+        if not resumed:
+            self.discard()
+            _need(model_dir, sum(int(np.prod(spec["metadata"]["shape"])) for spec in specs.values()) * dtype.itemsize)
+            with _context(), _quiet():
+                ocp.save(self._path, jax.tree.map(lambda leaf: np.zeros((1,) * leaf.ndim, dtype), shapes(cfg)))
+        opened = {
+            path: ts.open(
+                spec | _kvstore(self._path, path), open=resumed, create=not resumed, delete_existing=not resumed
+            )
+            for path, spec in specs.items()
+        }
+        self._arrays = {path: future.result() for path, future in opened.items()}
+        if not resumed:
+            files.write_json(self._path / _WRITTEN, {})
+        self.written: dict[str, Any] = files.read_json(self._path / _WRITTEN)
+
+    def put(self, path: tuple[str, ...], layer: int | None, value: np.ndarray) -> None:
+        """Starts to write a parameter, or a layer of it; `value` must not change any more."""
+        array = self._arrays[path] if layer is None else self._arrays[path][layer]
+        future = array.write(value, can_reference_source_data_indefinitely=True)
+        self._pending.append((future, value.nbytes))
+        self._bytes += value.nbytes
+        while self._bytes > _IN_FLIGHT:
+            self._wait()
+
+    def mark(self, name: str, note: Any) -> None:
+        """Waits until everything is on disk, then adds `name` to `written`."""
+        while self._pending:
+            self._wait()
+        self.written[name] = note
+        files.write_json(self._path / _WRITTEN, self.written)
+
+    def finish(self) -> None:
+        """Makes the parameters loadable."""
+        while self._pending:
+            self._wait()
+        (self._path / _WRITTEN).unlink()
+        files.remove(self._final)
+        self._path.rename(self._final)
+
+    def discard(self) -> None:
+        """Removes what was written, also by an orbax that was killed."""
+        for path in self._path.parent.glob(f"{_UNFINISHED}*"):
+            files.remove(path)
+
+    def _wait(self) -> None:
+        future, size = self._pending.popleft()
+        self._bytes -= size
+        try:
+            future.result()
+        except (OSError, RuntimeError, ValueError) as error:  # as TensorStore reports what the file system says
+            raise UserError(f"could not write {self._path} ({error}): free space or choose another folder") from error
 
 
 def load(model_dir: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Params, Maira2Config]:
     """Reads parameters, straight to their places on `mesh` (None: the first device alone).
 
     Raises:
-      UserError: `model_dir` holds no converted model.
+      UserError: `model_dir` holds no converted model, or a damaged one.
     """
-    path = (Path(model_dir) / _PARAMS).absolute()
-    if not path.is_dir():
-        raise UserError(f"{model_dir} holds no converted model: run launch.convert into it first")
-    cfg = Maira2Config.from_dir(model_dir)
-    mesh = sharding.one_device() if mesh is None else mesh
-    shapes = jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0)))
-    saved = ocp.metadata(path).metadata
-    abstract = jax.tree.map(
-        lambda leaf, there, place: jax.ShapeDtypeStruct(leaf.shape, there.dtype, sharding=place),
-        shapes,
-        saved,
-        sharding.of_params(shapes, mesh),
-    )
-    return ocp.load(path, abstract), cfg
+    reader = Reader(model_dir)
+    wanted = shapes(reader.cfg)
+    places = sharding.of_params(wanted, sharding.one_device() if mesh is None else mesh)
+    return jax.tree.map_with_path(reader.place, wanted, places), reader.cfg
+
+
+class Reader:
+    """Reads a converted model, whose files are checked on the way. (Orbax can load it too, but not say what is wrong
+    with it: each of its reads that fails prints a page.)
+
+    Attributes:
+      cfg: the model's configuration.
+      table: what a checkpoint of its architecture holds.
+      dtype: of all parameters.
+
+    Raises:
+      UserError: `model_dir` holds no converted model, or, from any method, a damaged one.
+    """
+
+    def __init__(self, model_dir: Path):
+        self._path = (Path(model_dir) / _PARAMS).absolute()
+        if not self._path.is_dir():
+            raise UserError(f"{model_dir} holds no converted model: run launch.convert into it first")
+        self.cfg = Maira2Config.from_dir(model_dir)
+        self.table = entries(self.cfg)
+        opened = {
+            path: ts.open({"driver": "zarr3", "fill_missing_data_reads": False} | _kvstore(self._path, path), open=True)
+            for path in {entry.path for entry in self.table}
+        }
+        self._arrays = {path: self._result(future) for path, future in opened.items()}
+        self.dtype: np.dtype = self._arrays[self.table[0].path].dtype.numpy_dtype
+
+    def read(self, entry: Entry) -> np.ndarray:
+        """The parameter, or the layer of it, that holds a tensor of the checkpoint."""
+        array = self._arrays[entry.path]
+        return self._result((array if entry.layer is None else array[entry.layer]).read())
+
+    def place(self, keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
+        """The parameter at `keys`, of the shape of `leaf`; every part is read once, for the devices that hold it."""
+        array = self._arrays[tuple(key.key for key in keys)]
+        if array.shape != leaf.shape:
+            raise UserError(f"{self._path} was converted with another config.json: delete it and convert again")
+        reads: dict[str, ts.Future[np.ndarray]] = {}
+        parts = place.addressable_devices_indices_map(leaf.shape)
+        for index in parts.values():
+            reads.setdefault(str(index), array[index].read())
+        found = [jax.device_put(self._result(reads[str(index)]), device) for device, index in parts.items()]
+        return jax.make_array_from_single_device_arrays(leaf.shape, place, found)
+
+    def _result(self, future: ts.Future[Any]) -> Any:
+        try:
+            return future.result()
+        except (OSError, RuntimeError, ValueError) as error:  # as TensorStore reports what is missing or damaged
+            what = str(error).partition(" [")[0]
+            raise UserError(f"{self._path} is damaged or incomplete ({what}): delete it and convert again") from error
+
+
+def _kvstore(checkpoint: Path, path: tuple[str, ...]) -> dict[str, Any]:
+    return {"kvstore": {"driver": "file", "path": f"{checkpoint}/{_ARRAYS}/{'.'.join(path)}/"}}
+
+
+def _specs(leaves: Params, dtype: np.dtype, mesh: tuple[int, int]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """TensorStore specifications of all parameters, by path. A chunk: a device's share of a layer."""
+    places = sharding.of_params(leaves, sharding.abstract_mesh(*mesh))
+    specs = {}
+    for (keys, leaf), place in zip(jax.tree.leaves_with_path(leaves), jax.tree.leaves(places), strict=True):
+        path = tuple(key.key for key in keys)
+        chunk = place.shard_shape(leaf.shape)
+        metadata = {
+            "shape": leaf.shape,
+            "data_type": dtype.name,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": (1, *chunk[1:]) if sharding.is_stacked(path) else chunk},
+            },
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        }
+        specs[path] = {"driver": "zarr3", "metadata": metadata, "store_data_equal_to_fill_value": True}
+    return specs
+
+
+def _need(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free, but the model takes {size / 1e9:.1f} GB: free space or choose "
+            "another folder"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops a warning of orbax, which misses the files of its other layout."""
+    logger = logging.getLogger("absl")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "Skipping merge of OCDBT" not in record.getMessage()
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)

@@ -81,29 +81,36 @@ class Maira2Config:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], origin: str) -> "Maira2Config":
-        top = _Reader(fields, origin, "")
+        problems: list[str] = []
+        top = _Reader(fields, origin, "", problems)
         top.require("model_type", "maira2")
         top.require("vision_feature_layer", -1)
         top.require("vision_feature_select_strategy", "default")
         top.require("projector_hidden_act", "gelu")
         top.require("multimodal_projector_bias", True, default=True)
         top.require("tie_word_embeddings", False, default=False)
-        vision = _vision(_Reader(top.take("vision_config"), origin, "vision_config."))
-        text = _text(_Reader(top.take("text_config"), origin, "text_config."))
+        vision = _vision(_Reader(top.take("vision_config"), origin, "vision_config.", problems))
+        text = _text(_Reader(top.take("text_config"), origin, "text_config.", problems))
         top.require("hidden_size", text.hidden_size, default=text.hidden_size)
         top.require("vocab_size", text.vocab_size, default=text.vocab_size)
         config = cls(vision, text, top.take("image_token_index"), top.take("projector_n_layers"))
         top.refuse_rest()
+        if problems:
+            raise UserError(
+                f"{origin} has fields that this port of MAIRA-2 does not understand: {', '.join(problems)}; "
+                "use a MAIRA-2 checkpoint"
+            )
         return config
 
 
 class _Reader:
-    """Takes fields one by one; what is left at the end was not understood."""
+    """Takes fields one by one; what is left at the end was not understood, and is added to `problems`."""
 
-    def __init__(self, fields: Mapping[str, Any], origin: str, prefix: str):
+    def __init__(self, fields: Mapping[str, Any], origin: str, prefix: str, problems: list[str]):
         self.fields = dict(fields)
         self.origin = origin
         self.prefix = prefix
+        self.problems = problems
 
     def take(self, name: str, default: Any = None) -> Any:
         value = self.fields.pop(name, default)
@@ -114,18 +121,11 @@ class _Reader:
     def require(self, name: str, wanted: Any, default: Any = None) -> None:
         value = self.fields.pop(name, default)
         if value != wanted:
-            raise UserError(
-                f"{self.origin} has {self.prefix}{name} = {value!r}, but this port of MAIRA-2 needs {wanted!r}: "
-                "use a MAIRA-2 checkpoint"
-            )
+            self.problems.append(f"{self.prefix}{name} = {value!r} (not {wanted!r})")
 
     def refuse_rest(self) -> None:
         unknown = sorted(set(self.fields) - _IGNORED)
-        if unknown:
-            raise UserError(
-                f"{self.origin} has a field that this port does not understand, {self.prefix}{unknown[0]} = "
-                f"{self.fields[unknown[0]]!r}: use a MAIRA-2 checkpoint"
-            )
+        self.problems += [f"{self.prefix}{name} = {self.fields[name]!r}" for name in unknown]
 
 
 def _vision(reader: _Reader) -> VisionConfig:
@@ -165,9 +165,8 @@ def _rope(reader: _Reader) -> tuple[float, float]:
     rope.pop("type", None)
     factor = rope.pop("factor", 1.0)
     if kind not in ("linear", "default") or (kind == "default" and factor != 1.0) or rope:
-        raise UserError(
-            f"{reader.origin} has rope_scaling {kind!r} with {rope}, but this port knows only 'linear' with a "
-            "factor: use a MAIRA-2 checkpoint"
+        reader.problems.append(
+            f"{reader.prefix}rope_scaling of type {kind!r} with factor {factor} and {rope} (not 'linear' with a factor)"
         )
     return float(theta), float(factor)
 

@@ -7,7 +7,7 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maira_jax.model.layers import Params
@@ -37,7 +37,17 @@ def one_device() -> Mesh:
     return mesh(1, 1)
 
 
-def _spec(path: str, shape: tuple[int, ...], on: Mesh) -> P:
+def abstract_mesh(data: int, model: int) -> AbstractMesh:
+    """A mesh of data x model devices that this machine need not have: it tells shapes, and holds nothing."""
+    return AbstractMesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def is_stacked(path: tuple[str, ...]) -> bool:
+    """Whether the parameter at `path` has a leading axis of layers."""
+    return "layers" in path
+
+
+def _spec(path: str, shape: tuple[int, ...], on: Mesh | AbstractMesh) -> P:
     spec = next(spec for pattern, spec in _RULES if re.fullmatch(pattern, path))
 
     def fits(axis: str | None, size: int) -> str | None:
@@ -47,7 +57,7 @@ def _spec(path: str, shape: tuple[int, ...], on: Mesh) -> P:
     return P(*map(fits, spec, shape))
 
 
-def of_params(params: Params, on: Mesh) -> Params:
+def of_params(params: Params, on: Mesh | AbstractMesh) -> Params:
     """A `NamedSharding` for every parameter, in the same tree."""
 
     def place(path: tuple, leaf: jax.Array) -> NamedSharding:

@@ -1,0 +1,210 @@
+"""A Hugging Face checkpoint as it is read: every tensor once, in the order of the files, checked on the way."""
+
+import hashlib
+import math
+import re
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from maira_jax.checkpoint import damage, shards
+from maira_jax.checkpoint.layout import Entry, published_name
+from maira_jax.errors import UserError
+from maira_jax.run import files
+
+_PIECE = 1 << 24  # bytes that are read, then hashed, at a time
+_AHEAD = 1  # tensors that are read while one is worked on
+
+
+class _Found(NamedTuple):
+    """A tensor as a file describes it."""
+
+    file: str
+    name: str  # in the file
+    code: str  # of its type
+    shape: tuple[int, ...]
+
+
+class Source:
+    """The tensors of a checkpoint, whatever shards and key layout they are in.
+
+    Attributes:
+      directory: the checkpoint's folder.
+      parts: file name -> its tensors, in the order of their bytes.
+      dtype: of all tensors.
+      nbytes: of all tensors together.
+      known: SHA-256 of files, and who says so, where it is known.
+      digests: SHA-256 of the files that were read to their end.
+    """
+
+    def __init__(self, directory: Path, table: list[Entry]):
+        """Reads the files' headers.
+
+        Raises:
+          UserError: a file is missing or damaged, or the tensors are not exactly those of the table, with one
+            floating-point type; names each that is not.
+        """
+        self.directory = directory
+        self.known = damage.known_digests(directory)
+        self.digests: dict[str, str] = {}
+        names, weight_map = _shard_names(directory)
+        found = [tensor for name in names for tensor in _tensors(directory / name)]
+        by_name: dict[str, _Found] = {}
+        twice = [tensor.name for tensor in found if by_name.setdefault(published_name(tensor.name), tensor) != tensor]
+        counts: dict[str, int] = defaultdict(int)
+        for tensor in found:
+            counts[tensor.code] += math.prod(tensor.shape)
+        code = max(counts, key=lambda code: counts[code], default="")
+        _refuse(directory, table, by_name, twice, code)
+        if weight_map is not None:
+            _check_index(directory, weight_map, found)
+        self.dtype = shards.TYPES[code]
+        entry_of = {entry.name: entry for entry in table}
+        self.parts: dict[str, list[Entry]] = {name: [] for name in names}
+        for name, tensor in by_name.items():
+            self.parts[tensor.file].append(entry_of[name])
+        self.nbytes = sum(math.prod(entry.shape) for entry in table) * self.dtype.itemsize
+
+    def read(self, shard: str) -> Iterator[tuple[Entry, np.ndarray]]:
+        """The tensors of one file. Reading, hashing and the caller's work go on side by side.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        path = self.directory / shard
+        digest = hashlib.sha256()
+
+        def take(entry: Entry) -> np.ndarray:
+            tensor = np.empty(entry.shape, self.dtype)
+            data = tensor.reshape(-1).view(np.uint8).data
+            hashing: Future[None] | None = None
+            for start in range(0, len(data), _PIECE):
+                piece = data[start : start + _PIECE]
+                _fill(file, piece, path)
+                hashing = hasher.submit(digest.update, piece)
+            if hashing is not None:  # so that no more than one tensor waits to be hashed
+                hashing.result()
+            return tensor
+
+        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
+            length = file.read(8)
+            digest.update(length + file.read(int.from_bytes(length, "little")))
+            ahead: deque[tuple[Entry, Future[np.ndarray]]] = deque()
+            for entry in self.parts[shard]:
+                ahead.append((entry, reader.submit(take, entry)))
+                if len(ahead) > _AHEAD:
+                    yield self._checked(path, *ahead.popleft())
+            while ahead:
+                yield self._checked(path, *ahead.popleft())
+            self.digests[shard] = digest.hexdigest()
+        damage.check_digest(path, self.digests[shard], self.known)
+
+    def _checked(self, path: Path, entry: Entry, reading: Future[np.ndarray]) -> tuple[Entry, np.ndarray]:
+        tensor = reading.result()
+        if sign := damage.sign_of_damage(entry, tensor, path.name in self.known):
+            raise UserError(
+                f"{path} is damaged: {entry.name} {sign}: download the file again, or, if it is meant to be so, put "
+                f"its digest beside it (sha256sum *.safetensors > {damage.DIGESTS})"
+            )
+        return entry, tensor
+
+
+def _shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
+    """The files with tensors, and the index's map from tensor to file, if there is an index."""
+    if (directory / shards.INDEX).is_file():
+        index = files.read_json(directory / shards.INDEX)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise UserError(f"{directory / shards.INDEX} has no map from tensors to files: download it again")
+        return sorted(names), weight_map
+    if (directory / shards.SINGLE).is_file():
+        return [shards.SINGLE], None
+    raise UserError(f"{directory} has neither {shards.INDEX} nor {shards.SINGLE}: give a checkpoint's folder")
+
+
+def _tensors(path: Path) -> list[_Found]:
+    """What the header of a file says, in the order of the bytes; the file is as long as the header asks for."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            return [_Found(path.name, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}, named in {shards.INDEX}, is missing: download the checkpoint again") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}): download the file again") from error
+
+
+def _refuse(directory: Path, table: list[Entry], found: dict[str, _Found], twice: list[str], code: str) -> None:
+    wanted = {entry.name: entry for entry in table}
+    shared = [name for name in wanted if name in found]
+    misshapen = defaultdict(list)
+    mistyped = defaultdict(list)
+    for name in shared:
+        if found[name].shape != wanted[name].shape:
+            misshapen[f"with shape {found[name].shape} instead of {wanted[name].shape}"].append(found[name].name)
+        if found[name].code != code or code not in shards.TYPES:
+            instead = f"instead of {code}" if code in shards.TYPES else "not a floating-point type"
+            mistyped[f"of type {found[name].code}, {instead}"].append(found[name].name)
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "not of MAIRA-2": [tensor.name for name, tensor in found.items() if name not in wanted],
+        "there twice, under two names": twice,
+        **misshapen,
+        **mistyped,
+    }
+    listed = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if listed:
+        raise UserError(
+            f"{directory} does not hold the tensors that its config.json describes; {'; '.join(listed)}; "
+            "use a whole MAIRA-2 checkpoint"
+        )
+
+
+def _check_index(directory: Path, weight_map: dict[str, str], found: list[_Found]) -> None:
+    there = {tensor.name: tensor.file for tensor in found}
+    wrong = [name for name in there.keys() | weight_map.keys() if there.get(name) != weight_map.get(name)]
+    if wrong:
+        raise UserError(
+            f"{directory / shards.INDEX} does not say where these tensors are: {_listed(sorted(wrong))}; "
+            "download the checkpoint again"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """All names, those of a stack of layers as one: a.{0-3,7}.b."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for name in names:
+        number = re.search(r"\.(\d+)\.", name)
+        groups[re.sub(r"\.\d+\.", ".{}.", name, count=1)] += [int(number[1])] if number else []
+    return ", ".join(_with_ranges(pattern, sorted(numbers)) for pattern, numbers in groups.items())
+
+
+def _with_ranges(pattern: str, numbers: list[int]) -> str:
+    if not numbers:
+        return pattern
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return pattern.replace("{}", text if len(numbers) == 1 else f"{{{text}}}", 1)
+
+
+def _fill(file: BinaryIO, piece: memoryview, path: Path) -> None:
+    """Reads exactly `piece`."""
+    while len(piece):
+        try:
+            n = file.readinto(piece)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): copy or download the file again") from error
+        if not n:
+            raise UserError(f"{path} became shorter while it was read: download the file again")
+        piece = piece[n:]
