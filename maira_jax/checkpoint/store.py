@@ -26,13 +26,14 @@ def load(model_dir: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Params
     """Reads parameters, straight to their places on `mesh` (None: the first device alone).
 
     Raises:
-      UserError: `model_dir` holds no converted model.
+      UserError: `model_dir` holds no converted model, or one that `mesh` does not divide.
     """
     path = (Path(model_dir) / _PARAMS).absolute()
     if not path.is_dir():
         raise UserError(f"{model_dir} holds no converted model: run launch.convert into it first")
     cfg = Maira2Config.from_dir(model_dir)
     mesh = sharding.one_device() if mesh is None else mesh
+    sharding.check(cfg, mesh)
     shapes = jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0)))
     saved = ocp.metadata(path).metadata
     abstract = jax.tree.map(
