@@ -20,7 +20,7 @@ def explicit(q, k, v, mask):
     groups = q.shape[2] // k.shape[2]
     q, k, v = (np.asarray(x, np.float64) for x in (q, jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)))
     scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
-    scores = np.where(mask, scores, -np.inf)
+    scores = np.where(mask, scores, -1e30)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.einsum("bnts,bsnh->btnh", weights / weights.sum(axis=-1, keepdims=True), v)
 

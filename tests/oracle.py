@@ -43,6 +43,8 @@ class Maira2Oracle:
         for module in (self.vision, self.language, self.projector):
             module.eval().to(dtype)
         self.dtype = dtype
+        # No end token: a configuration that is handed to `generate` would get the model's own.
+        self.language.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
 
     @staticmethod
     def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> None:
@@ -101,7 +103,7 @@ class Maira2Oracle:
         written = self.language.generate(
             inputs_embeds=self.embed(tokens, pixels),
             attention_mask=torch.from_numpy(mask).long(),
-            generation_config=GenerationConfig(do_sample=False, max_new_tokens=steps, pad_token_id=0),
+            max_new_tokens=steps,
         )
         return written.numpy()
 

@@ -72,9 +72,7 @@ def run(model: Maira2ForConditionalGeneration, case: dict[str, np.ndarray], step
     }
     with torch_sites.recorded(wanted, model.vision_tower, linears, model.language_model) as seen:
         logits = model(**inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False).logits
-    greedy = model.generate(
-        **inputs, generation_config=GenerationConfig(do_sample=False, max_new_tokens=steps, pad_token_id=0)
-    )
+    greedy = model.generate(**inputs, max_new_tokens=steps)
     found = {"logits": logits, "greedy": greedy[:, mask.shape[1] :], **seen}
     return {name: value.numpy() for name, value in found.items()}
 
@@ -82,6 +80,8 @@ def run(model: Maira2ForConditionalGeneration, case: dict[str, np.ndarray], step
 def main(checkpoint: str, inputs: str, outputs: str, steps: str = "64") -> None:
     model = Maira2ForConditionalGeneration.from_pretrained(checkpoint, config=Maira2Config.from_pretrained(checkpoint))
     model.eval()
+    # No end token: a configuration that is handed to `generate` would get the model's own.
+    model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     torch_sites.answer(inputs, outputs, lambda case: run(model, case, int(steps)))
 
 
