@@ -49,7 +49,7 @@ for data, model in ((4, 2), (2, 4), (8, 1), (1, 8)):
     apart["logits"] = relative(many.logits, np.asarray(one.logits))
     print(data, "x", model, max(apart.values()))
     assert max(apart.values()) < 1e-5, apart
-    if model in (2, 8):
+    if model == 4:
         spoken, _ = generate(split, cfg, *put, max_new_tokens=12, eos_id=-1)
         np.testing.assert_array_equal(spoken, words)
 print("equal")
