@@ -13,7 +13,7 @@ from maira_jax.model import language, maira2
 from maira_jax.model.cache import Cache
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
-from maira_jax.model.maira2 import Edits
+from maira_jax.model.maira2 import AllEdits
 
 
 @struct.dataclass
@@ -81,23 +81,24 @@ def _prefill(
     mask: jax.Array,
     pixels: jax.Array | None,
     slots: int,
-    edits: Edits | None,
+    edits: AllEdits,
 ) -> tuple[jax.Array, Cache]:
     """Runs a prompt's all but last positions: the last one's embedding [batch, 1, d_model], and the others' cache."""
-    features = None if pixels is None else maira2.see(params, cfg, pixels)[0]
+    features = None if pixels is None else maira2.see(params, cfg, pixels, edits=edits)[0]
     embedded = maira2.embed(params, cfg, tokens, features)
     x = embedded[:, :-1]
     batch, length, _ = x.shape
     causal = jnp.arange(slots) <= jnp.arange(length)[:, None]
     keys = jnp.pad(mask, ((0, 0), (0, slots - mask.shape[1])))
-    prompt_edit = edits is not None and edits.mask is not None
+    change = maira2.edits_of(edits, "language")
+    where = None if change is None else change.mask
     _, _, cache = language.forward(
         params["language"],
         cfg.text,
         x,
         maira2.positions_of(mask)[:, :-1],
         causal[None, None] & keys[:, None, None],
-        edit=edits.tap((edits.mask & mask)[:, :-1]) if prompt_edit else None,  # type: ignore[union-attr, operator]
+        edit=None if change is None or where is None else change.tap((where & mask)[:, :-1]),
         cache=Cache.zeros(cfg.text, batch, slots, x.dtype),
         slot=jnp.int32(0),
     )
@@ -115,7 +116,7 @@ def generate(
     *,
     max_new_tokens: int,
     eos_id: int,
-    edits: Edits | None = None,
+    edits: AllEdits = None,
     sampling: Sampling | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Writes one token after the other until every row has its end token or `max_new_tokens`.
@@ -141,7 +142,8 @@ def generate(
     last, cache = _prefill(params, cfg, tokens, mask, pixels, slots, edits)
     keys = jnp.pad(mask, ((0, 0), (0, slots - length)), constant_values=True)
     start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1
-    edit = None if edits is None else edits.tap(jnp.ones((batch, 1), bool))
+    change = maira2.edits_of(edits, "language")
+    edit = None if change is None else change.tap(jnp.ones((batch, 1), bool))
 
     def going(state: tuple) -> jax.Array:
         step, _, _, done, _ = state

@@ -1,14 +1,20 @@
-"""MAIRA-2 composed of the PyTorch classes in transformers, as the reference for the Flax model."""
+"""MAIRA-2 composed of the PyTorch classes in transformers 5, as the reference for the Flax model.
+
+As a program (`python -m tests.oracle CHECKPOINT INPUTS.npz OUTPUTS.npz STEPS`) it does what
+`tests.oracle_4_51.reference` does.
+"""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import Dinov2Backbone, Dinov2Config, LlamaConfig, LlamaForCausalLM
+from transformers import Dinov2Backbone, Dinov2Config, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from maira_jax.run import files
+from tests import torch_sites
 
 # transformers 5 renamed DINOv2's attention.
 _RENAMED = (
@@ -18,11 +24,11 @@ _RENAMED = (
 
 
 class Maira2Oracle:
-    """Reads a checkpoint in the Hugging Face layout. Everything runs in eager mode without a cache."""
+    """Reads a checkpoint in the Hugging Face layout."""
 
     def __init__(self, directory: Path, dtype: torch.dtype = torch.float32):
         config = files.read_json(directory / "config.json")
-        tensors = load_file(directory / "model.safetensors")
+        tensors = {name: value for path in directory.glob("*.safetensors") for name, value in load_file(path).items()}
         self.vision = Dinov2Backbone(Dinov2Config(**config["vision_config"], attn_implementation="sdpa"))
         self.language = LlamaForCausalLM(LlamaConfig(**config["text_config"], attn_implementation="sdpa"))
         widths = [config["vision_config"]["hidden_size"]] + [config["text_config"]["hidden_size"]] * 4
@@ -37,6 +43,8 @@ class Maira2Oracle:
         for module in (self.vision, self.language, self.projector):
             module.eval().to(dtype)
         self.dtype = dtype
+        # No end token: a configuration that is handed to `generate` would get the model's own.
+        self.language.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
 
     @staticmethod
     def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> None:
@@ -52,40 +60,65 @@ class Maira2Oracle:
             mapped[key] = tensor
         module.load_state_dict(mapped, strict=True)
 
-    @torch.no_grad()
-    def features(self, pixels: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """pixels: [images, size, size, 3] -> projected patches and DINOv2's hidden states."""
-        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.dtype)
-        out = self.vision(x, output_hidden_states=True)
-        x = out.feature_maps[-1][:, 1:]
-        for layer, linear in enumerate(self.projector):
-            x = linear(torch.nn.functional.gelu(x) if layer else x)
-        return x, list(out.hidden_states)
+    @property
+    def parts(self) -> tuple[torch.nn.Module, torch.nn.ModuleList, torch.nn.Module]:
+        """What `tests.torch_sites` hooks into."""
+        return self.vision, self.projector, self.language
 
     @torch.no_grad()
-    def forward(self, tokens: np.ndarray, mask: np.ndarray, pixels: np.ndarray | None) -> tuple[torch.Tensor, list]:
-        """pixels: the images of all rows, in order. Returns logits and Llama's hidden states (last one normed)."""
+    def embed(self, tokens: np.ndarray, pixels: np.ndarray | None) -> torch.Tensor:
+        """The language model's input. pixels: the images of all rows, in order, [images, size, size, 3]."""
         ids = torch.from_numpy(tokens).long()
         x = self.language.get_input_embeddings()(ids)
         if pixels is not None:
-            x[ids == self.image_token] = self.features(pixels)[0].reshape(-1, x.shape[-1])
+            image = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.dtype)
+            features = self.vision(image).feature_maps[-1][:, 1:]
+            for layer, linear in enumerate(self.projector):
+                features = linear(torch.nn.functional.gelu(features) if layer else features)
+            x[ids == self.image_token] = features.reshape(-1, x.shape[-1])
+        return x
+
+    @torch.no_grad()
+    def forward(self, tokens: np.ndarray, mask: np.ndarray, pixels: np.ndarray | None) -> np.ndarray:
+        """Logits as float32, in one pass without a cache."""
         attention = torch.from_numpy(mask).long()
-        positions = (attention.cumsum(1) - 1).clamp(min=0)
         out = self.language(
-            inputs_embeds=x,
+            inputs_embeds=self.embed(tokens, pixels),
             attention_mask=attention,
-            position_ids=positions,
-            output_hidden_states=True,
+            position_ids=(attention.cumsum(1) - 1).clamp(min=0),
             use_cache=False,
         )
-        return out.logits, list(out.hidden_states)
+        return out.logits.float().numpy()
+
+    def sites(
+        self, tokens: np.ndarray, mask: np.ndarray, pixels: np.ndarray | None, wanted: list[str]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits and the activations of the `wanted` sites."""
+        with torch_sites.recorded(wanted, *self.parts) as seen:
+            logits = self.forward(tokens, mask, pixels)
+        return logits, {name: seen[name].float().numpy() for name in wanted}
 
     def greedy(self, tokens: np.ndarray, mask: np.ndarray, pixels: np.ndarray | None, steps: int) -> np.ndarray:
-        """Plain greedy decoding that runs the whole sequence anew for every token. [batch, steps]"""
-        written = []
-        for _ in range(steps):
-            choice = self.forward(tokens, mask, pixels)[0][:, -1].argmax(-1).numpy()[:, None]
-            written.append(choice)
-            tokens = np.concatenate([tokens, choice.astype(tokens.dtype)], axis=1)
-            mask = np.concatenate([mask, np.ones_like(choice, bool)], axis=1)
-        return np.concatenate(written, axis=1)
+        """transformers' own greedy decoding, with its cache. [batch, steps]"""
+        written = self.language.generate(
+            inputs_embeds=self.embed(tokens, pixels),
+            attention_mask=torch.from_numpy(mask).long(),
+            max_new_tokens=steps,
+        )
+        return written.numpy()
+
+
+def main(checkpoint: str, inputs: str, outputs: str, steps: str) -> None:
+    oracle = Maira2Oracle(Path(checkpoint))
+    layers = len(oracle.vision.encoder.layer), len(oracle.projector), len(oracle.language.model.layers)
+
+    def run(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        batch = case["tokens"], case["mask"], case["pixels"]
+        logits, sites = oracle.sites(*batch, torch_sites.names(*layers))
+        return {"logits": logits, "greedy": oracle.greedy(*batch, int(steps)), **sites}
+
+    torch_sites.answer(inputs, outputs, run)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

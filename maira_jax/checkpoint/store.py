@@ -135,11 +135,13 @@ def load(model_dir: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Params
     """Reads parameters, straight to their places on `mesh` (None: the first device alone).
 
     Raises:
-      UserError: `model_dir` holds no converted model, or a damaged one.
+      UserError: `model_dir` holds no converted model, or a damaged one, or one that `mesh` does not divide.
     """
     reader = Reader(model_dir)
     wanted = shapes(reader.cfg)
-    places = sharding.of_params(wanted, sharding.one_device() if mesh is None else mesh)
+    mesh = sharding.one_device() if mesh is None else mesh
+    sharding.check(reader.cfg, mesh)
+    places = sharding.of_params(wanted, mesh)
     return jax.tree.map_with_path(reader.place, wanted, places), reader.cfg
 
 

@@ -6,7 +6,7 @@ from flax import nnx
 
 from maira_jax.model.cache import Cache
 from maira_jax.model.config import TextConfig
-from maira_jax.model.layers import Params, Tap, scan_blocks, stacked_init
+from maira_jax.model.layers import Params, Tap, attention, scan_blocks, stacked_init
 
 
 class RMSNorm(nnx.Module):
@@ -81,7 +81,7 @@ class LanguageBlock(nnx.Module):
         if cache is not None and slot is not None:
             cache = cache.write(layer, slot, k, v)
             k, v = cache.read(layer)
-        attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        attended = attention(q, k, v, mask)
         x = tap(x + self.out(attended.reshape(b, t, -1)), 2 * layer + 1)
         normed = self.post_attention_norm(x)
         return tap(x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), 2 * layer + 2), cache
@@ -106,31 +106,31 @@ def forward(
     positions: jax.Array,
     mask: jax.Array,
     *,
-    n_layers: int | None = None,
+    stop: int | None = None,
     reads: tuple[int, ...] = (),
     edit: Tap | None = None,
     cache: Cache | None = None,
     slot: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, Cache | None]:
-    """Runs the first `n_layers` blocks (all, if None).
+) -> tuple[jax.Array, dict[int, jax.Array], Cache | None]:
+    """Runs the blocks up to site code `stop` (None: all of them).
 
     Args:
       x: [batch, positions, d_model], embeddings.
       positions: [batch, positions] int32, each token's position in its own row.
       mask: bool [batch, 1, positions, keys], which keys a position sees; keys are the cache's slots if there is one.
-      reads: site codes whose activations are kept.
+      reads: site codes whose activations are kept, none beyond `stop`.
       edit: changes the residual stream at a site code.
       cache: written at `slot` and after, and attended to.
 
     Returns:
-      The residual stream [batch, positions, d_model] (before the final norm), the kept activations
-      [len(reads), batch, positions, d_model], and the cache.
+      The residual stream at `stop` (before the final norm), the kept ones by site code, each
+      [batch, positions, d_model], and the cache.
     """
     return scan_blocks(
         lambda rngs: LanguageBlock(cfg, rngs),
         params["layers"],
         x,
-        cfg.num_hidden_layers if n_layers is None else n_layers,
+        2 * cfg.num_hidden_layers if stop is None else stop,
         reads,
         edit=edit,
         state=cache,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 
@@ -25,19 +26,37 @@ def take_layer(stack: Params, layer: jax.Array) -> Params:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stack)
 
 
-def reader(reads: tuple[int, ...], n_codes: int) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """A function that files a residual stream under its slot of a [len(reads) + 1, ...] buffer.
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Softmax attention, through cuDNN's flash attention where the device has it.
+
+    Args:
+      q: [batch, positions, heads, head_dim].
+      k, v: [batch, keys, kv_heads, head_dim].
+      mask: bool, broadcastable to [batch, heads, positions, keys]; None lets every position see every key.
+
+    Returns:
+      [batch, positions, heads, head_dim].
+    """
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if _flash(q, k, mask) else None)
+
+
+def _flash(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> bool:
+    """Whether cuDNN takes these shapes: 16 bits, a head of at most 128 in eights, even lengths under a mask."""
+    if "cuda" not in jax.extend.backend.get_backend().platform_version:
+        return False
+    even = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
+    return q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even
+
+
+def recorder(codes: list[int], stop: int) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """A function that files a residual stream under its slot of a [len(codes) + 1, ...] buffer.
 
     The last slot takes what nobody asked for, so that no branch is needed.
     """
-    slots = jnp.full((n_codes,), len(reads), jnp.int32)
-    for slot, code in enumerate(reads):
-        slots = slots.at[code].set(slot)
+    slots = jnp.array([codes.index(code) if code in codes else len(codes) for code in range(stop + 1)], jnp.int32)
 
     def file(buffer: jax.Array, x: jax.Array, code: jax.Array) -> jax.Array:
-        if not reads:
-            return buffer
-        return jax.lax.dynamic_update_index_in_dim(buffer, x, slots[code], 0)
+        return jax.lax.dynamic_update_index_in_dim(buffer, x, slots[code], 0) if codes else buffer
 
     return file
 
@@ -46,47 +65,59 @@ def scan_blocks(
     make: Callable[[nnx.Rngs], nnx.Module],
     stack: Params,
     x: jax.Array,
-    n_layers: int,
+    stop: int,
     reads: tuple[int, ...],
     *,
     edit: Tap | None = None,
     state: Any = None,
     **inputs: Any,
-) -> tuple[jax.Array, jax.Array, Any]:
-    """Runs blocks 0 to n_layers - 1 under `lax.scan` over their indices.
+) -> tuple[jax.Array, dict[int, jax.Array], Any]:
+    """Runs blocks under `lax.scan` over their indices, up to site code `stop`.
 
     Args:
       make: builds the block, for its structure only. A block maps (x, state, layer, tap, **inputs) to (x, state).
       stack: the blocks' parameters, [layers, ...].
       x: [batch, positions, d], the residual stream before the first block (site code 0).
-      n_layers: a static number; a pass that only reads stops early.
-      reads: site codes to keep.
+      stop: static; the pass ends there, after an attention (odd) or a block (even).
+      reads: site codes to keep, none beyond `stop`.
       edit: changes the residual stream at a site code.
       state: what is carried from block to block beside `x`, such as a key-value cache.
       **inputs: handed to every block.
 
     Returns:
-      The residual stream after the last block, [len(reads), batch, positions, d], and the state.
+      The residual stream at `stop`, the kept ones by site code, each [batch, positions, d], and the state.
     """
     graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    file = reader(reads, 2 * n_layers + 1)
-    buffer = jnp.zeros((len(reads) + 1 if reads else 0, *x.shape), x.dtype)
+    passed = sorted(set(reads) - {stop})  # what is read at the end needs no buffer
+    file = recorder(passed, stop)
+    buffer = jnp.zeros((len(passed) + 1 if passed else 0, *x.shape), x.dtype)
+    edited = (lambda x, code: x) if edit is None else edit
 
-    def tapped(buffer: jax.Array, x: jax.Array, code: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = x if edit is None else edit(x, code)
-        return file(buffer, x, code), x
+    def run(x: jax.Array, state: Any, layer: jax.Array, tap: Tap) -> tuple[jax.Array, Any]:
+        return nnx.merge(graph, take_layer(stack, layer))(x, state, layer, tap, **inputs)
 
     def body(carry: tuple[jax.Array, jax.Array, Any], layer: jax.Array) -> tuple[Any, None]:
         buffer, x, state = carry
 
         def tap(x: jax.Array, code: jax.Array) -> jax.Array:
             nonlocal buffer
-            buffer, x = tapped(buffer, x, code)
+            x = edited(x, code)
+            buffer = file(buffer, x, code)
             return x
 
-        block = nnx.merge(graph, take_layer(stack, layer))
-        x, state = block(x, state, layer, tap, **inputs)
+        x, state = run(x, state, layer, tap)
         return (buffer, x, state), None
 
-    (buffer, x, state), _ = jax.lax.scan(body, (*tapped(buffer, x, jnp.int32(0)), state), jnp.arange(n_layers))
-    return x, buffer[: len(reads)], state
+    n_blocks, within = divmod(stop, 2)
+    x = edited(x, jnp.int32(0))
+    (buffer, x, state), _ = jax.lax.scan(body, (file(buffer, x, jnp.int32(0)), x, state), jnp.arange(n_blocks))
+    if within:  # only as far as the attention: the rest of the block is dead code, which the compiler drops
+        streams: list[jax.Array] = []
+
+        def tap(x: jax.Array, code: jax.Array) -> jax.Array:
+            streams.append(edited(x, code))
+            return streams[-1]
+
+        _, state = run(x, state, jnp.int32(n_blocks), tap)
+        x = streams[0]
+    return x, dict(zip(passed, buffer, strict=False)) | {stop: x}, state

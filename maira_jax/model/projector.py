@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Params
+from maira_jax.model.layers import Params, Tap
 
 
 def init(cfg: Maira2Config, key: jax.Array) -> Params:
@@ -20,19 +20,21 @@ def init(cfg: Maira2Config, key: jax.Array) -> Params:
     return params
 
 
-def forward(params: Params, cfg: Maira2Config, x: jax.Array) -> list[jax.Array]:
+def forward(params: Params, cfg: Maira2Config, x: jax.Array, edit: Tap | None = None) -> list[jax.Array]:
     """Every linear layer's output; the last one is the projector's.
 
     Args:
-      x: [..., d_vision].
+      x: [n, patches, d_vision].
+      edit: changes a linear layer's output, whose index is the site code.
 
     Returns:
-      `projector_n_layers` arrays [..., d_model], each before its GELU.
+      `projector_n_layers` arrays [n, patches, d_model], each before its GELU.
     """
     outputs: list[jax.Array] = []
     for layer in range(cfg.projector_n_layers):
         x = jax.nn.gelu(x, approximate=False) if layer else x
         linear = params[f"linear_{layer}"]
         x = x @ linear["kernel"] + linear["bias"]
+        x = x if edit is None else edit(x, jnp.int32(layer))
         outputs.append(x)
     return outputs

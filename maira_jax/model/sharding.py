@@ -3,6 +3,7 @@
 `data` splits the batch; `model` splits heads, MLP widths and the vocabulary. One device is the mesh of size 1.
 """
 
+import math
 import re
 
 import jax
@@ -10,6 +11,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maira_jax.errors import UserError
+from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 
 AXES = ("data", "model")
@@ -55,6 +58,31 @@ def _spec(path: str, shape: tuple[int, ...], on: Mesh | AbstractMesh) -> P:
         return axis if axis is not None and size % on.shape[axis] == 0 else None
 
     return P(*map(fits, spec, shape))
+
+
+def check(cfg: Maira2Config, on: Mesh) -> None:
+    """Refuses a mesh over which the attention heads cannot be split.
+
+    Raises:
+      UserError: a head would lie on two devices.
+    """
+    heads = {
+        "vision_config.num_attention_heads": cfg.vision.num_attention_heads,
+        "text_config.num_attention_heads": cfg.text.num_attention_heads,
+        "text_config.num_key_value_heads": cfg.text.num_key_value_heads,
+    }
+    for field, count in heads.items():
+        if count % on.shape["model"]:
+            raise UserError(
+                f"a mesh with model = {on.shape['model']} does not divide {field} = {count}: "
+                f"choose model from {_divisors(*heads.values())}"
+            )
+
+
+def _divisors(*counts: int) -> list[int]:
+    """What divides all of `counts`."""
+    common = math.gcd(*counts)
+    return [size for size in range(1, common + 1) if common % size == 0]
 
 
 def of_params(params: Params, on: Mesh | AbstractMesh) -> Params:

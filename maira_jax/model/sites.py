@@ -16,6 +16,7 @@ import re
 from maira_jax.errors import UserError
 from maira_jax.model.config import Maira2Config
 
+TOWERS = ("vision", "projector", "language")  # in the order of a pass
 _PATTERN = re.compile(
     r"(vision|language)\.(?:(embed)|(\d+)\.(resid_mid|resid_post))|(vision)\.(output)|(projector)\.(\d+)"
 )
@@ -25,17 +26,13 @@ _PATTERN = re.compile(
 class Site:
     """One place. `code` numbers the places of a tower in the order in which a forward pass meets them.
 
-    In the vision tower and the language model the embedding is 0, block i's attention 2i + 1 and its end 2i + 2.
+    In the vision tower and the language model the embedding is 0, block i's attention 2i + 1 and its end 2i + 2;
+    the vision tower's output comes after its last block. In the projector linear layer i is i.
     """
 
     tower: str
     code: int
     name: str
-
-    @property
-    def layers(self) -> int:
-        """How many blocks of its tower must run to reach it (vision tower and language model)."""
-        return (self.code + 1) // 2
 
     @classmethod
     def parse(cls, name: str, cfg: Maira2Config) -> "Site":

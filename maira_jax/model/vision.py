@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maira_jax.model.config import VisionConfig
-from maira_jax.model.layers import Params, Tap, scan_blocks, stacked_init
+from maira_jax.model.layers import Params, Tap, attention, scan_blocks, stacked_init
 
 
 def _layer_norm(cfg: VisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -32,7 +32,7 @@ class VisionBlock(nnx.Module):
         """x: [n, 1 + patches, d] -> the same."""
         n, t, d = x.shape
         q, k, v = (proj(x).reshape(n, t, self.heads, -1) for proj in (self.query, self.key, self.value))
-        return self.out(jax.nn.dot_product_attention(q, k, v).reshape(n, t, d))
+        return self.out(attention(q, k, v).reshape(n, t, d))
 
     def __call__(self, x: jax.Array, state: None, layer: jax.Array, tap: Tap) -> tuple[jax.Array, None]:
         x = tap(x + self.attention(self.norm1(x)) * self.scale1[...], 2 * layer + 1)
@@ -83,28 +83,36 @@ def embed(params: Params, cfg: VisionConfig, pixels: jax.Array) -> jax.Array:
 
 
 def forward(
-    params: Params, cfg: VisionConfig, pixels: jax.Array, reads: tuple[int, ...], n_layers: int | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Runs the first `n_layers` blocks (all, if None).
+    params: Params,
+    cfg: VisionConfig,
+    pixels: jax.Array,
+    *,
+    stop: int | None = None,
+    reads: tuple[int, ...] = (),
+    edit: Tap | None = None,
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    """Runs the tower up to site code `stop` (None: all of it, with the final LayerNorm).
 
     Args:
       pixels: [n, image_size, image_size, 3].
-      reads: site codes whose activations are kept.
+      reads: site codes whose activations are kept, none beyond `stop`.
+      edit: changes the residual stream at a site code.
 
     Returns:
-      The residual stream [n, 1 + patches, d_vision] and the kept activations [len(reads), n, 1 + patches, d_vision].
+      The residual stream at `stop`, and the kept ones by site code, each [n, 1 + patches, d_vision].
     """
+    blocks_end = 2 * cfg.num_hidden_layers
     x, kept, _ = scan_blocks(
         lambda rngs: VisionBlock(cfg, rngs),
         params["layers"],
         embed(params, cfg, pixels),
-        cfg.num_hidden_layers if n_layers is None else n_layers,
-        reads,
+        blocks_end if stop is None else min(stop, blocks_end),
+        tuple(code for code in reads if code <= blocks_end),
+        edit=edit,
     )
-    return x, kept
-
-
-def output(params: Params, cfg: VisionConfig, x: jax.Array) -> jax.Array:
-    """The final LayerNorm. x: [n, 1 + patches, d_vision] -> the same."""
+    if stop is not None and stop <= blocks_end:
+        return x, kept
     graph, _ = nnx.split(nnx.eval_shape(lambda: _layer_norm(cfg, nnx.Rngs(0))))
-    return nnx.merge(graph, params["layernorm"])(x)
+    x = nnx.merge(graph, params["layernorm"])(x)
+    x = x if edit is None else edit(x, jnp.int32(blocks_end + 1))
+    return x, kept | {blocks_end + 1: x}

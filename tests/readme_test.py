@@ -1,0 +1,83 @@
+"""The README's commands, run one after the other as a reader would: what it shows works as written."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from maira_jax.studies import phantom
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+# Why a command is not run here. Everything else that the README shows is.
+NOT_RUN = {
+    "make demo": "installs, then runs launch.demo, as the first command below does",
+    "pip install -e '.[gpu]'": "installs",
+    "python -m launch.convert --workdir=runs/maira2 --checkpoint=~/maira-2 --dtype=bfloat16": "needs MAIRA-2's weights",
+    "python -m launch.pretrain --workdir=runs/pretrain": "takes half an hour",
+}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands():
+    """Every line of the README's shell blocks, without its comment."""
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split("  #")[0].split()) for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkout as far as the commands can tell, with the files that the README's user would have."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "images").mkdir()
+    lines = []
+    for study in phantom.studies(0, 200, seed=3, size=112):
+        images = {}
+        for view in ("frontal", "prior_frontal"):
+            if (pixels := getattr(study, view)) is not None:
+                images[view] = f"images/{study.study_id}_{view}.png"
+                Image.fromarray(pixels).save(folder / images[view])
+        texts = {"study_id": study.study_id, "patient_id": study.patient_id, "findings": study.findings}
+        lines.append(texts | images | {"indication": study.indication, "labels": dict(study.labels)})
+    (folder / "studies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def run(folder, command):
+    """Runs it with this Python, where the package is; returns what it printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
+    done = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_every_command_not_run_is_in_the_readme():
+    assert not set(NOT_RUN) - set(commands())
+
+
+def test_the_commands_run_as_written(folder):
+    for command in commands():
+        if command not in NOT_RUN:
+            run(folder, command)
+
+
+def test_the_makefile_demo_is_the_command():
+    shown = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "-m launch.demo --workdir=runs/demo" in shown
+
+
+def test_the_library_example_runs(folder):
+    """After the demo, whose model it reads."""
+    program = "\n".join(blocks("python"))
+    Image.fromarray(phantom.studies(0, 1, seed=4, size=112)[0].frontal).save(folder / "images" / "s1.png")
+    run(folder, f"{sys.executable} - <<'END'\n{program}\nEND")
