@@ -73,14 +73,8 @@ def init(key: jax.Array, d_model: int, n_features: int, b_dec: jax.Array) -> Par
 
 
 def pre_activations(params: Params, x: jax.Array) -> jax.Array:
-    """`(x - b_dec) W_enc + b_enc`, `[..., d_model] -> [..., n_features]`.
-
-    The gradient of `b_dec` is taken through a term of value 0, which costs one vector product; differentiating
-    `x - b_dec` would multiply a whole `[batch, n_features]` matrix by `W_enc` and then sum over the batch.
-    """
-    fixed = jax.lax.stop_gradient(params["b_dec"])
-    zero = (params["b_dec"] - fixed) @ jax.lax.stop_gradient(params["W_enc"])
-    return (x - fixed) @ params["W_enc"] + (params["b_enc"] - zero)
+    """`(x - b_dec) W_enc + b_enc`, `[..., d_model] -> [..., n_features]`."""
+    return (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
 
 
 def encode(params: Params, x: jax.Array, threshold: float | jax.Array) -> jax.Array:

@@ -45,7 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         if stage.finished:
             return stage.manifest["counts"]
         store = Store.open(Path(workdir) / "activations")
-        sae_config = SaeConfig.from_section(config.sae, store.d_model)
+        sae_config = SaeConfig.from_section(config.sae, store.d_model, config.train.preset)
         train_config = TrainConfig.from_section(config.train, sae_config, config.seed)
         trainer = Trainer(sae_config, train_config)
         rows = store.rows_of(TRAIN)
