@@ -116,6 +116,7 @@ def get_sae() -> ml_collections.ConfigDict:
     sae.l1 = 0.0  # weight of the sum of a token's features in the loss; for relu
     sae.group_fractions = (0.5, 0.25, 0.125, 0.0625, 0.0625)  # of the features, in each nested group
     sae.group_weights = ()  # of the error up to each group in the loss; empty: the preset's
+    sae.beside = ConfigDict()  # NAME: fields that differ; each is trained from the same stream into sae-NAME/
     return sae
 
 
