@@ -19,9 +19,7 @@ from sae import select
 def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     """`einsum` of factors in `dtype`, summed in float32. In float32 no device may round the factors."""
     precision = lax.Precision.HIGHEST if dtype == "float32" else lax.Precision.DEFAULT
-    return jnp.einsum(
-        spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=jnp.float32
-    )
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
 
 
 def _groups(group_sizes: Sequence[int], stripes: int) -> list[tuple[int, int]]:

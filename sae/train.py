@@ -179,7 +179,9 @@ def _train(runs: Sequence[_Run], store: Store) -> float:
             stack.callback(run.close)
         done = min(run.done for run in runs)
         chunks = source.iterate(done // config.chunk_steps) if done < config.steps else iter(())
-        bar = progress(total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train")
+        bar = progress(
+            total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train"
+        )
         stack.enter_context(bar)
         for chunk in chunks:
             batches = runs[0].trainer.place(chunk[: config.steps - done])

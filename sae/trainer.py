@@ -81,7 +81,7 @@ def _next_threshold(threshold: jax.Array, smallest: jax.Array, step: jax.Array, 
 
 
 def _keep(z: jax.Array, sae: SaeConfig, method: select.Method, stripes: int) -> tuple[jax.Array, jax.Array]:
-    """Which of the positive pre-activations `z [B, F]` are features of this batch, bool [B, F]; the smallest of them."""
+    """Which of the positive pre-activations `z [B, F]` are features of this batch, bool [B, F]; the least of them."""
     if sae.kind == "relu":
         smallest = jnp.min(jnp.where(z > 0, z, jnp.inf))
         return z > 0, jnp.where(jnp.isfinite(smallest), smallest, 0.0)

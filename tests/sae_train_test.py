@@ -18,6 +18,8 @@ from sae.checkpoint import load_sae
 from tests.sae_helpers import activations, make_store, train_config
 
 ROOT = Path(__file__).parent.parent
+# At how many random moments a run is killed: SAE_TEST_KILLS=10 python -m pytest -s tests/sae_train_test.py -k stopped
+KILLS = int(os.environ.get("SAE_TEST_KILLS", "1"))
 # In a process of its own, so that it can be killed.
 _RUN = "import sys; from pathlib import Path; from tests.sae_helpers import *; from sae import train; "
 
@@ -104,36 +106,43 @@ def run_and(stop, workdir: Path) -> subprocess.Popen:
 
 
 def test_stopped_runs_end_with_the_same_bits(tmp_path):
-    """Killed before the first checkpoint, terminated, killed at a random later moment; and each of the two alone."""
+    """Terminated once and killed at random moments; and each of the two autoencoders alone."""
     values = activations(6000, 24)
     for name in ("stopped", "alone"):
         make_store(tmp_path / name, values)
     sae = tmp_path / "stopped" / "sae"
 
     def terminate(process: subprocess.Popen) -> None:
-        while process.poll() is None and latest_checkpoint(sae) < 20:
+        while process.poll() is None and latest_checkpoint(sae) < 10:
             time.sleep(0.005)
         process.terminate()
         assert process.wait(100) == 143
         assert "terminated after step" in process.stderr.read()
 
-    run_and(lambda process: kill_when(process, (sae / "log.jsonl").is_file), tmp_path / "stopped")
     run_and(terminate, tmp_path / "stopped")
     saved = latest_checkpoint(sae)
-    assert 20 < saved < 400 and saved == latest_checkpoint(tmp_path / "stopped" / "sae-x2")
-    later = saved + int(np.random.default_rng().integers(10, 150))
-    run_and(lambda process: kill_when(process, lambda: latest_checkpoint(sae) >= later), tmp_path / "stopped")
+    assert 10 <= saved < 400 and saved == latest_checkpoint(tmp_path / "stopped" / "sae-x2")
+    rng = np.random.default_rng()
+    for step in sorted(rng.integers(saved + 5, 395, KILLS)):
+
+        def moment(step=step, log=sae / "log.jsonl") -> bool:
+            if len(log.read_bytes().splitlines()) < step:
+                return False
+            time.sleep(rng.uniform(0, 0.05))
+            return True
+
+        run_and(lambda process, moment=moment: kill_when(process, moment), tmp_path / "stopped")
+        print(f"killed at step {step}, goes on from {latest_checkpoint(sae)}")
     train.run(long_config(), tmp_path / "stopped")
 
     alone = long_config()
     alone.sae.beside = {}
     train.run(alone, tmp_path / "alone")
     assert_same_bits(sae, tmp_path / "alone" / "sae")
-    second = long_config()
-    second.sae.update(second.sae.beside.pop("x2"))
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "activations").symlink_to(tmp_path / "alone" / "activations")
-    train.run(second, tmp_path / "second")
+    alone.sae.update({"expansion": 2, "k": 3})
+    train.run(alone, tmp_path / "second")
     assert_same_bits(tmp_path / "stopped" / "sae-x2", tmp_path / "second" / "sae")
 
 
