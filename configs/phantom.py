@@ -150,8 +150,8 @@ def get_train() -> ml_collections.ConfigDict:
 def get_export() -> ml_collections.ConfigDict:
     """What the autoencoder is written as, for other programs."""
     export = ConfigDict()
-    export.to = ("dictionary_learning", "safetensors")  # either or both; dictionary_learning's ae.pt needs torch
-    export.fold_normalization = True  # the exported autoencoder takes raw activations
+    export.to = ("dictionary_learning", "saelens", "safetensors")  # each into its own folder
+    export.fold_normalization = True  # the exported autoencoder takes raw activations; saelens knows no other
     return export
 
 

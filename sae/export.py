@@ -1,4 +1,4 @@
-"""The export stage: the finished autoencoder in the formats of other programs."""
+"""The export stage: the finished autoencoder in the formats of other programs, each with a model card."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,14 @@ import ml_collections
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
-from sae import checkpoint, formats
+from maira_jax.run.stage import MANIFEST, Stage
+from sae import checkpoint
+from sae.formats import card, dictionary_learning, plain, saelens
 
 WRITERS = {
-    "safetensors": formats.save_safetensors,
-    "dictionary_learning": formats.save_dictionary_learning,
+    "dictionary_learning": dictionary_learning.save,
+    "saelens": saelens.save,
+    "safetensors": plain.save,
 }
 
 
@@ -23,7 +25,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       The SHA-256 of each file, by its path under `export/`.
 
     Raises:
-      UserError: an unknown format, or torch is missing for dictionary_learning.
+      UserError: an unknown format, or one that has no place for this autoencoder.
     """
     wanted = tuple(config.export.to)
     for name in wanted:
@@ -34,9 +36,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with Stage(Path(workdir), "export", config.export.to_dict(), inputs=("sae",)) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        sae = checkpoint.load_sae(Path(workdir) / "sae")
+        trained, fold = Path(workdir) / "sae", bool(config.export.fold_normalization)
+        sae = checkpoint.load_sae(trained)
+        metrics, manifest = files.read_json(trained / "metrics.json"), files.read_json(trained / MANIFEST)
         for name in wanted:
-            WRITERS[name](stage.dir / name, sae, config.export.fold_normalization)
+            WRITERS[name](stage.dir / name, sae, fold)
+            with files.atomic_path(stage.dir / name / "README.md") as path:
+                path.write_text(card.text(sae, name, fold, metrics, manifest))
         written = sorted(path for name in wanted for path in (stage.dir / name).iterdir())
         stage.finish({str(path.relative_to(stage.dir)): files.sha256(path) for path in written})
         return stage.manifest["counts"]

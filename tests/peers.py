@@ -14,3 +14,11 @@ def dictionary_learning(module: str) -> types.ModuleType:
         return peers.dictionary_learning(module)
     except UserError as error:
         pytest.skip(str(error))
+
+
+def saelens() -> types.ModuleType:
+    """The autoencoders of SAELens 6.54.12."""
+    try:
+        return peers.saelens()
+    except UserError as error:
+        pytest.skip(str(error))
