@@ -104,6 +104,9 @@ def get_harvest() -> ml_collections.ConfigDict:
     harvest.dtype = "float32"  # of the store: float32 or bfloat16
     harvest.shard_rows = 16384  # tokens in a file; a killed harvest loses at most one
     harvest.chunk_rows = 128  # tokens that are read together
+    harvest.arrays = ()  # your own activations instead, without a model: .npy, .safetensors, .zarr or .parquet files
+    harvest.column = ""  # which tensor of a .safetensors file, or column of a .parquet file; empty: the only one
+    harvest.table = ""  # .parquet or .csv with a row for each study of your arrays: study_id, patient_id, split, labels
     return harvest
 
 
@@ -142,6 +145,9 @@ def get_train() -> ml_collections.ConfigDict:
     train.calibration_tokens = 1_000_000  # at most so many held-out tokens set the final threshold
     train.chunk_steps = 10  # steps in one call of the device
     train.checkpoint_every = 250  # steps
+    train.source = "store"  # activations: store (WORKDIR/activations), or model (run while training, nothing is stored)
+    train.buffer_tokens = 262_144  # tokens of the running model that are shuffled together in host memory
+    train.splice_studies = 64  # held-out studies for the loss recovered by splicing; 0: not measured
     train.mesh = (1, 1)  # devices along the tokens of a batch, and along the features
     train.update({"lr": 1e-3, "warmup_steps": 100, "decay_start": 1200, "dead_tokens": 100_000})
     return train

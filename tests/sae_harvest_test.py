@@ -17,8 +17,8 @@ from maira_jax.processing.image import ImageConfig, preprocess
 from maira_jax.processing.prompt import reporting_prompt, study_images
 from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.studies import load_studies
-from sae import harvest
-from sae.activations import HELD_OUT, Store
+from sae import data, harvest, live
+from sae.activations import HELD_OUT, TRAIN, Store
 from tests.sae_helpers import make_model
 
 SITE = "language.1.resid_mid"
@@ -124,6 +124,28 @@ def test_a_killed_harvest_resumes_without_loss(config, workdir, tmp_path, monkey
     assert counts["tokens"] == whole.n_tokens
     np.testing.assert_array_equal(resumed.read(0, whole.n_tokens), whole.read(0, whole.n_tokens))
     assert resumed.tokens.equals(whole.tokens)
+
+
+def test_the_model_on_the_fly_gives_the_stored_activations(config, workdir):
+    """Row by row, and in the shuffled order; other padded shapes sum in another order."""
+    config = config.copy_and_resolve_references()
+    config.train.update({"source": "model", "buffer_tokens": 400})
+    running, stored = live.open_source(config, workdir), Store.open(workdir / "activations")
+    assert (running.n_tokens, running.d_model, running.source) == (stored.n_tokens, stored.d_model, stored.source)
+    for split in (TRAIN, HELD_OUT):
+        np.testing.assert_array_equal(running.rows_of(split), stored.rows_of(split))
+    rows = running.rows_of(HELD_OUT)
+    found, expected = (np.concatenate(list(data.sequential(source, rows, 150))) for source in (running, stored))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    shuffled = data.ShuffledBatches(running, running.rows_of(TRAIN), 20, 5, 6, 3)
+    groups = list(shuffled.iterate(0))
+    assert [group.shape for group in groups] == [(5, 20, stored.d_model)] * 6
+    every = np.round(stored.read(0, stored.n_tokens)[stored.rows_of(TRAIN)], 2)
+    distances = np.abs(np.concatenate(groups).reshape(-1, 1, stored.d_model)[::25] - every).max(-1).min(1)
+    assert distances.max() < 0.01
+    # A run that is killed inside a buffer reads the same groups again.
+    for group, again in zip(groups[2:], shuffled.iterate(2), strict=True):
+        np.testing.assert_array_equal(group, again)
 
 
 def test_studies_without_images(config, workdir, tmp_path):
