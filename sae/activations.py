@@ -166,7 +166,8 @@ class StoreWriter:
             raise ValueError(f"shard {shard} has shape {(stop - start, self.layout.d_model)}, not {values.shape}")
         if not np.isfinite(values.astype(np.float32)).all():
             raise UserError(
-                f"rows {start} to {stop} of the activations are not finite: set model.dtype to float32, or mend your arrays"
+                f"rows {start} to {stop} of the activations are not finite: set model.dtype to float32, or "
+                "mend your arrays"
             )
         try:
             with ts.Transaction() as transaction:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+import pyarrow as pa
 
 from maira_jax.errors import UserError
 from sae.activations import Store, rows_of
@@ -24,6 +25,11 @@ class LiveStore:
     def __init__(self, reader: Reader, directory: Path, buffer_rows: int):
         self._reader = reader
         self.directory, self.source, self.buffer_rows = directory, reader.source, buffer_rows
+
+    @property
+    def studies(self) -> pa.Table:
+        """The study table; see `STUDY_SCHEMA`."""
+        return self._reader.studies
 
     @property
     def n_tokens(self) -> int:

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+import pyarrow as pa
 from flax import struct
 
 from maira_jax import inputs
@@ -31,10 +33,13 @@ from maira_jax.model.sites import Site
 from maira_jax.processing.image import ImageConfig
 from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.run.progress import progress
-from maira_jax.studies import Study
+from maira_jax.studies import Study, load_studies
 from sae import autoencoder
+from sae.activations import HELD_OUT
 from sae.autoencoder import Sae
 
+# From an autoencoder to what `recovered` gives.
+Loss = Callable[[Sae], dict[str, Any]]
 # Rows of logits that are computed at a time: a whole sequence's would be the largest array by far.
 _TAIL_STEP = 32
 
@@ -197,3 +202,33 @@ def measure(sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int
                 bar.update(int(batch.scored.any(1).sum()))
 
         return recovered(sae, params, cfg, Site.parse(source["site"], cfg), batches)
+
+
+def of_run(config: ml_collections.ConfigDict, workdir: Path, table: pa.Table) -> Loss | None:
+    """The measurement for autoencoders of a run, on `config.train.splice_studies` of its held-out studies.
+
+    Args:
+      config: with the studies that the activations are of.
+      workdir: with the model.
+      table: the activations' study table.
+
+    Returns:
+      A function from an autoencoder to what `recovered` gives, or None if nothing is to be measured.
+
+    Raises:
+      UserError: there is no model, or no such study.
+    """
+    wanted, model_dir = int(config.train.splice_studies), Path(workdir) / "model"
+    if not wanted:
+        return None
+    if not model_dir.is_dir():
+        raise UserError(f"{model_dir} does not exist, and train.splice_studies needs the model: set it to 0")
+    held_out = np.asarray(table["split"].to_pylist()) == HELD_OUT
+    names = set(np.asarray(table["study_id"].to_pylist())[held_out][:wanted])
+    studies = [study for study in load_studies(config.studies) if study.study_id in names]
+    if not studies:
+        raise UserError(
+            "none of config.studies is a held-out study of the activations: give the studies that were harvested, or "
+            "set train.splice_studies to 0"
+        )
+    return functools.partial(measure, model_dir=model_dir, studies=studies, batch_size=int(config.harvest.batch_size))

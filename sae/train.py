@@ -1,4 +1,4 @@
-"""The train stage: activation store in, autoencoders and their metrics out."""
+"""The train stage: activations in, autoencoders and their metrics out."""
 
 import collections
 import contextlib
@@ -18,9 +18,10 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from sae import autoencoder, calibrate, data, metrics
+from sae import autoencoder, calibrate, data, flops, live, metrics, splice
 from sae.activations import HELD_OUT, TRAIN, Store
 from sae.autoencoder import Sae
+from sae.board import Board
 from sae.checkpoint import Checkpoints, save_sae
 from sae.config import SaeConfig, TrainConfig
 from sae.trainer import Metrics, State, Trainer
@@ -48,28 +49,30 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a field is out of range, the store cannot be read, the disk is full, or training diverges.
       SystemExit: the process was sent SIGTERM; the code is 143.
     """
+    identity, inputs = live.source_identity(config)
     with contextlib.ExitStack() as stack:
         stages = {
-            folder: stack.enter_context(Stage(workdir, folder, section, inputs=("activations",)))
-            for folder, section in _sections(config).items()
+            folder: stack.enter_context(Stage(workdir, folder, section, inputs=inputs))
+            for folder, section in _sections(config, identity).items()
         }
         unfinished = [stage for stage in stages.values() if not stage.finished]
         if unfinished:
-            store = Store.open(Path(workdir) / "activations")
+            store = live.open_source(config, workdir)
+            loss = splice.of_run(config, workdir, store.studies)
             configs = [_configs(stage.section, store.d_model) for stage in unfinished]
             trainers = [Trainer(*pair) for pair in configs]
             runs = [_Run(stage, trainer) for stage, trainer in zip(unfinished, trainers, strict=True)]
             scale = _train(runs, store)
             for run in runs:
-                run.finish(scale, store)
+                run.finish(scale, store, loss)
         return stages["sae"].manifest["counts"]
 
 
-def _sections(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
-    """What decides each autoencoder, by the name of its folder."""
+def _sections(config: ml_collections.ConfigDict, identity: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What decides each autoencoder, by the name of its folder; `identity` is what decides its activations."""
     own = config.sae.to_dict()
     beside = own.pop("beside")
-    section = {"sae": own, "train": config.train.to_dict(), "seed": config.seed}
+    section = {"sae": own, "train": config.train.to_dict(), "seed": config.seed} | identity
     sections = {"sae": section}
     for name, fields in beside.items():
         unknown = sorted(fields.keys() - own.keys())
@@ -119,7 +122,7 @@ class _Run:
                 scale = _scale(source, self.config) if self.config.normalize else 1.0
             self.state = self.trainer.init(source[0][0].astype(np.float32), scale)
         self.done = self._saved = int(self.state.step)
-        self._log = _Log(self.stage.dir / "log.jsonl", self.done)
+        self._log = _Log(self.stage.dir, self.done)
         return scale
 
     def advance(self, batches: jax.Array, scale: float) -> None:
@@ -142,15 +145,18 @@ class _Run:
         self._log.close()
         self._checkpoints.close()
 
-    def finish(self, scale: float, store: Store) -> None:
+    def finish(self, scale: float, store: Store | live.LiveStore, loss: splice.Loss | None) -> None:
         """Sets the threshold, measures, writes the autoencoder and ends the stage."""
         sae = _calibrated(self.trainer, self.state, scale, store)
         held_out = data.sequential(store, store.rows_of(HELD_OUT), _EVALUATION_BATCH)
         measured, density = metrics.evaluate(sae, held_out)
+        measured["loss"] = None if loss is None else loss(sae)
         save_sae(self.stage.dir, sae)
         with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
             np.save(file, density)
         files.write_json(self.stage.dir / "metrics.json", measured)
+        with contextlib.closing(Board(self.stage.dir / "tensorboard", self.config.steps)) as board:
+            board.held_out(self.config.steps, measured, density)
         self.stage.finish(_counts(sae, self.config, measured))
 
 
@@ -163,10 +169,11 @@ def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str
         "k": sae.k,
         "threshold": sae.threshold,
     }
-    return counts | {name: measured[name] for name in ("fvu", "explained_variance", "l0", "dead", "dense")}
+    counts |= {name: measured[name] for name in ("fvu", "explained_variance", "l0", "dead", "dense")}
+    return counts | ({} if measured["loss"] is None else {"loss_recovered": measured["loss"]["recovered_zero"]})
 
 
-def _train(runs: Sequence[_Run], store: Store) -> float:
+def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
     """Takes all `runs` to their last step; returns the normalisation factor."""
     config = runs[0].config
     n_groups = -(-config.steps // config.chunk_steps)
@@ -183,6 +190,7 @@ def _train(runs: Sequence[_Run], store: Store) -> float:
             total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train"
         )
         stack.enter_context(bar)
+        work = sum(flops.per_token(store.d_model, run.trainer.sae.n_features) for run in runs)
         for chunk in chunks:
             batches = runs[0].trainer.place(chunk[: config.steps - done])
             for run in runs:
@@ -190,6 +198,7 @@ def _train(runs: Sequence[_Run], store: Store) -> float:
                     run.advance(batches, scale)
             done += len(batches)
             bar.update(len(batches) * config.batch_size)
+            flops.show(bar, work)
             if terminated.is_set():
                 for run in runs:
                     run.save(scale)
@@ -215,12 +224,15 @@ def _termination() -> Iterator[threading.Event]:
 
 
 class _Log:
-    """`log.jsonl`: the metrics of each step, fetched from the device a little late so that it never waits.
+    """`log.jsonl` and `tensorboard/`: metrics, fetched from the device a little late so that it never waits.
 
-    Lines after `step`, left by an attempt that was killed, are dropped.
+    The former has every step, the latter the last of each chunk. What an attempt that was killed left for later steps
+    than `step` is dropped.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, directory: Path, step: int):
+        path = directory / "log.jsonl"
+        self._board = Board(directory / "tensorboard", step)
         lines = path.read_text().splitlines(keepends=True)[:step] if path.is_file() else []
         with files.atomic_path(path) as temporary:
             temporary.write_text("".join(lines))
@@ -251,14 +263,16 @@ class _Log:
             line = {"step": self._step} | {name: value[i].tolist() for name, value in host.items()}
             self._file.write(json.dumps(line) + "\n")
             self._step += 1
+        self._board.train(self._step - 1, {name: value[-1] for name, value in host.items()})
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         self._file.close()
+        self._board.close()
 
 
-def _calibrated(trainer: Trainer, state: State, scale: float, store: Store) -> Sae:
+def _calibrated(trainer: Trainer, state: State, scale: float, store: Store | live.LiveStore) -> Sae:
     """Folds the normalisation in and sets the threshold for a mean of k features on held-out tokens."""
     config = trainer.config
     ordered = trainer.ordered(state)

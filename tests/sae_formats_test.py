@@ -229,22 +229,28 @@ METRICS = {
 
 
 def test_the_stage(tmp_path, sae):
-    with Stage(tmp_path, "sae", {"sae": {"k": 4}}) as stage:
-        save_sae(stage.dir, sae)
-        files.write_json(stage.dir / "metrics.json", METRICS)
-        stage.finish({})
+    for folder in ("sae", "sae-x2"):
+        with Stage(tmp_path, folder, {"sae": {"k": 4}}) as stage:
+            save_sae(stage.dir, sae)
+            files.write_json(stage.dir / "metrics.json", METRICS)
+            stage.finish({})
     config = phantom.get_config()
+    config.sae.beside = {"x2": {"expansion": 2}}
     counts = export.run(config, tmp_path)
-    assert set(counts) == {
-        "dictionary_learning/README.md",
-        "dictionary_learning/ae.pt",
-        "dictionary_learning/config.json",
-        "saelens/README.md",
-        "saelens/cfg.json",
-        "saelens/sae_weights.safetensors",
-        "safetensors/README.md",
-        "safetensors/sae.safetensors",
-    }
+    assert (
+        {path.removeprefix("x2/") for path in counts if path.startswith("x2/")}
+        == {path for path in counts if not path.startswith("x2/")}
+        == {
+            "dictionary_learning/README.md",
+            "dictionary_learning/ae.pt",
+            "dictionary_learning/config.json",
+            "saelens/README.md",
+            "saelens/cfg.json",
+            "saelens/sae_weights.safetensors",
+            "safetensors/README.md",
+            "safetensors/sae.safetensors",
+        }
+    )
     stored = load_sae(tmp_path / "sae")
     check_same(stored, sae)
     for name in export.WRITERS:

@@ -90,6 +90,7 @@ def train_config(**train: object) -> ml_collections.ConfigDict:
         "dead_tokens": 1000,
         "chunk_steps": 5,
         "checkpoint_every": 10,
+        "splice_studies": 0,
     }
     config.train.update(short | train)
     return config

@@ -16,6 +16,7 @@ _LOAD = {
     "saelens": ("from sae_lens import SAE\n\nsae = SAE.load_from_disk(FOLDER)\nfeatures = sae.encode(activations)"),
 }
 _LIBRARY = {"safetensors": "maira-jax", "dictionary_learning": "dictionary-learning", "saelens": "saelens"}
+_KINDS = {"batch_top_k": "BatchTopK", "top_k": "TopK", "relu": "ReLU"}
 # Name in metrics.json, what it is called here, format.
 _METRICS = (
     ("tokens", "held-out tokens", ",d"),
@@ -54,7 +55,8 @@ def text(sae: Sae, form: str, fold_normalization: bool, metrics: Mapping[str, An
         if fold_normalization
         else f"It takes activations divided by {factor!r}, and its features and reconstructions are divided by it, too."
     )
-    kind = "TopK" if sae.per_token else "Matryoshka BatchTopK"
+    kind = _KINDS.get(sae.meta.get("sae", {}).get("kind"), "TopK" if sae.per_token else "BatchTopK")
+    nested = "Matryoshka " if len(sae.group_sizes) > 1 else ""
     rows = {
         "site": source.get("site", "unknown"),
         "model": source.get("checkpoint", "unknown"),
@@ -71,7 +73,7 @@ def text(sae: Sae, form: str, fold_normalization: bool, metrics: Mapping[str, An
     ]
     parts = [
         f"---\nlibrary_name: {_LIBRARY[form]}\ntags:\n- sparse-autoencoder\n- feature-extraction\n---",
-        f"# Sparse autoencoder ({kind}), {sae.n_features:,} features",
+        f"# Sparse autoencoder ({nested}{kind}), {sae.n_features:,} features",
         _table(("", ""), rows.items()),
         takes,
         f"```python\n{_LOAD[form]}\n```",

@@ -84,7 +84,7 @@ def load(path: Path) -> Sae:
     return units.imported(
         path,
         {name: arrays[name] for name in units.ARRAYS},
-        threshold=-1.0 if kind == _TOP_K else arrays.get("threshold", np.float32(0.0)),
+        threshold=-1.0 if kind == _TOP_K or "threshold" not in arrays else arrays["threshold"],
         k=int(arrays.get("k", 0)),
         group_sizes=tuple(arrays["group_sizes"].reshape(-1)) if kind == _MATRYOSHKA else (),
         per_token=kind == _TOP_K,

@@ -23,6 +23,7 @@ _CONFIG = "cfg.json"
 # The version whose files these are; without one of 6 or later, SAELens takes a file for one of its older formats.
 _VERSION = "6.54.12"
 _BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
+_TRAINED_AS = {"batch_top_k": "matryoshka_batchtopk", "top_k": "topk", "relu": "standard"}
 
 
 def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
@@ -68,7 +69,7 @@ def _config(sae: Sae) -> dict[str, Any]:
         "context_size": None,
         "prepend_bos": True,
         "dataset_path": None,
-        "training_architecture": "topk" if sae.per_token else "matryoshka_batchtopk",
+        "training_architecture": _TRAINED_AS.get(sae.meta.get("sae", {}).get("kind"), config["architecture"]),
         "training_architecture_details": {
             "k": sae.k,
             "matryoshka_widths": list(itertools.accumulate(sae.group_sizes)),
@@ -112,6 +113,7 @@ def load(path: Path) -> Sae:
     if config.get("rescale_acts_by_decoder_norm", kind in _BATCH_TOP_K):
         arrays = units.unit_decoder(arrays)
     name = "topk_threshold" if kind in _BATCH_TOP_K else "threshold"
+    everything = np.asarray(-1.0, np.float32)
     if kind not in ("standard", "topk") and name not in arrays:
         raise UserError(f"{path} lacks {name}: give a whole autoencoder")
     details = config.get("training_architecture_details") or config
@@ -119,7 +121,7 @@ def load(path: Path) -> Sae:
     return units.imported(
         path,
         {array: arrays[array] for array in units.ARRAYS},
-        threshold=arrays.get(name, np.float32(-1.0)),
+        threshold=arrays.get(name, everything),
         k=int(details.get("k", 0)),
         group_sizes=_sizes(details.get("matryoshka_widths") or (), arrays["b_enc"].size),
         per_token=kind == "topk",
