@@ -23,21 +23,21 @@ lint: $(VENV)/.installed-test
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }
+	@echo "Installing into $(VENV), once; this takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.torch: $(BIN)/pip
-	@echo "Installing into $(VENV), once; this takes some minutes."
 	$(BIN)/pip install -q '$(TORCH)'
 	echo '$(TORCH)' > $@
 
-$(VENV)/.installed-demo: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[export]'
+$(VENV)/.installed-demo: pyproject.toml $(BIN)/pip
+	$(BIN)/pip install -q -e .
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[export,test]'
-	# Alone: of what it asks for, the tests need only einops and torch.
-	$(BIN)/pip install -q --no-deps dictionary_learning==0.1.0
+	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[test]'
+	# Alone: of what they ask for, the tests need only einops, torch and transformers.
+	$(BIN)/pip install -q --no-deps dictionary_learning==0.1.0 sae-lens==6.54.12
 	touch $@
 
 clean:

@@ -127,6 +127,9 @@ def get_harvest() -> ml_collections.ConfigDict:
     harvest.dtype = "float32"  # of the store: float32 or bfloat16
     harvest.shard_rows = 16384  # tokens in a file; a killed harvest loses at most one
     harvest.chunk_rows = 128  # tokens that are read together
+    harvest.arrays = ()  # your own activations instead, without a model: .npy, .safetensors, .zarr or .parquet files
+    harvest.column = ""  # which tensor of a .safetensors file, or column of a .parquet file; empty: the only one
+    harvest.table = ""  # .parquet or .csv with a row for each study of your arrays: study_id, patient_id, split, labels
     return harvest
 
 
@@ -134,37 +137,50 @@ def get_sae() -> ml_collections.ConfigDict:
     """The autoencoder."""
     sae = ConfigDict()
     sae.expansion = 8  # features for each dimension of the activations
+    sae.kind = "batch_top_k"  # what is kept in training: batch_top_k, top_k (of each token) or relu (all positive)
     sae.k = 16  # mean number of features kept a token
+    sae.l1 = 0.0  # weight of the sum of a token's features in the loss; for relu
     sae.group_fractions = (0.5, 0.25, 0.125, 0.0625, 0.0625)  # of the features, in each nested group
-    sae.group_weights = ()  # of each group's reconstruction in the loss; empty: one over the number of groups
+    sae.group_weights = ()  # of the error up to each group in the loss; empty: the preset's
+    sae.beside = ConfigDict()  # NAME: fields that differ; each is trained from the same stream into sae-NAME/
     return sae
 
 
 def get_train() -> ml_collections.ConfigDict:
-    """How the autoencoder is trained."""
+    """How the autoencoder is trained. Fields that are None are those of the preset."""
     train = ConfigDict()
+    train.preset = "dictionary_learning"  # default or dictionary_learning: for the fields that are left open
     train.steps = 1500
     train.batch_size = 1024  # tokens
-    train.lr = 1e-3  # peak; None: 2e-4 / sqrt(features / 2^14)
-    train.warmup_steps = 100
-    train.decay_start = 1200  # step from which the rate falls to 0; None: it stays
-    train.auxk_alpha = 1 / 32  # weight of the loss that revives dead features
-    train.dead_tokens = 100_000  # a feature silent for so many tokens is dead; 10 million for long runs
-    train.threshold_beta = 0.999  # decay of the running threshold
-    train.threshold_start = 1000  # step from which it is followed
+    train.microbatches = 1  # parts in which a batch is computed, to save memory; the result is the same
+    train.dtype = "float32"  # of matrix products: float32 or bfloat16; weights and sums are float32
+    train.lr = placeholder(float)  # peak
+    train.warmup_steps = placeholder(int)  # over which the rate rises from 0
+    train.decay_start = placeholder(int)  # step from which the rate falls to 0; train.steps: it stays
+    train.beta1 = placeholder(float)  # Adam's decay of the mean gradient
+    train.beta2 = placeholder(float)  # and of its square
+    train.auxk_alpha = placeholder(float)  # weight of the loss that revives dead features
+    train.dead_tokens = placeholder(int)  # a feature silent for so many tokens is dead
+    train.resample_every = 0  # steps after which dead features are made anew from badly described tokens; 0: never
+    train.threshold_beta = placeholder(float)  # decay of the running threshold
+    train.threshold_start = placeholder(int)  # step from which it is followed
     train.normalize = True  # divide activations by their root mean squared norm; folded into the result
-    train.calibration_tokens = 1_000_000  # at most so many training tokens set the final threshold
+    train.calibration_tokens = 1_000_000  # at most so many held-out tokens set the final threshold
     train.chunk_steps = 10  # steps in one call of the device
     train.checkpoint_every = 250  # steps
+    train.source = "store"  # activations: store (WORKDIR/activations), or model (run while training, nothing is stored)
+    train.buffer_tokens = 262_144  # tokens of the running model that are shuffled together in host memory
+    train.splice_studies = 64  # held-out studies for the loss recovered by splicing; 0: not measured
     train.mesh = (1, 1)  # devices along the tokens of a batch, and along the features
+    train.update({"lr": 1e-3, "warmup_steps": 100, "decay_start": 1200, "dead_tokens": 100_000})
     return train
 
 
 def get_export() -> ml_collections.ConfigDict:
     """What the autoencoder is written as, for other programs."""
     export = ConfigDict()
-    export.to = ("dictionary_learning", "safetensors")  # either or both; dictionary_learning's ae.pt needs torch
-    export.fold_normalization = True  # the exported autoencoder takes raw activations
+    export.to = ("dictionary_learning", "saelens", "safetensors")  # each into its own folder
+    export.fold_normalization = True  # the exported autoencoder takes raw activations; saelens knows no other
     return export
 
 

@@ -90,6 +90,8 @@ def _leaves(path: _Path, value: ast.expr, functions: _Functions) -> Iterator[tup
         called = value.func.id if isinstance(value.func, ast.Name) else ""
         if called in functions:
             yield from _assignments(path, functions[called], functions)
+        elif path and not value.args and not value.keywords:  # ConfigDict(), to be filled
+            yield path, value
         for argument in value.args:  # ConfigDict(...) around something
             yield from _leaves(path, argument, functions)
         for keyword in value.keywords:

@@ -1,6 +1,7 @@
 """Benchmarks against peers on this machine: python -m launch.bench NAME [options].
 
-sae_step   tokens/s of a training step, ours and dictionary_learning's
+sae_step   tokens/s of a training step: ours, dictionary_learning's, SAELens' and sparsify's
+recovery   true features recovered from synthetic activations: ours, dictionary_learning's and SAELens'
 """
 
 import argparse
@@ -9,7 +10,7 @@ import sys
 
 from maira_jax.errors import UserError
 
-NAMES = ("sae_step",)
+NAMES = ("sae_step", "recovery")
 
 
 def main() -> int:

@@ -1,10 +1,25 @@
-"""Writes the sparse autoencoder for other programs: dictionary_learning and plain safetensors.
+"""Writes the sparse autoencoder for other programs: dictionary_learning, SAELens and plain safetensors.
 
-Result: WORKDIR/export.
+Result: WORKDIR/export, a folder a format, each with a model card.
+
+  python -m launch.export --to=saelens,dictionary_learning
 """
+
+from absl import flags
 
 from launch import _main
 from sae import export
+
+_main.define_shortcut(
+    "to",
+    f"Formats, with commas between them: {', '.join(export.WRITERS)}. Sets export.to.",
+    lambda text: {"export.to": tuple(text.split(","))},
+)
+_main.define_shortcut(
+    "fold_normalization",
+    "true or false: whether the exported autoencoder takes raw activations. Sets export.fold_normalization.",
+    lambda text: {"export.fold_normalization": flags.BooleanParser().parse(text)},
+)
 
 if __name__ == "__main__":
     _main.main(export.run, __doc__ or "", reads=("export",))

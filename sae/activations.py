@@ -166,7 +166,8 @@ class StoreWriter:
             raise ValueError(f"shard {shard} has shape {(stop - start, self.layout.d_model)}, not {values.shape}")
         if not np.isfinite(values.astype(np.float32)).all():
             raise UserError(
-                f"rows {start} to {stop} of the activations are not finite: harvest with model.dtype float32"
+                f"rows {start} to {stop} of the activations are not finite: set model.dtype to float32, or "
+                "mend your arrays"
             )
         try:
             with ts.Transaction() as transaction:
@@ -186,12 +187,14 @@ class Store:
       directory: its folder.
       layout: shape and storage.
       source: where the activations come from.
+      buffer_rows: see `LiveStore`; here the rows of a group are shuffled, which come from all over the store.
     """
 
     directory: Path
     layout: Layout
     source: Mapping[str, Any]
     _values: ts.TensorStore
+    buffer_rows: int = 0
 
     @classmethod
     def open(cls, directory: Path) -> "Store":
@@ -259,7 +262,15 @@ class Store:
 
     def rows_of(self, split: str) -> np.ndarray:
         """Row numbers of the tokens of one split, ascending. int64 [n]"""
-        studies = self.studies
-        chosen = np.asarray(studies["split"].to_pylist()) == split
-        ranges = zip(studies["start"].to_numpy()[chosen], studies["stop"].to_numpy()[chosen], strict=True)
-        return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
+        return rows_of(self.studies, split)
+
+    def chunk_of(self, rows: np.ndarray) -> np.ndarray:
+        """The chunk of each row: what is read together."""
+        return rows // self.layout.chunk_rows
+
+
+def rows_of(studies: pa.Table, split: str) -> np.ndarray:
+    """Row numbers of the tokens of one split's studies, ascending. int64 [n]"""
+    chosen = np.asarray(studies["split"].to_pylist()) == split
+    ranges = zip(studies["start"].to_numpy()[chosen], studies["stop"].to_numpy()[chosen], strict=True)
+    return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])

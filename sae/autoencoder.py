@@ -21,17 +21,20 @@ class Sae:
 
     Attributes:
       params: the four arrays, float32.
-      threshold: features above it are kept; negative keeps every positive one.
+      threshold: features above it are kept; negative keeps every positive one. Imported ones may have one a feature,
+        float32 [n_features].
       k: the mean number of kept features a token that it was trained for.
       group_sizes: features of each nested group, in feature order.
       meta: where it comes from: site, checkpoint, normalisation factor, training config.
+      per_token: of the features above the threshold, only the k largest of each token are kept.
     """
 
     params: Params
-    threshold: float
+    threshold: float | np.ndarray
     k: int
     group_sizes: tuple[int, ...]
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    per_token: bool = False
 
     @property
     def d_model(self) -> int:
@@ -45,7 +48,7 @@ class Sae:
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Features of raw activations, `[..., d_model] -> [..., n_features]`."""
-        return encode(self.params, x, self.threshold)
+        return encode(self.params, x, self.threshold, self.k if self.per_token else None)
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Raw activations of features, `[..., n_features] -> [..., d_model]`."""
@@ -73,20 +76,23 @@ def init(key: jax.Array, d_model: int, n_features: int, b_dec: jax.Array) -> Par
 
 
 def pre_activations(params: Params, x: jax.Array) -> jax.Array:
-    """`(x - b_dec) W_enc + b_enc`, `[..., d_model] -> [..., n_features]`.
+    """`(x - b_dec) W_enc + b_enc`, `[..., d_model] -> [..., n_features]`."""
+    return (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
 
-    The gradient of `b_dec` is taken through a term of value 0, which costs one vector product; differentiating
-    `x - b_dec` would multiply a whole `[batch, n_features]` matrix by `W_enc` and then sum over the batch.
+
+def encode(
+    params: Params, x: jax.Array, threshold: float | np.ndarray | jax.Array, top_k: int | None = None
+) -> jax.Array:
+    """Positive pre-activations above `threshold`, `[..., d_model] -> [..., n_features]`.
+
+    `threshold` is one number or one a feature; with `top_k`, only so many of each token are kept, the largest.
     """
-    fixed = jax.lax.stop_gradient(params["b_dec"])
-    zero = (params["b_dec"] - fixed) @ jax.lax.stop_gradient(params["W_enc"])
-    return (x - fixed) @ params["W_enc"] + (params["b_enc"] - zero)
-
-
-def encode(params: Params, x: jax.Array, threshold: float | jax.Array) -> jax.Array:
-    """Positive pre-activations above `threshold`, `[..., d_model] -> [..., n_features]`."""
     z = jax.nn.relu(pre_activations(params, x))
-    return jnp.where(z > threshold, z, 0.0)
+    z = jnp.where(z > threshold, z, 0.0)
+    if top_k is None:
+        return z
+    values, indices = jax.lax.top_k(z, top_k)
+    return jnp.put_along_axis(jnp.zeros_like(z), indices, values, axis=-1, inplace=False)
 
 
 def decode(params: Params, f: jax.Array) -> jax.Array:
@@ -115,7 +121,9 @@ def geometric_median(points: jax.Array, iterations: int = 100, tolerance: float 
     return jax.lax.while_loop(unfinished, improve, start)[0]
 
 
-def fold(params: Mapping[str, Any], threshold: float, factor: float) -> tuple[dict[str, np.ndarray], float]:
+def fold(
+    params: Mapping[str, Any], threshold: float | np.ndarray, factor: float
+) -> tuple[dict[str, np.ndarray], float | np.ndarray]:
     """Folds `x / factor` into an autoencoder of normalised activations, so that it takes raw ones.
 
     Only the biases and the threshold change, so the decoder rows keep norm 1 and features come out in raw units.
@@ -124,4 +132,6 @@ def fold(params: Mapping[str, Any], threshold: float, factor: float) -> tuple[di
     folded = {name: np.asarray(value, np.float32) for name, value in params.items()}
     scale = np.float32(factor)
     folded |= {name: folded[name] * scale for name in ("b_enc", "b_dec")}
-    return folded, float(np.float32(threshold) * scale) if threshold >= 0 else threshold
+    limits = np.asarray(threshold, np.float32)
+    limits = np.where(limits >= 0, limits * scale, limits)
+    return folded, limits if limits.ndim else float(limits)

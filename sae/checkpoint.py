@@ -1,6 +1,8 @@
 """SAE checkpoints: those that a training run resumes from, and the finished autoencoder."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, trainer: Trainer):
-        self._trainer = trainer
+        self._trainer, self._directory = trainer, Path(directory)
         self._checkpointer = ocp.training.Checkpointer(
             Path(directory).absolute(),
             # The caller decides when; without this every save but a few would be skipped.
@@ -51,9 +53,14 @@ class Checkpoints:
         )
 
     def save(self, state: State, scale: float) -> None:
-        """Starts to write `state` (striped, as it trains) and the normalisation factor."""
+        """Starts to write `state` (striped, as it trains) and the normalisation factor.
+
+        Raises:
+          UserError: the checkpoint before this one could not be written.
+        """
         tree = _as_tree(self._trainer.ordered(state)) | {"scale": jnp.float32(scale)}
-        self._checkpointer.save_async(int(tree["step"]), tree)
+        with self._disk():
+            self._checkpointer.save_async(int(tree["step"]), tree)
 
     def load_latest(self) -> tuple[State, float] | None:
         """The latest state, striped for the trainer's mesh, and the normalisation factor; None if there is none."""
@@ -68,8 +75,24 @@ class Checkpoints:
         return self._trainer.striped(state), float(tree["scale"])
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._checkpointer.close()
+        """Waits for what is being written.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with self._disk():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """A checkpoint is written in the background, so what goes wrong shows when the next one begins."""
+        try:
+            yield
+        except Exception as error:  # orbax passes on whatever the writer raised
+            raise UserError(
+                f"could not write a checkpoint in {self._directory} ({_first_line(error)}): free space and run again, "
+                "which goes on from the checkpoint before it"
+            ) from error
 
 
 def save_sae(directory: Path, sae: Sae) -> None:

@@ -1,4 +1,4 @@
-"""The export stage: the finished autoencoder in the formats of other programs."""
+"""The export stage: the finished autoencoder in the formats of other programs, each with a model card."""
 
 from pathlib import Path
 from typing import Any
@@ -7,23 +7,26 @@ import ml_collections
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
-from sae import checkpoint, formats
+from maira_jax.run.stage import MANIFEST, Stage
+from sae import checkpoint
+from sae.formats import card, dictionary_learning, plain, saelens
 
 WRITERS = {
-    "safetensors": formats.save_safetensors,
-    "dictionary_learning": formats.save_dictionary_learning,
+    "dictionary_learning": dictionary_learning.save,
+    "saelens": saelens.save,
+    "safetensors": plain.save,
 }
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes `export/<format>/` for each format of `config.export.to`.
+    """Writes `export/<format>/` for each format of `config.export.to`, and `export/NAME/<format>/` for each autoencoder
+    of `config.sae.beside`.
 
     Returns:
       The SHA-256 of each file, by its path under `export/`.
 
     Raises:
-      UserError: an unknown format, or torch is missing for dictionary_learning.
+      UserError: an unknown format, or one that has no place for this autoencoder.
     """
     wanted = tuple(config.export.to)
     for name in wanted:
@@ -31,12 +34,23 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             raise UserError(f"export.to names {name!r}: choose from {', '.join(WRITERS)}")
     if not wanted:
         raise UserError(f"export.to is empty: choose from {', '.join(WRITERS)}")
-    with Stage(Path(workdir), "export", config.export.to_dict(), inputs=("sae",)) as stage:
+    # Those that were trained beside it go into folders of their own.
+    trained = {"sae": Path()} | {f"sae-{name}": Path(name) for name in config.sae.beside}
+    with Stage(Path(workdir), "export", config.export.to_dict(), inputs=tuple(trained)) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        sae = checkpoint.load_sae(Path(workdir) / "sae")
-        for name in wanted:
-            WRITERS[name](stage.dir / name, sae, config.export.fold_normalization)
-        written = sorted(path for name in wanted for path in (stage.dir / name).iterdir())
+        for folder, place in trained.items():
+            _write(Path(workdir) / folder, stage.dir / place, wanted, bool(config.export.fold_normalization))
+        written = sorted(path for path in stage.dir.rglob("*") if path.parent.name in wanted)
         stage.finish({str(path.relative_to(stage.dir)): files.sha256(path) for path in written})
         return stage.manifest["counts"]
+
+
+def _write(trained: Path, directory: Path, wanted: tuple[str, ...], fold: bool) -> None:
+    """Writes the autoencoder of the stage's folder `trained` to `directory/<format>/`."""
+    sae = checkpoint.load_sae(trained)
+    metrics, manifest = files.read_json(trained / "metrics.json"), files.read_json(trained / MANIFEST)
+    for name in wanted:
+        WRITERS[name](directory / name, sae, fold)
+        with files.atomic_path(directory / name / "README.md") as path:
+            path.write_text(card.text(sae, name, fold, metrics, manifest))

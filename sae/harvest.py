@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grain
 import jax
@@ -32,6 +32,7 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies import Study, load_studies, split_of
+from sae import arrays
 from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
 
 # Padded lengths are multiples of this.
@@ -66,7 +67,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Studies that go through the model together, for one shard. `size` is an index into the plan's lengths."""
 
     shard: int
@@ -86,27 +87,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a field is out of range, a study cannot be read, or the disk is full.
     """
     harvest, workdir = config.harvest, Path(workdir)
+    if harvest.arrays:
+        return arrays.run(config, workdir)
     section = {"harvest": harvest.to_dict(), "studies": config.studies.to_dict(), "seed": config.seed}
     with Stage(workdir, "activations", section, inputs=("model",)) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        model_dir = workdir / "model"
-        params, model = model_store.load(model_dir)
-        site = _language_site(harvest.site, model)
-        tokenizer = Tokenizer.from_dir(model_dir)
-        plan = make_plan(load_studies(config.studies), tokenizer, harvest)
-        layout = Layout(plan.n_tokens, model.text.hidden_size, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
-        studies = _study_table(plan, float(harvest.held_out_fraction), int(config.seed))
-        source = {
-            "checkpoint": files.read_json(model_dir / "manifest.json")["section"]["checkpoint"],
-            "site": site.name,
-            "policy": harvest.policy,
-        }
-        writer = StoreWriter(stage.dir, layout, _token_table(plan), studies, source)
-        _fill(
-            writer, plan, functools.partial(_forward, params, model, site, harvest.dtype), tokenizer, model_dir, harvest
-        )
-        splits = studies["split"].to_pylist()
+        reader = Reader.open(config, workdir)
+        plan = reader.plan
+        layout = Layout(plan.n_tokens, reader.d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
+        writer = StoreWriter(stage.dir, layout, _token_table(plan), reader.studies, reader.source)
+        _fill(writer, reader)
+        splits = reader.studies["split"].to_pylist()
         counts = {
             "studies": len(splits),
             "studies_held_out": splits.count(HELD_OUT),
@@ -116,6 +108,58 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         }
         stage.finish(counts)
         return counts
+
+
+class Reader:
+    """Runs the model over planned studies and gives the activations of their kept tokens.
+
+    Attributes:
+      plan: which tokens of which study are kept.
+      studies: see `STUDY_SCHEMA`.
+      source: where the activations come from, as plain values.
+      d_model: their width.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, model_dir: Path, params: Params, model: Maira2Config):
+        harvest = config.harvest
+        site = _language_site(harvest.site, model)
+        self._tokenizer, self._images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
+        self._batch_size = harvest.batch_size
+        self._forward = functools.partial(_forward, params, model, site, harvest.dtype)
+        self.plan = make_plan(load_studies(config.studies), self._tokenizer, harvest)
+        self.studies = _study_table(self.plan, float(harvest.held_out_fraction), int(config.seed))
+        self.d_model = model.text.hidden_size
+        self.source = {
+            "checkpoint": files.read_json(model_dir / "manifest.json")["section"]["checkpoint"],
+            "site": site.name,
+            "policy": harvest.policy,
+        }
+
+    @classmethod
+    def open(cls, config: ml_collections.ConfigDict, workdir: Path) -> Self:
+        """For the model in `workdir/model` and `config.studies`.
+
+        Raises:
+          UserError: a field is out of range, or a study cannot be read.
+        """
+        model_dir = Path(workdir) / "model"
+        return cls(config, model_dir, *model_store.load(model_dir))
+
+    def batches(self, studies: Sequence[int], shard: int = 0) -> list[Batch]:
+        """The given studies in batches, the longest first."""
+        plan = self.plan
+        chosen = sorted((i for i in studies if len(plan.kept[i])), key=lambda i: (-len(plan.encoded[i]), i))
+        parts = [tuple(chosen[at : at + self._batch_size]) for at in range(0, len(chosen), self._batch_size)]
+        return [Batch(shard, part, int(np.searchsorted(plan.lengths, len(plan.encoded[part[0]])))) for part in parts]
+
+    def read(self, batches: list[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+        """Each batch with the activations of its studies' kept tokens, [kept, d_model] each, in the store's dtype."""
+        source = grain.MapDataset.source(_Inputs(self.plan, batches, self._tokenizer, self._images, self._batch_size))
+        inputs = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+        for batch, activations in _one_behind(inputs, self._forward):
+            # Rows are padded on the left.
+            kept = [self.plan.kept[i] + activations.shape[1] - len(self.plan.encoded[i]) for i in batch.studies]
+            yield batch, [activations[row, positions] for row, positions in enumerate(kept)]
 
 
 def _language_site(name: str, model: Maira2Config) -> Site:
@@ -185,27 +229,23 @@ def _study_table(plan: Plan, held_out: float, seed: int) -> pa.Table:
     )
 
 
-def batches_of(plan: Plan, rows: tuple[int, int], shard: int, batch_size: int) -> list[_Batch]:
-    """The batches that compute a shard's rows: every study that touches them, the longest first."""
+def touching(plan: Plan, rows: tuple[int, int]) -> range:
+    """The studies with rows in a range."""
     first = int(np.searchsorted(plan.starts, rows[0], side="right")) - 1
-    last = int(np.searchsorted(plan.starts, rows[1], side="left"))
-    inside = [i for i in range(first, last) if len(plan.kept[i])]
-    inside.sort(key=lambda i: (-len(plan.encoded[i]), i))
-    parts = [tuple(inside[at : at + batch_size]) for at in range(0, len(inside), batch_size)]
-    return [_Batch(shard, part, int(np.searchsorted(plan.lengths, len(plan.encoded[part[0]])))) for part in parts]
+    return range(first, int(np.searchsorted(plan.starts, rows[1], side="left")))
 
 
 class _Inputs:
     """What the model is given for each batch; a grain source, so that images are read ahead by threads."""
 
-    def __init__(self, plan: Plan, batches: list[_Batch], tokenizer: Tokenizer, images: ImageConfig, batch_size: int):
+    def __init__(self, plan: Plan, batches: list[Batch], tokenizer: Tokenizer, images: ImageConfig, batch_size: int):
         self._plan, self._batches, self._batch_size = plan, batches, batch_size
         self._tokenizer, self._images = tokenizer, images
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> tuple[_Batch, np.ndarray, np.ndarray, np.ndarray | None]:
+    def __getitem__(self, index: int) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray | None]:
         """The batch, tokens int32 [B, T], mask bool [B, T] and pixels float32 [B, images, size, size, 3] or None."""
         batch, plan = self._batches[index], self._plan
         # A short batch is filled up with its first study, so that there is one shape a length.
@@ -232,38 +272,27 @@ def _forward(
     return output.sites[site.name].astype(_DTYPES[dtype])
 
 
-def _fill(
-    writer: StoreWriter,
-    plan: Plan,
-    read: Callable[..., jax.Array],
-    tokenizer: Tokenizer,
-    model_dir: Path,
-    harvest: ml_collections.ConfigDict,
-) -> None:
+def _fill(writer: StoreWriter, reader: Reader) -> None:
     """Computes and writes the shards that are missing."""
-    layout = writer.layout
-    batches = [
-        batch for shard in writer.missing() for batch in batches_of(plan, layout.rows(shard), shard, harvest.batch_size)
-    ]
-    images = ImageConfig.from_dir(model_dir)
-    source = grain.MapDataset.source(_Inputs(plan, batches, tokenizer, images, harvest.batch_size))
-    inputs = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
-    left = sum(stop - start for start, stop in map(layout.rows, writer.missing()))
+    layout, plan = writer.layout, reader.plan
+    missing = writer.missing()
+    batches = [batch for shard in missing for batch in reader.batches(touching(plan, layout.rows(shard)), shard)]
+    left = sum(stop - start for start, stop in map(layout.rows, missing))
     with progress(total=layout.n_tokens, initial=layout.n_tokens - left, unit="tok", desc="harvest") as bar:
         values, current = np.empty(0), None
-        for batch, activations in _one_behind(inputs, read):
+        for batch, activations in reader.read(batches):
             if batch.shard != current:
                 if current is not None:
                     writer.write(current, values)
                 current = batch.shard
                 start, stop = layout.rows(current)
-                values = np.empty((stop - start, layout.d_model), activations.dtype)
+                values = np.empty((stop - start, layout.d_model), activations[0].dtype)
             bar.update(_place(values, layout.rows(batch.shard), plan, batch, activations))
         if current is not None:
             writer.write(current, values)
 
 
-def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[_Batch, np.ndarray]]:
+def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[Batch, np.ndarray]]:
     """Yields each batch's activations on the host while the device computes the next batch."""
     previous = None
     for batch, tokens, mask, pixels in inputs:
@@ -275,13 +304,14 @@ def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[_
         yield previous[0], np.asarray(previous[1])
 
 
-def _place(values: np.ndarray, rows: tuple[int, int], plan: Plan, batch: _Batch, activations: np.ndarray) -> int:
-    """Copies the kept tokens of a batch to their rows of the shard; returns how many."""
+def _place(
+    values: np.ndarray, rows: tuple[int, int], plan: Plan, batch: Batch, activations: Sequence[np.ndarray]
+) -> int:
+    """Copies the activations of a batch's studies to their rows of the shard; returns how many."""
     copied = 0
-    for row, i in enumerate(batch.studies):
-        kept = plan.kept[i] + activations.shape[1] - len(plan.encoded[i])  # rows are padded on the left
+    for i, kept in zip(batch.studies, activations, strict=True):
         start = int(plan.starts[i])
         low, high = max(start, rows[0]), min(start + len(kept), rows[1])
-        values[low - rows[0] : high - rows[0]] = activations[row, kept[low - start : high - start]]
+        values[low - rows[0] : high - rows[0]] = kept[low - start : high - start]
         copied += high - low
     return copied

@@ -30,12 +30,12 @@ DENSE = 0.1
 _EDGES = np.arange(-7.0, 0.5, 0.5)
 
 
-@functools.partial(jax.jit, static_argnames="group_sizes")
+@functools.partial(jax.jit, static_argnames=("group_sizes", "top_k"))
 def _of_batch(
-    params: autoencoder.Params, x: jax.Array, threshold: jax.Array, group_sizes: tuple[int, ...]
+    params: autoencoder.Params, x: jax.Array, threshold: jax.Array, group_sizes: tuple[int, ...], top_k: int | None
 ) -> dict[str, jax.Array]:
     """Sums over features, a row each token; and over tokens, only of counts and residuals."""
-    f = autoencoder.encode(params, x, threshold)
+    f = autoencoder.encode(params, x, threshold, top_k)
     levels = loss.nested_reconstructions(f, params["W_dec"], params["b_dec"], group_sizes, stripes=1)
     kept = f > 0
     ends = list(itertools.accumulate(group_sizes))
@@ -67,8 +67,9 @@ def evaluate(sae: Sae, batches: Iterable[np.ndarray]) -> tuple[dict[str, Any], n
     n, center = 0, np.asarray(sae.params["b_dec"], np.float64)
     # About a fixed centre near the mean, so that the variance is not a small difference of large sums.
     around, squares = np.zeros(sae.d_model), 0.0
+    threshold, top_k = jnp.asarray(sae.threshold, jnp.float32), sae.k if sae.per_token else None
     for x in batches:
-        sums = _of_batch(sae.params, x, jnp.float32(sae.threshold), sae.group_sizes)
+        sums = _of_batch(sae.params, x, threshold, sae.group_sizes, top_k)
         host = {name: np.asarray(value, np.float64) for name, value in sums.items()}
         for name in ("errors", "l0", "cosine"):
             totals[name] += host[name].sum(-1)

@@ -156,3 +156,40 @@ def row_cut(z: jax.Array, count: jax.Array) -> jax.Array:
 
     start = (jnp.int32(0), jnp.zeros(z.shape[0], jnp.int32), jnp.array(False))
     return lax.bitcast_convert_type(lax.while_loop(unfinished, refine, start)[1], jnp.float32)
+
+
+def row_top_k(z: jax.Array, k: int, column_order: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Marks the `k` largest positive entries of each row of `z [rows, columns]`, or all where there are fewer.
+
+    Among equal entries at a row's cut, those of earlier columns win.
+
+    Args:
+      z: float32.
+      k: entries to keep in a row.
+      column_order: see `batch_top_k`.
+
+    Returns:
+      The mask, bool like `z`, and the smallest kept entry (0 if nothing is kept), a float32 scalar.
+    """
+    cut = row_cut(z, jnp.int32(k))[:, None]
+    positive = (z >= cut) & (z > 0)
+    if column_order is None:
+        column_order = jnp.arange(z.shape[1], dtype=jnp.int32)
+
+    def exactly() -> jax.Array:
+        above = z > cut
+        ties = positive & ~above
+        room = k - above.sum(1, dtype=jnp.int32)
+        bits = z.shape[1].bit_length()
+
+        def refine(i: jax.Array, end: jax.Array) -> jax.Array:
+            candidate = end + (1 << (bits - i))
+            fits = (ties & (column_order < candidate[:, None])).sum(1) <= room
+            return jnp.where(fits & (candidate <= z.shape[1]), candidate, end)
+
+        end = lax.fori_loop(0, bits + 1, refine, jnp.zeros(z.shape[0], jnp.int32))
+        return above | (ties & (column_order < end[:, None]))
+
+    keep = lax.cond((positive.sum(1) > k).any(), exactly, lambda: positive)
+    smallest = jnp.min(jnp.where(keep, z, jnp.inf))
+    return keep, jnp.where(jnp.isfinite(smallest), smallest, 0.0)

@@ -1,7 +1,12 @@
-"""The train stage: activation store in, autoencoder and its metrics out."""
+"""The train stage: activations in, autoencoders and their metrics out."""
 
 import collections
+import contextlib
 import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +18,10 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from sae import autoencoder, calibrate, data, metrics
+from sae import autoencoder, calibrate, data, flops, live, metrics, splice
 from sae.activations import HELD_OUT, TRAIN, Store
 from sae.autoencoder import Sae
+from sae.board import Board
 from sae.checkpoint import Checkpoints, save_sae
 from sae.config import SaeConfig, TrainConfig
 from sae.trainer import Metrics, State, Trainer
@@ -25,51 +31,64 @@ _SCALE_BATCHES = 100
 # Chunks whose metrics may still be on their way: the host runs ahead of the device by so many.
 _IN_FLIGHT = 2
 _EVALUATION_BATCH = 4096
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Trains the autoencoder that `config.sae` and `config.train` describe.
+    """Trains the autoencoder that `config.sae` and `config.train` describe, and those of `config.sae.beside`.
 
-    Writes `sae/`: checkpoints, `log.jsonl` (a line a step), the finished autoencoder (`sae.checkpoint.load_sae`),
-    `metrics.json` and `density.npy` (of each feature, on held-out tokens). A killed run resumes from its latest
-    checkpoint and ends with the same bits.
+    All of them are trained from one stream of activations. `sae/` and, for each one beside it, `sae-NAME/` hold:
+    checkpoints, `log.jsonl` (a line a step), the finished autoencoder (`sae.checkpoint.load_sae`), `metrics.json` and
+    `density.npy` (of each feature, on held-out tokens). A killed run resumes from its latest checkpoints and ends
+    with the same bits, and so does an autoencoder that is trained alone; SIGTERM saves one before the process ends.
 
     Returns:
-      What the manifest counts.
+      What the manifest of `sae/` counts.
 
     Raises:
-      UserError: a field is out of range, the store cannot be read, or training diverges.
+      UserError: a field is out of range, the store cannot be read, the disk is full, or training diverges.
+      SystemExit: the process was sent SIGTERM; the code is 143.
     """
-    section = {"sae": config.sae.to_dict(), "train": config.train.to_dict(), "seed": config.seed}
-    with Stage(workdir, "sae", section, inputs=("activations",)) as stage:
-        if stage.finished:
-            return stage.manifest["counts"]
-        store = Store.open(Path(workdir) / "activations")
-        sae_config = SaeConfig.from_section(config.sae, store.d_model)
-        train_config = TrainConfig.from_section(config.train, sae_config, config.seed)
-        trainer = Trainer(sae_config, train_config)
-        rows = store.rows_of(TRAIN)
-        state, scale = _train(trainer, store, rows, stage.dir)
-        sae = _finish(trainer, state, scale, store, rows)
-        measured, density = metrics.evaluate(sae, data.sequential(store, store.rows_of(HELD_OUT), _EVALUATION_BATCH))
-        save_sae(stage.dir, sae)
-        with files.atomic_path(stage.dir / "density.npy") as path, path.open("wb") as file:
-            np.save(file, density)
-        files.write_json(stage.dir / "metrics.json", measured)
-        stage.finish(_counts(sae, train_config, measured))
-        return stage.manifest["counts"]
+    identity, inputs = live.source_identity(config)
+    with contextlib.ExitStack() as stack:
+        stages = {
+            folder: stack.enter_context(Stage(workdir, folder, section, inputs=inputs))
+            for folder, section in _sections(config, identity).items()
+        }
+        unfinished = [stage for stage in stages.values() if not stage.finished]
+        if unfinished:
+            store = live.open_source(config, workdir)
+            loss = splice.of_run(config, workdir, store.studies)
+            configs = [_configs(stage.section, store.d_model) for stage in unfinished]
+            trainers = [Trainer(*pair) for pair in configs]
+            runs = [_Run(stage, trainer) for stage, trainer in zip(unfinished, trainers, strict=True)]
+            scale = _train(runs, store)
+            for run in runs:
+                run.finish(scale, store, loss)
+        return stages["sae"].manifest["counts"]
 
 
-def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str, Any]:
-    counts = {
-        "steps": config.steps,
-        "tokens": config.steps * config.batch_size,
-        "d_model": sae.d_model,
-        "n_features": sae.n_features,
-        "k": sae.k,
-        "threshold": sae.threshold,
-    }
-    return counts | {name: measured[name] for name in ("fvu", "explained_variance", "l0", "dead", "dense")}
+def _sections(config: ml_collections.ConfigDict, identity: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What decides each autoencoder, by the name of its folder; `identity` is what decides its activations."""
+    own = config.sae.to_dict()
+    beside = own.pop("beside")
+    section = {"sae": own, "train": config.train.to_dict(), "seed": config.seed} | identity
+    sections = {"sae": section}
+    for name, fields in beside.items():
+        unknown = sorted(fields.keys() - own.keys())
+        if unknown or not name.isidentifier():
+            raise UserError(
+                f"sae.beside.{name} {'sets ' + unknown[0] if unknown else 'is no name'}: give a name of letters and "
+                f"digits, and fields of sae ({', '.join(own)})"
+            )
+        sections[f"sae-{name}"] = section | {"sae": own | fields}
+    return sections
+
+
+def _configs(section: dict[str, Any], d_model: int) -> tuple[SaeConfig, TrainConfig]:
+    section = ml_collections.ConfigDict(section)
+    sae = SaeConfig.from_section(section.sae, d_model, section.train.preset)
+    return sae, TrainConfig.from_section(section.train, sae, section.seed)
 
 
 def _scale(source: data.ShuffledBatches, config: TrainConfig) -> float:
@@ -82,44 +101,138 @@ def _scale(source: data.ShuffledBatches, config: TrainConfig) -> float:
     return scale
 
 
-def _train(trainer: Trainer, store: Store, rows: np.ndarray, directory: Path) -> tuple[State, float]:
-    config = trainer.config
+class _Run:
+    """One autoencoder on its way through the stream."""
+
+    def __init__(self, stage: Stage, trainer: Trainer):
+        self.stage, self.trainer, self.config = stage, trainer, trainer.config
+        self.state: State
+        self.done = 0
+        self._checkpoints = Checkpoints(stage.dir / "checkpoints", trainer)
+        self._saved = 0
+        self._log: _Log
+
+    def start(self, source: data.ShuffledBatches, scale: float | None) -> float:
+        """Resumes from the latest checkpoint, or begins; returns the normalisation factor, `scale` if it is known."""
+        resumed = self._checkpoints.load_latest()
+        if resumed is not None:
+            self.state, scale = resumed
+        else:
+            if scale is None:
+                scale = _scale(source, self.config) if self.config.normalize else 1.0
+            self.state = self.trainer.init(source[0][0].astype(np.float32), scale)
+        self.done = self._saved = int(self.state.step)
+        self._log = _Log(self.stage.dir, self.done)
+        return scale
+
+    def advance(self, batches: jax.Array, scale: float) -> None:
+        """Takes a step a batch, `batches [steps, B, d]`."""
+        self.state, measured = self.trainer.run(self.state, batches, scale)
+        self.done += len(batches)
+        self._log.add(measured)
+        if self.done % self.config.checkpoint_every == 0 or self.done == self.config.steps:
+            self.save(scale)
+
+    def save(self, scale: float) -> None:
+        """Starts to write a checkpoint of the present state, if there is none."""
+        if self._saved < self.done:
+            self._log.drain()
+            self._checkpoints.save(self.state, scale)
+            self._saved = self.done
+
+    def close(self) -> None:
+        """Waits for checkpoints that are being written."""
+        self._log.close()
+        self._checkpoints.close()
+
+    def finish(self, scale: float, store: Store | live.LiveStore, loss: splice.Loss | None) -> None:
+        """Sets the threshold, measures, writes the autoencoder and ends the stage."""
+        sae = _calibrated(self.trainer, self.state, scale, store)
+        held_out = data.sequential(store, store.rows_of(HELD_OUT), _EVALUATION_BATCH)
+        measured, density = metrics.evaluate(sae, held_out)
+        measured["loss"] = None if loss is None else loss(sae)
+        save_sae(self.stage.dir, sae)
+        with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
+            np.save(file, density)
+        files.write_json(self.stage.dir / "metrics.json", measured)
+        with contextlib.closing(Board(self.stage.dir / "tensorboard", self.config.steps)) as board:
+            board.held_out(self.config.steps, measured, density)
+        self.stage.finish(_counts(sae, self.config, measured))
+
+
+def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str, Any]:
+    counts = {
+        "steps": config.steps,
+        "tokens": config.steps * config.batch_size,
+        "d_model": sae.d_model,
+        "n_features": sae.n_features,
+        "k": sae.k,
+        "threshold": sae.threshold,
+    }
+    counts |= {name: measured[name] for name in ("fvu", "explained_variance", "l0", "dead", "dense")}
+    return counts | ({} if measured["loss"] is None else {"loss_recovered": measured["loss"]["recovered_zero"]})
+
+
+def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
+    """Takes all `runs` to their last step; returns the normalisation factor."""
+    config = runs[0].config
     n_groups = -(-config.steps // config.chunk_steps)
+    rows = store.rows_of(TRAIN)
     source = data.ShuffledBatches(store, rows, config.batch_size, config.chunk_steps, n_groups, config.seed)
-    checkpoints = Checkpoints(directory / "checkpoints", trainer)
-    resumed = checkpoints.load_latest()
-    if resumed is None:
-        scale = _scale(source, config) if config.normalize else 1.0
-        state = trainer.init(source[0][0].astype(np.float32), scale)
-    else:
-        state, scale = resumed
-    done = int(state.step)
-    log = _Log(directory / "log.jsonl", done)
-    chunks = source.iterate(done // config.chunk_steps) if done < config.steps else iter(())
-    total = config.steps * config.batch_size
+    scale = None
+    with contextlib.ExitStack() as stack, _termination() as terminated:
+        for run in runs:
+            scale = run.start(source, scale)
+            stack.callback(run.close)
+        done = min(run.done for run in runs)
+        chunks = source.iterate(done // config.chunk_steps) if done < config.steps else iter(())
+        bar = progress(
+            total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train"
+        )
+        stack.enter_context(bar)
+        work = sum(flops.per_token(store.d_model, run.trainer.sae.n_features) for run in runs)
+        for chunk in chunks:
+            batches = runs[0].trainer.place(chunk[: config.steps - done])
+            for run in runs:
+                if run.done == done:  # one whose checkpoint is ahead of the others' waits for them
+                    run.advance(batches, scale)
+            done += len(batches)
+            bar.update(len(batches) * config.batch_size)
+            flops.show(bar, work)
+            if terminated.is_set():
+                for run in runs:
+                    run.save(scale)
+                stack.close()
+                print(f"train: terminated after step {done}; the same command goes on from there", file=sys.stderr)
+                raise SystemExit(_TERMINATED)
+    assert scale is not None
+    return scale
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM sets, as long as the body runs in the main thread (the others get no signals)."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
     try:
-        with progress(total=total, initial=done * config.batch_size, unit="tok", desc="train") as bar:
-            for chunk in chunks:
-                batches = trainer.place(chunk[: config.steps - done])
-                state, measured = trainer.run(state, batches, scale)
-                done += len(batches)
-                bar.update(log.add(measured) * config.batch_size)
-                if done % config.checkpoint_every == 0 or done == config.steps:
-                    bar.update(log.drain() * config.batch_size)
-                    checkpoints.save(state, scale)
+        yield event
     finally:
-        log.close()
-        checkpoints.close()
-    return state, scale
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Log:
-    """`log.jsonl`: the metrics of each step, fetched from the device a little late so that it never waits.
+    """`log.jsonl` and `tensorboard/`: metrics, fetched from the device a little late so that it never waits.
 
-    Lines after `step`, left by an attempt that was killed, are dropped.
+    The former has every step, the latter the last of each chunk. What an attempt that was killed left for later steps
+    than `step` is dropped.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, directory: Path, step: int):
+        path = directory / "log.jsonl"
+        self._board = Board(directory / "tensorboard", step)
         lines = path.read_text().splitlines(keepends=True)[:step] if path.is_file() else []
         with files.atomic_path(path) as temporary:
             temporary.write_text("".join(lines))
@@ -127,20 +240,22 @@ class _Log:
         self._step = step
         self._pending: collections.deque[Metrics] = collections.deque()
 
-    def add(self, measured: Metrics) -> int:
-        """Takes the metrics of a chunk of steps and writes those of earlier chunks; returns how many steps it wrote.
+    def add(self, measured: Metrics) -> None:
+        """Takes the metrics of a chunk of steps and writes those of earlier chunks.
 
         Raises:
           UserError: a loss is not finite.
         """
         self._pending.append(measured)
-        return self._write() if len(self._pending) > _IN_FLIGHT else 0
+        if len(self._pending) > _IN_FLIGHT:
+            self._write()
 
-    def drain(self) -> int:
-        """Writes what is pending, waiting for the device; returns how many steps it wrote."""
-        return sum(self._write() for _ in range(len(self._pending)))
+    def drain(self) -> None:
+        """Writes what is pending, waiting for the device."""
+        while self._pending:
+            self._write()
 
-    def _write(self) -> int:
+    def _write(self) -> None:
         host = {name: np.asarray(value) for name, value in self._pending.popleft().items()}
         for i, loss in enumerate(host["loss"]):
             if not np.isfinite(loss):
@@ -148,31 +263,34 @@ class _Log:
             line = {"step": self._step} | {name: value[i].tolist() for name, value in host.items()}
             self._file.write(json.dumps(line) + "\n")
             self._step += 1
+        self._board.train(self._step - 1, {name: value[-1] for name, value in host.items()})
         self._file.flush()
-        return len(host["loss"])
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         self._file.close()
+        self._board.close()
 
 
-def _finish(trainer: Trainer, state: State, scale: float, store: Store, rows: np.ndarray) -> Sae:
-    """Folds the normalisation in and sets the threshold for a mean of k features on training tokens."""
+def _calibrated(trainer: Trainer, state: State, scale: float, store: Store | live.LiveStore) -> Sae:
+    """Folds the normalisation in and sets the threshold for a mean of k features on held-out tokens."""
     config = trainer.config
     ordered = trainer.ordered(state)
-    followed = float(ordered.threshold)
-    folded, followed_raw = autoencoder.fold(ordered.params, followed, scale)
+    folded, followed = autoencoder.fold(ordered.params, float(ordered.threshold), scale)
     params = jax.device_put(folded, jax.devices()[0])
+    rows = store.rows_of(HELD_OUT)
     if len(rows) > config.calibration_tokens:
         rng = np.random.default_rng((config.seed, 3))
         rows = np.sort(rng.choice(rows, config.calibration_tokens, replace=False))
-    threshold = calibrate.threshold_for_l0(
-        params, lambda: data.sequential(store, rows, _EVALUATION_BATCH), trainer.sae.k
-    )
+    threshold = 0.0
+    if trainer.sae.kind != "relu":
+        threshold = calibrate.threshold_for_l0(
+            params, lambda: data.sequential(store, rows, _EVALUATION_BATCH), trainer.sae.k
+        )
     meta = {
         "source": dict(store.source),
         "normalization": scale,
-        "running_threshold": followed_raw,
+        "running_threshold": followed,
         "calibration_tokens": len(rows),
         "sae": _plain(trainer.sae),
         "train": _plain(config),

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sae import autoencoder, loss, mesh, select
+from sae import autoencoder, loss, mesh, resample, select
 from sae.config import SaeConfig, TrainConfig
 
-_ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 _CLIP_NORM = 1.0
 # Silent tokens are counted in int32 and stop here, far above any sensible limit for a dead feature.
 _COUNT_LIMIT = 2**30
@@ -48,10 +47,14 @@ class State:
     step: jax.Array
 
 
+def _adam(config: TrainConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=1e-8)
+
+
 def learning_rate(step: jax.Array, config: TrainConfig) -> jax.Array:
     """Linear warmup from 0, constant, and linear to 0 from `decay_start` on."""
     scale = jnp.ones((), jnp.float32)
-    if config.decay_start is not None:
+    if config.decay_start < config.steps:
         left = (config.steps - step) / (config.steps - config.decay_start)
         scale = jnp.where(step >= config.decay_start, left, scale)
     if config.warmup_steps:
@@ -77,59 +80,155 @@ def _next_threshold(threshold: jax.Array, smallest: jax.Array, step: jax.Array, 
     return jnp.where(step > config.threshold_start, moved, threshold)
 
 
+def _keep(z: jax.Array, sae: SaeConfig, method: select.Method, stripes: int) -> tuple[jax.Array, jax.Array]:
+    """Which of the positive pre-activations `z [B, F]` are features of this batch, bool [B, F]; the least of them."""
+    if sae.kind == "relu":
+        smallest = jnp.min(jnp.where(z > 0, z, jnp.inf))
+        return z > 0, jnp.where(jnp.isfinite(smallest), smallest, 0.0)
+    order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), stripes)
+    if sae.kind == "top_k":
+        return select.row_top_k(z, sae.k, order)
+    return select.batch_top_k(z, sae.k * z.shape[0], method, order)
+
+
+def _parts(array: jax.Array, n: int) -> jax.Array:
+    """`array [B, ...]` in n interleaved parts `[n, B / n, ...]`, so that each lies evenly on the data axis."""
+    return array.reshape(array.shape[0] // n, n, *array.shape[1:]).swapaxes(0, 1)
+
+
+def _levels(params: autoencoder.Params, f: jax.Array, sae: SaeConfig, config: TrainConfig) -> list[jax.Array]:
+    return loss.nested_reconstructions(
+        f, params["W_dec"], params["b_dec"], sae.group_sizes, config.mesh[1], config.dtype
+    )
+
+
+def _part_gradients(
+    params: autoencoder.Params,
+    x: jax.Array,
+    z: jax.Array,
+    keep: jax.Array,
+    dead: jax.Array,
+    variance: jax.Array | None,
+    sae: SaeConfig,
+    config: TrainConfig,
+) -> tuple[autoencoder.Params, Metrics]:
+    """Gradients of the loss on a part of the batch, and that part's terms of the loss.
+
+    Args:
+      params: of the autoencoder.
+      x: [b, d]
+      z: pre-activations after the ReLU. [b, F]
+      keep: those that are features. bool [b, F]
+      dead: bool [F]
+      variance: of what the whole batch leaves over; None where this part is the whole batch. []
+      sae: the autoencoder.
+      config: the training.
+    """
+    tokens, dtype = config.batch_size, config.dtype
+    f = jnp.where(keep, z, 0.0)
+    residuals = [level - x for level in _levels(params, f, sae, config)]
+    pulls = loss.level_pulls(residuals, sae.group_weights, tokens)
+    d_f, d_w_dec = loss.nested_gradients(f, params["W_dec"], pulls, sae.group_sizes, config.mesh[1], dtype)
+    d_z = jnp.where(keep, d_f + sae.l1 / tokens, 0.0)
+    left = -residuals[-1]
+    centred = x - params["b_dec"]
+
+    def back(d_z: jax.Array, d_w_dec: jax.Array) -> autoencoder.Params:
+        d_b_enc = d_z.sum(0)
+        d_b_dec = pulls[0].sum(0) - loss.contract("f,df->d", d_b_enc, params["W_enc"], "float32")
+        d_w_enc = loss.contract("bd,bf->df", centred, d_z, dtype)
+        return {"W_enc": d_w_enc, "b_enc": d_b_enc, "W_dec": d_w_dec, "b_dec": d_b_dec}
+
+    def with_auxk() -> tuple[autoencoder.Params, jax.Array]:
+        about = loss.spread(left) if variance is None else variance
+        scale = jnp.where(about > 0, config.auxk_alpha / jnp.where(about > 0, tokens * about, 1.0), 0.0)
+        auxk, d_z_auxk, d_w_auxk = loss.auxk(z, params["W_dec"], left, dead, scale, dtype)
+        # Dead features are no features of this batch, so the two gradients lie in different columns.
+        return back(d_z + d_z_auxk, d_w_dec + d_w_auxk), auxk / config.auxk_alpha
+
+    def without() -> tuple[autoencoder.Params, jax.Array]:
+        return back(d_z, d_w_dec), jnp.zeros((), jnp.float32)
+
+    gradients, auxk = lax.cond(dead.any(), with_auxk, without) if config.auxk_alpha else without()
+    errors = jnp.stack([jnp.square(residual).sum() for residual in residuals]) / tokens
+    return gradients, {"level_errors": errors, "auxk": auxk, "l1": f.sum() / tokens}
+
+
 def _gradients(
     state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: select.Method
 ) -> tuple[autoencoder.Params, jax.Array, jax.Array, Metrics]:
-    """Gradients of main + alpha * auxiliary loss on `x [B, d]`, and what the step learns on the way.
+    """Gradients of the loss on `x [B, d]`, and what the step learns on the way.
 
-    The chain rule is taken by hand at the features, so that both losses share one pass back through the encoder
-    and the auxiliary loss costs nothing while no feature is dead.
+    The features are chosen from the pre-activations of the whole batch; everything after that, the bulk of the work
+    and of the memory, may be done in parts.
 
     Returns:
       Gradients, the smallest kept activation, the tokens each feature has been silent [F], metrics.
     """
-    params, stripes = state.params, config.mesh[1]
-    encoder = {name: params[name] for name in ("W_enc", "b_enc", "b_dec")}
-    pre, encoder_back = jax.vjp(lambda p: autoencoder.pre_activations(p, x), encoder)
+    params, n = state.params, config.microbatches
+    pre = loss.contract("bd,df->bf", x - params["b_dec"], params["W_enc"], config.dtype) + params["b_enc"]
     z = jax.nn.relu(pre)
-    order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), stripes)
-    keep, smallest = select.batch_top_k(z, sae.k * x.shape[0], method, order)
-    f = jnp.where(keep, z, 0.0)
-
-    fired = keep.any(0)
-    silent = jnp.where(fired, 0, jnp.minimum(state.silent + x.shape[0], _COUNT_LIMIT))
+    keep, smallest = _keep(z, sae, method, config.mesh[1])
+    silent = jnp.where(keep.any(0), 0, jnp.minimum(state.silent + x.shape[0], _COUNT_LIMIT))
     dead = silent >= config.dead_tokens
-
-    main, main_back, (levels, residual) = jax.vjp(
-        lambda f, w, b: loss.main_loss(f, w, b, x, sae.group_sizes, sae.group_weights, stripes),
-        f,
-        params["W_dec"],
-        params["b_dec"],
-        has_aux=True,
-    )
-    d_f, d_w_dec, d_b_dec = main_back(jnp.ones_like(main))
-    d_pre = jnp.where(keep, d_f, 0.0)
-
-    def with_auxk() -> tuple[jax.Array, autoencoder.Params, jax.Array]:
-        auxk, back = jax.vjp(lambda z, w: loss.auxk_loss(z, w, residual, dead), z, params["W_dec"])
-        d_z, d_w = back(jnp.full_like(auxk, config.auxk_alpha))
-        return auxk, encoder_back(d_pre + jnp.where(z > 0, d_z, 0.0))[0], d_w_dec + d_w
-
-    def without() -> tuple[jax.Array, autoencoder.Params, jax.Array]:
-        return jnp.zeros_like(main), encoder_back(d_pre)[0], d_w_dec
-
-    auxk, gradients, d_w_dec = lax.cond(dead.any(), with_auxk, without)
-    gradients["b_dec"] += d_b_dec
-    gradients["W_dec"] = d_w_dec
+    if n == 1:
+        gradients, terms = _part_gradients(params, x, z, keep, dead, None, sae, config)
+    else:
+        gradients, terms = _in_parts(params, x, z, keep, dead, sae, config)
+    errors = terms["level_errors"]
+    main = (jnp.array(sae.group_weights, jnp.float32) * errors).sum()
     metrics = {
-        "loss": main + config.auxk_alpha * auxk,
+        "loss": main + config.auxk_alpha * terms["auxk"] + sae.l1 * terms["l1"],
         "main": main,
-        "auxk": auxk,
-        "level_errors": levels,
+        "auxk": terms["auxk"],
+        "level_errors": errors,
+        "fvu": errors[-1] / loss.spread(x),
         "l0": keep.sum(1, dtype=jnp.float32).mean(),
+        "l1": terms["l1"],
         "dead": dead.sum(),
     }
     return gradients, smallest, silent, metrics
+
+
+def _in_parts(
+    params: autoencoder.Params,
+    x: jax.Array,
+    z: jax.Array,
+    keep: jax.Array,
+    dead: jax.Array,
+    sae: SaeConfig,
+    config: TrainConfig,
+) -> tuple[autoencoder.Params, Metrics]:
+    """`_part_gradients` of the whole batch, summed over microbatches."""
+    parts = tuple(_parts(array, config.microbatches) for array in (x, z, keep))
+
+    def left(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        x, z, keep = part
+        return x - _levels(params, jnp.where(keep, z, 0.0), sae, config)[-1]
+
+    def variance() -> jax.Array:
+        return loss.spread(lax.map(left, parts).reshape(x.shape))
+
+    # The auxiliary loss is divided by a variance that only the whole batch gives.
+    about = lax.cond(dead.any(), variance, lambda: jnp.ones((), jnp.float32)) if config.auxk_alpha else None
+
+    def add(total: Any, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, _part_gradients(params, *part, dead, about, sae, config)), None
+
+    shapes = jax.eval_shape(lambda: _part_gradients(params, *(p[0] for p in parts), dead, about, sae, config))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.scan(add, zeros, parts)[0]
+
+
+def _resampled(state: State, x: jax.Array, config: TrainConfig) -> State:
+    dead = state.silent >= config.dead_tokens
+
+    def replace() -> State:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        params, adam, replaced = resample.replace_dead(state.params, state.adam, dead, x, key, config.mesh[1])
+        return State(params, adam, state.threshold, jnp.where(replaced, 0, state.silent), state.step)
+
+    return lax.cond((state.step % config.resample_every == 0) & dead.any(), replace, lambda: state)
 
 
 def step(
@@ -139,13 +238,16 @@ def step(
     gradients, smallest, silent, metrics = _gradients(state, x, sae, config, method)
     gradients["W_dec"] = _without_parallel_part(gradients["W_dec"], state.params["W_dec"])
     gradients, norm = _clip(gradients)
-    direction, adam = _ADAM.update(gradients, state.adam)
+    direction, adam = _adam(config).update(gradients, state.adam)
     rate = learning_rate(state.step, config)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, direction)
     params["W_dec"] = autoencoder.unit_rows(params["W_dec"])
     threshold = _next_threshold(state.threshold, smallest, state.step, config)
     metrics |= {"lr": rate, "gradient_norm": norm, "threshold": threshold}
-    return State(params, adam, threshold, silent, state.step + 1), metrics
+    state = State(params, adam, threshold, silent, state.step + 1)
+    if config.resample_every:
+        state = _resampled(state, x, config)
+    return state, metrics
 
 
 class Trainer:
@@ -185,8 +287,11 @@ class Trainer:
         return self._striped(_fresh(params))
 
     def place(self, batches: Any) -> jax.Array:
-        """Puts raw activations `[steps, B, d]` on the devices, the batch along the data axis."""
-        return jax.device_put(batches, self._batches)
+        """Puts raw activations `[steps, B, d]` on the devices, the batch along the data axis.
+
+        With several processes, each is given the whole batches and keeps its devices' part.
+        """
+        return jax.make_array_from_callback(batches.shape, self._batches, lambda index: batches[index])
 
     def run(self, state: State, batches: jax.Array, scale: float) -> tuple[State, Metrics]:
         """Takes a step a batch. The given state is consumed.
@@ -256,7 +361,7 @@ class Trainer:
 def _fresh(params: autoencoder.Params) -> State:
     return State(
         params=params,
-        adam=_ADAM.init(params),
+        adam=optax.scale_by_adam().init(params),
         threshold=jnp.float32(-1.0),
         silent=jnp.zeros(params["b_enc"].shape, jnp.int32),
         step=jnp.int32(0),

@@ -1,10 +1,13 @@
 """Exports in other programs, and what is read back or refused."""
 
-import json
+import collections
+import dataclasses
+import functools
+import pickle
+import shutil
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,12 +15,13 @@ import torch
 
 from configs import phantom
 from maira_jax.errors import UserError
+from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from sae import autoencoder, export, formats
 from sae.autoencoder import Sae
 from sae.checkpoint import load_sae, save_sae
-from tests import peers
-from tests.sae_helpers import activations
+from sae.formats import card, dictionary_learning, torch_file
+from tests.sae_helpers import activations, random_sae
 
 D, F, GROUPS, FACTOR = 24, 96, (48, 24, 12, 6, 6), 5.5
 META = {
@@ -35,21 +39,24 @@ def x() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sae(x) -> Sae:
-    params = autoencoder.init(jax.random.key(1), D, F, jnp.asarray(x.mean(0)))
-    params["b_enc"] = jnp.asarray(np.random.default_rng(0).normal(size=F), jnp.float32)
-    return Sae(params, 0.75, 4, GROUPS, META)
+    return random_sae(x, GROUPS, 4, 0.75, meta=META)
 
 
 def check_same(found: Sae, expected: Sae, rtol: float = 0.0) -> None:
-    assert (found.k, found.group_sizes) == (expected.k, expected.group_sizes)
+    assert (found.k, found.group_sizes, found.per_token) == (expected.k, expected.group_sizes, expected.per_token)
     np.testing.assert_allclose(found.threshold, expected.threshold, rtol=rtol)
     for name, value in expected.params.items():
         np.testing.assert_allclose(found.params[name], value, rtol=rtol, err_msg=name)
 
 
-@pytest.mark.parametrize("fold", [True, False])
-@pytest.mark.parametrize("name", ["safetensors", "dictionary_learning"])
-def test_round_trip(tmp_path, sae, name, fold):
+@pytest.mark.parametrize(
+    "name, fold",
+    [("safetensors", True), ("safetensors", False), ("dictionary_learning", True), ("dictionary_learning", False),
+     ("saelens", True)],
+)  # fmt: skip
+@pytest.mark.parametrize("per_token", [False, True])
+def test_round_trip(tmp_path, sae, name, fold, per_token):
+    sae = dataclasses.replace(sae, group_sizes=(F,), threshold=-1.0, per_token=True) if per_token else sae
     export.WRITERS[name](tmp_path / "there", sae, fold)
     # Unfolded biases are divided and multiplied again: two roundings.
     found = formats.load(tmp_path / "there")
@@ -57,72 +64,41 @@ def test_round_trip(tmp_path, sae, name, fold):
     assert found.meta["normalization"] == FACTOR
 
 
+@pytest.mark.parametrize("name", ["safetensors", "saelens"])
+def test_a_threshold_for_each_feature(tmp_path, sae, x, name):
+    limits = np.random.default_rng(3).uniform(0.2, 1.5, F).astype(np.float32)
+    sae = dataclasses.replace(sae, threshold=limits)
+    export.WRITERS[name](tmp_path, sae, True)
+    found = formats.load(tmp_path)
+    np.testing.assert_array_equal(found.threshold, limits)
+    z = np.maximum(np.asarray(autoencoder.pre_activations(sae.params, jnp.asarray(x))), 0)
+    np.testing.assert_allclose(found.encode(jnp.asarray(x)), np.where(z > limits, z, 0), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="one threshold for all features"):
+        dictionary_learning.save(tmp_path / "other", sae)
+
+
+def test_saelens_takes_raw_activations_only(tmp_path, sae):
+    with pytest.raises(UserError, match="no field for a normalisation factor"):
+        export.WRITERS["saelens"](tmp_path / "there", sae, False)
+    assert not (tmp_path / "there").exists()
+
+
 def test_unfolded_export_takes_normalised_activations(tmp_path, sae, x):
-    formats.save_dictionary_learning(tmp_path, sae, fold_normalization=False)
+    dictionary_learning.save(tmp_path, sae, fold_normalization=False)
     state = torch.load(tmp_path / "ae.pt", weights_only=True)
     params = {name: jnp.asarray(state[name].numpy()) for name in sae.params}
     f = autoencoder.encode(params, jnp.asarray(x) / FACTOR, float(state["threshold"]))
     np.testing.assert_allclose(FACTOR * f, sae.encode(jnp.asarray(x)), rtol=1e-4, atol=1e-4)
 
 
-def test_ae_pt_is_what_dictionary_learning_writes(tmp_path, sae):
-    module = peers.dictionary_learning("trainers.matryoshka_batch_top_k")
-    theirs = module.MatryoshkaBatchTopKSAE(D, F, 4, list(GROUPS)).state_dict()
-    formats.save_dictionary_learning(tmp_path, sae)
-    ours = torch.load(tmp_path / "ae.pt", weights_only=True)
-    assert set(ours) == set(theirs)
-    for name, tensor in theirs.items():
-        assert (ours[name].shape, ours[name].dtype) == (tensor.shape, tensor.dtype), name
-    assert ours["W_enc"].stride() == (1, D)
-
-
-def test_config_json_is_what_dictionary_learning_writes(tmp_path, sae):
-    module = peers.dictionary_learning("trainers.matryoshka_batch_top_k")
-    trainer = module.MatryoshkaBatchTopKTrainer(
-        steps=2000,
-        activation_dim=D,
-        dict_size=F,
-        k=4,
-        layer=3,
-        lm_name="phantom",
-        group_fractions=[size / F for size in GROUPS],
-        device="cpu",
-    )
-    formats.save_dictionary_learning(tmp_path, sae)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert set(config["trainer"]) == set(trainer.config) | {"norm_factor", "norm_folded"}
-    same = ("trainer_class", "dict_class", "layer", "lm_name", "k", "group_sizes", "group_weights", "top_k_aux")
-    for name in same:
-        assert config["trainer"][name] == trainer.config[name], name
-    assert config["trainer"]["norm_factor"] == FACTOR
-    assert config["buffer"]["d_submodule"] == D
-
-
-def test_dictionary_learning_gives_the_same_features(tmp_path, sae, x):
-    formats.save_dictionary_learning(tmp_path, sae)
-    dictionary, config = peers.dictionary_learning("utils").load_dictionary(str(tmp_path), "cpu")
-    with torch.no_grad():
-        reconstruction, features = dictionary(torch.from_numpy(x), output_features=True)
-    ours = sae.encode(jnp.asarray(x))
-    assert (features.numpy() > 0).sum() > 200
-    np.testing.assert_allclose(ours, features, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(sae.decode(ours), reconstruction, rtol=1e-4, atol=1e-4)
-
-
-def test_a_file_of_dictionary_learning_is_read(tmp_path, x):
-    module = peers.dictionary_learning("trainers.matryoshka_batch_top_k")
-    theirs = module.MatryoshkaBatchTopKSAE(D, F, 4, list(GROUPS))
-    theirs.threshold.fill_(0.3)
-    torch.save(theirs.state_dict(), tmp_path / "ae.pt")
-    found = formats.load(tmp_path / "ae.pt")
-    assert found.group_sizes == GROUPS
-    with torch.no_grad():
-        np.testing.assert_allclose(
-            found.encode(jnp.asarray(x)), theirs.encode(torch.from_numpy(x)), rtol=1e-5, atol=1e-5
-        )
-
-
-@pytest.mark.parametrize("name, file", [("safetensors", "sae.safetensors"), ("dictionary_learning", "ae.pt")])
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("safetensors", "sae.safetensors"),
+        ("dictionary_learning", "ae.pt"),
+        ("saelens", "sae_weights.safetensors"),
+    ],
+)
 @pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"\xff" * 64 + c[64:]])
 def test_damaged_files(tmp_path, sae, name, file, damage):
     export.WRITERS[name](tmp_path, sae)
@@ -138,11 +114,84 @@ class _Malicious:
         return (print, ("executed",))
 
 
-def test_no_object_is_unpickled(tmp_path, capsys):
-    torch.save({"W_enc": _Malicious()}, tmp_path / "ae.pt")
+class _MaliciousState:
+    """Smuggles its call into the state of an object that may be read."""
+
+    def __reduce__(self):
+        return (collections.OrderedDict, (), {"_metadata": _Malicious()})
+
+
+@pytest.mark.parametrize(
+    "value", [_Malicious(), _MaliciousState(), [torch.zeros(2), _Malicious()], torch.nn.Linear(2, 2)]
+)
+def test_no_object_is_unpickled(tmp_path, capsys, value):
+    torch.save({"W_enc": value}, tmp_path / "ae.pt")
     with pytest.raises(UserError, match="cannot be read as tensors"):
         formats.load(tmp_path / "ae.pt")
     assert "executed" not in capsys.readouterr().out
+
+
+def test_tensors_of_torch_are_read_without_torch(tmp_path):
+    layer = torch.nn.Linear(4, 6)
+    half = layer.weight.detach().to(torch.bfloat16)
+    saved = {
+        "state": layer.state_dict(),
+        "parameter": layer.weight,
+        "view": layer.weight.detach().T[1:, 2:5],
+        "half": half.T,
+        "scalar": torch.tensor(7, dtype=torch.int32),
+        "empty": torch.zeros(0, 3),
+        "plain": (1, "text", None, 0.5),
+    }
+    torch.save(saved, tmp_path / "ae.pt")
+    found = torch_file.read(tmp_path / "ae.pt")
+    np.testing.assert_array_equal(found["state"]["bias"], layer.bias.detach().numpy())
+    np.testing.assert_array_equal(found["parameter"], layer.weight.detach().numpy())
+    np.testing.assert_array_equal(found["view"], saved["view"].numpy())
+    np.testing.assert_array_equal(found["half"].astype(np.float32), half.T.float().numpy())
+    assert (found["scalar"], found["empty"].shape, found["plain"]) == (7, (0, 3), saved["plain"])
+
+
+def test_torch_reads_what_is_written(tmp_path):
+    rng = np.random.default_rng(0)
+    written = {
+        "rows": rng.normal(size=(3, 5)).astype(np.float32),
+        "columns": np.asfortranarray(rng.normal(size=(300, 500)).astype(np.float32)),
+        "gaps": rng.normal(size=(4, 6))[:, ::2],
+        "scalar": np.asarray(4, np.int32),
+        "many": np.arange(70_000),
+    }
+    torch_file.write(tmp_path / "ae.pt", written)
+    for options in ({"weights_only": True}, {"weights_only": False}, {"weights_only": True, "mmap": True}):
+        found = torch.load(tmp_path / "ae.pt", **options)
+        for name, array in written.items():
+            np.testing.assert_array_equal(found[name].numpy(), array, err_msg=name)
+    assert found["columns"].stride() == (1, 300)
+    again = torch_file.read(tmp_path / "ae.pt")
+    assert all((again[name] == array).all() for name, array in written.items())
+
+
+@pytest.mark.parametrize("layout", ["beyond", "overlap", "negative"])
+def test_tensors_stay_inside_their_bytes(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr(torch_file, "_tensor", functools.partial(_crooked, layout))
+    torch_file.write(tmp_path / "ae.pt", {"W_enc": np.ones(16, np.float32)})
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        torch_file.read(tmp_path / "ae.pt")
+
+
+def _crooked(layout, key, array):
+    """The description of a tensor that reaches beyond its bytes, is larger than they are, or starts before them."""
+    offset, shape, strides = {"beyond": (9, 8, 1), "overlap": (0, 2**40, 0), "negative": (-4, 8, 1)}[layout]
+    number, pair = torch_file._number, torch_file._tuple
+    storage = pair(
+        torch_file._text("storage"), torch_file._name("torch", "FloatStorage"), torch_file._text(key),
+        torch_file._text("cpu"), number(array.size),
+    )  # fmt: skip
+    hooks = torch_file._name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = pair(
+        storage + pickle.BINPERSID, number(offset), pair(number(shape)), pair(number(strides)), pickle.NEWFALSE, hooks
+    )
+    return torch_file._name("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
 
 
 @pytest.mark.parametrize(
@@ -155,7 +204,7 @@ def test_no_object_is_unpickled(tmp_path, capsys):
     ],
 )
 def test_ae_pt_that_does_not_fit(tmp_path, sae, change, message):
-    formats.save_dictionary_learning(tmp_path, sae)
+    dictionary_learning.save(tmp_path, sae)
     state = torch.load(tmp_path / "ae.pt", weights_only=True)
     change(state)
     torch.save(state, tmp_path / "ae.pt")
@@ -173,37 +222,74 @@ def test_paths_that_hold_no_autoencoder(tmp_path):
         formats.load(tmp_path)
 
 
+METRICS = {
+    "tokens": 1200, "fvu": 0.125, "explained_variance": 0.875, "cosine": 0.9, "l0": 4.0, "dead": 3, "dense": 1,
+    "prefixes": [{"features": 48, "fvu": 0.25, "l0": 2.5}, {"features": 96, "fvu": 0.125, "l0": 4.0}],
+}  # fmt: skip
+
+
 def test_the_stage(tmp_path, sae):
-    with Stage(tmp_path, "sae", {}) as stage:
-        save_sae(stage.dir, sae)
-        stage.finish({})
+    for folder in ("sae", "sae-x2"):
+        with Stage(tmp_path, folder, {"sae": {"k": 4}}) as stage:
+            save_sae(stage.dir, sae)
+            files.write_json(stage.dir / "metrics.json", METRICS)
+            stage.finish({})
     config = phantom.get_config()
-    config.export.to = ("safetensors", "dictionary_learning")
+    config.sae.beside = {"x2": {"expansion": 2}}
     counts = export.run(config, tmp_path)
-    assert set(counts) == {
-        "safetensors/sae.safetensors",
-        "dictionary_learning/ae.pt",
-        "dictionary_learning/config.json",
-    }
+    assert (
+        {path.removeprefix("x2/") for path in counts if path.startswith("x2/")}
+        == {path for path in counts if not path.startswith("x2/")}
+        == {
+            "dictionary_learning/README.md",
+            "dictionary_learning/ae.pt",
+            "dictionary_learning/config.json",
+            "saelens/README.md",
+            "saelens/cfg.json",
+            "saelens/sae_weights.safetensors",
+            "safetensors/README.md",
+            "safetensors/sae.safetensors",
+        }
+    )
     stored = load_sae(tmp_path / "sae")
     check_same(stored, sae)
-    check_same(formats.load(tmp_path / "export" / "safetensors"), stored)
-    check_same(formats.load(tmp_path / "export" / "dictionary_learning"), stored)
+    for name in export.WRITERS:
+        check_same(formats.load(tmp_path / "export" / name), stored)
     # The same autoencoder gives the same files, whatever the process.
+    shutil.move(tmp_path / "export", tmp_path / "moved")
     assert export.run(config, tmp_path) == counts
     config.export.to = ("onnx",)
     with pytest.raises(UserError, match="onnx"):
         export.run(config, tmp_path)
 
 
-def test_without_torch_safetensors_work_and_ae_pt_says_what_to_do(tmp_path, sae):
-    formats.save_safetensors(tmp_path, sae)
+def test_the_card_says_what_is_there(tmp_path, sae):
+    losses = {"tokens": 900, "ce": 1.5, "ce_spliced": 1.75, "ce_zero": 9.5, "ce_mean": 3.5,
+              "recovered_zero": 0.96875, "recovered_mean": 0.875}  # fmt: skip
+    text = card.text(sae, "saelens", True, METRICS | {"loss": losses}, {"section": {"sae": {"k": 4}}})
+    assert text.startswith("---\nlibrary_name: saelens\n")
+    for line in (
+        "| site | language.3.resid_post |",
+        "| features | 96 in groups of 48, 24, 12, 6, 6 |",
+        "| threshold | 0.75 |",
+        "| normalisation factor | 5.5 |",
+        "| fraction of variance unexplained | 0.1250 |",
+        "| 48 | 0.2500 | 2.50 |",
+        "| loss recovered, against zero ablation | 0.9688 |",
+        '"section": {',
+    ):
+        assert line in text, line
+    assert "divided by 5.5" in card.text(sae, "safetensors", False, METRICS, {})
+
+
+def test_torch_is_not_needed(tmp_path, sae):
     script = (
         "import sys; sys.modules['torch'] = None\n"
-        "from sae import formats; from maira_jax.errors import UserError\n"
-        "loaded = formats.load(sys.argv[1])\n"
-        "try: formats.save_dictionary_learning(sys.argv[1], loaded)\n"
-        "except UserError as error: print(error)\n"
+        "from pathlib import Path; from sae import export, formats\n"
+        "first, second = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "for name, write in export.WRITERS.items(): write(second / name, formats.load(first))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "pip install 'maira-jax[export]'" in done.stdout
+    dictionary_learning.save(tmp_path / "first", sae)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "first"), str(tmp_path / "second")], check=True)
+    for name in export.WRITERS:
+        check_same(formats.load(tmp_path / "second" / name), sae)

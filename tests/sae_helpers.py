@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,9 @@ from maira_jax.processing.prompt import reporting_prompt
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies import load_studies
+from sae import autoencoder
 from sae.activations import Layout, StoreWriter
+from sae.autoencoder import Sae
 
 
 def activations(n: int, d: int, n_true: int = 96, seed: int = 0) -> np.ndarray:
@@ -86,6 +90,7 @@ def train_config(**train: object) -> ml_collections.ConfigDict:
         "dead_tokens": 1000,
         "chunk_steps": 5,
         "checkpoint_every": 10,
+        "splice_studies": 0,
     }
     config.train.update(short | train)
     return config
@@ -110,3 +115,10 @@ def make_model(directory: Path, studies: ml_collections.ConfigDict) -> None:
     }
     files.write_json(directory / "preprocessor_config.json", preprocessor)
     convert.to_hf(maira2.init(cfg, jax.random.key(0)), cfg, directory, np.dtype(np.float32))
+
+
+def random_sae(x: np.ndarray, group_sizes: tuple[int, ...], k: int, threshold: float, **fields: Any) -> Sae:
+    """An autoencoder with random directions, around the mean of the activations `x`."""
+    params = autoencoder.init(jax.random.key(1), x.shape[1], sum(group_sizes), jnp.asarray(x.mean(0)))
+    params["b_enc"] = jnp.asarray(np.random.default_rng(0).normal(size=sum(group_sizes)), jnp.float32)
+    return Sae(params, threshold, k, group_sizes, **fields)

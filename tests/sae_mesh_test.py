@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from sae import mesh
+from sae.checkpoint import Checkpoints
+from sae.config import SaeConfig, TrainConfig
+from sae.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 MESHES = ((1, 1), (2, 2), (8, 1), (1, 8), (4, 2))
@@ -45,6 +49,23 @@ for shape in {MESHES}:
         "params": {{name: np.asarray(value).tolist() for name, value in ordered.params.items()}},
         "silent": np.asarray(ordered.silent).tolist(),
     }}
+
+# A checkpoint of one device goes on on eight, and the other way round.
+import dataclasses, tempfile
+from pathlib import Path
+from sae.checkpoint import Checkpoints
+half = {_STEPS} // 2
+for first, second in (((1, 1), (4, 2)), ((4, 2), (1, 1))):
+    directory = Path(tempfile.mkdtemp())
+    for shape, batches in ((first, x[:half]), (second, x[half:])):
+        trainer = Trainer(sae, dataclasses.replace(config, mesh=shape))
+        checkpoints = Checkpoints(directory, trainer)
+        state, scale = checkpoints.load_latest() or (trainer.init(x[0], 4.0), 4.0)
+        state, metrics = trainer.run(state, trainer.place(batches), scale)
+        checkpoints.save(state, scale)
+        checkpoints.close()
+    results[f"from {{first}} to {{second}}"] = {{
+        "metrics": {{name: np.asarray(value).tolist() for name, value in metrics.items()}}}}
 json.dump(results, sys.stdout)
 """
 
@@ -83,8 +104,64 @@ def test_collectives(results, shape):
             assert np.prod([int(n) for n in dims.split(",") if n] or [1]) <= largest, line
 
 
+@pytest.mark.parametrize("moves", ["from (1, 1) to (4, 2)", "from (4, 2) to (1, 1)"])
+def test_a_checkpoint_goes_on_on_another_mesh(results, moves):
+    one, moved = results[str((1, 1))]["metrics"], results[moves]["metrics"]
+    for name in ("loss", "threshold"):
+        np.testing.assert_allclose(moved[name], one[name][_STEPS // 2 :], rtol=1e-5, err_msg=name)
+
+
 def test_one_device_needs_no_collective(results):
     assert not results[str((1, 1))]["collectives"]
+
+
+_PROCESS = f"""
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+import numpy as np
+from pathlib import Path
+from sae.checkpoint import Checkpoints
+from sae.config import SaeConfig, TrainConfig
+from sae.trainer import Trainer
+from tests.sae_helpers import activations
+
+sae = SaeConfig({_D}, {_F}, 4, (128, 64, 32, 16, 16), (0.2,) * 5)
+x = activations({_BATCH} * {_STEPS}, {_D}).reshape({_STEPS}, {_BATCH}, {_D})
+x[:, 1] = x[:, 0]
+config = TrainConfig({_STEPS}, {_BATCH}, 3e-3, 5, 40, 1 / 32, 640, 0.999, 5, True, 1, {_STEPS}, {_STEPS}, (4, 2), 0)
+trainer = Trainer(sae, config)
+assert trainer.mesh.size == 8 and jax.local_device_count() == 4
+state = trainer.init(x[0], 4.0)
+state, metrics = trainer.run(state, trainer.place(x), 4.0)
+checkpoints = Checkpoints(Path(sys.argv[3]), trainer)
+checkpoints.save(state, 4.0)
+checkpoints.close()
+if jax.process_index() == 0:
+    json.dump({{name: np.asarray(value).tolist() for name, value in metrics.items()}}, sys.stdout)
+"""
+
+
+def test_two_processes_equal_one_device_and_hand_over_their_checkpoint(results, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    commands = [[sys.executable, "-c", _PROCESS, address, str(i), str(tmp_path / "checkpoints")] for i in range(2)]
+    both = [subprocess.Popen(c, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+    outputs = [process.communicate(timeout=500) for process in both]
+    assert not any(process.returncode for process in both), outputs
+    metrics, one = json.loads(outputs[0][0]), results[str((1, 1))]
+    for name in ("loss", "threshold", "gradient_norm"):
+        np.testing.assert_allclose(metrics[name], one["metrics"][name], rtol=1e-5, err_msg=name)
+    # Written on 8 devices, read on 1.
+    sae = SaeConfig(_D, _F, 4, (128, 64, 32, 16, 16), (0.2,) * 5)
+    config = TrainConfig(_STEPS, _BATCH, 3e-3, 5, 40, 1 / 32, 640, 0.999, 5, True, 1, _STEPS, _STEPS, (1, 1), 0)
+    state, scale = Checkpoints(tmp_path / "checkpoints", Trainer(sae, config)).load_latest()
+    assert (int(state.step), scale) == (_STEPS, 4.0)
+    for name, value in one["params"].items():
+        assert np.linalg.norm(state.params[name] - np.array(value)) < 1e-4 * np.linalg.norm(value), name
+    np.testing.assert_array_equal(state.silent, one["silent"])
 
 
 def test_stripes():

@@ -1,8 +1,11 @@
 """Metrics, threshold and normalisation against plain NumPy in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sae import autoencoder, calibrate, metrics
 from sae.autoencoder import Sae
@@ -24,12 +27,16 @@ def naive(sae: Sae, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     p = {name: np.asarray(value, np.float64) for name, value in sae.params.items()}
     z = np.maximum((x - p["b_dec"]) @ p["W_enc"] + p["b_enc"], 0)
     f = z * (z > sae.threshold)
+    if sae.per_token:
+        f *= f >= np.sort(f, axis=1)[:, -sae.k, None]
     ends = np.cumsum(sae.group_sizes)
     return f, np.stack([f[:, :end] @ p["W_dec"][:end] + p["b_dec"] for end in ends])
 
 
-def test_metrics_equal_naive_ones():
+@pytest.mark.parametrize("threshold, per_token", [(1.2, False), (0.1, True), (np.linspace(0.5, 2, F), False)])
+def test_metrics_equal_naive_ones(threshold, per_token):
     sae, x = random_sae()
+    sae = dataclasses.replace(sae, threshold=threshold, per_token=per_token)
     measured, density = metrics.evaluate(sae, [x[:256], x[256:512], x[512:]])
     f, levels = naive(sae, x)
     x64, y = x.astype(np.float64), levels[-1]

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from sae import presets
 from sae.config import SaeConfig, TrainConfig
 from sae.trainer import Trainer
 from tests import peers
 from tests.sae_helpers import activations
 
-D, F, K, BATCH, STEPS = 32, 128, 4, 64, 150
+D, F, K, BATCH, STEPS = 32, 128, 4, 64, 300
 FRACTIONS = (0.5, 0.25, 0.125, 0.0625, 0.0625)
 SIZES = (64, 32, 16, 8, 8)
-WARMUP, DECAY, THRESHOLD_START, DEAD_TOKENS, LR = 10, 100, 20, 256, 3e-3
+WARMUP, DECAY, THRESHOLD_START, DEAD_TOKENS, LR = 10, 200, 20, 256, 3e-3
 # The trajectory of dictionary_learning 0.1.0, for machines that do not have it. Written by `record`.
 RECORDED = Path(__file__).parent / "data" / "dictionary_learning_trajectory.npz"
 
@@ -74,7 +75,7 @@ def record() -> None:
 
 
 def ours(expected, **options):
-    sae = SaeConfig(D, F, K, SIZES, (0.2,) * 5)
+    sae = SaeConfig(D, F, K, SIZES, presets.named("dictionary_learning").group_weights(5))
     config = TrainConfig(
         steps=STEPS,
         batch_size=BATCH,

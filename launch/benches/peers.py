@@ -1,18 +1,32 @@
-"""dictionary_learning, imported unchanged.
+"""Programs that ours is compared with, imported unchanged and driven by their own training steps.
 
-It is installed without its dependencies, of which a training step and the loader use torch, einops and tqdm; the
-others (nnsight, wandb, datasets, zstandard) only serve its data pipeline, and empty modules stand in for them.
+dictionary_learning is installed without its dependencies, of which a training step and the loader use torch, einops
+and tqdm; the others (nnsight, wandb, datasets, zstandard) only serve its data pipeline, and empty modules stand in
+for them. SAELens and sparsify are installed whole, beside the same torch.
 """
 
 import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
 
 from maira_jax.errors import UserError
 
-INSTALL = "pip install --no-deps dictionary_learning==0.1.0 && pip install einops"
+INSTALL = (
+    "pip install --no-deps dictionary_learning==0.1.0 && "
+    "pip install einops torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3"
+)
 _UNUSED = {"nnsight": ("LanguageModel",), "datasets": ("load_dataset",), "zstandard": (), "wandb": ()}
+
+
+def _need(*names: str) -> None:
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed: {INSTALL}")
 
 
 def dictionary_learning(module: str) -> types.ModuleType:
@@ -21,8 +35,7 @@ def dictionary_learning(module: str) -> types.ModuleType:
     Raises:
       UserError: the package is not installed.
     """
-    if not all(importlib.util.find_spec(name) for name in ("dictionary_learning", "einops", "torch")):
-        raise UserError(f"dictionary_learning is not installed: {INSTALL}")
+    _need("dictionary_learning", "einops", "torch")
     for name, attributes in _UNUSED.items():
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             stub = types.ModuleType(name)
@@ -30,3 +43,125 @@ def dictionary_learning(module: str) -> types.ModuleType:
                 setattr(stub, attribute, object)
             sys.modules[name] = stub
     return importlib.import_module(f"dictionary_learning.{module}")
+
+
+def torch() -> types.ModuleType:
+    """PyTorch.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    _need("torch")
+    return importlib.import_module("torch")
+
+
+class Peer(Protocol):
+    """A trainer of another program."""
+
+    def step(self, x: Any) -> None:
+        """Takes a step on a torch batch [B, d]."""
+
+    def params(self) -> dict[str, np.ndarray]:
+        """W_enc [d, F], b_enc [F], W_dec [F, d] with unit rows, b_dec [d]."""
+
+
+class DictionaryLearning:
+    """Its `MatryoshkaBatchTopKTrainer`, with its defaults where nothing is said."""
+
+    def __init__(self, d: int, n_features: int, k: int, fractions: Sequence[float], steps: int, **options: Any):
+        module = dictionary_learning("trainers.matryoshka_batch_top_k")
+        self._trainer = module.MatryoshkaBatchTopKTrainer(
+            steps=steps,
+            activation_dim=d,
+            dict_size=n_features,
+            k=k,
+            layer=0,
+            lm_name="benchmark",
+            group_fractions=list(fractions),
+            **options,
+        )
+        self._steps = 0
+
+    def step(self, x: Any) -> None:
+        """See `Peer`."""
+        self._trainer.update(self._steps, x)
+        self._steps += 1
+
+    def params(self) -> dict[str, np.ndarray]:
+        """See `Peer`."""
+        return {name: value.detach().cpu().numpy() for name, value in self._trainer.ae.named_parameters()}
+
+
+class SaeLens:
+    """Its `SAETrainer` on a "matryoshka_batchtopk", with its defaults where nothing is said."""
+
+    def __init__(
+        self,
+        d: int,
+        n_features: int,
+        k: int,
+        widths: Sequence[int],
+        steps: int,
+        batch_size: int,
+        device: str,
+        **options: Any,
+    ):
+        _need("sae_lens")
+        config = importlib.import_module("sae_lens.config")
+        module = importlib.import_module("sae_lens.saes.matryoshka_batchtopk_sae")
+        trainer = importlib.import_module("sae_lens.training.sae_trainer")
+        sae = module.MatryoshkaBatchTopKTrainingSAEConfig(
+            d_in=d, d_sae=n_features, k=k, matryoshka_widths=list(widths), device=device
+        )
+        settings = config.SAETrainerConfig(
+            total_training_samples=steps * batch_size, train_batch_size_samples=batch_size, device=device, **options
+        )
+        self._trainer = trainer.SAETrainer(settings, module.MatryoshkaBatchTopKTrainingSAE(sae), iter(()))
+
+    def step(self, x: Any) -> None:
+        """See `Peer`."""
+        self._trainer.step(x)
+        self._trainer.n_training_steps += 1
+
+    def params(self) -> dict[str, np.ndarray]:
+        """See `Peer`."""
+        values = {name: value.detach().cpu().numpy() for name, value in self._trainer.sae.named_parameters()}
+        norm = np.linalg.norm(values["W_dec"], axis=1)
+        return {
+            "W_enc": values["W_enc"] * norm,
+            "b_enc": values["b_enc"] * norm,
+            "W_dec": values["W_dec"] / norm[:, None],
+            "b_dec": values["b_dec"],
+        }
+
+
+class Sparsify:
+    """Its `SparseCoder` (TopK, one level: it has no other) with the optimiser of its trainer."""
+
+    def __init__(self, d: int, n_features: int, k: int, device: str):
+        _need("sparsify", "schedulefree")
+        module = importlib.import_module("sparsify")
+        coder = importlib.import_module("sparsify.sparse_coder")
+        sign_sgd = importlib.import_module("sparsify.sign_sgd")
+        schedulefree = importlib.import_module("schedulefree")
+        self._sae = coder.SparseCoder(d, module.SparseCoderConfig(num_latents=n_features, k=k), device=device)
+        group = {"params": self._sae.parameters(), "lr": 5e-3 / (n_features / 2**14) ** 0.5}
+        self._optimizer = schedulefree.ScheduleFreeWrapper(sign_sgd.SignSGD([group]), momentum=0.95)
+        self._optimizer.train()
+
+    def step(self, x: Any) -> None:
+        """See `Peer`; in the order of its trainer."""
+        self._sae.set_decoder_norm_to_unit_norm()
+        self._sae(x).fvu.backward()
+        self._sae.remove_gradient_parallel_to_decoder_directions()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def params(self) -> dict[str, np.ndarray]:
+        """See `Peer`."""
+        return {
+            "W_enc": self._sae.encoder.weight.detach().cpu().numpy().T,
+            "b_enc": self._sae.encoder.bias.detach().cpu().numpy(),
+            "W_dec": self._sae.W_dec.detach().cpu().numpy(),
+            "b_dec": self._sae.b_dec.detach().cpu().numpy(),
+        }

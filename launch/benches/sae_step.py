@@ -1,10 +1,12 @@
-"""Tokens/s of a Matryoshka BatchTopK training step: ours and dictionary_learning's, in turns in one process.
+"""Tokens/s of a training step: ours, dictionary_learning's, SAELens' and sparsify's, in turns in one process.
 
-The two take turns, a few steps each, so that both see the same disturbances; the medians over the turns are compared.
-Both train in float32 from activations already in memory. No feature is dead, so no auxiliary loss is computed.
+They take turns, a few steps each, so that all see the same disturbances; the medians over the turns are compared.
+All train in float32 from activations already in memory. No feature is dead, so no auxiliary loss is computed.
+sparsify has no Matryoshka and no BatchTopK: its plain TopK is timed.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -15,10 +17,12 @@ import jax
 import numpy as np
 
 from launch.benches import peers
-from sae.config import SaeConfig, TrainConfig
+from sae import presets
+from sae.config import SaeConfig, TrainConfig, group_sizes
 from sae.trainer import Trainer
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
+_STEPS = 10_000
 
 
 def main(options: Sequence[str]) -> None:
@@ -28,13 +32,18 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--n_features", type=int, default=4096)
     parser.add_argument("--k", type=int, default=64, help="mean number of kept features a token")
     parser.add_argument("--batch_size", type=int, default=2048, help="tokens")
+    parser.add_argument("--dtype", default="float32", help="of our matrix products")
+    parser.add_argument("--microbatches", type=int, default=1, help="parts of our batch")
     parser.add_argument("--turns", type=int, default=7, help="how often each is timed")
     parser.add_argument("--steps", type=int, default=3, help="steps of one turn")
+    parser.add_argument("--alone", action="store_true", help="time ours only")
     arguments = parser.parse_args(options)
     rng = np.random.default_rng(0)
     shape = (arguments.steps, arguments.batch_size, arguments.d_model)
     x = rng.normal(size=shape).astype(np.float32)
-    turns = {"ours": _ours(arguments, x), "dictionary_learning": _dictionary_learning(arguments, x)}
+    turns = {"ours": _ours(arguments, x)}
+    if not arguments.alone:
+        turns |= _peers(arguments, x)
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for turn in turns.values():
         turn()  # compiles, and fills caches
@@ -43,39 +52,43 @@ def main(options: Sequence[str]) -> None:
             start = time.perf_counter()
             turn()
             seconds[name].append((time.perf_counter() - start) / arguments.steps)
-    rates = {name: arguments.batch_size / statistics.median(times) for name, times in seconds.items()}
-    ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
     result = {
         **vars(arguments),
         "device": str(jax.devices()[0].device_kind),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        "tokens_per_second": {name: round(rate) for name, rate in rates.items()},
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "tokens_per_second": {
+            name: round(arguments.batch_size / statistics.median(times)) for name, times in seconds.items()
+        },
+        "ratio": {name: _ratio(seconds["ours"], times) for name, times in seconds.items() if name != "ours"},
     }
     print(json.dumps(result))
 
 
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """How often faster ours is, over the turns."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    values = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    return {name: round(value, 2) for name, value in values.items()}
+
+
 def _ours(arguments: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
-    sizes = tuple(int(fraction * arguments.n_features) for fraction in _FRACTIONS)
-    sae = SaeConfig(arguments.d_model, arguments.n_features, arguments.k, sizes, (0.2,) * 5)
+    sizes = group_sizes(_FRACTIONS, arguments.n_features)
+    preset = presets.named("dictionary_learning")
+    weights = preset.group_weights(len(sizes))
+    sae = SaeConfig(arguments.d_model, arguments.n_features, arguments.k, sizes, weights)
     config = TrainConfig(
-        steps=10_000,
+        steps=_STEPS,
         batch_size=arguments.batch_size,
-        lr=2e-4,
-        warmup_steps=1000,
-        decay_start=None,
-        auxk_alpha=1 / 32,
-        dead_tokens=10_000_000,
-        threshold_beta=0.999,
-        threshold_start=1000,
+        microbatches=arguments.microbatches,
+        dtype=arguments.dtype,
         normalize=True,
         calibration_tokens=1,
         chunk_steps=arguments.steps,
         checkpoint_every=arguments.steps,
         mesh=(1, 1),
         seed=0,
+        **preset.train(_STEPS, arguments.batch_size, arguments.n_features),
     )
     trainer = Trainer(sae, config)
     batches = trainer.place(x)
@@ -89,30 +102,24 @@ def _ours(arguments: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
     return turn
 
 
-def _dictionary_learning(arguments: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
-    module = peers.dictionary_learning("trainers.matryoshka_batch_top_k")
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    trainer = module.MatryoshkaBatchTopKTrainer(
-        steps=10_000,
-        activation_dim=arguments.d_model,
-        dict_size=arguments.n_features,
-        k=arguments.k,
-        layer=0,
-        lm_name="benchmark",
-        group_fractions=list(_FRACTIONS),
-        lr=2e-4,
-        seed=0,
-        device=device,
-    )
+def _peers(arguments: argparse.Namespace, x: np.ndarray) -> dict[str, Callable[[], None]]:
+    """By name, a function that takes a step of the peer on each batch."""
+    d, f, k = arguments.d_model, arguments.n_features, arguments.k
+    widths = list(itertools.accumulate(group_sizes(_FRACTIONS, f)))
+    torch = peers.torch()
+    gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
+    device = "cuda" if gpu else "cpu"
+    trainers: dict[str, peers.Peer] = {
+        "dictionary_learning": peers.DictionaryLearning(d, f, k, _FRACTIONS, _STEPS, seed=0, device=device),
+        "sae_lens": peers.SaeLens(d, f, k, widths, _STEPS, arguments.batch_size, device, lr_end=3e-5),
+        "sparsify": peers.Sparsify(d, f, k, device),
+    }
     batches = torch.from_numpy(x).to(device)
-    steps = 0
 
-    def turn() -> None:
-        nonlocal steps
+    def turn(peer: peers.Peer) -> None:
         for batch in batches:
-            trainer.update(steps, batch)
-            steps += 1
+            peer.step(batch)
+        if gpu:
+            torch.cuda.synchronize()
 
-    return turn
+    return {name: (lambda peer=peer: turn(peer)) for name, peer in trainers.items()}

@@ -1,0 +1,23 @@
+"""An autoencoder of embeddings that you have as an array: of MedCLIP's or RAD-DINO's images, say.
+
+FILE is a .npy, .safetensors, .zarr or .parquet of [images, width]; --config.harvest.table=TABLE.csv names the images,
+their patients and their labels (see `sae/arrays.py`). No model is needed:
+
+  python -m launch.harvest --config=configs/embeddings.py:FILE --workdir=runs/embeddings
+  python -m launch.train   --config=configs/embeddings.py:FILE --workdir=runs/embeddings
+  python -m launch.export  --config=configs/embeddings.py:FILE --workdir=runs/embeddings
+"""
+
+import ml_collections
+
+from configs import phantom
+
+
+def get_config(path: str = "embeddings.npy") -> ml_collections.ConfigDict:
+    config = phantom.get_config()
+    config.harvest.arrays = (path,)
+    config.harvest.held_out_fraction = 0.1
+    config.sae.expansion = 16  # 8192 features for embeddings of 512, as in MedSAE
+    config.sae.k = 32
+    config.train.splice_studies = 0  # there is no model to splice into
+    return config

@@ -1,0 +1,53 @@
+"""MAIRA-2 and its autoencoders: 8,192, 16,384 and 32,768 features, trained side by side from one stream.
+
+CHECKPOINT is a Hugging Face folder of MAIRA-2 and STUDIES a JSON Lines file (see configs/manifest.py):
+
+  python -m launch.harvest --config=configs/maira2.py:CHECKPOINT,STUDIES --workdir=runs/maira2
+  python -m launch.train   --config=configs/maira2.py:CHECKPOINT,STUDIES --workdir=runs/maira2
+
+sae/ holds the one of expansion factor 4, which the later stages read, sae-x2/ and sae-x8/ the others. What the paper
+(arXiv 2507.12950) fixes is marked; the rest is our choice.
+"""
+
+import ml_collections
+from ml_collections import ConfigDict, config_dict
+
+from configs import phantom
+
+
+def get_config(paths: str = "maira-2,studies.jsonl") -> ml_collections.ConfigDict:
+    checkpoint, _, studies = paths.partition(",")
+    config = phantom.get_config()
+    config.model.update({"checkpoint": checkpoint, "dtype": "bfloat16"})
+    config.studies = ConfigDict({"source": "manifest", "path": studies, "n": config_dict.placeholder(int)})
+    config.harvest.update(
+        {
+            "site": "language.15.resid_post",  # paper: the residual stream at layer 15, counted from 0
+            "policy": "method",  # paper: neither inner image tokens nor boilerplate
+            "batch_size": 4,
+            "dtype": "bfloat16",
+        }
+    )
+    config.sae.update(
+        {
+            "expansion": 4,  # paper: 16,384 features
+            "k": 256,  # paper
+            "group_fractions": (0.5, 0.25, 0.125, 0.0625, 0.0625),
+            "beside": {"x2": {"expansion": 2}, "x8": {"expansion": 8}},  # paper: released, too
+        }
+    )
+    config.train.update(
+        {
+            "preset": "dictionary_learning",  # paper: that library
+            "steps": 20_000,
+            "batch_size": 4096,
+            "microbatches": 2,
+            "dtype": "bfloat16",
+            "lr": None,
+            "warmup_steps": None,
+            "decay_start": 16_000,
+            "dead_tokens": None,
+            "checkpoint_every": 500,
+        }
+    )
+    return config

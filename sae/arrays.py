@@ -1,0 +1,277 @@
+"""The harvest stage for users' own activations: arrays in files, copied into the activation store.
+
+    .npy                      an array of numpy's, read through a memory map
+    .safetensors              one of its tensors
+    .zarr                     a folder of zarr, version 2 or 3
+    .parquet                  a column of lists of numbers
+
+An array is [studies, d_model], a row a study (an image's embedding, say), or [studies, tokens, d_model]. Several files
+are one array after the other. A table beside them may name each study; a .parquet file's own columns do so, too.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import tensorstore as ts
+from safetensors import safe_open
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+from maira_jax.run.progress import progress
+from maira_jax.run.stage import Stage
+from maira_jax.studies import split_of
+from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
+
+_NAMES = ("study_id", "patient_id", "split")
+# Of activations that are not a language model's.
+_NO_TOKEN = -1
+
+
+class Array(NamedTuple):
+    """An array in a file.
+
+    Attributes:
+      shape: [studies, d_model] or [studies, tokens, d_model].
+      read: studies `start` to `stop`, in the file's type.
+      table: the file's other columns, a row a study, if it has any.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[int, int], np.ndarray]
+    table: pa.Table | None = None
+
+
+def _open_npy(path: Path, column: str) -> Array:
+    values = np.load(path, mmap_mode="r", allow_pickle=False)
+    return Array(values.shape, lambda start, stop: values[start:stop])
+
+
+def _open_safetensors(path: Path, column: str) -> Array:
+    file = safe_open(path, framework="numpy")
+    name = _only(path, list(file.keys()), column, "tensor")
+    values = file.get_slice(name)
+    return Array(tuple(values.get_shape()), lambda start, stop: values[start:stop])
+
+
+def _open_zarr(path: Path, column: str) -> Array:
+    driver = "zarr3" if (path / "zarr.json").is_file() else "zarr"
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path.absolute())}}
+    values = ts.open(spec, open=True, read=True).result()
+    return Array(tuple(values.shape), lambda start, stop: values[start:stop].read().result())
+
+
+def _open_parquet(path: Path, column: str) -> Array:
+    file = pq.ParquetFile(path)
+    schema = file.schema_arrow
+    lists = [field.name for field in schema if hasattr(field.type, "value_type")]
+    name = _only(path, lists, column, "column of lists")
+    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)])
+    others = [field.name for field in schema if field.name not in lists]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        found = file.read_row_groups(list(range(first, last + 1)), columns=[name])[name]
+        offset = start - int(ends[first - 1] if first else 0)
+        part = found.slice(offset, stop - start).combine_chunks()
+        values = part.flatten().to_numpy(zero_copy_only=False)
+        if part.null_count or len(values) % (stop - start):
+            raise UserError(f"{path}, rows {start} to {stop}: lists of {name} differ in length, or one is missing")
+        return values.reshape(stop - start, -1)
+
+    rows = int(ends[-1]) if len(ends) else 0
+    width = read(0, 1).shape[1] if rows else 0
+    return Array((rows, width), read, file.read(columns=others) if others else None)
+
+
+_OPENERS = {".npy": _open_npy, ".safetensors": _open_safetensors, ".zarr": _open_zarr, ".parquet": _open_parquet}
+
+
+def _only(path: Path, names: Sequence[str], wanted: str, what: str) -> str:
+    if wanted in names:
+        return wanted
+    if wanted or len(names) != 1:
+        raise UserError(
+            f"{path} has {', '.join(map(repr, names)) or 'none'} for a {what}"
+            f"{f', not {wanted!r}' if wanted else ''}: name one with harvest.column"
+        )
+    return names[0]
+
+
+def open_array(path: Path, column: str = "") -> Array:
+    """Opens a file of activations.
+
+    Args:
+      path: by its ending, one of the kinds above.
+      column: which tensor or column; empty for the only one.
+
+    Raises:
+      UserError: the file cannot be read, or holds no array of two or three dimensions of floating-point numbers.
+    """
+    path = Path(path).expanduser()
+    opener = _OPENERS.get(path.suffix)
+    if opener is None:
+        raise UserError(f"{path} is not one of {', '.join(_OPENERS)}: convert it, or rename it")
+    if not path.exists():
+        raise UserError(f"{path} does not exist: check harvest.arrays")
+    try:
+        found = opener(path, column)
+        if len(found.shape) not in (2, 3) or not min(found.shape):
+            raise UserError(f"{path} has shape {found.shape}: give [studies, d_model] or [studies, tokens, d_model]")
+        kind = found.read(0, 1).dtype
+    except UserError:
+        raise
+    except Exception as error:  # every library has its own classes for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} cannot be read ({reason}): restore the file") from error
+    if not np.issubdtype(kind, np.floating) and kind.name != "bfloat16":
+        raise UserError(f"{path} holds values of type {kind}: give floating-point numbers")
+    return found
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Copies `config.harvest.arrays` into the activation store of `workdir`.
+
+    Returns:
+      What the manifest counts.
+
+    Raises:
+      UserError: a field is out of range, a file cannot be read, or the disk is full.
+    """
+    harvest, workdir = config.harvest, Path(workdir)
+    own = ("arrays", "column", "table", "held_out_fraction", "dtype", "shard_rows", "chunk_rows")
+    section = {"harvest": {name: harvest[name] for name in own}, "seed": config.seed}
+    if not 0 <= harvest.held_out_fraction < 1:
+        raise UserError(f"harvest.held_out_fraction is {harvest.held_out_fraction}, but must be in [0, 1): change it")
+    with Stage(workdir, "activations", section) as stage:
+        if stage.finished:
+            return stage.manifest["counts"]
+        paths = [Path(path).expanduser() for path in harvest.arrays]
+        opened = [open_array(path, harvest.column) for path in paths]
+        for path, array in zip(paths, opened, strict=True):
+            if array.shape[1:] != opened[0].shape[1:]:
+                raise UserError(f"{path} has shape {array.shape}, but {paths[0]} has {opened[0].shape}: leave one out")
+        n, per_study, d_model = sum(array.shape[0] for array in opened), opened[0].shape[1:-1], opened[0].shape[-1]
+        tokens = int(np.prod(per_study, dtype=np.int64))
+        studies = _study_table(
+            _names(harvest.table, opened, n), n, tokens, float(harvest.held_out_fraction), config.seed
+        )
+        layout = Layout(n * tokens, d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
+        source = {"arrays": {str(path): _digest(path) for path in paths}}
+        writer = StoreWriter(stage.dir, layout, _token_table(n, tokens), studies, source)
+        read = functools.partial(_rows, opened, tokens)
+        with progress(total=layout.n_tokens, unit="tok", desc="arrays") as bar:
+            missing = set(writer.missing())
+            for shard in range(layout.n_shards):
+                start, stop = layout.rows(shard)
+                if shard in missing:
+                    writer.write(shard, read(start, stop))
+                bar.update(stop - start)
+        splits = studies["split"].to_pylist()
+        counts = {
+            "studies": n,
+            "studies_held_out": splits.count(HELD_OUT),
+            "tokens": layout.n_tokens,
+            "tokens_train": splits.count(TRAIN) * tokens,
+            "d_model": d_model,
+        }
+        stage.finish(counts)
+        return counts
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, that of its files' digests by name."""
+    if path.is_file():
+        return files.sha256(path)
+    inside = sorted(part for part in path.rglob("*") if part.is_file())
+    return files.digest({str(part.relative_to(path)): files.sha256(part) for part in inside})
+
+
+def _rows(arrays: Sequence[Array], tokens: int, start: int, stop: int) -> np.ndarray:
+    """Rows `start` to `stop` of all arrays in a row, `tokens` rows a study. [stop - start, d_model]"""
+    first, last = start // tokens, -(-stop // tokens)  # studies
+    parts, offset = [], 0
+    for array in arrays:
+        low, high = max(first - offset, 0), min(last - offset, array.shape[0])
+        if low < high:
+            part = np.asarray(array.read(low, high))
+            parts.append(part.reshape(-1, part.shape[-1]))
+        offset += array.shape[0]
+    return np.concatenate(parts)[start - first * tokens :][: stop - start]
+
+
+def _token_table(n: int, tokens: int) -> pa.Table:
+    return pa.table(
+        {
+            "study": np.repeat(np.arange(n, dtype=np.int32), tokens),
+            "position": np.tile(np.arange(tokens, dtype=np.int32), n),
+            "token_id": np.full(n * tokens, _NO_TOKEN, np.int32),
+            "kind": np.full(n * tokens, _NO_TOKEN, np.int8),
+        }
+    )
+
+
+def _names(table: str, arrays: Sequence[Array], n: int) -> pa.Table | None:
+    """The table that names the studies: the user's, or what the arrays' own files say."""
+    if not table:
+        own = [array.table for array in arrays if array.table is not None]
+        return pa.concat_tables(own, promote_options="default") if len(own) == len(arrays) else None
+    path = Path(table).expanduser()
+    try:
+        read = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): check harvest.table") from error
+    if read.num_rows != n:
+        raise UserError(f"{path} has {read.num_rows} rows for {n} studies: give a row for each, in the arrays' order")
+    return read
+
+
+def _study_table(names: pa.Table | None, n: int, tokens: int, held_out: float, seed: int) -> pa.Table:
+    """Studies by their names in the table; a column of truth values or of 0 and 1 is a label (else: not known)."""
+    columns = {} if names is None else {name: names[name] for name in names.column_names}
+
+    def text(name: str, default: Sequence[str]) -> list[str]:
+        return [str(value) for value in columns[name].to_pylist()] if name in columns else list(default)
+
+    studies = text("study_id", [str(i) for i in range(n)])
+    patients = text("patient_id", studies)
+    splits = text("split", [split_of(patient, held_out, seed) for patient in patients])
+    wrong = sorted(set(splits) - {TRAIN, HELD_OUT})
+    if wrong:
+        raise UserError(f"harvest.table has the split {wrong[0]!r}: give {TRAIN} or {HELD_OUT}")
+    labels = _labels({name: values for name, values in columns.items() if name not in _NAMES}, n)
+    return pa.table(
+        {
+            "study_id": studies,
+            "patient_id": patients,
+            "split": splits,
+            "labels": [json.dumps(row) for row in labels],
+            "start": np.arange(n, dtype=np.int64) * tokens,
+            "stop": np.arange(1, n + 1, dtype=np.int64) * tokens,
+        }
+    )
+
+
+def _labels(columns: Mapping[str, pa.ChunkedArray], n: int) -> list[dict[str, bool]]:
+    """{label: truth} of each study; a value that is neither 0 nor 1 is not known, and a column of others no label."""
+    rows: list[dict[str, bool]] = [{} for _ in range(n)]
+    for name, values in columns.items():
+        kind = values.type
+        if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            continue
+        known = [None if value != value else value for value in pc.cast(values, pa.float64()).to_pylist()]
+        # CheXpert's labelers write -1 for what is uncertain.
+        if set(known) - {0.0, 1.0, -1.0, None} or not set(known) & {0.0, 1.0}:
+            continue
+        for row, value in zip(rows, known, strict=True):
+            if value in (0.0, 1.0):
+                row[name] = bool(value)
+    return rows

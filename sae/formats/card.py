@@ -1,0 +1,107 @@
+"""The README.md that travels with an exported autoencoder: what it is, how to load it, its metrics and its manifest."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sae.autoencoder import Sae
+
+_LOAD = {
+    "safetensors": "from sae import formats\n\nsae = formats.load(FOLDER)\nfeatures = sae.encode(activations)",
+    "dictionary_learning": (
+        "from dictionary_learning.utils import load_dictionary\n\n"
+        'dictionary, config = load_dictionary(FOLDER, device="cpu")\n'
+        "features = dictionary.encode(activations)"
+    ),
+    "saelens": ("from sae_lens import SAE\n\nsae = SAE.load_from_disk(FOLDER)\nfeatures = sae.encode(activations)"),
+}
+_LIBRARY = {"safetensors": "maira-jax", "dictionary_learning": "dictionary-learning", "saelens": "saelens"}
+_KINDS = {"batch_top_k": "BatchTopK", "top_k": "TopK", "relu": "ReLU"}
+# Name in metrics.json, what it is called here, format.
+_METRICS = (
+    ("tokens", "held-out tokens", ",d"),
+    ("fvu", "fraction of variance unexplained", ".4f"),
+    ("explained_variance", "explained variance", ".4f"),
+    ("cosine", "cosine of activation and reconstruction", ".4f"),
+    ("l0", "L0", ".2f"),
+    ("dead", "dead features", ",d"),
+    ("dense", "dense features (above 10 % of the tokens)", ",d"),
+)
+_LOSSES = (
+    ("tokens", "findings tokens", ",d"),
+    ("ce", "cross-entropy, original", ".4f"),
+    ("ce_spliced", "cross-entropy, spliced", ".4f"),
+    ("ce_mean", "cross-entropy, mean-ablated", ".4f"),
+    ("ce_zero", "cross-entropy, zero-ablated", ".4f"),
+    ("recovered_mean", "loss recovered, against mean ablation", ".4f"),
+    ("recovered_zero", "loss recovered, against zero ablation", ".4f"),
+)
+
+
+def text(sae: Sae, form: str, fold_normalization: bool, metrics: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """The card in Markdown.
+
+    Args:
+      sae: the autoencoder.
+      form: name of the format that the card lies beside.
+      fold_normalization: whether the file takes raw activations.
+      metrics: the content of `metrics.json`.
+      manifest: of the stage that trained it.
+    """
+    source = sae.meta.get("source", {})
+    factor = float(sae.meta.get("normalization", 1.0))
+    takes = (
+        "It takes raw activations; the normalisation of its training is folded into biases and threshold."
+        if fold_normalization
+        else f"It takes activations divided by {factor!r}, and its features and reconstructions are divided by it, too."
+    )
+    kind = _KINDS.get(sae.meta.get("sae", {}).get("kind"), "TopK" if sae.per_token else "BatchTopK")
+    nested = "Matryoshka " if len(sae.group_sizes) > 1 else ""
+    rows = {
+        "site": source.get("site", "unknown"),
+        "model": source.get("checkpoint", "unknown"),
+        "tokens it was trained on": source.get("policy", "all"),
+        "width of the activations": f"{sae.d_model:,}",
+        "features": f"{sae.n_features:,} in groups of {', '.join(f'{size:,}' for size in sae.group_sizes)}",
+        "k": sae.k,
+        "threshold": "none" if sae.per_token else _threshold(sae),
+        "normalisation factor": repr(factor),
+    }
+    losses = metrics.get("loss") or {}
+    prefixes = [
+        f"| {prefix['features']:,} | {prefix['fvu']:.4f} | {prefix['l0']:.2f} |" for prefix in metrics["prefixes"]
+    ]
+    parts = [
+        f"---\nlibrary_name: {_LIBRARY[form]}\ntags:\n- sparse-autoencoder\n- feature-extraction\n---",
+        f"# Sparse autoencoder ({nested}{kind}), {sae.n_features:,} features",
+        _table(("", ""), rows.items()),
+        takes,
+        f"```python\n{_LOAD[form]}\n```",
+        "## Metrics",
+        "On activations that it was not trained on:",
+        _table(("metric", "value"), _values(metrics, _METRICS)),
+        "\n".join(["| first features | fraction of variance unexplained | L0 |", "|---|---|---|", *prefixes]),
+    ]
+    if losses:
+        parts += [
+            "Its reconstruction in the place of the activation, in the model:",
+            _table(("metric", "value"), _values(losses, _LOSSES)),
+        ]
+    parts += ["## How it was made", f"```json\n{json.dumps(manifest, indent=2)}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _threshold(sae: Sae) -> str:
+    raw = sae.threshold
+    return repr(raw) if isinstance(raw, float) else "one a feature"
+
+
+def _values(metrics: Mapping[str, Any], names: Any) -> list[tuple[str, str]]:
+    return [
+        (label, "not defined" if metrics[name] is None else format(metrics[name], form)) for name, label, form in names
+    ]
+
+
+def _table(head: tuple[str, str], rows: Any) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows])

@@ -1,0 +1,67 @@
+"""One safetensors file: the four arrays, and a JSON header under the metadata key `sae`.
+
+An autoencoder whose normalisation is folded takes raw activations; one that is not takes them divided by `norm_factor`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+from sae.autoencoder import Sae
+from sae.formats import units
+
+FILE = "sae.safetensors"
+_HEADER, _FORMAT = "sae", "maira-jax-sae"
+
+
+def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
+    """Writes `sae.safetensors` into `directory`."""
+    params, threshold, factor = units.exported(sae, fold_normalization)
+    header = {
+        "format": _FORMAT,
+        "k": sae.k,
+        "per_token": sae.per_token,
+        "group_sizes": list(sae.group_sizes),
+        "norm_factor": factor,
+        "norm_folded": fold_normalization,
+        "meta": dict(sae.meta),
+    }
+    if isinstance(threshold, np.ndarray):
+        params["threshold"] = threshold
+    else:
+        header["threshold"] = threshold
+    with files.atomic_path(Path(directory) / FILE) as temporary:
+        save_file(params, temporary, metadata={_HEADER: json.dumps(header, allow_nan=False)})
+
+
+def load(path: Path) -> Sae:
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: the file is truncated, or is another kind of safetensors file.
+    """
+    arrays, metadata = units.read_safetensors(path)
+    try:
+        header = json.loads(metadata.get(_HEADER, "null"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} has a damaged header: copy the file again") from error
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise UserError(f"{path} has no autoencoder header: give a file that launch.export wrote")
+    try:
+        return units.imported(
+            path,
+            arrays,
+            threshold=arrays["threshold"] if "threshold" in arrays else float(header["threshold"]),
+            k=int(header["k"]),
+            group_sizes=header["group_sizes"],
+            per_token=bool(header["per_token"]),
+            factor=float(header["norm_factor"]),
+            folded=bool(header["norm_folded"]),
+            meta=header["meta"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} lacks or garbles {error}: copy the file again, or export it anew") from error

@@ -1,0 +1,146 @@
+"""SAELens' folder: `cfg.json` and `sae_weights.safetensors`.
+
+Batch top-k is a name of SAELens for training only; a finished autoencoder is its "jumprelu", with the threshold
+repeated for each feature, or its "topk" where a fixed number of features is kept for each token.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+from sae.autoencoder import Sae
+from sae.formats import units
+
+FILE = "sae_weights.safetensors"
+_CONFIG = "cfg.json"
+# The version whose files these are; without one of 6 or later, SAELens takes a file for one of its older formats.
+_VERSION = "6.54.12"
+_BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
+_TRAINED_AS = {"batch_top_k": "matryoshka_batchtopk", "top_k": "topk", "relu": "standard"}
+
+
+def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
+    """Writes `cfg.json` and `sae_weights.safetensors` into `directory`, as SAELens' `save_inference_model` does.
+
+    Raises:
+      UserError: the normalisation is not to be folded, and SAELens has no field for its factor.
+    """
+    if not fold_normalization:
+        raise UserError(
+            "SAELens' files have no field for a normalisation factor: leave export.fold_normalization on, or take "
+            "saelens out of export.to"
+        )
+    params, threshold, _ = units.exported(sae, fold_normalization)
+    if not sae.per_token:
+        params["threshold"] = np.broadcast_to(np.maximum(threshold, 0).astype(np.float32), sae.n_features).copy()
+    directory = Path(directory)
+    with files.atomic_path(directory / FILE) as temporary:
+        save_file(params, temporary)
+    files.write_json(directory / _CONFIG, _config(sae))
+
+
+def _config(sae: Sae) -> dict[str, Any]:
+    source = sae.meta.get("source", {})
+    config = {
+        "architecture": "topk" if sae.per_token else "jumprelu",
+        "d_in": sae.d_model,
+        "d_sae": sae.n_features,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    if sae.per_token:
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    metadata = {
+        "sae_lens_version": _VERSION,
+        "sae_lens_training_version": None,
+        "model_name": source.get("checkpoint", "unknown"),
+        "hook_name": _hook(source.get("site", "")),
+        "hook_head_index": None,
+        "context_size": None,
+        "prepend_bos": True,
+        "dataset_path": None,
+        "training_architecture": _TRAINED_AS.get(sae.meta.get("sae", {}).get("kind"), config["architecture"]),
+        "training_architecture_details": {
+            "k": sae.k,
+            "matryoshka_widths": list(itertools.accumulate(sae.group_sizes)),
+        },
+        "maira_jax": dict(sae.meta),
+    }
+    return config | {"metadata": metadata}
+
+
+def _hook(site: str) -> str:
+    """TransformerLens' name of a language site; other sites keep their own."""
+    found = re.fullmatch(r"language\.(\d+)\.(\w+)", site)
+    if found:
+        return f"blocks.{found[1]}.hook_{found[2]}"
+    return "hook_embed" if site == "language.embed" else site
+
+
+def load(path: Path) -> Sae:
+    """Reads `sae_weights.safetensors` and the `cfg.json` beside it: "jumprelu", "standard", "topk", and what SAELens
+    saves while it trains batch top-k.
+
+    Raises:
+      UserError: a file is damaged, or holds another architecture.
+    """
+    path = Path(path)
+    config = _flat(files.read_json(path.with_name(_CONFIG)))
+    arrays, _ = units.read_safetensors(path)
+    kind = config.get("architecture", "standard")
+    if kind not in ("jumprelu", "standard", "topk", *_BATCH_TOP_K):
+        raise UserError(f"{path} is of SAELens' architecture {kind!r}: give a jumprelu, standard or topk autoencoder")
+    for field, default in (("normalize_activations", "none"), ("reshape_activations", "none")):
+        if config.get(field) not in (None, False, default):
+            raise UserError(f"{path} was saved with {field} = {config[field]!r}: fold it in with SAELens first")
+    if config.get("finetuning_scaling_factor"):
+        raise UserError(f"{path} was saved with a finetuning scaling factor: fold it in with SAELens first")
+    missing = {*units.ARRAYS} - set(arrays)
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: give a whole autoencoder")
+    if not config.get("apply_b_dec_to_input", True):
+        arrays = units.centred(arrays)
+    if config.get("rescale_acts_by_decoder_norm", kind in _BATCH_TOP_K):
+        arrays = units.unit_decoder(arrays)
+    name = "topk_threshold" if kind in _BATCH_TOP_K else "threshold"
+    everything = np.asarray(-1.0, np.float32)
+    if kind not in ("standard", "topk") and name not in arrays:
+        raise UserError(f"{path} lacks {name}: give a whole autoencoder")
+    details = config.get("training_architecture_details") or config
+    metadata = config.get("maira_jax") or {"saelens": config}
+    return units.imported(
+        path,
+        {array: arrays[array] for array in units.ARRAYS},
+        threshold=arrays.get(name, everything),
+        k=int(details.get("k", 0)),
+        group_sizes=_sizes(details.get("matryoshka_widths") or (), arrays["b_enc"].size),
+        per_token=kind == "topk",
+        factor=float(metadata.get("normalization", 1.0)),
+        meta=metadata,
+    )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration with those of its `metadata`, the names before version 6 made new."""
+    flat = {**config.get("metadata", {}), **{name: value for name, value in config.items() if name != "metadata"}}
+    if flat.get("activation_fn", flat.get("activation_fn_str")) == "topk":
+        flat |= {"architecture": "topk", "k": (flat.get("activation_fn_kwargs") or {}).get("k", 0)}
+    return flat
+
+
+def _sizes(widths: Any, n_features: int) -> tuple[int, ...]:
+    """Group sizes of cumulative widths, of which SAELens may leave out the last."""
+    ends = [int(width) for width in widths]
+    if ends and ends[-1] != n_features:
+        ends.append(n_features)
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))

@@ -1,0 +1,221 @@
+"""Torch's files of named tensors (`ae.pt`), read and written without torch.
+
+Such a file is a zip archive: a pickle that describes the tensors, and a member for the bytes of each. The pickle is
+read by an unpickler that knows four names and refuses every other, so that nothing in a file is executed; a tensor
+may lie at any strides inside its bytes.
+"""
+
+import io
+import math
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from maira_jax.errors import UserError
+from maira_jax.run import files
+
+_DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+_STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
+_PICKLE, _BYTE_ORDER, _VERSION, _DATA = "data.pkl", "byteorder", "version", "data/"
+_LARGEST_PICKLE = 2**24
+# Torch pads its archives so that the bytes of a tensor can be mapped into memory.
+_ALIGNMENT = 64
+
+
+def read(path: Path) -> Any:
+    """What `torch.save` wrote: dicts of numpy arrays and plain values. bfloat16 comes as ml_dtypes' type.
+
+    Raises:
+      UserError: the file is damaged, is of torch's format before 1.6, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Archive(archive).load()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive fails in zipfile, pickle, numpy or here, in many classes
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{path} cannot be read as tensors ({reason}): copy the file again, or export it anew"
+        ) from error
+
+
+class _Archive:
+    """An open archive of torch's."""
+
+    def __init__(self, archive: zipfile.ZipFile):
+        self._members = {member.filename: member for member in archive.infolist()}
+        self._archive = archive
+        pickles = [name for name in self._members if name.endswith(f"/{_PICKLE}")]
+        if len(pickles) != 1:
+            raise ValueError("it is not an archive of torch's")
+        self._root = pickles[0].removesuffix(_PICKLE)
+
+    def load(self) -> Any:
+        order = f"{self._root}{_BYTE_ORDER}"
+        if order in self._members and self._bytes(_BYTE_ORDER) != b"little":
+            raise ValueError("its bytes are not in little-endian order")
+        if self._members[f"{self._root}{_PICKLE}"].file_size > _LARGEST_PICKLE:
+            raise ValueError("its description is too large")
+        return _Unpickler(self._bytes(_PICKLE), self._storage).load()
+
+    def _bytes(self, name: str) -> bytes:
+        member = self._members[f"{self._root}{name}"]
+        # Torch stores without compression; a compressed member could unfold to any size.
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed")
+        return self._archive.read(member)
+
+    def _storage(self, description: Any) -> np.ndarray:
+        """The one-dimensional array of a persistent id."""
+        kind, storage, key, _, count = description
+        if kind != "storage" or not isinstance(storage, _Storage) or not isinstance(key, str):
+            raise ValueError("it refers to something that is not a tensor's bytes")
+        values = np.frombuffer(self._bytes(f"{_DATA}{key}"), storage.dtype)
+        if len(values) != count:
+            raise ValueError(f"a tensor of {count} values has {len(values)}")
+        return values
+
+
+class _Storage:
+    """Stands for the class of a tensor's bytes."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: np.dtype):
+        self.dtype = dtype
+
+
+class _Dict(dict[Any, Any]):
+    """Stands for OrderedDict; torch hangs attributes on a state dict, which take no part."""
+
+
+class _Rebuild:
+    """Stands for the functions that make a tensor from bytes, and a parameter from a tensor."""
+
+    __slots__ = ()
+
+    def __call__(self, values: Any, *layout: Any) -> np.ndarray:
+        if not isinstance(values, np.ndarray):
+            raise pickle.UnpicklingError("it makes a tensor of something that is not bytes")
+        return values if len(layout) == 2 else _strided(values, *layout[:3])
+
+
+def _strided(values: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    """The tensor at `offset` in one-dimensional `values`; strides in values. Checked, since numpy does not."""
+    if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
+        raise pickle.UnpicklingError("a tensor's shape does not fit its strides")
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if math.prod(shape) and last >= len(values) or math.prod(shape) > max(len(values), 1):
+        raise pickle.UnpicklingError("a tensor reaches beyond its bytes")
+    size = values.itemsize
+    view = np.lib.stride_tricks.as_strided(values[offset:], shape, [stride * size for stride in strides])
+    return np.array(view, order="K")
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, content: bytes, storage: Any):
+        super().__init__(io.BytesIO(content))
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Dict
+        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
+            return _Rebuild()
+        if module == "torch" and name in _DTYPES:
+            return _Storage(_DTYPES[name])
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not a tensor")
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        return self._storage(pid)
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a file that `torch.load` reads as a dict of CPU tensors, with their strides where they are transposed.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    assert sys.byteorder == "little"
+    packed = {name: _packed(np.asarray(array)) for name, array in tensors.items()}
+    members = {_PICKLE: _description(packed), _BYTE_ORDER: b"little", _VERSION: b"3\n"}
+    with files.atomic_path(Path(path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            _add(archive, name, content)
+        for key, array in enumerate(packed.values()):
+            _add(archive, f"{_DATA}{key}", array.tobytes(order="A"))
+
+
+def _packed(array: np.ndarray) -> np.ndarray:
+    """The array itself where its values lie without gaps in either order."""
+    return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    member = zipfile.ZipInfo(f"archive/{name}")  # the same date in every file
+    assert archive.fp is not None
+    start = archive.fp.tell() + 30 + len(member.filename) + 4  # behind the header and the head of the padding
+    padding = -start % _ALIGNMENT
+    member.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    archive.writestr(member, content)
+
+
+def _description(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The pickle of a dict of tensors. Written by hand, since it names functions of torch that may not be there."""
+    items = b"".join(_text(name) + _tensor(str(key), array) for key, (name, array) in enumerate(tensors.items()))
+    return pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS + pickle.STOP
+
+
+def _tensor(key: str, array: np.ndarray) -> bytes:
+    """A call of torch's `_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`."""
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    storage = _tuple(
+        _text("storage"), _name("torch", _STORAGES[array.dtype]), _text(key), _text("cpu"), _number(array.size)
+    )
+    hooks = _name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = _tuple(
+        storage + pickle.BINPERSID,
+        _number(0),
+        _tuple(*map(_number, array.shape)),
+        _tuple(*map(_number, strides)),
+        pickle.NEWFALSE,
+        hooks,
+    )
+    return _name("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+def _tuple(*parts: bytes) -> bytes:
+    return pickle.MARK + b"".join(parts) + pickle.TUPLE
+
+
+def _name(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _text(value: str) -> bytes:
+    content = value.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(content)) + content
+
+
+def _number(value: int) -> bytes:
+    return pickle.dumps(value, protocol=2)[2:-1]  # without the frame around a single value

@@ -1,0 +1,234 @@
+"""Loss recovered: how well the model writes with the autoencoder's reconstruction in the place of its activation.
+
+The tokens of a study's findings are predicted by the model as it is, with the activation at the site replaced by its
+reconstruction, by zero, and by its mean, each on the tokens that the autoencoder is for (`policy`). With the
+cross-entropies CE over all findings tokens of all studies,
+
+    recovered_zero = (CE_zero - CE_spliced) / (CE_zero - CE)
+    recovered_mean = (CE_mean - CE_spliced) / (CE_mean - CE)
+
+so 1 is a reconstruction that the model cannot tell from the activation, and 0 one as bad as the ablation. The mean is
+taken over the replaced tokens of the measured studies.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pyarrow as pa
+from flax import struct
+
+from maira_jax import inputs
+from maira_jax.checkpoint import store as model_store
+from maira_jax.errors import UserError
+from maira_jax.model import language, maira2
+from maira_jax.model.config import Maira2Config
+from maira_jax.model.layers import Params
+from maira_jax.model.sites import Site
+from maira_jax.processing.image import ImageConfig
+from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.run.progress import progress
+from maira_jax.studies import Study, load_studies
+from sae import autoencoder
+from sae.activations import HELD_OUT
+from sae.autoencoder import Sae
+
+# From an autoencoder to what `recovered` gives.
+Loss = Callable[[Sae], dict[str, Any]]
+# Rows of logits that are computed at a time: a whole sequence's would be the largest array by far.
+_TAIL_STEP = 32
+
+
+@struct.dataclass
+class _Splice:
+    """What replaces the activation: `share` times its reconstruction, plus `constant`; nothing where not `active`.
+
+    params, threshold: of the autoencoder. share: float32 []. constant: float32 [d_model]. active: bool [].
+    """
+
+    params: autoencoder.Params
+    threshold: jax.Array
+    share: jax.Array
+    constant: jax.Array
+    active: jax.Array
+
+
+class _Batch(NamedTuple):
+    """Studies with their findings, padded on the left.
+
+    tokens: int32 [B, T]. mask: bool [B, T]. pixels: [B, images, size, size, 3] or None. replaced: bool [B, T], where
+    the activation is replaced. scored: bool [B, T], the tokens whose prediction counts. tail: all of these are among
+    the last so many.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    pixels: np.ndarray | None
+    replaced: np.ndarray
+    scored: np.ndarray
+    tail: int
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "code", "tail", "top_k"))
+def _run(
+    params: Params,
+    cfg: Maira2Config,
+    code: int,
+    tokens: jax.Array,
+    mask: jax.Array,
+    pixels: jax.Array | None,
+    replaced: jax.Array,
+    scored: jax.Array,
+    tail: int,
+    splice: _Splice,
+    top_k: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """One pass of the model; see `_Batch` for the arguments.
+
+    Returns:
+      The summed cross-entropy of the scored tokens, float32 [], and the sum over the replaced tokens of what the
+      activation is after its replacement, float32 [d_model].
+    """
+
+    def replacement(x: jax.Array) -> jax.Array:
+        f = autoencoder.encode(splice.params, x.astype(jnp.float32), splice.threshold, top_k)
+        new = splice.share * autoencoder.decode(splice.params, f) + splice.constant
+        return jnp.where(replaced[..., None], new.astype(x.dtype), x)
+
+    def edit(x: jax.Array, here: jax.Array) -> jax.Array:
+        # Only the branch that is taken runs: the autoencoder once in a pass, not once in a layer.
+        return jax.lax.cond(splice.active & (here == code), replacement, lambda x: x, x)
+
+    features = None if pixels is None else maira2.see(params, cfg, pixels)[0]
+    causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+    x, read, _ = language.forward(
+        params["language"],
+        cfg.text,
+        maira2.embed(params, cfg, tokens, features),
+        maira2.positions_of(mask),
+        causal[None, None] & mask[:, None, None],
+        reads=(code,),
+        edit=edit,
+    )
+    logits = language.logits(params["language"], cfg.text, x[:, -tail - 1 : -1]).astype(jnp.float32)
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, -tail:, None], axis=-1)[..., 0]
+    total = jnp.where(replaced[..., None], read[0].astype(jnp.float32), 0).sum((0, 1))
+    return jnp.where(scored[:, -tail:], losses, 0.0).sum(), total
+
+
+def _batches(
+    studies: Sequence[Study], tokenizer: Tokenizer, images: ImageConfig, policy: str, batch_size: int
+) -> Iterator[_Batch]:
+    """The studies in a deterministic order; a row that only fills a batch up has no token that counts."""
+    for batch in inputs.batches(studies, tokenizer, images, batch_size, findings=True):
+        there = batch.rows[:, None] >= 0
+        replaced = there & batch.mask & policy_mask(batch.kinds, policy)
+        scored = there & (batch.kinds == Kind.FINDINGS)
+        longest = scored.shape[1] - int(np.argmax(scored.any(0)))
+        tail = min(-(-longest // _TAIL_STEP) * _TAIL_STEP, scored.shape[1] - 1)
+        yield _Batch(batch.tokens, batch.mask, batch.pixels, replaced, scored, tail)
+
+
+def recovered(
+    sae: Sae, params: Params, cfg: Maira2Config, site: Site, batches: Callable[[], Iterable[_Batch]]
+) -> dict[str, Any]:
+    """Measures the four cross-entropies, in nats a token.
+
+    Args:
+      sae: of raw activations at `site`.
+      params, cfg: of the model.
+      site: of the language model.
+      batches: starts a pass over the studies; called twice.
+
+    Returns:
+      `tokens`, `replaced` (tokens), `ce`, `ce_spliced`, `ce_zero`, `ce_mean`, `recovered_zero` and `recovered_mean`;
+      a share is None where its ablation does not change the loss.
+
+    Raises:
+      UserError: the autoencoder is for another width, or there is no token to replace or none to predict.
+    """
+    width = cfg.text.hidden_size
+    if sae.d_model != width:
+        raise UserError(f"the autoencoder is for activations of width {sae.d_model}, but the model's have {width}")
+    threshold, top_k = jnp.asarray(sae.threshold, jnp.float32), sae.k if sae.per_token else None
+
+    def run(batch: _Batch, share: float, constant: np.ndarray, active: bool = True) -> tuple[float, np.ndarray]:
+        splice = _Splice(
+            sae.params, threshold, jnp.float32(share), jnp.asarray(constant, jnp.float32), jnp.asarray(active)
+        )
+        loss, total = _run(params, cfg, site.code, *batch, splice, top_k)
+        return float(loss), np.asarray(total, np.float64)
+
+    totals = dict.fromkeys(("ce", "ce_spliced", "ce_zero", "ce_mean"), 0.0)
+    tokens = replaced = 0
+    zero, total = np.zeros(width), np.zeros(width)
+    for batch in batches():
+        tokens, replaced = tokens + int(batch.scored.sum()), replaced + int(batch.replaced.sum())
+        loss, activations = run(batch, 0.0, zero, active=False)
+        totals["ce"], total = totals["ce"] + loss, total + activations
+        totals["ce_spliced"] += run(batch, 1.0, zero)[0]
+        totals["ce_zero"] += run(batch, 0.0, zero)[0]
+    if not tokens or not replaced:
+        raise UserError("there is no findings token to predict, or none to replace: give studies with findings")
+    for batch in batches():
+        totals["ce_mean"] += run(batch, 0.0, total / replaced)[0]
+    measured: dict[str, Any] = {name: total / tokens for name, total in totals.items()}
+    for name in ("zero", "mean"):
+        lost = measured[f"ce_{name}"] - measured["ce"]
+        gained = measured[f"ce_{name}"] - measured["ce_spliced"]
+        measured[f"recovered_{name}"] = gained / lost if lost else None
+    return {"tokens": tokens, "replaced": replaced} | measured
+
+
+def measure(sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int) -> dict[str, Any]:
+    """`recovered` for a converted model and the given studies; the site and the tokens are those of the autoencoder.
+
+    Raises:
+      UserError: the model cannot be read or does not fit, or the studies have no findings.
+    """
+    params, cfg = model_store.load(model_dir)
+    source = sae.meta["source"]
+    tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
+    with progress(total=2 * len(studies), unit="study", desc="splice") as bar:
+
+        def batches() -> Iterator[_Batch]:
+            for batch in _batches(studies, tokenizer, images, source["policy"], batch_size):
+                yield batch
+                bar.update(int(batch.scored.any(1).sum()))
+
+        return recovered(sae, params, cfg, Site.parse(source["site"], cfg), batches)
+
+
+def of_run(config: ml_collections.ConfigDict, workdir: Path, table: pa.Table) -> Loss | None:
+    """The measurement for autoencoders of a run, on `config.train.splice_studies` of its held-out studies.
+
+    Args:
+      config: with the studies that the activations are of.
+      workdir: with the model.
+      table: the activations' study table.
+
+    Returns:
+      A function from an autoencoder to what `recovered` gives, or None if nothing is to be measured.
+
+    Raises:
+      UserError: there is no model, or no such study.
+    """
+    wanted, model_dir = int(config.train.splice_studies), Path(workdir) / "model"
+    if not wanted:
+        return None
+    if not model_dir.is_dir():
+        raise UserError(f"{model_dir} does not exist, and train.splice_studies needs the model: set it to 0")
+    held_out = np.asarray(table["split"].to_pylist()) == HELD_OUT
+    names = set(np.asarray(table["study_id"].to_pylist())[held_out][:wanted])
+    studies = [study for study in load_studies(config.studies) if study.study_id in names]
+    if not studies:
+        raise UserError(
+            "none of config.studies is a held-out study of the activations: give the studies that were harvested, or "
+            "set train.splice_studies to 0"
+        )
+    return functools.partial(measure, model_dir=model_dir, studies=studies, batch_size=int(config.harvest.batch_size))
