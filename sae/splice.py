@@ -31,6 +31,7 @@ from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
 from maira_jax.processing.image import ImageConfig
+from maira_jax.processing.prompt import reporting_prompt, study_images
 from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.run.progress import progress
 from maira_jax.studies import Study, load_studies
@@ -42,6 +43,7 @@ from sae.autoencoder import Sae
 Loss = Callable[[Sae], dict[str, Any]]
 # Rows of logits that are computed at a time: a whole sequence's would be the largest array by far.
 _TAIL_STEP = 32
+_LENGTH_STEP = 32  # prompts are padded to a multiple of so many tokens
 
 
 @struct.dataclass
@@ -117,7 +119,7 @@ def _run(
     )
     logits = language.logits(params["language"], cfg.text, x[:, -tail - 1 : -1]).astype(jnp.float32)
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, -tail:, None], axis=-1)[..., 0]
-    total = jnp.where(replaced[..., None], read[0].astype(jnp.float32), 0).sum((0, 1))
+    total = jnp.where(replaced[..., None], read[code].astype(jnp.float32), 0).sum((0, 1))
     return jnp.where(scored[:, -tail:], losses, 0.0).sum(), total
 
 
@@ -125,8 +127,14 @@ def _batches(
     studies: Sequence[Study], tokenizer: Tokenizer, images: ImageConfig, policy: str, batch_size: int
 ) -> Iterator[_Batch]:
     """The studies in a deterministic order; a row that only fills a batch up has no token that counts."""
-    for batch in inputs.batches(studies, tokenizer, images, batch_size, findings=True):
-        there = batch.rows[:, None] >= 0
+    requests = [
+        inputs.Request(tokenizer.encode(reporting_prompt(study), study.findings), study_images(study))
+        for study in studies
+    ]
+    for rows, length in inputs.plan(requests, batch_size, _LENGTH_STEP):
+        filled = [*rows, *rows[-1:] * (batch_size - len(rows))]
+        batch = inputs.assemble([requests[row] for row in filled], tokenizer, images, length)
+        there = np.arange(batch_size)[:, None] < len(rows)
         replaced = there & batch.mask & policy_mask(batch.kinds, policy)
         scored = there & (batch.kinds == Kind.FINDINGS)
         longest = scored.shape[1] - int(np.argmax(scored.any(0)))

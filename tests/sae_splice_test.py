@@ -91,7 +91,9 @@ def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
         encoded = tokenizer.encode(reporting_prompt(study), study.findings)
         pixels = np.stack([preprocess(image, images) for image in study_images(study)])[None]
         run = functools.partial(forward, encoded.ids[None], np.ones((1, len(encoded)), bool), pixels)
-        x = np.asarray(run(edits=Added(jnp.zeros((1, len(encoded), sae.d_model)), site.code)).sites[SITE][0])
+        x = np.asarray(
+            run(edits={"language": Added(jnp.zeros((1, len(encoded), sae.d_model)), site.code)}).sites[SITE][0]
+        )
         rows.append((encoded, run, x, policy_mask(encoded.kinds, "method")))
     mean = np.concatenate([x[kept] for *_, x, kept in rows]).mean(0)
 
@@ -100,7 +102,9 @@ def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
         for encoded, run, x, kept in rows:
             delta = jnp.asarray(np.where(kept[:, None], new(x) - x, 0))[None]
             scored = np.flatnonzero(encoded.kinds == Kind.FINDINGS)
-            log_p = np.asarray(jax.nn.log_softmax(run(edits=Added(delta, site.code)).logits[0]), np.float64)
+            log_p = np.asarray(
+                jax.nn.log_softmax(run(edits={"language": Added(delta, site.code)}).logits[0]), np.float64
+            )
             total -= log_p[scored - 1, encoded.ids[scored]].sum()
             tokens += len(scored)
         return total / tokens
