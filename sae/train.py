@@ -86,9 +86,9 @@ def _sections(config: ml_collections.ConfigDict, identity: dict[str, Any]) -> di
 
 
 def _configs(section: dict[str, Any], d_model: int) -> tuple[SaeConfig, TrainConfig]:
-    section = ml_collections.ConfigDict(section)
-    sae = SaeConfig.from_section(section.sae, d_model, section.train.preset)
-    return sae, TrainConfig.from_section(section.train, sae, section.seed)
+    config = ml_collections.ConfigDict(section)
+    sae = SaeConfig.from_section(config.sae, d_model, config.train.preset)
+    return sae, TrainConfig.from_section(config.train, sae, config.seed)
 
 
 def _scale(source: data.ShuffledBatches, config: TrainConfig) -> float:
@@ -184,6 +184,7 @@ def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
         for run in runs:
             scale = run.start(source, scale)
             stack.callback(run.close)
+        assert scale is not None
         done = min(run.done for run in runs)
         chunks = source.iterate(done // config.chunk_steps) if done < config.steps else iter(())
         bar = progress(
@@ -205,7 +206,6 @@ def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
                 stack.close()
                 print(f"train: terminated after step {done}; the same command goes on from there", file=sys.stderr)
                 raise SystemExit(_TERMINATED)
-    assert scale is not None
     return scale
 
 

@@ -212,10 +212,14 @@ def _in_parts(
     # The auxiliary loss is divided by a variance that only the whole batch gives.
     about = lax.cond(dead.any(), variance, lambda: jnp.ones((), jnp.float32)) if config.auxk_alpha else None
 
-    def add(total: Any, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, _part_gradients(params, *part, dead, about, sae, config)), None
+    def of_part(part: tuple[jax.Array, ...]) -> tuple[autoencoder.Params, Metrics]:
+        x, z, keep = part
+        return _part_gradients(params, x, z, keep, dead, about, sae, config)
 
-    shapes = jax.eval_shape(lambda: _part_gradients(params, *(p[0] for p in parts), dead, about, sae, config))
+    def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_part(part)), None
+
+    shapes = jax.eval_shape(lambda: of_part(tuple(array[0] for array in parts)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return lax.scan(add, zeros, parts)[0]
 

@@ -6,6 +6,7 @@ sparsify has no Matryoshka and no BatchTopK: its plain TopK is timed.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -122,4 +123,4 @@ def _peers(arguments: argparse.Namespace, x: np.ndarray) -> dict[str, Callable[[
         if gpu:
             torch.cuda.synchronize()
 
-    return {name: (lambda peer=peer: turn(peer)) for name, peer in trainers.items()}
+    return {name: functools.partial(turn, peer) for name, peer in trainers.items()}
