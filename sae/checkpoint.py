@@ -58,7 +58,9 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint before this one could not be written.
         """
-        tree = _as_tree(self._trainer.ordered(state)) | {"scale": jnp.float32(scale)}
+        # On every device, as several processes need it.
+        placed = jax.device_put(np.float32(scale), self._trainer.shardings.threshold)
+        tree = _as_tree(self._trainer.ordered(state)) | {"scale": placed}
         with self._disk():
             self._checkpointer.save_async(int(tree["step"]), tree)
 
@@ -88,7 +90,10 @@ class Checkpoints:
         """A checkpoint is written in the background, so what goes wrong shows when the next one begins."""
         try:
             yield
-        except Exception as error:  # orbax passes on whatever the writer raised
+        except (OSError, ValueError) as error:
+            # tensorstore raises ValueError with the system's own message.
+            if isinstance(error, ValueError) and "os_error_code" not in str(error):
+                raise
             raise UserError(
                 f"could not write a checkpoint in {self._directory} ({_first_line(error)}): free space and run again, "
                 "which goes on from the checkpoint before it"

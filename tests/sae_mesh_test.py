@@ -17,63 +17,92 @@ from sae.config import SaeConfig, TrainConfig
 from sae.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-MESHES = ((1, 1), (2, 2), (8, 1), (1, 8), (4, 2))
+MESHES = ((1, 1), (8, 1), (4, 2), (1, 8))
 _D, _F, _BATCH, _STEPS = 24, 256, 64, 50
 
-_SCRIPT = f"""
-import json, sys
+_SETUP = f"""
+import json, sys, tempfile
 import jax
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", {{n_devices}})
+{{start}}
 import numpy as np
-from sae.config import SaeConfig, TrainConfig
-from sae.trainer import Trainer
+from pathlib import Path
+from sae.checkpoint import Checkpoints
 from tests.sae_helpers import activations
+from tests.sae_mesh_test import trainer_on
 
-sae = SaeConfig({_D}, {_F}, 4, (128, 64, 32, 16, 16), (0.2,) * 5)
 x = activations({_BATCH} * {_STEPS}, {_D}).reshape({_STEPS}, {_BATCH}, {_D})
 x[:, 1] = x[:, 0]  # equal tokens give equal activations: ties
-results = {{}}
+halves = x[: {_STEPS} // 2], x[{_STEPS} // 2 :]
+
+
+def listed(metrics):
+    return {{{{name: np.concatenate([np.asarray(m[name]) for m in metrics]).tolist() for name in metrics[0]}}}}
+"""
+
+_SCRIPT = (
+    _SETUP.format(n_devices=8, start="")
+    + f"""
+trainers, results = {{}}, {{}}
 for shape in {MESHES}:
-    config = TrainConfig({_STEPS}, {_BATCH}, 3e-3, 5, 40, 1 / 32, 640, 0.999, 5, True, 1, {_STEPS}, {_STEPS}, shape, 0)
-    trainer = Trainer(sae, config)
-    batches = trainer.place(x)
-    state = trainer.init(x[0], 4.0)
-    hlo = trainer.chunk.lower(state, batches, np.float32(4)).compile().as_text()
-    state, metrics = trainer.run(state, batches, 4.0)
+    trainers[shape] = trainer = trainer_on(shape)
+    state, metrics = trainer.init(x[0], 4.0), [None, None]
+    hlo = trainer.chunk.lower(state, trainer.place(halves[0]), np.float32(4)).compile().as_text()
+    for i, half in enumerate(halves):
+        state, metrics[i] = trainer.run(state, trainer.place(half), 4.0)
     ordered = trainer.ordered(state)
     results[str(shape)] = {{
         "collectives": [line.strip() for line in hlo.splitlines() if any(
             f" {{kind}}(" in line or f" {{kind}}-start(" in line
             for kind in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"))],
-        "metrics": {{name: np.asarray(value).tolist() for name, value in metrics.items()}},
+        "metrics": listed(metrics),
         "params": {{name: np.asarray(value).tolist() for name, value in ordered.params.items()}},
         "silent": np.asarray(ordered.silent).tolist(),
     }}
 
-# A checkpoint of one device goes on on eight, and the other way round.
-import dataclasses, tempfile
-from pathlib import Path
-from sae.checkpoint import Checkpoints
-half = {_STEPS} // 2
 for first, second in (((1, 1), (4, 2)), ((4, 2), (1, 1))):
     directory = Path(tempfile.mkdtemp())
-    for shape, batches in ((first, x[:half]), (second, x[half:])):
-        trainer = Trainer(sae, dataclasses.replace(config, mesh=shape))
-        checkpoints = Checkpoints(directory, trainer)
-        state, scale = checkpoints.load_latest() or (trainer.init(x[0], 4.0), 4.0)
-        state, metrics = trainer.run(state, trainer.place(batches), scale)
+    for shape, half in zip((first, second), halves):
+        checkpoints = Checkpoints(directory, trainers[shape])
+        state, scale = checkpoints.load_latest() or (trainers[shape].init(x[0], 4.0), 4.0)
+        state, metrics = trainers[shape].run(state, trainers[shape].place(half), scale)
         checkpoints.save(state, scale)
         checkpoints.close()
-    results[f"from {{first}} to {{second}}"] = {{
-        "metrics": {{name: np.asarray(value).tolist() for name, value in metrics.items()}}}}
+    results[f"from {{first}} to {{second}}"] = {{"metrics": listed([metrics])}}
 json.dump(results, sys.stdout)
 """
+)
+
+_PROCESS = (
+    _SETUP.format(
+        n_devices=4,
+        start="jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))",
+    )
+    + """
+trainer = trainer_on((4, 2))
+assert trainer.mesh.size == 8 and jax.local_device_count() == 4
+state, metrics = trainer.init(x[0], 4.0), [None, None]
+for i, half in enumerate(halves):
+    state, metrics[i] = trainer.run(state, trainer.place(half), 4.0)
+checkpoints = Checkpoints(Path(sys.argv[3]), trainer)
+checkpoints.save(state, 4.0)
+checkpoints.close()
+if jax.process_index() == 0:
+    print("\\n" + json.dumps(listed(metrics)))
+"""
+)
+
+
+def trainer_on(shape: tuple[int, int]) -> Trainer:
+    sae = SaeConfig(_D, _F, 4, (128, 64, 32, 16, 16), (0.2,) * 5)
+    config = TrainConfig(_STEPS, _BATCH, 3e-3, 5, 40, 1 / 32, 640, 0.999, 5, True, 1, _STEPS, _STEPS, shape, 0)
+    return Trainer(sae, config)
 
 
 @pytest.fixture(scope="module")
 def results():
     command = [sys.executable, "-c", _SCRIPT]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout)
 
@@ -115,49 +144,19 @@ def test_one_device_needs_no_collective(results):
     assert not results[str((1, 1))]["collectives"]
 
 
-_PROCESS = f"""
-import json, sys
-import jax
-jax.config.update("jax_num_cpu_devices", 4)
-jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-import numpy as np
-from pathlib import Path
-from sae.checkpoint import Checkpoints
-from sae.config import SaeConfig, TrainConfig
-from sae.trainer import Trainer
-from tests.sae_helpers import activations
-
-sae = SaeConfig({_D}, {_F}, 4, (128, 64, 32, 16, 16), (0.2,) * 5)
-x = activations({_BATCH} * {_STEPS}, {_D}).reshape({_STEPS}, {_BATCH}, {_D})
-x[:, 1] = x[:, 0]
-config = TrainConfig({_STEPS}, {_BATCH}, 3e-3, 5, 40, 1 / 32, 640, 0.999, 5, True, 1, {_STEPS}, {_STEPS}, (4, 2), 0)
-trainer = Trainer(sae, config)
-assert trainer.mesh.size == 8 and jax.local_device_count() == 4
-state = trainer.init(x[0], 4.0)
-state, metrics = trainer.run(state, trainer.place(x), 4.0)
-checkpoints = Checkpoints(Path(sys.argv[3]), trainer)
-checkpoints.save(state, 4.0)
-checkpoints.close()
-if jax.process_index() == 0:
-    json.dump({{name: np.asarray(value).tolist() for name, value in metrics.items()}}, sys.stdout)
-"""
-
-
 def test_two_processes_equal_one_device_and_hand_over_their_checkpoint(results, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     commands = [[sys.executable, "-c", _PROCESS, address, str(i), str(tmp_path / "checkpoints")] for i in range(2)]
     both = [subprocess.Popen(c, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
-    outputs = [process.communicate(timeout=500) for process in both]
-    assert not any(process.returncode for process in both), outputs
-    metrics, one = json.loads(outputs[0][0]), results[str((1, 1))]
+    outputs = [process.communicate(timeout=1500) for process in both]
+    assert not any(process.returncode for process in both), outputs[0][1] + outputs[1][1]
+    metrics, one = json.loads(outputs[0][0].splitlines()[-1]), results[str((1, 1))]
     for name in ("loss", "threshold", "gradient_norm"):
         np.testing.assert_allclose(metrics[name], one["metrics"][name], rtol=1e-5, err_msg=name)
     # Written on 8 devices, read on 1.
-    sae = SaeConfig(_D, _F, 4, (128, 64, 32, 16, 16), (0.2,) * 5)
-    config = TrainConfig(_STEPS, _BATCH, 3e-3, 5, 40, 1 / 32, 640, 0.999, 5, True, 1, _STEPS, _STEPS, (1, 1), 0)
-    state, scale = Checkpoints(tmp_path / "checkpoints", Trainer(sae, config)).load_latest()
+    state, scale = Checkpoints(tmp_path / "checkpoints", trainer_on((1, 1))).load_latest()
     assert (int(state.step), scale) == (_STEPS, 4.0)
     for name, value in one["params"].items():
         assert np.linalg.norm(state.params[name] - np.array(value)) < 1e-4 * np.linalg.norm(value), name
