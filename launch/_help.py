@@ -69,7 +69,8 @@ def _assignments(prefix: _Path, function: ast.FunctionDef, functions: _Functions
                 pairs = [(target, value)]
             for one, assigned in pairs:
                 path = _attributes(one)
-                if path is not None:
+                # `a = ConfigDict()` in a function only begins what its next lines fill.
+                if path or (path == () and not _is_empty(assigned)):
                     yield from _leaves((*prefix, *path), assigned, functions)
         elif isinstance(node, ast.Return) and node.value is not None:
             yield from _leaves(prefix, node.value, functions)
@@ -85,12 +86,22 @@ def _attributes(target: ast.expr) -> _Path | None:
     return None
 
 
+def _is_empty(value: ast.expr) -> bool:
+    """Whether it is `ConfigDict()`."""
+    return (
+        isinstance(value, ast.Call)
+        and isinstance(value.func, ast.Name)
+        and value.func.id == "ConfigDict"
+        and not (value.args or value.keywords)
+    )
+
+
 def _leaves(path: _Path, value: ast.expr, functions: _Functions) -> Iterator[tuple[_Path, ast.expr]]:
     if isinstance(value, ast.Call):
         called = value.func.id if isinstance(value.func, ast.Name) else ""
         if called in functions:
             yield from _assignments(path, functions[called], functions)
-        elif path and not value.args and not value.keywords:  # ConfigDict(), to be filled
+        elif path and _is_empty(value):  # for the user to fill
             yield path, value
         for argument in value.args:  # ConfigDict(...) around something
             yield from _leaves(path, argument, functions)
