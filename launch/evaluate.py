@@ -1,10 +1,12 @@
 """Compares steered with unsteered reports: what appeared, what vanished, on and off target.
 
-Result: WORKDIR/evaluation.
+Result: WORKDIR/evaluation/NAME, for the sweep of that name.
 """
 
 from launch import _main
 from steer import evaluate
 
+_main.define_shortcut("sweep", "Name of the sweep to evaluate. Sets steer.name.", lambda text: {"steer.name": text})
+
 if __name__ == "__main__":
-    _main.main(evaluate.run, __doc__ or "", reads=("evaluate",))
+    _main.main(evaluate.run, __doc__ or "", reads=("steer", "evaluate"))

@@ -9,7 +9,9 @@ strength) or away from it ("vanish": negative strength):
 * off-target: a finding that the concept is not about became present, uncertain or neither. Its rate
   is over all generations. Attributes (size, comparison, tip) of other findings are counted apart.
 * no change: no finding, attribute or concept changed; "identical": not one character did.
-* degenerate: empty, repetitive or without an end. Such generations are counted, and left out of all
+* repetition: the share of its four-word runs that a report has said before. Surprise: how unlikely the unsteered model
+  finds a report, in nats a token; its exponential is the perplexity.
+* degenerate: empty, repetitive, without an end or of numbers that are not finite. Such generations are counted, and left out of all
   rates but "on_target_of_all", where they are failures.
 
 Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, an
@@ -33,10 +35,11 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from steer.changes import compare, degenerate, edit_distance, reading, words_of
+from steer.changes import compare, degenerate, edit_distance, reading, repetition, words_of
 from steer.directions import NONE
-from steer.sweep import GENERATIONS
+from steer.sweep import GENERATIONS, folder
 
+FOLDER = "evaluation"  # with a folder for each sweep in it
 RESULTS = "results.parquet"
 SUMMARY = "summary.json"
 APPEAR, VANISH = "appear", "vanish"
@@ -63,16 +66,18 @@ SCHEMA = pa.schema(
         ("changed", _STRINGS),
         ("concepts", _STRINGS),
         ("edit_distance", pa.int32()),  # words
+        ("repetition", pa.float64()),
+        ("surprise", pa.float64()),  # nats a token
         ("words", pa.int32()),  # of the longer of the two reports
     ]
 )
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Compares every steered report with its original.
+    """Compares every steered report of a sweep with its original.
 
-    Writes `evaluation/results.parquet`, a row a generation (see `SCHEMA`), and
-    `evaluation/summary.json`: `rates` by arm, strength and concept ("all": pooled), `best` strengths
+    Writes `evaluation/NAME/results.parquet`, a row a generation (see `SCHEMA`), and
+    `evaluation/NAME/summary.json`: `rates` by arm, strength and concept ("all": pooled), `best` strengths
     by concept, arm and wish, and the `headline`, which pools the latter over concepts.
 
     Returns:
@@ -84,10 +89,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     section = {"evaluate": config.evaluate.to_dict(), "seed": config.seed}
     if config.evaluate.bootstrap < 1:
         raise UserError(f"evaluate.bootstrap is {config.evaluate.bootstrap}, but must be at least 1: change it")
-    with Stage(workdir, "evaluation", section, inputs=("steer", "interp")) as stage:
+    sweep = folder(config.steer.name)
+    with Stage(workdir, f"{FOLDER}/{config.steer.name}", section, inputs=(sweep,)) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        rows = [_judge(number, line) for number, line in _generations(Path(workdir) / "steer" / GENERATIONS)]
+        rows = [_judge(number, line) for number, line in _generations(Path(workdir) / sweep / GENERATIONS)]
         with files.atomic_path(stage.dir / RESULTS) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
         summary = summarise(rows, config.evaluate.bootstrap, config.seed)
@@ -115,7 +121,7 @@ def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
     """The row of `SCHEMA` for one generation."""
     settings, original, steered = line["settings"], line["original"], line["steered"]
     concept, strength = settings["concept"], line["strength"]
-    found = compare(original, steered, concept)
+    found = compare(original, steered, concept, settings.get("also", ()))
     before, after = words_of(original), words_of(steered)
     was, now = reading(original).concepts.get(concept), reading(steered).concepts.get(concept)
     judged = bool(strength) and was is not None
@@ -135,12 +141,14 @@ def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
         "off_target_attributes": found.off_target_attributes,
         "no_change": found.none,
         "identical": original == steered,
-        "degenerate": degenerate(steered, line["finished"]),
+        "degenerate": degenerate(steered, line["finished"], line.get("finite", True)),
         "appeared": list(found.appeared),
         "vanished": list(found.vanished),
         "changed": list(found.changed),
         "concepts": list(found.concepts),
         "edit_distance": edit_distance(before, after),
+        "repetition": repetition(steered),
+        "surprise": line.get("surprise"),
         "words": max(len(before), len(after)),
     }
 
@@ -167,6 +175,8 @@ MEASURES = {
     "identical": _Measure(lambda r: r["identical"], _whole),
     "degenerate": _Measure(lambda r: bool(r["degenerate"]), lambda r: True),
     "edit_distance": _Measure(lambda r: r["edit_distance"] / max(r["words"], 1), _whole),
+    "repetition": _Measure(lambda r: r["repetition"], _whole),
+    "surprise": _Measure(lambda r: r["surprise"], lambda r: _whole(r) and r["surprise"] is not None),
 }
 HEADLINE = ("on_target", "on_target_of_all", "off_target", "no_change", "degenerate")
 
@@ -224,6 +234,8 @@ def summarise(rows: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict
         "unsteered": {
             "reports": len(originals),
             "degenerate": sum(bool(row["degenerate"]) for row in originals),
+            "repetition": bootstrap.rate(originals, MEASURES["repetition"]),
+            "surprise": bootstrap.rate(originals, MEASURES["surprise"]),
         },
         "headline": {arm: bootstrap.rates(group) for arm, group in sorted(reported.items())},
         "best": best,

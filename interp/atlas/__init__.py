@@ -15,7 +15,7 @@ import jinja2
 import ml_collections
 from markupsafe import Markup
 
-from interp.atlas.data import OPTIONAL_STAGES, AtlasConfig, gather, is_finished
+from interp.atlas.data import OPTIONAL_STAGES, AtlasConfig, folder, gather, is_finished
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.stage import MANIFEST, Stage
@@ -39,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     except TypeError as error:
         raise UserError(f"the config's atlas section is wrong ({error}): see configs/phantom.py") from error
     workdir = Path(workdir)
-    inputs = (*_NEEDED, *(name for name in OPTIONAL_STAGES if is_finished(workdir, name)))
+    inputs = (*_NEEDED, *(name for name in (folder(stage, cfg) for stage in OPTIONAL_STAGES) if is_finished(workdir, name)))
     _forget_smaller_atlas(workdir / "atlas", inputs)
     with Stage(workdir, "atlas", {"atlas": section}, inputs=inputs) as stage:
         page = stage.dir / "index.html"
@@ -51,10 +51,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         return stage.manifest["counts"] | {"page": str(page)}
 
 
-def _forget_smaller_atlas(folder: Path, inputs: tuple[str, ...]) -> None:
+def _forget_smaller_atlas(directory: Path, inputs: tuple[str, ...]) -> None:
     """Removes an atlas that was made before another stage had finished: it is to be made again, not refused."""
-    if (folder / MANIFEST).is_file() and set(files.read_json(folder / MANIFEST)["inputs"]) != set(inputs):
-        shutil.rmtree(folder)
+    if (directory / MANIFEST).is_file() and set(files.read_json(directory / MANIFEST)["inputs"]) != set(inputs):
+        shutil.rmtree(directory)
 
 
 def render(data: dict[str, Any]) -> str:

@@ -78,10 +78,10 @@ class LanguageBlock(nnx.Module):
         normed = self.input_norm(x)
         q, k, v = (proj(normed).reshape(b, t, -1, self.cfg.head_dim) for proj in (self.query, self.key, self.value))
         q, k = _rotate(q, *angles), _rotate(k, *angles)
-        if cache is not None and slot is not None:
-            cache = cache.write(layer, slot, k, v)
-            k, v = cache.read(layer)
-        attended = attention(q, k, v, mask)
+        if cache is None:
+            attended = attention(q, k, v, mask)
+        else:
+            attended, cache = cache.attend(layer, slot, q, k, v, mask)
         x = tap(x + self.out(attended.reshape(b, t, -1)), 2 * layer + 1)
         normed = self.post_attention_norm(x)
         return tap(x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), 2 * layer + 2), cache
