@@ -232,7 +232,7 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.features = ()  # these features; empty: those that match, or the best one of each concept
     steer.match = ""  # regular expression on explanations, e.g. "pleural effusion"
     steer.top = 12  # at most so many features
-    steer.combinations = ()  # features to boost and to suppress together, e.g. ("12+30-7",); the first gives the concept
+    steer.combinations = ()  # features to boost and to suppress together: ("12+30-7",); the first gives the concept
     steer.arms = ("feature", "random")  # feature, features, clamp, ablate, project, means, probe, random, prompt
     steer.strengths = (-1.5, -0.75, 0.75, 1.5)  # in units; 0, the unsteered report, is always there
     steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on findings tokens); or raw
@@ -244,6 +244,8 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.batch_studies = 8  # studies written together; each is read once
     steer.batch_rows = 16  # reports of each of them written together
     steer.max_new_tokens = 136
+    steer.temperature = 0.0  # 0: the most likely token, always; else drawn, for all reports of a study alike
+    steer.top_p = 1.0  # only the most likely tokens that add up to this probability are drawn
     steer.dry_run = False  # only say how many reports there are, and what memory and time they take
     return steer
 

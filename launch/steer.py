@@ -21,7 +21,9 @@ _main.define_shortcut(
     lambda text: {"steer.match": text, "steer.features": ()},
 )
 _main.define_shortcut(
-    "sweep", "Name of the sweep, and of its folder in WORKDIR/steer. Sets steer.name.", lambda text: {"steer.name": text}
+    "sweep",
+    "Name of the sweep, and of its folder in WORKDIR/steer. Sets steer.name.",
+    lambda text: {"steer.name": text},
 )
 _main.define_shortcut(
     "strengths",
@@ -36,7 +38,9 @@ _main.define_shortcut(
     "A manifest of the studies to steer instead of the held-out ones. Sets steer.manifest.",
     lambda text: {"steer.manifest": text},
 )
-_main.define_switch("dry_run", "Only say how many reports there are, and what memory and time they take.", "steer.dry_run")
+_main.define_switch(
+    "dry_run", "Only say how many reports there are, and what memory and time they take.", "steer.dry_run"
+)
 
 if __name__ == "__main__":
     _main.main(sweep.run, __doc__ or "", reads=("steer",))

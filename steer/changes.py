@@ -148,8 +148,9 @@ def repetition(report: str) -> float:
 def degenerate(report: str, finished: bool, finite: bool = True) -> str:
     """Why a report is no report, or "" if it is one.
 
-    "not finite": it was not chosen by finite numbers. "empty": it has no words. "unfinished": it did not end by itself. "repetition": a run of words
-    is said again at once three times over, or a run of four words makes up a third of the text.
+    "not finite": it was not chosen by finite numbers. "empty": it has no words. "unfinished": it did not end by itself.
+    "repetition": a run of words is said again at once three times over, or a run of four words makes up a third of the
+    text.
     """
     if not finite:
         return "not finite"

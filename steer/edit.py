@@ -37,7 +37,7 @@ class Edits(maira2.Edits):
             wide = x.astype(jnp.float32)
             read = jnp.einsum("bpd,bcd->bpc", wide, self.reader) + self.bias[:, None]  # type: ignore[index]
             feature = jnp.where(read > self.threshold[:, None], read, 0.0)  # type: ignore[index]
-            change = self.share[:, None] * (self.target[:, None] - feature)  # type: ignore[operator, index]
+            change = self.share[:, None] * (self.target[:, None] - feature)  # type: ignore[index]
             delta = jnp.einsum("bpc,bcd->bpd", change, self.writer)
             here = (mask & (self.site == code)[:, None])[..., None]
             return add(x, code) + jnp.where(here, delta, 0).astype(x.dtype)

@@ -11,8 +11,8 @@ strength) or away from it ("vanish": negative strength):
 * no change: no finding, attribute or concept changed; "identical": not one character did.
 * repetition: the share of its four-word runs that a report has said before. Surprise: how unlikely the unsteered model
   finds a report, in nats a token; its exponential is the perplexity.
-* degenerate: empty, repetitive, without an end or of numbers that are not finite. Such generations are counted, and left out of all
-  rates but "on_target_of_all", where they are failures.
+* degenerate: empty, repetitive, without an end or of numbers that are not finite. Such generations are counted, and
+  left out of all rates but "on_target_of_all", where they are failures.
 
 Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, an
 arm and a wish is the one with the most on-target minus off-target generations (degenerate ones are

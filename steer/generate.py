@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from maira_jax.generate import Sampling, choose
 from maira_jax.model import language, maira2
 from maira_jax.model.cache import Cache, Heads, SharedCache, heads_first
 from maira_jax.model.config import Maira2Config, TextConfig
@@ -50,11 +51,11 @@ class Shape:
     first_layer: int | None = None
 
     @classmethod
-    def of(cls, site: Site, prompt: bool, **sizes: int) -> Self:
+    def of(cls, site: Site, prompt: bool, *, slots: int, max_new_tokens: int, eos_id: int) -> Self:
         """The shape of a sweep that edits `site`, of generated tokens only or of the `prompt` as well."""
-        if site.tower != "language":
-            return cls(**sizes, tower=site.tower, first_layer=0)
-        return cls(**sizes, first_layer=site.code // 2 if prompt else None)
+        reached = site.code // 2 if prompt else None
+        first_layer = reached if site.tower == "language" else 0
+        return cls(slots, max_new_tokens, eos_id, site.tower, first_layer)
 
 
 @struct.dataclass
@@ -158,10 +159,9 @@ def read(
         x,
         maira2.positions_of(mask)[:, :-1],
         _seen(mask[:, :-1]),
-        cache=Cache.zeros(text, *x.shape[:2], x.dtype),
+        cache=Cache.zeros(text, x.shape[0], x.shape[1], x.dtype),
         slot=jnp.int32(0),
     )
-    assert cache is not None
     start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1
     again = pixels is not None and shape.tower != "language"
     return Prefixes(
@@ -234,10 +234,9 @@ def _reread(
             maira2.positions_of(mask),
             _seen(mask),
             edit=None if tap is None else lambda x, code: tap(x, code + 2 * first),
-            cache=Cache.zeros(text, *x.shape[:2], x.dtype),
+            cache=Cache.zeros(text, x.shape[0], x.shape[1], x.dtype),
             slot=jnp.int32(0),
         )
-        assert cache is not None
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=place, axis=0)
         prefix = jax.tree.map(lambda whole, new: put(whole, new[0]), prefix, _heads(cache))
         return waiting.at[place].set(False), prefix
@@ -247,7 +246,14 @@ def _reread(
 
 
 def _step(
-    params: Params, cfg: Maira2Config, shape: Shape, prompts: Prefixes, edits: Edits, generated: jax.Array, state: State
+    params: Params,
+    cfg: Maira2Config,
+    shape: Shape,
+    prompts: Prefixes,
+    edits: Edits,
+    generated: jax.Array,
+    state: State,
+    sampling: Sampling | None,
 ) -> tuple[jax.Array, jax.Array, State]:
     """One more token for each place: the tokens and whether they are beyond doubt, [B], and the caches."""
     rows, study = state.row.reshape(-1), jnp.repeat(jnp.arange(len(prompts.start)), shape.slots)
@@ -271,7 +277,8 @@ def _step(
         slot=state.clock % shape.max_new_tokens,
     )
     logits = language.logits(params["language"], cfg.text, x[:, 0]).astype(jnp.float32)
-    choice = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    drawn = None if sampling is None else sampling.replace(keys=sampling.keys[study])  # type: ignore[attr-defined]
+    choice = choose(logits, drawn, state.age)
     state = state.replace(prefix=prefix, keys=cache.keys, values=cache.values)  # type: ignore[attr-defined]
     return choice, jnp.isfinite(logits).all(axis=-1), state
 
@@ -287,6 +294,7 @@ def advance(
     count: jax.Array,
     state: State,
     steps: jax.Array,
+    sampling: Sampling | None = None,
 ) -> State:
     """Writes up to `steps` more tokens in every place, fewer if all rows are written.
 
@@ -296,6 +304,8 @@ def advance(
       generated: bool [], whether the tokens that produce a token are edited.
       count: int32 [studies], how many of the n rows are written for each study.
       state: donated.
+      sampling: how tokens are chosen, `keys` one a study: its rows share their draws, and differ by their edits alone.
+        None always takes the most likely token.
     """
     n, stop = len(edits.site), state.clock + steps
 
@@ -303,7 +313,7 @@ def advance(
         return (state.clock < stop) & (state.row < n).any()
 
     def body(state: State) -> State:
-        choice, sound, state = _step(params, cfg, shape, prompts, edits, generated, state)
+        choice, sound, state = _step(params, cfg, shape, prompts, edits, generated, state, sampling)
         place = (jnp.repeat(jnp.arange(len(count)), shape.slots), state.row.reshape(-1))
         written = state.written.at[(*place, state.age)].set(choice, mode="drop")
         broken = state.broken.at[place].add(~sound, mode="drop")
@@ -333,25 +343,26 @@ def write(
     generated: bool,
     count: np.ndarray,
     on_rows: Callable[[int], object] = lambda rows: None,
+    sampling: Sampling | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Writes the rows of all studies.
 
     Args:
-      edits, generated, count: see `advance`.
+      edits, generated, count, sampling: see `advance`.
       on_rows: is told now and then how many more rows have come to an end.
 
     Returns:
       Tokens int32 [studies, n, max_new_tokens], 0 after a row's end token; how many a row has, int32 [studies, n],
       its end token counted; and whether all its logits were finite, bool [studies, n].
     """
-    n, count, reported = len(edits.site), jnp.asarray(count, jnp.int32), 0
-    state, going = begin(cfg, shape, prompts, edits, count), True
+    n, wanted, reported = len(edits.site), jnp.asarray(count, jnp.int32), 0
+    state, going = begin(cfg, shape, prompts, edits, wanted), True
     while going:
         state = advance(
-            params, cfg, shape, prompts, edits, jnp.asarray(generated), count, state, jnp.int32(_STEPS)
-        )  # fmt: skip
+            params, cfg, shape, prompts, edits, jnp.asarray(generated), wanted, state, jnp.int32(_STEPS), sampling
+        )
         running = np.asarray(state.row) < n
-        begun = np.minimum(np.asarray(state.upcoming), np.asarray(count)).sum()
+        begun = np.minimum(np.asarray(state.upcoming), count).sum()
         going = bool(running.any())
         on_rows(int(begun - running.sum()) - reported)
         reported = int(begun - running.sum())

@@ -40,6 +40,7 @@ class Settings:
       batch_studies: whose rows are written together.
       batch_rows: of each of these studies.
       max_new_tokens: longest report.
+      temperature, top_p: see `maira_jax.generate.Sampling`; a temperature of 0 takes the most likely token.
     """
 
     name: str
@@ -57,6 +58,8 @@ class Settings:
     batch_studies: int
     batch_rows: int
     max_new_tokens: int
+    temperature: float
+    top_p: float
 
     @classmethod
     def from_section(cls, section: ml_collections.ConfigDict) -> Self:
@@ -71,6 +74,11 @@ class Settings:
         for name in ("top", "studies", "batch_studies", "batch_rows", "max_new_tokens"):
             if values[name] < 1:
                 raise UserError(f"steer.{name} is {values[name]}, but must be at least 1: change it")
+        if not (0 <= values["temperature"] < math.inf and 0 < values["top_p"] <= 1):
+            raise UserError(
+                f"steer.temperature {values['temperature']} must be 0 or more, and steer.top_p {values['top_p']} "
+                "above 0 and at most 1: change them"
+            )
         if not re.fullmatch(r"\w[\w.-]*", values["name"]):
             raise UserError(f"steer.name {values['name']!r} cannot name a folder: use letters, digits, '-' and '_'")
         if not all(map(math.isfinite, strengths)) or not any(strengths):
@@ -87,6 +95,11 @@ class Settings:
             directions.members(text)
         lists["strengths"] = tuple(dict.fromkeys(s for s in strengths if s))
         return cls(**values | lists)
+
+    @property
+    def sampling(self) -> str:
+        """How tokens are chosen, in words."""
+        return f"temperature {self.temperature}, top_p {self.top_p}" if self.temperature else "greedy"
 
     @property
     def generated(self) -> bool:

@@ -74,7 +74,7 @@ class Sweep:
         steered = _directions(settings, config.seed, workdir, activations)
         prompts = Prompts.of(_studies(config, settings, activations), workdir / "model")
         rows = plan(steered, settings.strengths, activations.d_model)
-        return cls(settings, steered, Writer.of(params, cfg, prompts, site, settings, rows))
+        return cls(settings, steered, Writer.of(params, cfg, prompts, site, settings, config.seed, rows))
 
 
 def inputs(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -272,7 +272,7 @@ def _line(row: Row, report: Report, sweep: Sweep) -> dict[str, Any]:
             "unit_size": row.direction.unit,
             "site": sweep.writer.site.name,
             "positions": settings.positions,
-            "sampling": "greedy",
+            "sampling": settings.sampling,
             "max_new_tokens": settings.max_new_tokens,
         },
     }

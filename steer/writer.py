@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maira_jax.generate import Sampling, row_keys
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
@@ -75,6 +76,7 @@ class Writer:
       prompts: of the studies.
       site: where to edit.
       settings: of the sweep.
+      seed: of the draws.
       rows: of each study, those with other prompts last.
       table: the edits of the others.
       said: the sentences of those with other prompts.
@@ -86,6 +88,7 @@ class Writer:
     prompts: Prompts
     site: Site
     settings: Settings
+    seed: int
     rows: Sequence[Row]
     table: Edits
     said: tuple[str, ...]
@@ -93,28 +96,49 @@ class Writer:
 
     @classmethod
     def of(
-        cls, params: Params, cfg: Maira2Config, prompts: Prompts, site: Site, settings: Settings, rows: Sequence[Row]
+        cls,
+        params: Params,
+        cfg: Maira2Config,
+        prompts: Prompts,
+        site: Site,
+        settings: Settings,
+        seed: int,
+        rows: Sequence[Row],
     ) -> Self:
         """For a model as it is loaded."""
         own = [row for row in rows if row.direction.arm != PROMPT]
         table = edits([row.direction for row in own], [row.strength for row in own], site)
         said = tuple(SAID[row.strength].format(row.direction.target.concept) for row in rows[len(own) :])  # type: ignore[union-attr]
         length = prompts.length_with(said) if said else 0
-        return cls(generate.apart(params), cfg, prompts, site, settings, rows, table, said, length)
+        return cls(generate.apart(params), cfg, prompts, site, settings, seed, rows, table, said, length)
 
     @property
     def shape(self) -> Shape:
         """Of the rows with the study's own prompt."""
         slots = min(self.settings.batch_rows, len(self.table.site))
-        return Shape.of(self.site, self.settings.edits_prompt, slots=slots, **self._sizes)
+        longest, eos = self.settings.max_new_tokens, self.prompts.tokenizer.eos_id
+        return Shape.of(self.site, self.settings.edits_prompt, slots=slots, max_new_tokens=longest, eos_id=eos)
 
     @property
-    def _sizes(self) -> dict[str, int]:
-        return {"max_new_tokens": self.settings.max_new_tokens, "eos_id": self.prompts.tokenizer.eos_id}
+    def _plain(self) -> Shape:
+        """Of rows that nothing is edited in: whatever is shared can be."""
+        return dataclasses.replace(self.shape, tower="language", first_layer=None)
+
+    def _filled(self, studies: Sequence[int]) -> list[int]:
+        """As many studies as are written together, filled up with the last one."""
+        return [*studies, *[studies[-1]] * (self.settings.batch_studies - len(studies))]
+
+    def sampling(self, studies: Sequence[int]) -> Sampling | None:
+        """How tokens are chosen: a study draws alike in all its rows, whatever its company."""
+        if not self.settings.temperature:
+            return None
+        names = [self.prompts.studies[number].study_id for number in self._filled(studies)]
+        each = (jnp.float32(self.settings.temperature), jnp.float32(self.settings.top_p))
+        return Sampling(row_keys(names, self.seed), *each)
 
     def read(self, studies: Sequence[int], shape: Shape) -> Prefixes:
-        """Reads the prompts of studies, filled up to as many as are written together with the last one."""
-        filled = [*studies, *[studies[-1]] * (self.settings.batch_studies - len(studies))]
+        """Reads the prompts of studies, filled up to as many as are written together."""
+        filled = self._filled(studies)
         batch = self.prompts.batch(filled)
         edited = self.settings.edited(batch.kinds)
         return generate.read(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, edited)
@@ -129,17 +153,21 @@ class Writer:
         shape, places = self.shape, self.settings.batch_studies
         prompts = self.read(studies, shape)
         count = np.where(np.arange(places) < len(studies), len(self.table.site), 0)
-        written = generate.write(
-            self.params, self.cfg, shape, prompts, self.table, self.settings.generated, count, on_rows
+        own = generate.write(
+            self.params,
+            self.cfg,
+            shape,
+            prompts,
+            self.table,
+            self.settings.generated,
+            count,
+            on_rows,
+            self.sampling(studies),
         )
-        if self.said:
-            with_sentences = self._write_said(studies, on_rows)
-            written = tuple(
-                np.concatenate([own, said], axis=1) for own, said in zip(written, with_sentences, strict=True)
-            )
+        said = self._write_said(studies, on_rows) if self.said else tuple(array[:, :0] for array in own)
+        tokens, lengths, finite = (np.concatenate(pair, axis=1) for pair in zip(own, said, strict=True))
         if shape.first_layer is not None:
-            prompts = self.read(studies, dataclasses.replace(shape, tower="language", first_layer=None))
-        tokens, lengths, finite = written
+            prompts = self.read(studies, self._plain)
         nats = np.asarray(generate.surprise(self.params, self.cfg, prompts, tokens, np.maximum(lengths, 1)))
         eos, decode = self.prompts.tokenizer.eos_id, self.prompts.tokenizer.decode
         return [
@@ -160,26 +188,31 @@ class Writer:
         count = jnp.full(self.settings.batch_studies, len(self.table.site), jnp.int32)
         state = generate.begin(self.cfg, shape, prompts, self.table, count)
         generated = jnp.asarray(self.settings.generated)
+        sampling = self.sampling(studies)
         program = generate.advance.lower(
-            self.params, self.cfg, shape, prompts, self.table, generated, count, state, steps
+            self.params, self.cfg, shape, prompts, self.table, generated, count, state, steps, sampling
         ).compile()
         took = []
         for _ in range(2):
             start = time.perf_counter()
-            state = jax.block_until_ready(
-                program(self.params, prompts, self.table, generated, count, state, steps)
-            )  # fmt: skip
+            state = program(self.params, prompts, self.table, generated, count, state, steps, sampling)
+            jax.block_until_ready(state)
             took.append((time.perf_counter() - start) / _MEASURED)
         found = program.memory_analysis()
-        return Measured(read, max(took[0] - took[1], 0) * _MEASURED, took[1], found.argument_size_in_bytes + found.temp_size_in_bytes)
+        assert found is not None
+        return Measured(
+            read,
+            max(took[0] - took[1], 0) * _MEASURED,
+            took[1],
+            found.argument_size_in_bytes + found.temp_size_in_bytes,
+        )
 
     def _write_said(
         self, studies: Sequence[int], on_rows: Callable[[int], object]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows with other prompts, each a prompt of its own; for as many studies as are written together."""
-        shape = Shape(slots=1, **self._sizes)
-        filled = [*studies, *[studies[-1]] * (self.settings.batch_studies - len(studies))]
-        wanted = [(study, sentence) for study in filled for sentence in self.said]
+        shape = dataclasses.replace(self._plain, slots=1)
+        wanted = [(study, sentence) for study in self._filled(studies) for sentence in self.said]
         places = self.settings.batch_studies * self.shape.slots
         zero = edits([self.rows[0].direction], [0.0], self.site)
         parts = []
@@ -191,7 +224,8 @@ class Writer:
                 self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, np.zeros_like(batch.mask)
             )
             count = (start + np.arange(places) < len(studies) * len(self.said)).astype(int)
-            parts.append(generate.write(self.params, self.cfg, shape, prompts, zero, False, count, on_rows))
+            drawn = self.sampling([study for study, _ in part])
+            parts.append(generate.write(self.params, self.cfg, shape, prompts, zero, False, count, on_rows, drawn))
         each = (self.settings.batch_studies, len(self.said))
         whole = [np.concatenate(arrays)[: len(wanted), 0] for arrays in zip(*parts, strict=True)]
         tokens, lengths, finite = (array.reshape(*each, *array.shape[1:]) for array in whole)

@@ -39,7 +39,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     except TypeError as error:
         raise UserError(f"the config's atlas section is wrong ({error}): see configs/phantom.py") from error
     workdir = Path(workdir)
-    inputs = (*_NEEDED, *(name for name in (folder(stage, cfg) for stage in OPTIONAL_STAGES) if is_finished(workdir, name)))
+    optional = [folder(stage, cfg) for stage in OPTIONAL_STAGES]
+    inputs = (*_NEEDED, *(name for name in optional if is_finished(workdir, name)))
     _forget_smaller_atlas(workdir / "atlas", inputs)
     with Stage(workdir, "atlas", {"atlas": section}, inputs=inputs) as stage:
         page = stage.dir / "index.html"

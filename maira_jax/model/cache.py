@@ -3,7 +3,7 @@
 A cache travels from block to block, in the layer scan's carry, so that it is updated in place.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Cache:
         )
 
     def attend(
-        self, layer: jax.Array, slot: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+        self, layer: jax.Array, slot: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any
     ) -> tuple[jax.Array, Self]:
         """Writes keys and values and attends to all slots that the mask lets through.
 
@@ -90,13 +90,13 @@ class SharedCache:
         return cls(prefix, tuple(own), tuple(own))
 
     def attend(
-        self, layer: int, slot: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mask: tuple[jax.Array, jax.Array]
+        self, layer: int, slot: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any
     ) -> tuple[jax.Array, Self]:
         """As `Cache.attend`: one softmax over the prefix and the row's own slots.
 
         Args:
           layer: static.
-          mask: bool [prefixes, p] of the prefix, for as many prefixes as the layer with the fewest has, and bool
+          mask: two of them: bool [prefixes, p] of the prefix, for as many prefixes as the layer with the fewest has, and bool
             [rows, positions, slots].
         """
         seen, own = mask
@@ -129,6 +129,9 @@ class SharedCache:
         out = out + jnp.einsum("rkms,rksd->rkmd", mine, values)
         out = out.reshape(rows, kv, group, t, d).transpose(0, 3, 1, 2, 4).reshape(rows, t, heads, d)
         each = (*self.keys[:layer], keys, *self.keys[layer + 1 :])
-        return out, self.replace(  # type: ignore[attr-defined]
-            keys=each, values=(*self.values[:layer], values, *self.values[layer + 1 :])
+        return (
+            out,
+            self.replace(  # type: ignore[attr-defined]
+                keys=each, values=(*self.values[:layer], values, *self.values[layer + 1 :])
+            ),
         )
