@@ -16,7 +16,7 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies import phantom
 from steer import evaluate
-from steer.changes import Scope, compare, degenerate, edit_distance, words_of
+from steer.changes import Scope, compare, degenerate, edit_distance, repetition, words_of
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
 LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")
@@ -114,6 +114,20 @@ def test_degenerate_text(text: str, finished: bool, reason: str) -> None:
     assert degenerate(text, finished) == reason
 
 
+def test_what_is_not_finite_is_degenerate() -> None:
+    assert degenerate(LEFT, finished=True, finite=False) == "not finite"
+
+
+def test_repetition_is_the_share_of_runs_said_before() -> None:
+    assert repetition(CLEAR) == 0
+    assert repetition("a b c d " * 2) == 1 / 5
+    assert repetition("a b") == 0
+
+
+def test_what_else_was_meant_is_on_target() -> None:
+    assert not compare(CLEAR, BOTH, "left pleural effusion", also=("pacemaker",)).off_target
+
+
 def test_no_true_report_is_degenerate() -> None:
     latents = phantom.sample(0, 500, seed=5)
     for i in range(len(latents)):
@@ -136,7 +150,7 @@ def line(study: int, arm: str, strength: float, original: str, steered: str) -> 
     settings = {"arm": arm, "concept": concept, "feature": None if arm == "none" else 3}
     return {
         "study": f"s{study:02d}", "direction": arm, "strength": strength, "original": original,
-        "steered": steered, "finished": True, "settings": settings,
+        "steered": steered, "finished": True, "finite": True, "surprise": 0.5 + abs(strength), "settings": settings,
     }  # fmt: skip
 
 
@@ -165,20 +179,19 @@ def made_generations() -> list[dict]:
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     workdir = tmp_path_factory.mktemp("run")
-    for name in ("interp", "steer"):
-        with Stage(workdir, name, {}) as stage:
-            if name == "steer":
-                text = "".join(json.dumps(entry) + "\n" for entry in made_generations())
-                (stage.dir / "generations.jsonl").write_text(text)
-            stage.finish({})
-    result = evaluate.run(ConfigDict({"seed": 0, "evaluate": {"bootstrap": 200}}), workdir)
+    with Stage(workdir, "steer/made", {}) as stage:
+        text = "".join(json.dumps(entry) + "\n" for entry in made_generations())
+        (stage.dir / "generations.jsonl").write_text(text)
+        stage.finish({})
+    result = evaluate.run(ConfigDict({"seed": 0, "steer": {"name": "made"}, "evaluate": {"bootstrap": 200}}), workdir)
     return workdir, result
 
 
 def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
     workdir, _ = evaluated
-    summary = files.read_json(workdir / "evaluation" / "summary.json")
-    assert summary["unsteered"] == {"reports": N, "degenerate": 0}
+    summary = files.read_json(workdir / "evaluation" / "made" / "summary.json")
+    assert (summary["unsteered"]["reports"], summary["unsteered"]["degenerate"]) == (N, 0)
+    assert summary["unsteered"]["surprise"]["rate"] == 0.5
     rates = {(r["arm"], r["strength"]): r for r in summary["rates"] if r["concept"] == "all"}
     two, one, four = rates["feature", 2.0], rates["feature", 1.0], rates["feature", 4.0]
     assert (two["on_target"]["rate"], two["on_target"]["n"]) == (1.0, 30)
@@ -191,12 +204,13 @@ def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
     assert (four["on_target_of_all"]["rate"], four["on_target_of_all"]["n"]) == (0.0, 30)
     assert rates["feature", -2.0]["on_target"] | {"low": 0, "high": 0} == {"rate": 0.0, "low": 0, "high": 0, "n": 10}
     assert rates["random", 2.0]["no_change"]["rate"] == 1.0
+    assert one["surprise"]["rate"] == 1.5
     assert one["on_target"]["low"] < 0.5 < one["on_target"]["high"]
 
 
 def test_strength_is_chosen_on_one_half_and_reported_on_the_other(evaluated: tuple[Path, dict]) -> None:
     workdir, result = evaluated
-    summary = files.read_json(workdir / "evaluation" / "summary.json")
+    summary = files.read_json(workdir / "evaluation" / "made" / "summary.json")
     best = {(b["arm"], b["wish"]): b for b in summary["best"]}
     appear = best["feature", "appear"]
     assert appear["strength"] == 2.0
@@ -225,8 +239,8 @@ def test_intervals_cover_the_truth() -> None:
 
 def test_results_name_what_changed(evaluated: tuple[Path, dict]) -> None:
     workdir, _ = evaluated
-    rows = pq.read_table(workdir / "evaluation" / "results.parquet").to_pylist()
-    lines = (workdir / "steer" / "generations.jsonl").read_text().splitlines()
+    rows = pq.read_table(workdir / "evaluation" / "made" / "results.parquet").to_pylist()
+    lines = (workdir / "steer" / "made" / "generations.jsonl").read_text().splitlines()
     for row in rows:
         source = json.loads(lines[row["line"]])
         assert (row["study"], row["strength"]) == (source["study"], source["strength"])
@@ -238,9 +252,8 @@ def test_results_name_what_changed(evaluated: tuple[Path, dict]) -> None:
 
 
 def test_a_broken_line_is_refused(tmp_path: Path) -> None:
-    for name in ("interp", "steer"):
-        with Stage(tmp_path, name, {}) as stage:
-            (stage.dir / "generations.jsonl").write_text('{"study": "s0')
-            stage.finish({})
+    with Stage(tmp_path, "steer/made", {}) as stage:
+        (stage.dir / "generations.jsonl").write_text('{"study": "s0')
+        stage.finish({})
     with pytest.raises(UserError, match="line 1 of"):
-        evaluate.run(ConfigDict({"seed": 0, "evaluate": {"bootstrap": 10}}), tmp_path)
+        evaluate.run(ConfigDict({"seed": 0, "steer": {"name": "made"}, "evaluate": {"bootstrap": 10}}), tmp_path)

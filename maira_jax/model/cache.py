@@ -96,7 +96,7 @@ class SharedCache:
 
         Args:
           layer: static.
-          mask: two of them: bool [prefixes, p] of the prefix, for as many prefixes as the layer with the fewest has, and bool
+          mask: bool [prefixes, p] of the prefix, for as many prefixes as the layer with the fewest has; and bool
             [rows, positions, slots].
         """
         seen, own = mask

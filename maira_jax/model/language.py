@@ -119,8 +119,8 @@ def forward(
     Args:
       x: [batch, positions, d_model], embeddings.
       positions: [batch, positions] int32, each token's position in its own row.
-      mask: bool [batch, 1, positions, keys], which keys a position sees; keys are the cache's slots if there is one. For a
-        `SharedCache` as its `attend` wants it.
+      mask: bool [batch, 1, positions, keys], which keys a position sees; keys are the cache's slots if there is one.
+        For a `SharedCache` it is what its `attend` wants.
       reads: site codes whose activations are kept, none beyond `stop`.
       edit: changes the residual stream at a site code.
       cache: written at `slot` and after, and attended to.
