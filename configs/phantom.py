@@ -30,7 +30,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.interpret, config.judge = get_interpret(), get_judge()
     config.steer, config.evaluate = get_steer(), get_evaluate()
     config.atlas = get_atlas()
-    config.atlas.sweep = config.steer.get_oneway_ref("name")  # the steering sweep that is shown
     return config
 
 
@@ -236,8 +235,8 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.arms = ("feature", "random")  # feature, features, clamp, ablate, project, means, probe, random, prompt
     steer.strengths = (-1.5, -0.75, 0.75, 1.5)  # in units; 0, the unsteered report, is always there
     steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on findings tokens); or raw
-    steer.positions = ("generated",)  # what is edited: generated, and parts of the prompt: prompt (all of it), bos,
-    # boilerplate, image, indication, technique, comparison, prior_report
+    # Edited tokens: generated; prompt, or bos, boilerplate, image, indication, technique, comparison, prior_report.
+    steer.positions = ("generated",)
     steer.sae = ""  # another autoencoder's folder or file, whose steer.features are steered; empty: the run's own
     steer.manifest = ""  # a manifest of studies to steer; empty: studies that the autoencoder was not trained on
     steer.studies = 24  # at most so many

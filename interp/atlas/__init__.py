@@ -27,6 +27,8 @@ _HERE = Path(__file__).parent
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes `atlas/index.html` from the finished stages; stages that have not run are shown as such.
 
+    Of the steering sweeps it shows the one that `steer.name` names.
+
     Returns:
       What the manifest counts, and the page's path as `page`.
 
@@ -35,7 +37,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     section = config.atlas.to_dict()
     try:
-        cfg = AtlasConfig(**section)
+        cfg = AtlasConfig(**section, sweep=config.steer.name)
     except TypeError as error:
         raise UserError(f"the config's atlas section is wrong ({error}): see configs/phantom.py") from error
     workdir = Path(workdir)

@@ -24,7 +24,7 @@ _BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class AtlasConfig:
-    """The `atlas` section; what the fields mean stands in configs/phantom.py."""
+    """The `atlas` section; what the fields mean stands in configs/phantom.py. `sweep` is the steering sweep to show."""
 
     n_features: int
     n_top: int
