@@ -253,6 +253,8 @@ def get_evaluate() -> ml_collections.ConfigDict:
     """How steered reports are compared with unsteered ones."""
     evaluate = ConfigDict()
     evaluate.bootstrap = 1000  # resamples of the studies for each interval
+    evaluate.judge = "none"  # or llm: the model of the judge section compares the reports, too
+    evaluate.judge_studies = 20  # the first so many studies, all their reports
     return evaluate
 
 

@@ -17,6 +17,7 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies import phantom
 from steer import evaluate
 from steer.changes import Scope, compare, degenerate, edit_distance, repetition, words_of
+from tests.judge_helpers import judge_config, serve
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
 LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")
@@ -120,7 +121,7 @@ def test_what_is_not_finite_is_degenerate() -> None:
 
 def test_repetition_is_the_share_of_runs_said_before() -> None:
     assert repetition(CLEAR) == 0
-    assert repetition("a b c d " * 2) == 1 / 5
+    assert abs(repetition("a b c d " * 2) - 1 / 5) < 1e-9
     assert repetition("a b") == 0
 
 
@@ -176,6 +177,13 @@ def made_generations() -> list[dict]:
     return lines
 
 
+def configured(bootstrap: int, judge: str = "none") -> ConfigDict:
+    config = judge_config("http://127.0.0.1:9/v1")
+    config.steer.name = "made"
+    config.evaluate.update({"bootstrap": bootstrap, "judge": judge, "judge_studies": 7})
+    return config
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     workdir = tmp_path_factory.mktemp("run")
@@ -183,7 +191,10 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         text = "".join(json.dumps(entry) + "\n" for entry in made_generations())
         (stage.dir / "generations.jsonl").write_text(text)
         stage.finish({})
-    result = evaluate.run(ConfigDict({"seed": 0, "steer": {"name": "made"}, "evaluate": {"bootstrap": 200}}), workdir)
+    result = evaluate.run(
+        configured(200),
+        workdir,
+    )
     return workdir, result
 
 
@@ -256,4 +267,39 @@ def test_a_broken_line_is_refused(tmp_path: Path) -> None:
         (stage.dir / "generations.jsonl").write_text('{"study": "s0')
         stage.finish({})
     with pytest.raises(UserError, match="line 1 of"):
-        evaluate.run(ConfigDict({"seed": 0, "steer": {"name": "made"}, "evaluate": {"bootstrap": 10}}), tmp_path)
+        evaluate.run(
+            configured(10),
+            tmp_path,
+        )
+
+
+def test_a_language_model_compares_the_reports(tmp_path: Path) -> None:
+    """Of the first 7 studies; it is told what the feature means, and never which way it was steered."""
+    with Stage(tmp_path, "steer/made", {}) as stage:
+        generations = made_generations()
+        for entry in generations:
+            entry["direction"] = f"{entry['direction']}-3"
+        (stage.dir / "generations.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in generations))
+        target = {"explanation": 'Says "effusion".', "concept": "left pleural effusion"}
+        described = [{"key": "feature-3", "target": target}, {"key": "random-3", "target": None}]
+        files.write_json(stage.dir / "directions.json", described)
+        stage.finish({})
+    with serve() as server:
+        config = configured(50, "llm")
+        config.judge.base_url = server.url
+        evaluate.run(config, tmp_path)
+        bodies = server.record()["bodies"]
+    rows = pq.read_table(tmp_path / "evaluation" / "made" / "results.parquet").to_pylist()
+    judged = [row for row in rows if row["judge_concept"] is not None]
+    assert {row["study"] for row in judged} == {f"s{i:02d}" for i in range(7)}
+    assert {row["arm"] for row in judged} == {"feature"}
+    made = next(r for r in judged if r["strength"] == 2.0 and r["study"] == "s05")
+    before, after = ({*words_of(report(*has))} - {".", ","} for has in ((False,), (True, True)))
+    assert made["judge_on_target"] == 0 and made["judge_off_target"] == len(before ^ after)
+    assert (made["judge_concept"], made["judge_report"], made["judge_fluency"]) == (2, 2, 1)
+    rates = files.read_json(tmp_path / "evaluation" / "made" / "summary.json")["rates"]
+    two = next(r for r in rates if r["arm"] == "feature" and r["strength"] == 2.0 and r["concept"] == "all")
+    assert (two["judge_score"]["rate"], two["judge_score"]["n"]) == (1.5, 7)
+    minus = next(r for r in rates if r["arm"] == "feature" and r["strength"] == -2.0 and r["concept"] == "all")
+    assert (minus["judge_no_change"]["rate"], minus["judge_score"]["rate"]) == (1.0, 0.0)
+    assert bodies and not any("strength" in json.dumps(body) or "appear" in json.dumps(body) for body in bodies)

@@ -68,7 +68,8 @@ def make_config() -> ConfigDict:
         "dry_run": False,
     }
     studies = {"source": "phantom", "n": N_STUDIES, "seed": 2, "size": 28}
-    return ConfigDict({"seed": 0, "studies": studies, "steer": steer, "evaluate": {"bootstrap": 50}})
+    evaluate = {"bootstrap": 50, "judge": "none", "judge_studies": 1}
+    return ConfigDict({"seed": 0, "studies": studies, "steer": steer, "evaluate": evaluate})
 
 
 def write_model(directory: Path, studies: list) -> None:
