@@ -119,7 +119,7 @@ class Request:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def read(self, text: str) -> Any:
-        """The answer that a text is: (label, explanation), the numbers of a `Comparison`, or 0 and 1 example by example.
+        """The answer that a text is: (label, explanation), the numbers of a `Comparison`, or 0 and 1 for each example.
 
         Raises:
           ValueError: the text does not answer this request.
