@@ -225,17 +225,27 @@ def get_judge() -> ml_collections.ConfigDict:
 
 
 def get_steer() -> ml_collections.ConfigDict:
-    """Which reports are written with which directions added. Every study has every direction at every strength."""
+    """Which reports are written with which edits. Every study has every direction at every strength."""
     steer = ConfigDict()
+    steer.name = "concepts"  # of the sweep, and of its folder in steer/ and evaluation/: a run may have several
     steer.features = ()  # these features; empty: those that match, or the best one of each concept
     steer.match = ""  # regular expression on explanations, e.g. "pleural effusion"
     steer.top = 12  # at most so many features
-    steer.arms = ("feature", "random")  # decoder row and random, or means (difference of means); all equally long
+    steer.combinations = ()  # features to boost and to suppress together: ("12+30-7",); the first gives the concept
+    steer.arms = ("feature", "random")  # feature, features, clamp, ablate, project, means, probe, random, prompt
     steer.strengths = (-1.5, -0.75, 0.75, 1.5)  # in units; 0, the unsteered report, is always there
     steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on findings tokens); or raw
-    steer.studies = 24  # held-out studies
-    steer.batch_size = 64  # reports written together
+    # Edited tokens: generated; prompt, or bos, boilerplate, image, indication, technique, comparison, prior_report.
+    steer.positions = ("generated",)
+    steer.sae = ""  # another autoencoder's folder or file, whose steer.features are steered; empty: the run's own
+    steer.manifest = ""  # a manifest of studies to steer; empty: studies that the autoencoder was not trained on
+    steer.studies = 24  # at most so many
+    steer.batch_studies = 8  # studies written together; each is read once
+    steer.batch_rows = 16  # reports of each of them written together
     steer.max_new_tokens = 136
+    steer.temperature = 0.0  # 0: the most likely token, always; else drawn, for all reports of a study alike
+    steer.top_p = 1.0  # only the most likely tokens that add up to this probability are drawn
+    steer.dry_run = False  # only say how many reports there are, and what memory and time they take
     return steer
 
 
@@ -243,6 +253,8 @@ def get_evaluate() -> ml_collections.ConfigDict:
     """How steered reports are compared with unsteered ones."""
     evaluate = ConfigDict()
     evaluate.bootstrap = 1000  # resamples of the studies for each interval
+    evaluate.judge = "none"  # or llm: the model of the judge section compares the reports, too
+    evaluate.judge_studies = 20  # the first so many studies, all their reports
     return evaluate
 
 

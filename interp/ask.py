@@ -18,13 +18,14 @@ import numpy as np
 import pydantic
 
 from interp.explain import Example, ExplainTask, ImageAt, safe
-from interp.judge import DetectTask, FuzzTask, Task
+from interp.judge import DetectTask, FuzzTask, SteerTask, Task
 
-EXPLAIN, DETECT, FUZZ = "explain-1", "detect-1", "fuzz-1"
-PROMPTS = (EXPLAIN, DETECT, FUZZ)
+EXPLAIN, DETECT, FUZZ, STEER = "explain-1", "detect-1", "fuzz-1", "steer-1"
+PROMPTS = (EXPLAIN, DETECT, FUZZ)  # that decide what the interpret stage finds
 # Strengths listed with an example, as delphi does.
 _MOST_STRENGTHS = 11
 _LONGEST_LABEL, _LONGEST_EXPLANATION = 200, 2000  # characters
+_MOST_CHANGES = 100
 # English prose has about four characters a token; an X-ray of 448 px is 256 tokens to MedGemma, 255 to GPT-4o.
 _CHARACTERS_PER_TOKEN, _TOKENS_PER_PICTURE = 4, 256
 
@@ -59,7 +60,19 @@ class Fuzzed(_Answer):
     answers: list[_Right]
 
 
-_SCHEMAS: dict[str, type[_Answer]] = {EXPLAIN: Explained, DETECT: Detected, FUZZ: Fuzzed}
+class _Change(_Answer):
+    change: str
+    on_target: Literal[0, 1]
+
+
+class Compared(_Answer):
+    changes: list[_Change]
+    concept: Literal[0, 1, 2]
+    report: Literal[0, 1, 2]
+    fluency: Literal[0, 1, 2]
+
+
+_SCHEMAS: dict[str, type[_Answer]] = {EXPLAIN: Explained, DETECT: Detected, FUZZ: Fuzzed, STEER: Compared}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Request:
     """One chat request.
 
     Attributes:
-      prompt: one of `PROMPTS`.
+      prompt: one of `PROMPTS`, or `STEER`.
       messages: as the chat API takes them.
       n: examples in it.
       tokens: about how many it has (see `_tokens`).
@@ -82,7 +95,7 @@ class Request:
     def from_messages(cls, messages: list[dict[str, Any]]) -> "Request":
         """The request that messages are, without its number of examples: for the record, not for reading answers."""
         system, content = messages[0]["content"], messages[1]["content"]
-        prompt = next(name for name in PROMPTS if instructions(name) == system)
+        prompt = next(name for name in _SCHEMAS if instructions(name) == system)
         text = content if isinstance(content, str) else content[0]["text"]
         n_pictures = 0 if isinstance(content, str) else sum(part["type"] == "image_url" for part in content)
         return cls(prompt, messages, 0, _tokens(system, text, n_pictures))
@@ -106,7 +119,7 @@ class Request:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def read(self, text: str) -> Any:
-        """The answer that a text is: (label, explanation), or 0 and 1 in the order of the examples.
+        """The answer that a text is: (label, explanation), the numbers of a `Comparison`, or 0 and 1 for each example.
 
         Raises:
           ValueError: the text does not answer this request.
@@ -117,6 +130,11 @@ class Request:
             if not 0 < len(label) <= _LONGEST_LABEL or not 0 < len(explanation) <= _LONGEST_EXPLANATION:
                 raise ValueError("the label or the explanation is empty or too long")
             return label, explanation
+        if isinstance(answer, Compared):
+            if len(answer.changes) > _MOST_CHANGES:
+                raise ValueError("more changes than two reports can have")
+            on_target = sum(change.on_target for change in answer.changes)
+            return on_target, len(answer.changes) - on_target, answer.concept, answer.report, answer.fluency
         assert isinstance(answer, Detected | Fuzzed)
         by_number = {one.example: one.fires if isinstance(one, _Fires) else one.right for one in answer.answers}
         if len(answer.answers) != self.n or by_number.keys() != set(range(1, self.n + 1)):
@@ -165,7 +183,7 @@ def request(task: Task, n_examples: int, n_images: int, read_image: ReadImage) -
     """The request for a task.
 
     Args:
-      task: for any of the three prompts.
+      task: for any of the prompts.
       n_examples: most activating examples in an explaining prompt, spread evenly over the deciles.
       n_images: most X-rays in an explaining prompt, spread evenly over its examples of images; 0: never any.
       read_image: gives the PNG file of an image.
@@ -179,6 +197,12 @@ def request(task: Task, n_examples: int, n_images: int, read_image: ReadImage) -
             entries.append(entry)
             images.append(example.image if example.image in pictured else None)
         return _build(EXPLAIN, {}, entries, images, read_image)
+    if isinstance(task, SteerTask):
+        reports = {"original": safe(task.original), "edited": safe(task.edited)}
+        text = json.dumps({"explanation": safe(task.explanation), **reports}, ensure_ascii=False)
+        system = instructions(STEER)
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        return Request(STEER, messages, 0, _tokens(system, text, 0))
     entries = [{"text": text if isinstance(task, FuzzTask) else safe(text)} for text in task.examples]
     shown: Sequence[ImageAt | None] = [None] * len(entries)
     if n_images and isinstance(task, DetectTask) and task.images:

@@ -52,7 +52,40 @@ class FuzzTask:
     examples: tuple[str, ...]
 
 
-Task: TypeAlias = ExplainTask | DetectTask | FuzzTask
+@dataclasses.dataclass(frozen=True)
+class SteerTask:
+    """Two reports on one study.
+
+    Attributes:
+      explanation: of the feature that was changed.
+      original, edited: the report as it is, and as it was written with the feature changed.
+    """
+
+    explanation: str
+    original: str
+    edited: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A judge's answer to a `SteerTask`.
+
+    Attributes:
+      on_target, off_target: how many differences are about what the explanation describes, and about anything else.
+      concept, report, fluency: of the edited report, 0 to 2: how much of the explanation is in it, how far it is a
+        report on a study, how it reads. AxBench's three scores, asked in one prompt.
+      cost: of the answer, in US dollars.
+    """
+
+    on_target: int
+    off_target: int
+    concept: int
+    report: int
+    fluency: int
+    cost: float = 0.0
+
+
+Task: TypeAlias = ExplainTask | DetectTask | FuzzTask | SteerTask
 # Gives the tasks of many features, a group a feature, anew at each call.
 Groups: TypeAlias = Callable[[], Iterable[Sequence[Task]]]
 

@@ -12,7 +12,7 @@ from interp import ask, batch
 from interp.client import TYPICAL_ANSWER, Client, ClientConfig
 from interp.explain import ExplainTask
 from interp.images import StudyImages
-from interp.judge import DetectTask, Explanation, FuzzTask, Groups, Task, Verdict
+from interp.judge import Comparison, DetectTask, Explanation, FuzzTask, Groups, SteerTask, Task, Verdict
 from maira_jax.errors import UserError
 
 MODES = ("live", "batch")
@@ -57,7 +57,7 @@ class LlmJudge:
         cost = cfg.cost(tokens_in * scale, tokens_out * scale)
         spent = self._client.cache.totals
         print(
-            f"interpret: about {n_requests * scale:,.0f} requests to {cfg.model} at {cfg.base_url}, "
+            f"judge: about {n_requests * scale:,.0f} requests to {cfg.model} at {cfg.base_url}, "
             f"{tokens_in * scale / 1e6:,.1f} million tokens in, {tokens_out * scale / 1e6:,.1f} million out, "
             f"${cost:,.2f} at the configured prices; {spent.answers:,} answered already, ${spent.cost:,.2f} spent",
             file=sys.stderr,
@@ -80,6 +80,10 @@ class LlmJudge:
 
     def fuzz(self, tasks: Sequence[FuzzTask]) -> list[Verdict | None]:
         return self._answers("fuzz", tasks, Verdict)
+
+    def compare(self, tasks: Sequence[SteerTask]) -> list[Comparison | None]:
+        """A comparison for each task; None where none could be had."""
+        return self._answers("steer", tasks, lambda answer, cost: Comparison(*answer, cost))
 
     def usage(self) -> dict[str, Any]:
         totals = self._client.cache.totals

@@ -6,5 +6,9 @@ Result: WORKDIR/atlas/index.html.
 from interp import atlas
 from launch import _main
 
+_main.define_shortcut(
+    "sweep", "Name of the steering sweep that is shown. Sets steer.name.", lambda text: {"steer.name": text}
+)
+
 if __name__ == "__main__":
     _main.main(atlas.run, __doc__ or "", reads=("atlas",))

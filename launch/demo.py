@@ -36,15 +36,15 @@ def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
         start = time.monotonic()
         result = stage(config, workdir)
         _main.report(f"[{number}/{len(STAGES)}] {name} ({time.monotonic() - start:.0f} s)", result)
-    print(summary(workdir))
+    print(summary(workdir, config.steer.name))
     return {}
 
 
-def summary(workdir: Path) -> str:
-    """The figures of a finished run, read from the files of its stages."""
+def summary(workdir: Path, sweep: str) -> str:
+    """The figures of a finished run, read from the files of its stages and of one sweep."""
     sae = files.read_json(workdir / "sae" / "metrics.json")
     interp = files.read_json(workdir / "interp" / "summary.json")
-    rates = files.read_json(workdir / "evaluation" / "summary.json")["headline"]["feature"]
+    rates = files.read_json(workdir / "evaluation" / sweep / "summary.json")["headline"]["feature"]
     on, off, none = (_percent(rates[name]["rate"]) for name in ("on_target", "off_target", "no_change"))
     return (
         f"\nSAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}\n"

@@ -1,8 +1,9 @@
-"""Writes reports with a direction added to the residual stream, for every study, direction and strength.
+"""Writes reports with the residual stream edited, for every study, direction and strength.
 
-Result: WORKDIR/steer/generations.jsonl, a line a report. Interrupted, it resumes.
+Result: WORKDIR/steer/NAME/generations.jsonl, a line a report. Interrupted, it resumes. A run directory holds any number
+of sweeps, told apart by their names.
 
-  python -m launch.steer --features=12,99 --strengths=-8,0,8 --limit=20
+  python -m launch.steer --sweep=pair --features=12,99 --strengths=-8,0,8 --limit=20
 """
 
 from launch import _main
@@ -14,12 +15,31 @@ _main.define_shortcut(
     lambda text: {"steer.features": tuple(int(part) for part in text.split(",")), "steer.match": ""},
 )
 _main.define_shortcut(
+    "match",
+    "Steer with the features whose explanation matches this regular expression. Sets steer.match and empties "
+    "steer.features.",
+    lambda text: {"steer.match": text, "steer.features": ()},
+)
+_main.define_shortcut(
+    "sweep",
+    "Name of the sweep, and of its folder in WORKDIR/steer. Sets steer.name.",
+    lambda text: {"steer.name": text},
+)
+_main.define_shortcut(
     "strengths",
     "How far to go along each direction, in steer.unit: -8,0,8. Sets steer.strengths.",
     lambda text: {"steer.strengths": tuple(float(part) for part in text.split(","))},
 )
 _main.define_shortcut(
     "limit", "Steer at most so many studies. Sets steer.studies.", lambda text: {"steer.studies": int(text)}
+)
+_main.define_shortcut(
+    "studies",
+    "A manifest of the studies to steer instead of the held-out ones. Sets steer.manifest.",
+    lambda text: {"steer.manifest": text},
+)
+_main.define_switch(
+    "dry_run", "Only say how many reports there are, and what memory and time they take.", "steer.dry_run"
 )
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def choose(logits: jax.Array, sampling: Sampling | None = None, step: jax.Array 
     Args:
       logits: [batch, vocab] float32.
       sampling: None takes the most likely token, as does temperature 0.
-      step: which token of its row it is; each step draws with a key of its own.
+      step: which token of its row it is, int32 [] or [batch]; each step draws with a key of its own.
     """
 
     def greedy() -> jax.Array:
@@ -68,7 +68,7 @@ def choose(logits: jax.Array, sampling: Sampling | None = None, step: jax.Array 
     def draw() -> jax.Array:
         assert sampling is not None
         kept = keep_top_p(logits / sampling.temperature, sampling.top_p)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.keys, step)
+        keys = jax.vmap(jax.random.fold_in)(sampling.keys, jnp.broadcast_to(step, logits.shape[:1]))
         return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
 
     return greedy() if sampling is None else jax.lax.cond(sampling.temperature > 0, draw, greedy)

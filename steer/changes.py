@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,11 +90,15 @@ def _claims(said: Reading) -> dict[tuple[str, ...], Finding]:
     return found
 
 
-def compare(original: str, steered: str, concept: str) -> Changes:
-    """Compares two reports, with `concept` (or "" for none) as what was meant to change."""
+def compare(original: str, steered: str, concept: str, also: Sequence[str] = ()) -> Changes:
+    """Compares two reports, with `concept` (or "" for none), and what `also` names, as what was meant to change."""
     first, second = reading(original), reading(steered)
     before, after = _claims(first), _claims(second)
-    scope = Scope.of(concept)
+    scopes = [Scope.of(name) for name in (concept, *also)]
+
+    def meant(finding: Finding) -> bool:
+        return any(scope.covers(finding) for scope in scopes)
+
     appeared, vanished = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
     moved = [after[key] for key in appeared] + [before[key] for key in vanished]
     changed, off_attributes = [], False
@@ -102,13 +107,13 @@ def compare(original: str, steered: str, concept: str) -> Changes:
             old, new = getattr(before[key], attribute), getattr(after[key], attribute)
             if old != new:
                 changed.append(f"{' '.join(key)} {attribute} {old} > {new}")
-                off_attributes |= not scope.covers(before[key])
+                off_attributes |= not meant(before[key])
     was, now = first.concepts, second.concepts
     return Changes(
         appeared=tuple(" ".join(key) for key in appeared),
         vanished=tuple(" ".join(key) for key in vanished),
         changed=tuple(changed),
-        off_target=not all(scope.covers(finding) for finding in moved),
+        off_target=not all(meant(finding) for finding in moved),
         off_target_attributes=off_attributes,
         concepts=tuple(f"{'+' if now[name] else '-'}{name}" for name in was if was[name] != now[name]),
     )
@@ -133,12 +138,22 @@ def edit_distance(first: list[str], second: list[str]) -> int:
     return int(row[-1])
 
 
-def degenerate(report: str, finished: bool) -> str:
+def repetition(report: str) -> float:
+    """Share of a report's runs of four words that it has said before; 0 for fewer than five words."""
+    words = words_of(report)
+    runs = [tuple(words[i : i + _LOOP_WORDS]) for i in range(len(words) - _LOOP_WORDS + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def degenerate(report: str, finished: bool, finite: bool = True) -> str:
     """Why a report is no report, or "" if it is one.
 
-    "empty": it has no words. "unfinished": it did not end by itself. "repetition": a run of words
-    is said again at once three times over, or a run of four words makes up a third of the text.
+    "not finite": it was not chosen by finite numbers. "empty": it has no words. "unfinished": it did not end by itself.
+    "repetition": a run of words is said again at once three times over, or a run of four words makes up a third of the
+    text.
     """
+    if not finite:
+        return "not finite"
     words = words_of(report)
     if not any(word.isalnum() for word in words):
         return "empty"

@@ -1,29 +1,40 @@
-"""Directions of the residual stream to steer along, each with the size of one unit of strength.
+"""What a sweep steers with: directions of the residual stream, and what is done along them.
 
-A steered position becomes x + strength * unit * vector, where `vector` has length 1 and `unit` is
-in the residual stream's own scale. The arms of one target share its unit, so at the same strength
-every arm moves the residual stream equally far:
+A strength is in units. The arms of one target share its unit, so at the same strength every arm that adds moves the
+residual stream equally far. The arms:
 
-* "feature": the feature's decoder row of the sparse autoencoder;
-* "means": the mean over the studies with the concept minus the mean over those without, of each
-  study's mean activation on its findings tokens (training studies only);
-* "random": a normal random direction;
-* "none": no direction, the unsteered report.
+* "feature": adds the feature's decoder row of the sparse autoencoder;
+* "features": adds the decoder rows of all features that detect the concept about as well, each by its own largest
+  activation;
+* "clamp": sets the feature, where it is and where it is not, to strength units;
+* "ablate": sets the feature to 0 (no strengths);
+* "project": takes out of the residual stream what it has along the feature's decoder row (no strengths);
+* "means": adds the mean over the studies with the concept minus the mean over those without, of each study's mean
+  activation on its findings tokens (training studies only);
+* "probe": adds the weights of a logistic regression on the same means;
+* "random": adds a normal random direction;
+* "prompt": says in the study's indication that there is the concept, or that there is none (no strengths, no vector);
+* "combination": boosts and suppresses features that the user named;
+* "none": nothing, the unsteered report.
 """
 
 import dataclasses
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
-from maira_jax.processing.tokens import Kind
-from sae.activations import TRAIN, Store
+from maira_jax.errors import UserError
+from maira_jax.model.sites import Site
 from sae.autoencoder import Sae
+from steer.edit import Edits
+from steer.means import StudyMeans
 
-ARMS = ("feature", "means", "random")
-NONE = "none"
-_ROWS = 65536  # rows of the store in memory at a time
+ARMS = ("feature", "features", "clamp", "ablate", "project", "means", "probe", "random", "prompt")
+COMBINATION, NONE, PROMPT = "combination", "none", "prompt"
+# Arms that have no strengths; the sign says which way they mean to go.
+FIXED = {"ablate": (-1.0,), "project": (-1.0,), PROMPT: (-1.0, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Target:
       max_activation: the feature's largest activation, in raw activation units.
       explanation: the interpretation's words for it.
       f1: how well the feature detects the concept on held-out studies, None if not measured.
+      others: features that detect the concept about as well, with their largest activations.
     """
 
     concept: str
@@ -43,6 +55,43 @@ class Target:
     max_activation: float
     explanation: str = ""
     f1: float | None = None
+    others: tuple[tuple[int, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What an edit sets: C numbers that are read off the residual stream x.
+
+    f_c(x) is x . reader[c] + bias[c] where that is above threshold[c], else 0; it becomes strength * value[c] by adding
+    the missing multiple of writer[c].
+
+    Attributes:
+      reader, writer: float32 [C, d_model].
+      bias, threshold, value: float32 [C].
+    """
+
+    reader: np.ndarray
+    writer: np.ndarray
+    bias: np.ndarray
+    threshold: np.ndarray
+    value: np.ndarray
+
+    @classmethod
+    def of_feature(cls, sae: Sae, number: int, value: float) -> "Reading":
+        """A feature of an autoencoder, which becomes strength * value."""
+        w_enc, w_dec, b_enc, b_dec = (np.asarray(sae.params[name]) for name in ("W_enc", "W_dec", "b_enc", "b_dec"))
+        reader, writer = w_enc[:, number], w_dec[number]
+        bias = b_enc[number] - b_dec @ reader
+        return cls(reader[None], writer[None], *_each(bias, max(sae.threshold, 0.0), value))
+
+    @classmethod
+    def along(cls, vector: np.ndarray) -> "Reading":
+        """How far x reaches along a vector of length 1, which becomes 0."""
+        return cls(vector[None], vector[None], *_each(0.0, -np.inf, 0.0))
+
+
+def _each(*numbers: float) -> tuple[np.ndarray, ...]:
+    return tuple(np.array([number], np.float32) for number in numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +100,12 @@ class Direction:
 
     Attributes:
       key: its name in the results, unique.
-      arm: one of `ARMS`, or "none".
+      arm: one of `ARMS`, "combination" or "none".
       target: what it is meant to steer; None for "none".
-      vector: float32 [d_model], length 1 (zero for "none").
+      vector: float32 [d_model], length 1, which is added; zero where nothing is.
       unit: length, in the residual stream, of a strength of 1.
+      reading: what is set instead.
+      also: concepts, beside the target's, that are meant to change.
     """
 
     key: str
@@ -62,85 +113,48 @@ class Direction:
     target: Target | None
     vector: np.ndarray
     unit: float
+    reading: Reading | None = None
+    also: tuple[str, ...] = ()
+
+    def strengths(self, wanted: Sequence[float]) -> Sequence[float]:
+        """The strengths that make sense for it."""
+        return FIXED.get(self.arm, wanted)
 
 
-@dataclasses.dataclass(frozen=True)
-class StudyMeans:
-    """Means over findings tokens.
+def edits(directions: Sequence[Direction], strengths: Sequence[float], site: Site) -> Edits:
+    """The edit of some rows: row i steers along directions[i] by strengths[i] of its units.
 
-    Attributes:
-      means: float32 [studies, d_model], each study's mean activation; NaN without findings tokens.
-      labels: each study's concepts.
-      residual_norm: mean length of a findings token's activation.
+    All fields are arrays whose shapes depend on the number of rows and on the most that one of them sets.
+
+    Args:
+      directions: [batch].
+      strengths: [batch], in units of each direction; 0 edits nothing.
+      site: where.
     """
-
-    means: np.ndarray
-    labels: tuple[dict[str, bool], ...]
-    residual_norm: float
-
-    @classmethod
-    def of(cls, store: Store) -> "StudyMeans":
-        """Reads the training split of an activation store once, a piece at a time."""
-        studies, tokens = store.studies, store.tokens
-        train = np.asarray(studies["split"].to_pylist()) == TRAIN  # [studies]
-        study = tokens["study"].to_numpy()
-        wanted = train[study] & (tokens["kind"].to_numpy() == Kind.FINDINGS)
-        sums = np.zeros((len(train), store.d_model), np.float64)
-        counts = np.zeros(len(train))
-        norms = 0.0
-        for start in range(0, store.n_tokens, _ROWS):
-            stop = min(start + _ROWS, store.n_tokens)
-            here = wanted[start:stop]
-            if not here.any():
-                continue
-            x = store.read(start, stop)[here].astype(np.float64)  # [tokens here, d_model]
-            of = study[start:stop][here]
-            firsts = np.flatnonzero(np.diff(of, prepend=-1))
-            sums[of[firsts]] += np.add.reduceat(x, firsts)
-            counts += np.bincount(of, minlength=len(counts))
-            norms += np.linalg.norm(x, axis=1).sum()
-        with np.errstate(invalid="ignore"):
-            means = (sums / counts[:, None]).astype(np.float32)
-        labels = tuple(json.loads(text) for text in studies["labels"].to_pylist())
-        return cls(means, labels, float(norms / max(counts.sum(), 1)))
-
-    def difference(self, concept: str) -> np.ndarray | None:
-        """Mean with the concept minus mean without, float32 [d_model].
-
-        None where the concept is never present, or never absent, in studies with findings.
-        """
-        known = np.isfinite(self.means).all(axis=1)
-        has = np.array([bool(labels.get(concept)) for labels in self.labels]) & known
-        lacks = np.array([labels.get(concept) is False for labels in self.labels]) & known
-        if not has.any() or not lacks.any():
-            return None
-        return self.means[has].mean(axis=0) - self.means[lacks].mean(axis=0)
+    n, width = len(directions), len(directions[0].vector)
+    most = max(len(d.reading.bias) if d.reading else 0 for d in directions)
+    arrays = {name: np.zeros((n, most, width), np.float32) for name in ("reader", "writer")}
+    arrays |= {name: np.zeros((n, most), np.float32) for name in ("bias", "threshold", "target", "share")}
+    for row, (direction, strength) in enumerate(zip(directions, strengths, strict=True)):
+        reading = direction.reading
+        if reading is None or not strength:
+            continue
+        here = slice(0, len(reading.bias))
+        for name in ("reader", "writer", "bias", "threshold"):
+            arrays[name][row, here] = getattr(reading, name)
+        arrays["target"][row, here] = strength * reading.value
+        arrays["share"][row, here] = 1.0
+    raw = [s * d.unit if d.reading is None else 0.0 for s, d in zip(strengths, directions, strict=True)]
+    return Edits(
+        site=jnp.full(n, site.code, jnp.int32),
+        direction=jnp.asarray(np.stack([d.vector for d in directions])),
+        strength=jnp.asarray(raw, jnp.float32),
+        **{name: jnp.asarray(array) for name, array in arrays.items()},
+    )
 
 
 def _unit_vector(vector: np.ndarray) -> np.ndarray:
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
-
-
-def feature(sae: Sae, target: Target, unit: float) -> Direction:
-    """The decoder row of the target's feature."""
-    vector = _unit_vector(np.asarray(sae.params["W_dec"][target.feature]))
-    return Direction(f"feature-{target.feature}", "feature", target, vector, unit)
-
-
-def difference_of_means(means: StudyMeans, target: Target, unit: float) -> Direction | None:
-    """The direction from studies without the target's concept to those with it, if there are both."""
-    vector = means.difference(target.concept) if target.concept else None
-    if vector is None:
-        return None
-    key = f"means-{target.concept.replace(' ', '-')}"
-    return Direction(key, "means", target, _unit_vector(vector), unit)
-
-
-def random(d_model: int, target: Target, unit: float, seed: int) -> Direction:
-    """A random direction, the same for the same seed and feature."""
-    rng = np.random.default_rng([seed, target.feature])
-    vector = _unit_vector(rng.standard_normal(d_model))
-    return Direction(f"random-{target.feature}", "random", target, vector, unit)
 
 
 def none(d_model: int) -> Direction:
@@ -148,37 +162,92 @@ def none(d_model: int) -> Direction:
     return Direction(NONE, NONE, None, np.zeros(d_model, np.float32), 0.0)
 
 
+def random(d_model: int, seed: int, feature: int) -> np.ndarray:
+    """A random direction, the same for the same seed and feature."""
+    return _unit_vector(np.random.default_rng([seed, feature]).standard_normal(d_model))
+
+
+def size(unit: str, max_activation: float, means: StudyMeans) -> float:
+    """What a strength of 1 is: "max_activation" (of the target's feature), "residual_norm" (mean length of the residual
+    stream on findings tokens) or "raw" (length 1)."""
+    return {"max_activation": max_activation, "residual_norm": means.residual_norm, "raw": 1.0}[unit]
+
+
+def _arm(arm: str, target: Target, unit: float, sae: Sae, means: StudyMeans, seed: int) -> Direction | None:
+    """One arm of one target, None where it does not exist."""
+    row = _unit_vector(np.asarray(sae.params["W_dec"][target.feature]))
+    nothing = np.zeros_like(row)
+    key, concept = f"{arm}-{target.feature}", target.concept.replace(" ", "-")
+    if arm == "feature":
+        return Direction(key, arm, target, row, unit)
+    if arm == "clamp":
+        return Direction(key, arm, target, nothing, unit, Reading.of_feature(sae, target.feature, unit))
+    if arm == "ablate":
+        return Direction(key, arm, target, nothing, unit, Reading.of_feature(sae, target.feature, 0.0))
+    if arm == "project":
+        return Direction(key, arm, target, nothing, unit, Reading.along(row))
+    if arm == "random":
+        return Direction(key, arm, target, random(sae.d_model, seed, target.feature), unit)
+    if arm == "features":
+        if not target.others:
+            return None
+        members = ((target.feature, target.max_activation), *target.others)
+        vector = sum(largest * np.asarray(sae.params["W_dec"][number]) for number, largest in members)
+        return Direction(key, arm, target, _unit_vector(np.asarray(vector)), unit)
+    if not concept:
+        return None
+    if arm == PROMPT:
+        return Direction(f"{arm}-{concept}", arm, target, nothing, 0.0)
+    found = means.difference(target.concept) if arm == "means" else means.probe(target.concept)
+    return None if found is None else Direction(f"{arm}-{concept}", arm, target, _unit_vector(found), unit)
+
+
 def make(
-    targets: Sequence[Target],
-    arms: Sequence[str],
-    unit: str,
-    sae: Sae,
-    means: StudyMeans,
-    seed: int,
+    targets: Sequence[Target], arms: Sequence[str], unit: str, sae: Sae, means: StudyMeans, seed: int
 ) -> list[Direction]:
     """All arms of all targets, targets first.
 
     Args:
       targets: what to steer.
       arms: a selection of `ARMS`.
-      unit: what a strength of 1 is: "max_activation" (of the target's feature), "residual_norm"
-        (mean length of the residual stream on findings tokens) or "raw" (length 1).
+      unit: see `size`.
       sae: the autoencoder.
       means: of the activations that the autoencoder was trained on.
       seed: of the random directions.
     """
-    found: list[Direction] = []
+    found: dict[str, Direction] = {}
     for target in targets:
-        size = {
-            "max_activation": target.max_activation,
-            "residual_norm": means.residual_norm,
-            "raw": 1.0,
-        }[unit]
         for arm in arms:
-            if arm == "feature":
-                found.append(feature(sae, target, size))
-            elif arm == "random":
-                found.append(random(sae.d_model, target, size, seed))
-            elif (direction := difference_of_means(means, target, size)) is not None:
-                found.append(direction)
-    return found
+            direction = _arm(arm, target, size(unit, target.max_activation, means), sae, means, seed)
+            if direction is not None:
+                found.setdefault(direction.key, direction)
+    return list(found.values())
+
+
+def combination(text: str, known: Mapping[int, Target], unit: str, sae: Sae, means: StudyMeans) -> Direction:
+    """Features that are boosted (12) and suppressed (-7) together, each by its own largest activation: "12-7+30".
+
+    Args:
+      text: the features; the first one gives the target.
+      known: at least these features.
+      unit: see `size`; with "max_activation" a strength of 1 moves each feature by its largest activation.
+    """
+    parts = [(number, -1.0 if sign == "-" else 1.0) for sign, number in members(text)]
+    vector = sum(sign * known[n].max_activation * np.asarray(sae.params["W_dec"][n]) for n, sign in parts)
+    length = float(np.linalg.norm(vector))
+    also = tuple(known[number].concept for number, _ in parts[1:] if known[number].concept)
+    target = known[parts[0][0]]
+    return Direction(text, COMBINATION, target, _unit_vector(np.asarray(vector)), size(unit, length, means), None, also)
+
+
+def members(text: str) -> list[tuple[str, int]]:
+    """The signs and features of a combination.
+
+    Raises:
+      UserError: it is none.
+    """
+    if not re.fullmatch(r"\d+([+-]\d+)+", text):
+        raise UserError(
+            f"steer.combinations names {text!r}, which is none: write features to boost and to suppress, like 12+30-7"
+        )
+    return [(sign, int(number)) for sign, number in re.findall(r"([+-]?)(\d+)", text)]

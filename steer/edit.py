@@ -1,43 +1,45 @@
 """How directions become an edit of the model: a batch of rows, each with its own."""
 
-from collections.abc import Sequence
-
+import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import struct
 
-from maira_jax.errors import UserError
-from maira_jax.model.config import Maira2Config
-from maira_jax.model.maira2 import Edits
-from maira_jax.model.sites import Site
-from steer.directions import Direction
+from maira_jax.model import maira2
+from maira_jax.model.layers import Tap
 
 
-def steering_site(name: str, cfg: Maira2Config) -> Site:
-    """The site to edit.
+@struct.dataclass
+class Edits(maira2.Edits):
+    """x + strength * direction + sum over c of share[c] * (target[c] - f_c(x)) * writer[c], at one site.
 
-    Raises:
-      UserError: there is no such site, or it is not in the language model.
+    f_c(x) is x . reader[c] + bias[c] where that is above threshold[c], else 0: a feature of an autoencoder, or how far
+    x reaches along a direction. Every f_c reads the x before the edit. All fields are traced: adding a direction,
+    clamping a feature to a value and removing a feature or a direction are one program, and so are C of them at once.
+
+    reader, writer: float32 [batch, C, d].
+    bias, threshold, target, share: float32 [batch, C]; a share of 0 leaves x alone.
     """
-    site = Site.parse(name, cfg)
-    if site.tower != "language":
-        raise UserError(f"steering edits the language model, but the activations are of {name}: harvest another site")
-    return site
 
+    reader: jax.Array | None = None
+    writer: jax.Array | None = None
+    bias: jax.Array | None = None
+    threshold: jax.Array | None = None
+    target: jax.Array | None = None
+    share: jax.Array | None = None
 
-def edits(directions: Sequence[Direction], strengths: Sequence[float], site: Site) -> Edits:
-    """The edit of a batch: row i moves along directions[i] by strengths[i] of its units.
+    def tap(self, mask: jax.Array) -> Tap:
+        """The edit as a function of (x [batch, positions, d], site code), on the positions in `mask`."""
+        add = super().tap(mask)
+        if self.reader is None or not self.reader.shape[1]:
+            return add
 
-    All fields are arrays of the batch's shape, so that one compiled program serves every batch.
-    Only positions that produce a token are edited; the prompt is not.
+        def edit(x: jax.Array, code: jax.Array) -> jax.Array:
+            wide = x.astype(jnp.float32)
+            read = jnp.einsum("bpd,bcd->bpc", wide, self.reader) + self.bias[:, None]  # type: ignore[index]
+            feature = jnp.where(read > self.threshold[:, None], read, 0.0)  # type: ignore[index]
+            change = self.share[:, None] * (self.target[:, None] - feature)  # type: ignore[index]
+            delta = jnp.einsum("bpc,bcd->bpd", change, self.writer)
+            here = (mask & (self.site == code)[:, None])[..., None]
+            return add(x, code) + jnp.where(here, delta, 0).astype(x.dtype)
 
-    Args:
-      directions: [batch].
-      strengths: [batch], in units of each direction.
-      site: where.
-    """
-    raw = [s * d.unit for s, d in zip(strengths, directions, strict=True)]
-    return Edits(
-        site=jnp.full(len(raw), site.code, jnp.int32),
-        direction=jnp.asarray(np.stack([d.vector for d in directions])),
-        strength=jnp.asarray(raw, jnp.float32),
-    )
+        return edit

@@ -9,14 +9,23 @@ strength) or away from it ("vanish": negative strength):
 * off-target: a finding that the concept is not about became present, uncertain or neither. Its rate
   is over all generations. Attributes (size, comparison, tip) of other findings are counted apart.
 * no change: no finding, attribute or concept changed; "identical": not one character did.
-* degenerate: empty, repetitive or without an end. Such generations are counted, and left out of all
-  rates but "on_target_of_all", where they are failures.
+* repetition: the share of its four-word runs that a report has said before. Surprise: how unlikely the unsteered model
+  finds a report, in nats a token; its exponential is the perplexity.
+* degenerate: empty, repetitive, without an end or of numbers that are not finite. Such generations are counted, and
+  left out of all rates but "on_target_of_all", where they are failures.
+
+Where a language model judges, it is shown the explanation of the feature, the original and the steered report, and not
+which way the feature was steered; it lists the differences, each on target or not, and rates the steered report for the
+concept, for being a report, and for fluency, 0 to 2 each (AxBench's scores). "judge_score" is their harmonic mean, 0 if
+one of them is 0; where the concept should vanish, its rating counts as 2 less itself. These rates are over the reports
+that it answered on.
 
 Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, an
 arm and a wish is the one with the most on-target minus off-target generations (degenerate ones are
 failures) on one half of the studies; its rates are those of the other half.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections import defaultdict
@@ -29,16 +38,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp import ask, llm
+from interp.judge import SteerTask
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from steer.changes import compare, degenerate, edit_distance, reading, words_of
+from steer.changes import compare, degenerate, edit_distance, reading, repetition, words_of
 from steer.directions import NONE
-from steer.sweep import GENERATIONS
+from steer.sweep import DIRECTIONS, GENERATIONS, folder
 
+FOLDER = "evaluation"  # with a folder for each sweep in it
 RESULTS = "results.parquet"
 SUMMARY = "summary.json"
+JUDGES = ("none", "llm")
 APPEAR, VANISH = "appear", "vanish"
 _STRINGS = pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -63,16 +76,20 @@ SCHEMA = pa.schema(
         ("changed", _STRINGS),
         ("concepts", _STRINGS),
         ("edit_distance", pa.int32()),  # words
+        ("repetition", pa.float64()),
+        ("surprise", pa.float64()),  # nats a token
         ("words", pa.int32()),  # of the longer of the two reports
+        # Of the language model, null where it did not judge: how many differences, and ratings.
+        *((f"judge_{name}", pa.int32()) for name in ("on_target", "off_target", "concept", "report", "fluency")),
     ]
 )
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Compares every steered report with its original.
+    """Compares every steered report of a sweep with its original.
 
-    Writes `evaluation/results.parquet`, a row a generation (see `SCHEMA`), and
-    `evaluation/summary.json`: `rates` by arm, strength and concept ("all": pooled), `best` strengths
+    Writes `evaluation/NAME/results.parquet`, a row a generation (see `SCHEMA`), and
+    `evaluation/NAME/summary.json`: `rates` by arm, strength and concept ("all": pooled), `best` strengths
     by concept, arm and wish, and the `headline`, which pools the latter over concepts.
 
     Returns:
@@ -81,13 +98,25 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: a field of `config.evaluate` is out of range, or the generations cannot be read.
     """
-    section = {"evaluate": config.evaluate.to_dict(), "seed": config.seed}
-    if config.evaluate.bootstrap < 1:
-        raise UserError(f"evaluate.bootstrap is {config.evaluate.bootstrap}, but must be at least 1: change it")
-    with Stage(workdir, "evaluation", section, inputs=("steer", "interp")) as stage:
+    settings = config.evaluate.to_dict()
+    for name in ("bootstrap", "judge_studies"):
+        if settings[name] < 1:
+            raise UserError(f"evaluate.{name} is {settings[name]}, but must be at least 1: change it")
+    if settings["judge"] not in JUDGES:
+        raise UserError(f"evaluate.judge {settings['judge']!r} does not exist: choose {' or '.join(JUDGES)}")
+    judge = llm.from_config(config, Path(workdir)) if settings["judge"] == "llm" else None
+    section = {"evaluate": settings, "seed": config.seed}
+    if judge:
+        section["judge"] = {**judge.identity, "prompts": [ask.STEER]}
+    sweep = folder(config.steer.name)
+    stage = Stage(workdir, f"{FOLDER}/{config.steer.name}", section, inputs=(sweep,))
+    with contextlib.closing(judge) if judge else contextlib.nullcontext(), stage:
         if stage.finished:
             return stage.manifest["counts"]
-        rows = [_judge(number, line) for number, line in _generations(Path(workdir) / "steer" / GENERATIONS)]
+        path = Path(workdir) / sweep / GENERATIONS
+        rows = [_judge(number, line) for number, line in _generations(path)]
+        if judge:
+            _ask(judge, rows, path, settings["judge_studies"])
         with files.atomic_path(stage.dir / RESULTS) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
         summary = summarise(rows, config.evaluate.bootstrap, config.seed)
@@ -111,11 +140,35 @@ def _generations(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"line {number + 1} of {path} is not JSON ({error}): steer again") from error
 
 
+def _ask(judge: llm.LlmJudge, rows: list[dict[str, Any]], path: Path, n_studies: int) -> None:
+    """Adds a language model's comparisons to the rows of the first `n_studies` studies."""
+    known = {d["key"]: d["target"] for d in files.read_json(path.parent / DIRECTIONS)}
+    chosen = set(list(dict.fromkeys(row["study"] for row in rows))[:n_studies])
+    asked, tasks = [], []
+    for row, (_, line) in zip(rows, _generations(path), strict=True):
+        target = known.get(row["direction"])
+        explanation = target and (target["explanation"] or target["concept"])
+        if row["study"] in chosen and explanation:
+            asked.append(row)
+            tasks.append(SteerTask(explanation, line["original"], line["steered"]))
+    judge.announce([[task] for task in tasks], len(tasks))
+    for row, answer in zip(asked, judge.compare(tasks), strict=True):
+        if answer:
+            row |= {f"judge_{name}": value for name, value in dataclasses.asdict(answer).items() if name != "cost"}
+
+
+def _harmonic(row: dict[str, Any]) -> float:
+    """The harmonic mean of a language model's three ratings."""
+    concept = row["judge_concept"] if row["strength"] > 0 else 2 - row["judge_concept"]
+    ratings = (concept, row["judge_report"], row["judge_fluency"])
+    return 3 / sum(1 / rating for rating in ratings) if all(ratings) else 0.0
+
+
 def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
     """The row of `SCHEMA` for one generation."""
     settings, original, steered = line["settings"], line["original"], line["steered"]
     concept, strength = settings["concept"], line["strength"]
-    found = compare(original, steered, concept)
+    found = compare(original, steered, concept, settings.get("also", ()))
     before, after = words_of(original), words_of(steered)
     was, now = reading(original).concepts.get(concept), reading(steered).concepts.get(concept)
     judged = bool(strength) and was is not None
@@ -135,12 +188,14 @@ def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
         "off_target_attributes": found.off_target_attributes,
         "no_change": found.none,
         "identical": original == steered,
-        "degenerate": degenerate(steered, line["finished"]),
+        "degenerate": degenerate(steered, line["finished"], line.get("finite", True)),
         "appeared": list(found.appeared),
         "vanished": list(found.vanished),
         "changed": list(found.changed),
         "concepts": list(found.concepts),
         "edit_distance": edit_distance(before, after),
+        "repetition": repetition(steered),
+        "surprise": line.get("surprise"),
         "words": max(len(before), len(after)),
     }
 
@@ -158,6 +213,10 @@ def _whole(row: dict[str, Any]) -> bool:
     return not row["degenerate"]
 
 
+def _answered(row: dict[str, Any]) -> bool:
+    return _whole(row) and row.get("judge_concept") is not None
+
+
 MEASURES = {
     "on_target": _Measure(lambda r: r["on_target"], lambda r: r["eligible"] and _whole(r)),
     "on_target_of_all": _Measure(lambda r: r["on_target"] and _whole(r), lambda r: r["eligible"]),
@@ -165,8 +224,14 @@ MEASURES = {
     "off_target_attributes": _Measure(lambda r: r["off_target_attributes"], _whole),
     "no_change": _Measure(lambda r: r["no_change"], _whole),
     "identical": _Measure(lambda r: r["identical"], _whole),
+    "judge_on_target": _Measure(lambda r: r["judge_on_target"] > 0, _answered),
+    "judge_off_target": _Measure(lambda r: r["judge_off_target"] > 0, _answered),
+    "judge_no_change": _Measure(lambda r: not r["judge_on_target"] + r["judge_off_target"], _answered),
+    "judge_score": _Measure(_harmonic, _answered),
     "degenerate": _Measure(lambda r: bool(r["degenerate"]), lambda r: True),
     "edit_distance": _Measure(lambda r: r["edit_distance"] / max(r["words"], 1), _whole),
+    "repetition": _Measure(lambda r: r["repetition"], _whole),
+    "surprise": _Measure(lambda r: r["surprise"], lambda r: _whole(r) and r["surprise"] is not None),
 }
 HEADLINE = ("on_target", "on_target_of_all", "off_target", "no_change", "degenerate")
 
@@ -224,6 +289,8 @@ def summarise(rows: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict
         "unsteered": {
             "reports": len(originals),
             "degenerate": sum(bool(row["degenerate"]) for row in originals),
+            "repetition": bootstrap.rate(originals, MEASURES["repetition"]),
+            "surprise": bootstrap.rate(originals, MEASURES["surprise"]),
         },
         "headline": {arm: bootstrap.rates(group) for arm, group in sorted(reported.items())},
         "best": best,

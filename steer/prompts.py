@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -13,6 +13,22 @@ from maira_jax.processing.image import ImageConfig, preprocess
 from maira_jax.processing.prompt import reporting_prompt, study_images
 from maira_jax.processing.tokens import Encoded, Tokenizer
 from maira_jax.studies.study import Study
+
+
+class Batch(NamedTuple):
+    """The model's input.
+
+    Attributes:
+      tokens: int32 [batch, length], padded on the left.
+      mask: bool [batch, length], False on padding.
+      kinds: int8 [batch, length], `Kind` of each token.
+      pixels: float32 [batch, slots, size, size, 3], or None where no study has an image.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    kinds: np.ndarray
+    pixels: np.ndarray | None
 
 
 @dataclasses.dataclass
@@ -56,19 +72,30 @@ class Prompts:
             slots=max(len(study_images(study)) for study in studies),
         )
 
-    def batch(self, which: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def batch(self, which: Sequence[int], said: Sequence[str] | None = None, length: int | None = None) -> Batch:
         """The model's input for the studies numbered `which`; a number may occur often.
 
-        Returns:
-          tokens int32 [batch, length], mask bool [batch, length], and pixels float32
-          [batch, slots, size, size, 3], or None where no study has an image.
+        Args:
+          said: a sentence for each of `which`, which is added to the study's indication.
+          length: that all are padded to; None: that of the longest prompt without a sentence.
         """
-        tokens, mask, _ = self.tokenizer.batch([self.rows[i] for i in which], length=self.length)
+        rows = [self.rows[i] for i in which]
+        if said is not None:
+            rows = [self._encode(self.studies[i], sentence) for i, sentence in zip(which, said, strict=True)]
+        tokens, mask, kinds = self.tokenizer.batch(rows, length=self.length if length is None else length)
         if not self.slots:
-            return tokens, mask, None
+            return Batch(tokens, mask, kinds, None)
         # Rows come study by study: only the pixels of this batch's studies are kept.
         self._pixels = {i: self._pixels[i] if i in self._pixels else self._see(i) for i in set(which)}
-        return tokens, mask, np.stack([self._pixels[i] for i in which])
+        return Batch(tokens, mask, kinds, np.stack([self._pixels[i] for i in which]))
+
+    def length_with(self, said: Sequence[str]) -> int:
+        """The length of the longest prompt with any of these sentences."""
+        return max(len(self._encode(study, sentence)) for study in self.studies for sentence in said)
+
+    def _encode(self, study: Study, sentence: str) -> Encoded:
+        indication = " ".join(part for part in (study.indication, sentence) if part)
+        return self.tokenizer.encode(reporting_prompt(dataclasses.replace(study, indication=indication)), None)
 
     def _see(self, number: int) -> np.ndarray:
         size = self.image.size

@@ -1,85 +1,135 @@
 """Which features a sweep steers: by number, by their explanation, or the best of each concept."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maira_jax.errors import UserError
+from sae import autoencoder
+from sae.activations import TRAIN, Store
+from sae.autoencoder import Sae
 from steer.directions import Target
 
+_AS_GOOD = 0.9  # of the best feature's F1: what a feature needs to be steered together with it
+_ROWS = 16384  # rows of the store that are encoded at a time
 
-def choose(interp_dir: Path, features: Sequence[int], match: str, top: int) -> list[Target]:
-    """Chooses features and the concept that each is meant to steer.
 
-    Args:
-      interp_dir: folder of the interpret stage.
-      features: these features, if there are any; else
-      match: features whose explanation matches this regular expression (case does not matter),
-        strongest first, if it is not empty; else the best feature of each concept, by F1 on held-out
-        studies, a feature that is the best of several concepts with the one that it detects best.
-      top: at most so many.
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """What is known of the features of an autoencoder.
 
-    Returns:
-      The targets. The concept of a feature that was named or matched is the one that it detects
-      best among those whose best feature it is, else the longest one that its explanation names,
-      else "".
-
-    Raises:
-      UserError: no such feature, or nothing matches.
+    Attributes:
+      features: feature -> its row of the interpretation: at least `explanation` and `max_activation`.
+      concepts: rows of concepts with their best feature, best detected first.
+      source: where this was read, for error messages.
     """
-    table = _read(interp_dir / "features.parquet", ("feature", "explanation", "max_activation"))
-    known = {row["feature"]: row for row in table.to_pylist()}
-    rows = _read(interp_dir / "concepts.parquet", ("concept", "feature", "f1")).to_pylist()
-    concepts = sorted((r for r in rows if r["feature"] in known), key=lambda r: -(r["f1"] or 0.0))
-    if features:
-        missing = [number for number in features if number not in known]
-        if missing:
+
+    features: dict[int, dict[str, Any]]
+    concepts: list[dict[str, Any]]
+    source: str
+
+    @classmethod
+    def read(cls, interp_dir: Path) -> Self:
+        """What the interpret stage found out.
+
+        Raises:
+          UserError: its tables cannot be read.
+        """
+        features = _table(interp_dir / "features.parquet", ("feature", "explanation", "max_activation"))
+        columns = ("concept", "feature", "f1", "runners_up", "runners_up_f1")
+        known = {row["feature"]: row for row in features}
+        concepts = [row for row in _table(interp_dir / "concepts.parquet", columns) if row["feature"] in known]
+        return cls(known, sorted(concepts, key=lambda row: -(row["f1"] or 0.0)), str(interp_dir))
+
+    @classmethod
+    def measured(cls, sae: Sae, store: Store, numbers: Sequence[int], source: str) -> Self:
+        """Features of an autoencoder that nobody has interpreted: their largest activations on the training tokens."""
+        chosen = sorted(set(numbers))
+        for number in chosen:
+            if number >= sae.n_features:
+                raise UserError(f"{source} has no feature {number}: it has {sae.n_features}")
+        columns = np.array(chosen)
+        part = {name: sae.params[name][..., columns] for name in ("W_enc", "b_enc")}
+        part |= {"W_dec": sae.params["W_dec"][columns], "b_dec": sae.params["b_dec"]}
+        train = np.asarray(store.studies["split"].to_pylist()) == TRAIN
+        wanted = train[store.tokens["study"].to_numpy()]
+        largest = np.zeros(len(chosen))
+        for start in range(0, store.n_tokens, _ROWS):
+            here = wanted[start : start + _ROWS]
+            if here.any():
+                x = store.read(start, start + len(here))[here].astype(np.float32)
+                f = np.asarray(autoencoder.encode(part, x, sae.threshold))
+                largest = np.maximum(largest, f.max(axis=0))
+        rows = {n: {"feature": n, "explanation": "", "max_activation": m} for n, m in zip(chosen, largest, strict=True)}
+        return cls(rows, [], source)
+
+    def target(self, number: int) -> Target:
+        """A feature with its concept: the one that it detects best among those whose best feature it is, else the
+        longest one that its explanation names, else "".
+
+        Raises:
+          UserError: there is no such feature.
+        """
+        if number not in self.features:
             raise UserError(
-                f"steer.features names feature {missing[0]}, which {interp_dir / 'features.parquet'} does not hold: "
-                "choose features of that table"
+                f"feature {number} is to be steered, which {self.source} does not hold: choose one of its features"
             )
-        chosen = list(features)
-    elif match:
-        chosen = _matching(known, match)
-    else:
-        chosen = list(dict.fromkeys(row["feature"] for row in concepts))
-        chosen = [number for number in chosen if known[number]["max_activation"] > 0]
-        if not chosen:
-            raise UserError(
-                f"{interp_dir / 'concepts.parquet'} names no concept with a feature: name some in steer.features"
-            )
-    names = [row["concept"] for row in rows]
-    return [_target(known[number], concepts, names) for number in chosen[:top]]
+        row = self.features[number]
+        explanation, largest = row["explanation"] or "", float(row["max_activation"])
+        best = next((c for c in self.concepts if c["feature"] == number), None)
+        if best is None:
+            names = [c["concept"] for c in self.concepts]
+            inside = [name for name in names if re.search(rf"\b{re.escape(name)}\b", explanation, re.IGNORECASE)]
+            return Target(max(inside, key=len, default=""), number, largest, explanation)
+        others = tuple(
+            (other, float(self.features[other]["max_activation"]))
+            for other, f1 in zip(best["runners_up"], best["runners_up_f1"], strict=True)
+            if other in self.features and f1 >= _AS_GOOD * (best["f1"] or 1.0)
+        )
+        return Target(best["concept"], number, largest, explanation, best["f1"], others)
+
+    def choose(self, features: Sequence[int], match: str, top: int) -> list[Target]:
+        """Chooses features.
+
+        Args:
+          features: these features, if there are any; else
+          match: features whose explanation matches this regular expression (case does not matter), strongest first, if
+            it is not empty; else the best feature of each concept, by F1 on held-out studies, a feature that is the
+            best of several concepts with the one that it detects best.
+          top: at most so many.
+
+        Raises:
+          UserError: no such feature, or nothing matches.
+        """
+        if features:
+            return [self.target(number) for number in features[:top]]
+        if match:
+            return [self.target(number) for number in self._matching(match)[:top]]
+        chosen = dict.fromkeys(row["feature"] for row in self.concepts)
+        found = [number for number in chosen if self.features[number]["max_activation"] > 0]
+        if not found:
+            raise UserError(f"{self.source} names no concept with a feature: name some in steer.features")
+        return [self.target(number) for number in found[:top]]
+
+    def _matching(self, match: str) -> list[int]:
+        try:
+            pattern = re.compile(match, re.IGNORECASE)
+        except re.error as error:
+            raise UserError(f"steer.match {match!r} is not a regular expression ({error}): mend it") from error
+        found = [n for n, row in self.features.items() if pattern.search(row["explanation"] or "")]
+        if not found:
+            raise UserError(f"steer.match {match!r} matches no feature's explanation: choose other words")
+        return sorted(found, key=lambda n: -self.features[n]["max_activation"])
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
+def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     try:
-        return pq.read_table(path, columns=list(columns))
+        return pq.read_table(path, columns=list(columns)).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): interpret again") from error
-
-
-def _matching(known: dict[int, dict[str, Any]], match: str) -> list[int]:
-    try:
-        pattern = re.compile(match, re.IGNORECASE)
-    except re.error as error:
-        raise UserError(f"steer.match {match!r} is not a regular expression ({error}): mend it") from error
-    found = [n for n, row in known.items() if pattern.search(row["explanation"] or "")]
-    if not found:
-        raise UserError(f"steer.match {match!r} matches no feature's explanation: choose other words")
-    return sorted(found, key=lambda n: -known[n]["max_activation"])
-
-
-def _target(row: dict[str, Any], concepts: list[dict[str, Any]], names: list[str]) -> Target:
-    best = next((c for c in concepts if c["feature"] == row["feature"]), None)
-    explanation = row["explanation"] or ""
-    if best is not None:
-        concept, f1 = best["concept"], best["f1"]
-    else:
-        inside = [name for name in names if re.search(rf"\b{re.escape(name)}\b", explanation, re.IGNORECASE)]
-        concept, f1 = max(inside, key=len, default=""), None
-    return Target(concept, row["feature"], float(row["max_activation"]), explanation, f1)

@@ -81,7 +81,7 @@ def add_steering(workdir, evaluated=True):
             results.append({"line": len(lines) - 1, "wish": wish, "eligible": eligible, "on_target": eligible})
             results[-1] |= {"off_target": False, "no_change": not eligible, "degenerate": ""}
             results[-1] |= {"appeared": ["pacemaker"] if eligible else [], "vanished": [], "changed": []}
-    with Stage(workdir, "steer", {}, inputs=("interp",)) as stage:
+    with Stage(workdir, "steer/concepts", {}, inputs=("interp",)) as stage:
         (stage.dir / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         stage.finish({"generations": len(lines)})
     if not evaluated:
@@ -89,7 +89,7 @@ def add_steering(workdir, evaluated=True):
     rate = {"rate": 1.0, "low": 0.9, "high": 1.0, "n": 5}
     rates = dict.fromkeys(("on_target", "off_target", "no_change", "degenerate"), rate)
     entry = {"arm": "feature", "concept": "communication", "feature": 4, "wish": "appear", "strength": 2.0}
-    with Stage(workdir, "evaluation", {}, inputs=("steer", "interp")) as stage:
+    with Stage(workdir, "evaluation/concepts", {}, inputs=("steer/concepts",)) as stage:
         pq.write_table(pa.Table.from_pylist(results), stage.dir / "results.parquet")
         summary = {
             "studies": 6,

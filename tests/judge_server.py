@@ -74,6 +74,14 @@ def detect(data, text, pictures, name):
     return {"answers": answers}
 
 
+def compare(data):
+    """Words that only one of the reports has are the changes, the quoted word is the concept."""
+    word = (re.findall('"([^"]+)"', data["explanation"]) or ["?"])[0]
+    before, after = ({*re.findall(r"\w+", data[name].lower())} for name in ("original", "edited"))
+    changes = [{"change": other, "on_target": int(other == word)} for other in sorted(before ^ after)]
+    return {"changes": changes, "concept": 2 * (word in after), "report": 2, "fluency": 1}
+
+
 def respond(body):
     """The message that answers a chat request."""
     system, content = body["messages"][0]["content"], body["messages"][-1]["content"]
@@ -88,6 +96,8 @@ def respond(body):
         data = json.loads(content)
     except ValueError:
         data = None
+    if '"edited"' in system:
+        return json.dumps(compare(data))
     if '"label"' in system:
         return json.dumps(explain(data))
     return json.dumps(detect(data, content, pictures, "right" if '"right"' in system else "fires"))

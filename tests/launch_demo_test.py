@@ -26,17 +26,18 @@ SMALL = {
     "interpret.n_least_studies": 3,
     "steer.studies": 3,
     "steer.top": 2,
-    "steer.batch_size": 16,
+    "steer.batch_studies": 2,
+    "steer.batch_rows": 8,
     "evaluate.bootstrap": 50,
 }
 # One after the other, the demo is killed as soon as such a file is there: in the middle of each long stage.
-KILLS = ("activations/*/*", "sae/checkpoints/*", "interp/phases/*", "steer/*.*", "evaluation/*")
+KILLS = ("activations/*/*", "sae/checkpoints/*", "interp/phases/*", "steer/*/*.*", "evaluation/*/*")
 RESULTS = (
     "sae/metrics.json",
     "interp/summary.json",
     "interp/features.jsonl",
-    "steer/generations.jsonl",
-    "evaluation/summary.json",
+    "steer/concepts/generations.jsonl",
+    "evaluation/concepts/summary.json",
 )
 
 
@@ -79,7 +80,7 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     *_, sae, features, steering, atlas = output.strip().splitlines()
     metrics = json.loads((workdir / "sae" / "metrics.json").read_text())
     interp = json.loads((workdir / "interp" / "summary.json").read_text())
-    headline = json.loads((workdir / "evaluation" / "summary.json").read_text())["headline"]["feature"]
+    headline = json.loads((workdir / "evaluation" / "concepts" / "summary.json").read_text())["headline"]["feature"]
     assert sae == (
         f"SAE: fraction of variance unexplained {metrics['fvu']:.3f}, L0 {metrics['l0']:.1f}, "
         f"dead features {metrics['dead']}"

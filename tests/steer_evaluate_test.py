@@ -16,7 +16,8 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies import phantom
 from steer import evaluate
-from steer.changes import Scope, compare, degenerate, edit_distance, words_of
+from steer.changes import Scope, compare, degenerate, edit_distance, repetition, words_of
+from tests.judge_helpers import judge_config, serve
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
 LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")
@@ -114,6 +115,20 @@ def test_degenerate_text(text: str, finished: bool, reason: str) -> None:
     assert degenerate(text, finished) == reason
 
 
+def test_what_is_not_finite_is_degenerate() -> None:
+    assert degenerate(LEFT, finished=True, finite=False) == "not finite"
+
+
+def test_repetition_is_the_share_of_runs_said_before() -> None:
+    assert repetition(CLEAR) == 0
+    assert abs(repetition("a b c d " * 2) - 1 / 5) < 1e-9
+    assert repetition("a b") == 0
+
+
+def test_what_else_was_meant_is_on_target() -> None:
+    assert not compare(CLEAR, BOTH, "left pleural effusion", also=("pacemaker",)).off_target
+
+
 def test_no_true_report_is_degenerate() -> None:
     latents = phantom.sample(0, 500, seed=5)
     for i in range(len(latents)):
@@ -136,7 +151,7 @@ def line(study: int, arm: str, strength: float, original: str, steered: str) -> 
     settings = {"arm": arm, "concept": concept, "feature": None if arm == "none" else 3}
     return {
         "study": f"s{study:02d}", "direction": arm, "strength": strength, "original": original,
-        "steered": steered, "finished": True, "settings": settings,
+        "steered": steered, "finished": True, "finite": True, "surprise": 0.5 + abs(strength), "settings": settings,
     }  # fmt: skip
 
 
@@ -162,23 +177,32 @@ def made_generations() -> list[dict]:
     return lines
 
 
+def configured(bootstrap: int, judge: str = "none") -> ConfigDict:
+    config = judge_config("http://127.0.0.1:9/v1")
+    config.steer.name = "made"
+    config.evaluate.update({"bootstrap": bootstrap, "judge": judge, "judge_studies": 7})
+    return config
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     workdir = tmp_path_factory.mktemp("run")
-    for name in ("interp", "steer"):
-        with Stage(workdir, name, {}) as stage:
-            if name == "steer":
-                text = "".join(json.dumps(entry) + "\n" for entry in made_generations())
-                (stage.dir / "generations.jsonl").write_text(text)
-            stage.finish({})
-    result = evaluate.run(ConfigDict({"seed": 0, "evaluate": {"bootstrap": 200}}), workdir)
+    with Stage(workdir, "steer/made", {}) as stage:
+        text = "".join(json.dumps(entry) + "\n" for entry in made_generations())
+        (stage.dir / "generations.jsonl").write_text(text)
+        stage.finish({})
+    result = evaluate.run(
+        configured(200),
+        workdir,
+    )
     return workdir, result
 
 
 def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
     workdir, _ = evaluated
-    summary = files.read_json(workdir / "evaluation" / "summary.json")
-    assert summary["unsteered"] == {"reports": N, "degenerate": 0}
+    summary = files.read_json(workdir / "evaluation" / "made" / "summary.json")
+    assert (summary["unsteered"]["reports"], summary["unsteered"]["degenerate"]) == (N, 0)
+    assert summary["unsteered"]["surprise"]["rate"] == 0.5
     rates = {(r["arm"], r["strength"]): r for r in summary["rates"] if r["concept"] == "all"}
     two, one, four = rates["feature", 2.0], rates["feature", 1.0], rates["feature", 4.0]
     assert (two["on_target"]["rate"], two["on_target"]["n"]) == (1.0, 30)
@@ -191,12 +215,13 @@ def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
     assert (four["on_target_of_all"]["rate"], four["on_target_of_all"]["n"]) == (0.0, 30)
     assert rates["feature", -2.0]["on_target"] | {"low": 0, "high": 0} == {"rate": 0.0, "low": 0, "high": 0, "n": 10}
     assert rates["random", 2.0]["no_change"]["rate"] == 1.0
+    assert one["surprise"]["rate"] == 1.5
     assert one["on_target"]["low"] < 0.5 < one["on_target"]["high"]
 
 
 def test_strength_is_chosen_on_one_half_and_reported_on_the_other(evaluated: tuple[Path, dict]) -> None:
     workdir, result = evaluated
-    summary = files.read_json(workdir / "evaluation" / "summary.json")
+    summary = files.read_json(workdir / "evaluation" / "made" / "summary.json")
     best = {(b["arm"], b["wish"]): b for b in summary["best"]}
     appear = best["feature", "appear"]
     assert appear["strength"] == 2.0
@@ -225,8 +250,8 @@ def test_intervals_cover_the_truth() -> None:
 
 def test_results_name_what_changed(evaluated: tuple[Path, dict]) -> None:
     workdir, _ = evaluated
-    rows = pq.read_table(workdir / "evaluation" / "results.parquet").to_pylist()
-    lines = (workdir / "steer" / "generations.jsonl").read_text().splitlines()
+    rows = pq.read_table(workdir / "evaluation" / "made" / "results.parquet").to_pylist()
+    lines = (workdir / "steer" / "made" / "generations.jsonl").read_text().splitlines()
     for row in rows:
         source = json.loads(lines[row["line"]])
         assert (row["study"], row["strength"]) == (source["study"], source["strength"])
@@ -238,9 +263,43 @@ def test_results_name_what_changed(evaluated: tuple[Path, dict]) -> None:
 
 
 def test_a_broken_line_is_refused(tmp_path: Path) -> None:
-    for name in ("interp", "steer"):
-        with Stage(tmp_path, name, {}) as stage:
-            (stage.dir / "generations.jsonl").write_text('{"study": "s0')
-            stage.finish({})
+    with Stage(tmp_path, "steer/made", {}) as stage:
+        (stage.dir / "generations.jsonl").write_text('{"study": "s0')
+        stage.finish({})
     with pytest.raises(UserError, match="line 1 of"):
-        evaluate.run(ConfigDict({"seed": 0, "evaluate": {"bootstrap": 10}}), tmp_path)
+        evaluate.run(
+            configured(10),
+            tmp_path,
+        )
+
+
+def test_a_language_model_compares_the_reports(tmp_path: Path) -> None:
+    """Of the first 7 studies; it is told what the feature means, and never which way it was steered."""
+    with Stage(tmp_path, "steer/made", {}) as stage:
+        generations = made_generations()
+        for entry in generations:
+            entry["direction"] = f"{entry['direction']}-3"
+        (stage.dir / "generations.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in generations))
+        target = {"explanation": 'Says "effusion".', "concept": "left pleural effusion"}
+        described = [{"key": "feature-3", "target": target}, {"key": "random-3", "target": None}]
+        files.write_json(stage.dir / "directions.json", described)
+        stage.finish({})
+    with serve() as server:
+        config = configured(50, "llm")
+        config.judge.base_url = server.url
+        evaluate.run(config, tmp_path)
+        bodies = server.record()["bodies"]
+    rows = pq.read_table(tmp_path / "evaluation" / "made" / "results.parquet").to_pylist()
+    judged = [row for row in rows if row["judge_concept"] is not None]
+    assert {row["study"] for row in judged} == {f"s{i:02d}" for i in range(7)}
+    assert {row["arm"] for row in judged} == {"feature"}
+    made = next(r for r in judged if r["strength"] == 2.0 and r["study"] == "s05")
+    before, after = ({*words_of(report(*has))} - {".", ","} for has in ((False,), (True, True)))
+    assert made["judge_on_target"] == 0 and made["judge_off_target"] == len(before ^ after)
+    assert (made["judge_concept"], made["judge_report"], made["judge_fluency"]) == (2, 2, 1)
+    rates = files.read_json(tmp_path / "evaluation" / "made" / "summary.json")["rates"]
+    two = next(r for r in rates if r["arm"] == "feature" and r["strength"] == 2.0 and r["concept"] == "all")
+    assert (two["judge_score"]["rate"], two["judge_score"]["n"]) == (1.5, 7)
+    minus = next(r for r in rates if r["arm"] == "feature" and r["strength"] == -2.0 and r["concept"] == "all")
+    assert (minus["judge_no_change"]["rate"], minus["judge_score"]["rate"]) == (1.0, 0.0)
+    assert bodies and not any("strength" in json.dumps(body) or "appear" in json.dumps(body) for body in bodies)

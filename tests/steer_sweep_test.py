@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
-from maira_jax.generate import generate
+from maira_jax.generate import Sampling, generate, row_keys
 from maira_jax.model import maira2
 from maira_jax.model.config import to_hf_dict
 from maira_jax.pretrain.run import model_config
@@ -23,13 +23,17 @@ from maira_jax.processing.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies import load_studies
-from sae import autoencoder
+from sae import autoencoder, formats
 from sae.activations import Layout, StoreWriter
 from sae.autoencoder import Sae
-from sae.checkpoint import save_sae
+from sae.checkpoint import load_sae, save_sae
 from steer import evaluate, sweep
-from steer.directions import StudyMeans
+from steer import generate as programs
+from steer.directions import ARMS, members
+from steer.means import StudyMeans
 from steer.prompts import Prompts
+from steer.targets import Catalogue
+from steer.writer import Writer
 
 N_STUDIES, D_MODEL, N_FEATURES, SITE = 12, 32, 64, "language.1.resid_post"
 PREPROCESSOR = {
@@ -44,18 +48,28 @@ PREPROCESSOR = {
 
 def make_config() -> ConfigDict:
     steer = {
+        "name": "test",
         "features": (),
         "match": "",
         "top": 2,
-        "arms": ("feature", "means", "random"),
+        "combinations": (),
+        "arms": ARMS,
         "strengths": (-4.0, 4.0),
         "unit": "max_activation",
-        "studies": 4,
-        "batch_size": 6,
+        "positions": ("generated",),
+        "sae": "",
+        "manifest": "",
+        "studies": 5,
+        "batch_studies": 2,
+        "batch_rows": 6,
         "max_new_tokens": 12,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "dry_run": False,
     }
     studies = {"source": "phantom", "n": N_STUDIES, "seed": 2, "size": 28}
-    return ConfigDict({"seed": 0, "studies": studies, "steer": steer, "evaluate": {"bootstrap": 50}})
+    evaluate = {"bootstrap": 50, "judge": "none", "judge_studies": 1}
+    return ConfigDict({"seed": 0, "studies": studies, "steer": steer, "evaluate": evaluate})
 
 
 def write_model(directory: Path, studies: list) -> None:
@@ -125,6 +139,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "concept": ["cardiomegaly", "oedema", "pneumothorax"],
                     "feature": np.array([5, 9, 5], np.int32),
                     "f1": [0.9, 0.8, 0.95],
+                    "runners_up": [[1], [2, 3], [7, 8]],
+                    "runners_up_f1": [[0.2], [0.79, 0.1], [0.9, 0.86]],
                 }
                 pq.write_table(pa.table(concepts), stage.dir / "concepts.parquet")
             stage.finish({})
@@ -146,93 +162,158 @@ def swept(inputs: Path) -> tuple[Path, dict]:
 
 
 def lines_of(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "steer" / sweep.GENERATIONS).read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / "steer" / "test" / sweep.GENERATIONS).read_text().splitlines()]
 
 
 def test_a_line_a_study_direction_and_strength(swept: tuple[Path, dict]) -> None:
     workdir, counts = swept
     lines = lines_of(workdir)
     # Feature 5 is best for two concepts and takes the better one; oedema is in no training study,
-    # so its difference of means does not exist.
-    keys = ["feature-5", "random-5", "feature-9", "random-9"]
-    described = files.read_json(workdir / "steer" / sweep.DIRECTIONS)
-    assert [d["key"] for d in described] == keys
-    assert [d["target"]["concept"] for d in described] == ["pneumothorax"] * 2 + ["oedema"] * 2
-    assert np.load(workdir / "steer" / "directions.npy").shape == (4, D_MODEL)
-    assert counts["generations"] == len(lines) == 4 + 4 * 4 * 2
+    # so what compares studies with and without it does not exist.
+    numbered = ("feature", "features", "clamp", "ablate", "project", "random")
+    keys = [f"{arm}-5" for arm in numbered] + ["prompt-pneumothorax"] + [f"{arm}-9" for arm in numbered]
+    described = files.read_json(workdir / "steer" / "test" / sweep.DIRECTIONS)
+    assert {d["key"] for d in described} == {*keys, "prompt-oedema"}
+    assert {d["target"]["concept"] for d in described if d["key"].endswith("-5")} == {"pneumothorax"}
+    assert next(d for d in described if d["key"] == "features-5")["target"]["others"] == [[7, 6.0], [8, 6.0]]
+    assert np.load(workdir / "steer" / "test" / "directions.npy").shape == (14, D_MODEL)
+    # A concept has 4 arms with two strengths, two with none of their own, and two sentences.
+    assert counts["generations"] == len(lines) == 5 * (1 + 2 * (4 * 2 + 2 + 2))
     triples = [(line["study"], line["direction"], line["strength"]) for line in lines]
     assert len(set(triples)) == len(triples)
     by_study = {line["study"]: line["steered"] for line in lines if line["direction"] == "none"}
     assert all(line["original"] == by_study[line["study"]] for line in lines)
-    assert len(by_study) == 4
+    assert len(by_study) == 5
+    assert all(line["finite"] and 0 < line["surprise"] < 20 for line in lines)
+
+
+def plain(workdir: Path, ids: list[str], sampling: Sampling | None = None) -> list[str]:
+    """What plain generation, another program without edits, writes for some studies."""
+    params, cfg = store.load(workdir / "model")
+    by_id = {study.study_id: study for study in load_studies(make_config().studies)}
+    prompts = Prompts.of([by_id[study] for study in ids], workdir / "model")
+    tokens, mask, _, pixels = prompts.batch(range(len(ids)))
+    eos = prompts.tokenizer.eos_id
+    ids, lengths = generate(params, cfg, tokens, mask, pixels, max_new_tokens=12, eos_id=eos, sampling=sampling)
+    return [prompts.tokenizer.decode(row[:n]) for row, n in zip(np.asarray(ids), np.asarray(lengths), strict=True)]
 
 
 def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None:
-    """Byte for byte what plain generation, another program without edits, writes."""
+    """Byte for byte."""
     workdir, _ = swept
-    params, cfg = store.load(workdir / "model")
     originals = {line["study"]: line["original"] for line in lines_of(workdir)}
-    studies = [s for s in load_studies(make_config().studies) if s.study_id in originals]
-    prompts = Prompts.of(studies, workdir / "model")
-    tokens, mask, pixels = prompts.batch(range(len(studies)))
-    ids, lengths = generate(params, cfg, tokens, mask, pixels, max_new_tokens=12, eos_id=prompts.tokenizer.eos_id)
-    for i, study in enumerate(studies):
-        plain = prompts.tokenizer.decode(np.asarray(ids)[i, : int(lengths[i])])
-        assert plain == originals[study.study_id]
-        assert plain
+    assert plain(workdir, list(originals)) == list(originals.values())
+    assert all(originals.values())
 
 
-def test_strength_changes_the_report_and_nothing_recompiles(swept: tuple[Path, dict]) -> None:
+def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:
+    config = make_config()
+    config.steer.update({"temperature": 0.8, "top_p": 0.9, "arms": ("random",), "strengths": (1e-20, 9.0)})
+    sweep.run(config, workdir)
+    lines = lines_of(workdir)
+    assert all(line["steered"] == line["original"] for line in lines if line["strength"] == 1e-20)
+    originals = {line["study"]: line["original"] for line in lines}
+    sampling = Sampling(row_keys(list(originals), 0), jnp.float32(0.8), jnp.float32(0.9))
+    assert plain(workdir, list(originals), sampling) == list(originals.values())
+    assert plain(workdir, list(originals)) != list(originals.values())
+
+
+def test_every_arm_changes_reports_and_nothing_recompiles(swept: tuple[Path, dict]) -> None:
     workdir, _ = swept
     lines = lines_of(workdir)
-    steered = [line for line in lines if line["strength"]]
-    assert sum(line["steered"] != line["original"] for line in steered) > len(steered) / 2
-    before = generate._cache_size()
+    for arm in {line["settings"]["arm"] for line in lines} - {"none"}:
+        assert any(line["steered"] != line["original"] for line in lines if line["settings"]["arm"] == arm), arm
+    used = (programs.read, programs.begin, programs.advance, programs.surprise)
+    before = [program._cache_size() for program in used]
     again = make_config()
-    again.steer.strengths = (1.0, 16.0)
-    again.steer.features = (1, 2)
-    for name in ("model", "activations", "sae", "interp"):
-        (workdir / "again").mkdir(exist_ok=True)
-        (workdir / "again" / name).symlink_to(workdir / name)
-    sweep.run(again, workdir / "again")
-    assert generate._cache_size() == before
+    again.steer.update({"name": "again", "strengths": (1.0, 16.0)})
+    sweep.run(again, workdir)
+    assert [program._cache_size() for program in used] == before
+    assert (workdir / "steer" / "again" / sweep.GENERATIONS).is_file(), "two sweeps in one run directory"
 
 
-def test_every_arm_moves_equally_far(swept: tuple[Path, dict]) -> None:
+def test_every_arm_that_adds_moves_equally_far(swept: tuple[Path, dict]) -> None:
     workdir, _ = swept
-    vectors = np.load(workdir / "steer" / "directions.npy")
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
-    assert {d["unit"] for d in files.read_json(workdir / "steer" / sweep.DIRECTIONS)} == {6.0}
+    vectors = np.load(workdir / "steer" / "test" / "directions.npy")
+    described = files.read_json(workdir / "steer" / "test" / sweep.DIRECTIONS)
+    adds = np.array([d["arm"] in ("feature", "features", "random") for d in described])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), adds, rtol=1e-6)
+    assert {d["unit"] for d in described if d["arm"] != "prompt"} == {6.0}
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize(("batches", "cut"), [(0, 0), (2, 0), (3, 57), (5, 1)])
+@pytest.mark.parametrize(("batches", "cut"), [(0, 0), (1, 0), (2, 57)])
 def test_a_killed_sweep_ends_with_the_same_file(
     swept: tuple[Path, dict], workdir: Path, monkeypatch: pytest.MonkeyPatch, batches: int, cut: int
 ) -> None:
     """Killed after some batches, the last `cut` bytes of which did not reach the disk."""
     calls = []
-    write = sweep.Writer.write
+    write = Writer.write
 
-    def failing(self: sweep.Writer, rows: list) -> list:
+    def failing(self: Writer, studies: range, *args: object) -> list:
         if len(calls) == batches:
             raise Killed
-        calls.append(len(rows))
-        return write(self, rows)
+        calls.append(len(studies))
+        return write(self, studies, *args)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(sweep.Writer, "write", failing)
+        patch.setattr(Writer, "write", failing)
         sweep.run(make_config(), workdir)
-    path = workdir / "steer" / sweep.GENERATIONS
+    path = workdir / "steer" / "test" / sweep.GENERATIONS
     path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - cut])
     redone = []
-    monkeypatch.setattr(sweep.Writer, "write", lambda self, rows: redone.append(1) or write(self, rows))
+    monkeypatch.setattr(Writer, "write", lambda self, *args: redone.append(1) or write(self, *args))
     sweep.run(make_config(), workdir)
-    assert path.read_bytes() == (swept[0] / "steer" / sweep.GENERATIONS).read_bytes()
-    assert len(redone) == 6 - batches + (1 if cut else 0)
+    assert path.read_bytes() == (swept[0] / "steer" / "test" / sweep.GENERATIONS).read_bytes()
+    assert len(redone) == 3 - batches + (1 if cut else 0)
+
+
+def test_a_dry_run_estimates_and_writes_nothing(swept: tuple[Path, dict]) -> None:
+    workdir, counts = swept
+    config = make_config()
+    config.steer.update({"name": "dry", "dry_run": True})
+    found = sweep.run(config, workdir)
+    assert found["generations"] == counts["generations"]
+    assert found["reports_together"] == 12
+    assert found["memory_gib"] > 0 and found["tokens_per_second"] > 0
+    assert not (workdir / "steer" / "dry").exists()
+
+
+def test_combinations_of_features(inputs: Path, workdir: Path) -> None:
+    config = make_config()
+    config.steer.update({"combinations": ("5-9", "9+3"), "studies": 1})
+    sweep.run(config, workdir)
+    lines = [line for line in lines_of(workdir) if line["strength"]]
+    assert {line["direction"] for line in lines} == {"5-9", "9+3"}
+    pair = next(line["settings"] for line in lines if line["direction"] == "5-9")
+    assert (pair["concept"], pair["also"], pair["arm"]) == ("pneumothorax", ["oedema"], "combination")
+    w_dec = np.asarray(load_sae(inputs / "sae").params["W_dec"])
+    expected = 6.0 * (w_dec[5] - w_dec[9])
+    np.testing.assert_allclose(
+        np.load(workdir / "steer" / "test" / "directions.npy")[0] * pair["unit_size"], expected, atol=1e-5
+    )
+    assert members("12+3-4") == [("", 12), ("+", 3), ("-", 4)]
+
+
+def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
+    from sae.activations import Store
+
+    own = load_sae(inputs / "sae")
+    path = formats.save_safetensors(workdir, own)
+    store_ = Store.open(inputs / "activations")
+    f = np.asarray(own.encode(jnp.asarray(store_.read(0, 36).astype(np.float32))))
+    measured = Catalogue.measured(own, store_, (4, 11), "there")
+    for number in (4, 11):
+        np.testing.assert_allclose(measured.target(number).max_activation, f[:, number].max(), rtol=1e-5)
+    config = make_config()
+    config.steer.update({"sae": str(path), "features": (4, 11), "arms": ("feature",), "studies": 1})
+    for stage in ("sae", "interp"):
+        (workdir / stage).unlink()
+    sweep.run(config, workdir)
+    assert {line["direction"] for line in lines_of(workdir)} == {"none", "feature-4", "feature-11"}
 
 
 def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
@@ -245,11 +326,15 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
     assert {line["settings"]["concept"] for line in steered} == {"oedema"}
 
 
-def test_difference_of_means(inputs: Path) -> None:
+def test_what_labelled_studies_say(inputs: Path) -> None:
     from sae.activations import Store
 
     activations = Store.open(inputs / "activations")
     means = StudyMeans.of(activations)
+    probe = means.probe("cardiomegaly")
+    centred = means.means[:6] - means.means[:6].mean(axis=0)
+    assert (np.sign(centred @ probe) == [1, -1] * 3).all()
+    assert means.probe("oedema") is None
     x = activations.read(0, 36).reshape(6, 6, D_MODEL)[:, 1:]  # training studies, findings tokens
     expected = x[::2].mean((0, 1)) - x[1::2].mean((0, 1))
     np.testing.assert_allclose(means.difference("cardiomegaly"), expected, atol=1e-6)
@@ -266,6 +351,11 @@ def test_difference_of_means(inputs: Path) -> None:
         ("match", "no such words", "matches no feature"),
         ("arms", ("magic",), "steer.arms"),
         ("studies", 0, "steer.studies"),
+        ("positions", ("findings",), "steer.positions"),
+        ("combinations", ("5*7",), "steer.combinations"),
+        ("name", "../x", "steer.name"),
+        ("sae", "nowhere", "steer.features"),
+        ("temperature", -1.0, "steer.temperature"),
     ],
 )
 def test_wrong_settings_are_refused(workdir: Path, field: str, value: object, words: str) -> None:
@@ -279,10 +369,11 @@ def test_wrong_settings_are_refused(workdir: Path, field: str, value: object, wo
 def test_evaluation_of_the_sweep(swept: tuple[Path, dict]) -> None:
     workdir, counts = swept
     result = evaluate.run(make_config(), workdir)
-    table = pq.read_table(workdir / "evaluation" / evaluate.RESULTS)
+    table = pq.read_table(workdir / "evaluation" / "test" / evaluate.RESULTS)
     assert table.num_rows == counts["generations"] == result["generations"]
     assert table["line"].to_pylist() == list(range(table.num_rows))
     zero = [row for row in table.to_pylist() if row["arm"] == "none"]
     assert all(row["identical"] and row["no_change"] and not row["eligible"] for row in zero)
-    summary = files.read_json(workdir / "evaluation" / evaluate.SUMMARY)
-    assert set(summary["headline"]) <= {"feature", "random"}
+    summary = files.read_json(workdir / "evaluation" / "test" / evaluate.SUMMARY)
+    assert set(summary["headline"]) <= set(ARMS)
+    assert all(row["surprise"] > 0 for row in table.to_pylist())

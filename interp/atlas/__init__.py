@@ -15,7 +15,7 @@ import jinja2
 import ml_collections
 from markupsafe import Markup
 
-from interp.atlas.data import OPTIONAL_STAGES, AtlasConfig, gather, is_finished
+from interp.atlas.data import OPTIONAL_STAGES, AtlasConfig, folder, gather, is_finished
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.stage import MANIFEST, Stage
@@ -27,6 +27,8 @@ _HERE = Path(__file__).parent
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes `atlas/index.html` from the finished stages; stages that have not run are shown as such.
 
+    Of the steering sweeps it shows the one that `steer.name` names.
+
     Returns:
       What the manifest counts, and the page's path as `page`.
 
@@ -35,11 +37,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     section = config.atlas.to_dict()
     try:
-        cfg = AtlasConfig(**section)
+        cfg = AtlasConfig(**section, sweep=config.steer.name)
     except TypeError as error:
         raise UserError(f"the config's atlas section is wrong ({error}): see configs/phantom.py") from error
     workdir = Path(workdir)
-    inputs = (*_NEEDED, *(name for name in OPTIONAL_STAGES if is_finished(workdir, name)))
+    optional = [folder(stage, cfg) for stage in OPTIONAL_STAGES]
+    inputs = (*_NEEDED, *(name for name in optional if is_finished(workdir, name)))
     _forget_smaller_atlas(workdir / "atlas", inputs)
     with Stage(workdir, "atlas", {"atlas": section}, inputs=inputs) as stage:
         page = stage.dir / "index.html"
@@ -51,10 +54,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         return stage.manifest["counts"] | {"page": str(page)}
 
 
-def _forget_smaller_atlas(folder: Path, inputs: tuple[str, ...]) -> None:
+def _forget_smaller_atlas(directory: Path, inputs: tuple[str, ...]) -> None:
     """Removes an atlas that was made before another stage had finished: it is to be made again, not refused."""
-    if (folder / MANIFEST).is_file() and set(files.read_json(folder / MANIFEST)["inputs"]) != set(inputs):
-        shutil.rmtree(folder)
+    if (directory / MANIFEST).is_file() and set(files.read_json(directory / MANIFEST)["inputs"]) != set(inputs):
+        shutil.rmtree(directory)
 
 
 def render(data: dict[str, Any]) -> str:

@@ -17,24 +17,25 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import MANIFEST
 
-OPTIONAL_STAGES = ("export", "steer", "evaluation")
+OPTIONAL_STAGES = ("export", "steer", "evaluation")  # of the last two the folder of one sweep
 _LEVELS = 100  # activations in the page are whole percents of the feature's largest
 _BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class AtlasConfig:
-    """The `atlas` section; what the fields mean stands in configs/phantom.py."""
+    """The `atlas` section; what the fields mean stands in configs/phantom.py. `sweep` is the steering sweep to show."""
 
     n_features: int
     n_top: int
     n_decile: int
     n_silent: int
     n_steering: int
+    sweep: str
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
+            if field.type is int and getattr(self, field.name) < 0:
                 raise UserError(
                     f"atlas.{field.name} is {getattr(self, field.name)}, but must not be negative: change it"
                 )
@@ -53,11 +54,11 @@ def gather(workdir: Path, cfg: AtlasConfig) -> dict[str, Any]:
     table = _table(workdir / "interp" / "features.parquet")
     summary = files.read_json(workdir / "interp" / "summary.json")
     concepts = _table(workdir / "interp" / "concepts.parquet").to_pylist()
-    evaluation = _if_finished(workdir, "evaluation", "summary.json")
+    evaluation = _if_finished(workdir, folder("evaluation", cfg), "summary.json")
     steering = _steering(workdir, cfg, evaluation)
     shown = _shown_features(table, concepts, steering, cfg.n_features)
     return {
-        "run": _run_facts(workdir),
+        "run": _run_facts(workdir, cfg),
         "summary": summary,
         "concepts": [row | {"steering": _concept_steering(evaluation, row)} for row in concepts],
         "features": _columns(table),
@@ -74,6 +75,11 @@ def _table(path: Path) -> pa.Table:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): interpret again") from error
 
 
+def folder(stage: str, cfg: "AtlasConfig") -> str:
+    """The folder of one of `OPTIONAL_STAGES`."""
+    return stage if stage == "export" else f"{stage}/{cfg.sweep}"
+
+
 def is_finished(workdir: Path, stage: str) -> bool:
     """Whether a stage has written its manifest."""
     return (workdir / stage / MANIFEST).is_file()
@@ -83,7 +89,7 @@ def _if_finished(workdir: Path, stage: str, name: str) -> Any:
     return files.read_json(workdir / stage / name) if is_finished(workdir, stage) else None
 
 
-def _run_facts(workdir: Path) -> dict[str, Any]:
+def _run_facts(workdir: Path, cfg: "AtlasConfig") -> dict[str, Any]:
     """Facts for the head of the page; None where a stage's manifest does not tell."""
     manifests = {name: files.read_json(workdir / name / MANIFEST) for name in ("model", "activations", "sae", "interp")}
     harvest = manifests["activations"]["section"].get("harvest", {})
@@ -103,7 +109,7 @@ def _run_facts(workdir: Path) -> dict[str, Any]:
         "versions": manifests["interp"].get("versions", {}),
         "device": manifests["interp"].get("device"),
         "finished": manifests["interp"].get("end"),
-        "stages": {name: is_finished(workdir, name) for name in OPTIONAL_STAGES},
+        "stages": {name: is_finished(workdir, folder(name, cfg)) for name in OPTIONAL_STAGES},
     }
 
 
@@ -187,18 +193,18 @@ def _steering(workdir: Path, cfg: AtlasConfig, evaluation: Mapping[str, Any] | N
     For each wish the pairs are at the strength that evaluation chose (else the largest), of the first studies in the
     file's order in which the concept could appear or vanish, successful or not: a sample, not a selection.
     """
-    if not is_finished(workdir, "steer"):
+    if not is_finished(workdir, folder("steer", cfg)):
         return None
-    outcome = _outcomes(workdir) if evaluation is not None else {}
+    outcome = _outcomes(workdir / folder("evaluation", cfg)) if evaluation is not None else {}
     best = {
         (entry["feature"], entry["wish"]): entry["strength"]
         for entry in (evaluation or {"best": []})["best"]
         if entry["arm"] == "feature" and entry["strength"] is not None
     }
-    strongest = _strongest(workdir / "steer" / "generations.jsonl")
+    strongest = _strongest(workdir / folder("steer", cfg) / "generations.jsonl")
     features: dict[str, dict[str, Any]] = {}
     taken: dict[tuple[int, str], int] = defaultdict(int)
-    for number, line in enumerate(_lines(workdir / "steer" / "generations.jsonl")):
+    for number, line in enumerate(_lines(workdir / folder("steer", cfg) / "generations.jsonl")):
         settings, strength = line["settings"], line["strength"]
         if settings["arm"] != "feature" or not strength:
             continue
@@ -247,7 +253,7 @@ def _strongest(path: Path) -> dict[tuple[int, str], float]:
     return found
 
 
-def _outcomes(workdir: Path) -> dict[int, dict[str, Any]]:
+def _outcomes(directory: Path) -> dict[int, dict[str, Any]]:
     names = [
         "wish",
         "eligible",
@@ -259,7 +265,7 @@ def _outcomes(workdir: Path) -> dict[int, dict[str, Any]]:
         "vanished",
         "changed",
     ]
-    table = _table(workdir / "evaluation" / "results.parquet").select(["line", *names])
+    table = _table(directory / "results.parquet").select(["line", *names])
     return {row.pop("line"): row for row in table.to_pylist()}
 
 

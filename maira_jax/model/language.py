@@ -1,10 +1,12 @@
 """Llama with linear RoPE scaling, over a residual stream that can be read and edited at every site."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maira_jax.model.cache import Cache
+from maira_jax.model.cache import Cache, SharedCache
 from maira_jax.model.config import TextConfig
 from maira_jax.model.layers import Params, Tap, attention, scan_blocks, stacked_init
 
@@ -66,22 +68,22 @@ class LanguageBlock(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        cache: Cache | None,
-        layer: jax.Array,
+        cache: Cache | SharedCache | None,
+        layer: Any,
         tap: Tap,
         *,
         angles: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
+        mask: Any,
         slot: jax.Array | None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, Any]:
         b, t, _ = x.shape
         normed = self.input_norm(x)
         q, k, v = (proj(normed).reshape(b, t, -1, self.cfg.head_dim) for proj in (self.query, self.key, self.value))
         q, k = _rotate(q, *angles), _rotate(k, *angles)
-        if cache is not None and slot is not None:
-            cache = cache.write(layer, slot, k, v)
-            k, v = cache.read(layer)
-        attended = attention(q, k, v, mask)
+        if cache is None or slot is None:
+            attended = attention(q, k, v, mask)
+        else:
+            attended, cache = cache.attend(layer, slot, q, k, v, mask)
         x = tap(x + self.out(attended.reshape(b, t, -1)), 2 * layer + 1)
         normed = self.post_attention_norm(x)
         return tap(x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), 2 * layer + 2), cache
@@ -104,20 +106,21 @@ def forward(
     cfg: TextConfig,
     x: jax.Array,
     positions: jax.Array,
-    mask: jax.Array,
+    mask: Any,
     *,
     stop: int | None = None,
     reads: tuple[int, ...] = (),
     edit: Tap | None = None,
-    cache: Cache | None = None,
+    cache: Cache | SharedCache | None = None,
     slot: jax.Array | None = None,
-) -> tuple[jax.Array, dict[int, jax.Array], Cache | None]:
+) -> tuple[jax.Array, dict[int, jax.Array], Any]:
     """Runs the blocks up to site code `stop` (None: all of them).
 
     Args:
       x: [batch, positions, d_model], embeddings.
       positions: [batch, positions] int32, each token's position in its own row.
       mask: bool [batch, 1, positions, keys], which keys a position sees; keys are the cache's slots if there is one.
+        For a `SharedCache` it is what its `attend` wants.
       reads: site codes whose activations are kept, none beyond `stop`.
       edit: changes the residual stream at a site code.
       cache: written at `slot` and after, and attended to.

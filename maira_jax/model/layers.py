@@ -21,8 +21,16 @@ def stacked_init(make: Callable[[nnx.Rngs], nnx.Module], n_layers: int, key: jax
     return jax.vmap(one)(jax.random.split(key, n_layers))
 
 
-def take_layer(stack: Params, layer: jax.Array) -> Params:
+def unstack(stack: Params) -> tuple[Params, ...]:
+    """The layers of a stack apart, for many short passes: a scan copies each layer out of the stack in every pass."""
+    depth = jax.tree.leaves(stack)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(depth))
+
+
+def take_layer(stack: Params | tuple[Params, ...], layer: Any) -> Params:
     """Layer `layer` of a stack. Slicing the whole stack by a range would copy every weight."""
+    if isinstance(stack, tuple):
+        return stack[layer]
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stack)
 
 
@@ -63,7 +71,7 @@ def recorder(codes: list[int], stop: int) -> Callable[[jax.Array, jax.Array, jax
 
 def scan_blocks(
     make: Callable[[nnx.Rngs], nnx.Module],
-    stack: Params,
+    stack: Params | tuple[Params, ...],
     x: jax.Array,
     stop: int,
     reads: tuple[int, ...],
@@ -72,11 +80,11 @@ def scan_blocks(
     state: Any = None,
     **inputs: Any,
 ) -> tuple[jax.Array, dict[int, jax.Array], Any]:
-    """Runs blocks under `lax.scan` over their indices, up to site code `stop`.
+    """Runs blocks up to site code `stop`: under `lax.scan` over their indices, or one by one if they come apart.
 
     Args:
       make: builds the block, for its structure only. A block maps (x, state, layer, tap, **inputs) to (x, state).
-      stack: the blocks' parameters, [layers, ...].
+      stack: the blocks' parameters, [layers, ...], or a tuple of each layer's (`unstack`).
       x: [batch, positions, d], the residual stream before the first block (site code 0).
       stop: static; the pass ends there, after an attention (odd) or a block (even).
       reads: site codes to keep, none beyond `stop`.
@@ -93,10 +101,10 @@ def scan_blocks(
     buffer = jnp.zeros((len(passed) + 1 if passed else 0, *x.shape), x.dtype)
     edited = (lambda x, code: x) if edit is None else edit
 
-    def run(x: jax.Array, state: Any, layer: jax.Array, tap: Tap) -> tuple[jax.Array, Any]:
+    def run(x: jax.Array, state: Any, layer: Any, tap: Tap) -> tuple[jax.Array, Any]:
         return nnx.merge(graph, take_layer(stack, layer))(x, state, layer, tap, **inputs)
 
-    def body(carry: tuple[jax.Array, jax.Array, Any], layer: jax.Array) -> tuple[Any, None]:
+    def body(carry: tuple[jax.Array, jax.Array, Any], layer: Any) -> tuple[Any, None]:
         buffer, x, state = carry
 
         def tap(x: jax.Array, code: jax.Array) -> jax.Array:
@@ -110,7 +118,13 @@ def scan_blocks(
 
     n_blocks, within = divmod(stop, 2)
     x = edited(x, jnp.int32(0))
-    (buffer, x, state), _ = jax.lax.scan(body, (file(buffer, x, jnp.int32(0)), x, state), jnp.arange(n_blocks))
+    carry = (file(buffer, x, jnp.int32(0)), x, state)
+    if isinstance(stack, tuple):
+        for layer in range(n_blocks):
+            carry, _ = body(carry, layer)
+    else:
+        carry, _ = jax.lax.scan(body, carry, jnp.arange(n_blocks))
+    buffer, x, state = carry
     if within:  # only as far as the attention: the rest of the block is dead code, which the compiler drops
         streams: list[jax.Array] = []
 
@@ -118,6 +132,6 @@ def scan_blocks(
             streams.append(edited(x, code))
             return streams[-1]
 
-        _, state = run(x, state, jnp.int32(n_blocks), tap)
+        _, state = run(x, state, n_blocks, tap)
         x = streams[0]
     return x, dict(zip(passed, buffer, strict=False)) | {stop: x}, state

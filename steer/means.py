@@ -1,0 +1,93 @@
+"""What labelled studies say about the residual stream: directions that need no autoencoder."""
+
+import dataclasses
+import json
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from maira_jax.processing.tokens import Kind
+from sae.activations import TRAIN, Store
+
+_ROWS = 65536  # rows of the store in memory at a time
+_PENALTY = 1e-2  # of the probe's squared weights, against a mean log-likelihood
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyMeans:
+    """Means over findings tokens.
+
+    Attributes:
+      means: float32 [studies, d_model], each study's mean activation; NaN without findings tokens.
+      labels: each study's concepts.
+      residual_norm: mean length of a findings token's activation.
+    """
+
+    means: np.ndarray
+    labels: tuple[dict[str, bool], ...]
+    residual_norm: float
+
+    @classmethod
+    def of(cls, store: Store) -> "StudyMeans":
+        """Reads the training split of an activation store once, a piece at a time."""
+        studies, tokens = store.studies, store.tokens
+        train = np.asarray(studies["split"].to_pylist()) == TRAIN  # [studies]
+        study = tokens["study"].to_numpy()
+        wanted = train[study] & (tokens["kind"].to_numpy() == Kind.FINDINGS)
+        sums = np.zeros((len(train), store.d_model), np.float64)
+        counts = np.zeros(len(train))
+        norms = 0.0
+        for start in range(0, store.n_tokens, _ROWS):
+            stop = min(start + _ROWS, store.n_tokens)
+            here = wanted[start:stop]
+            if not here.any():
+                continue
+            x = store.read(start, stop)[here].astype(np.float64)  # [tokens here, d_model]
+            of = study[start:stop][here]
+            firsts = np.flatnonzero(np.diff(of, prepend=-1))
+            sums[of[firsts]] += np.add.reduceat(x, firsts)
+            counts += np.bincount(of, minlength=len(counts))
+            norms += np.linalg.norm(x, axis=1).sum()
+        with np.errstate(invalid="ignore"):
+            means = (sums / counts[:, None]).astype(np.float32)
+        labels = tuple(json.loads(text) for text in studies["labels"].to_pylist())
+        return cls(means, labels, float(norms / max(counts.sum(), 1)))
+
+    def _groups(self, concept: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """The means of studies with a concept and without it, or None if either has no study with findings."""
+        known = np.isfinite(self.means).all(axis=1)
+        has = np.array([bool(labels.get(concept)) for labels in self.labels]) & known
+        lacks = np.array([labels.get(concept) is False for labels in self.labels]) & known
+        return (self.means[has], self.means[lacks]) if has.any() and lacks.any() else None
+
+    def difference(self, concept: str) -> np.ndarray | None:
+        """Mean with the concept minus mean without, float32 [d_model].
+
+        None where the concept is never present, or never absent, in studies with findings.
+        """
+        groups = self._groups(concept)
+        return None if groups is None else groups[0].mean(axis=0) - groups[1].mean(axis=0)
+
+    def probe(self, concept: str) -> np.ndarray | None:
+        """Weights of a logistic regression that tells studies with the concept from those without, float32 [d_model].
+
+        Both classes weigh the same; the weights have an L2 penalty. None as for `difference`.
+        """
+        groups = self._groups(concept)
+        if groups is None:
+            return None
+        x = np.concatenate(groups).astype(np.float64)
+        x -= x.mean(axis=0)
+        x /= np.sqrt((x**2).mean()) + 1e-12  # one number for all dimensions: the direction stays that of the weights
+        sign = np.repeat([1.0, -1.0], [len(group) for group in groups])
+        share = np.repeat([0.5 / len(group) for group in groups], [len(group) for group in groups])
+
+        def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+            margin = sign * (x @ w[:-1] + w[-1])
+            gradient = -share * sign * expit(-margin)
+            value = share @ np.logaddexp(0, -margin) + _PENALTY / 2 * w[:-1] @ w[:-1]
+            return float(value), np.append(gradient @ x + _PENALTY * w[:-1], gradient.sum())
+
+        found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B")
+        return found.x[:-1].astype(np.float32)
