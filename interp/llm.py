@@ -83,7 +83,7 @@ class LlmJudge:
 
     def compare(self, tasks: Sequence[SteerTask]) -> list[Comparison | None]:
         """A comparison for each task; None where none could be had."""
-        return self._answers("steer", tasks, lambda answer, cost: Comparison(*answer, cost))
+        return self._answers("steer", tasks, lambda answer, cost: Comparison(*[*answer, cost]))
 
     def usage(self) -> dict[str, Any]:
         totals = self._client.cache.totals

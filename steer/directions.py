@@ -82,7 +82,8 @@ class Reading:
         w_enc, w_dec, b_enc, b_dec = (np.asarray(sae.params[name]) for name in ("W_enc", "W_dec", "b_enc", "b_dec"))
         reader, writer = w_enc[:, number], w_dec[number]
         bias = b_enc[number] - b_dec @ reader
-        return cls(reader[None], writer[None], *_each(bias, max(sae.threshold, 0.0), value))
+        threshold = float(np.broadcast_to(sae.threshold, sae.n_features)[number])
+        return cls(reader[None], writer[None], *_each(bias, max(threshold, 0.0), value))
 
     @classmethod
     def along(cls, vector: np.ndarray) -> "Reading":

@@ -23,10 +23,11 @@ from maira_jax.processing.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies import load_studies
-from sae import autoencoder, formats
+from sae import autoencoder
 from sae.activations import Layout, StoreWriter
 from sae.autoencoder import Sae
 from sae.checkpoint import load_sae, save_sae
+from sae.formats import plain as plain_file
 from steer import evaluate, sweep
 from steer import generate as programs
 from steer.directions import ARMS, members
@@ -302,7 +303,8 @@ def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
     from sae.activations import Store
 
     own = load_sae(inputs / "sae")
-    path = formats.save_safetensors(workdir, own)
+    plain_file.save(workdir, own)
+    path = workdir / "sae.safetensors"
     store_ = Store.open(inputs / "activations")
     f = np.asarray(own.encode(jnp.asarray(store_.read(0, 36).astype(np.float32))))
     measured = Catalogue.measured(own, store_, (4, 11), "there")

@@ -107,7 +107,7 @@ def _prepare(arguments: argparse.Namespace, size: str, folder: Path) -> None:
         mask[row, : row % 8] = False  # prompts differ in length
     side = cfg.vision.image_size
     pixels = rng.normal(size=(n, 1, side, side, 3)).astype(np.float32)
-    features, _ = maira2.see(params, cfg, pixels)
+    features, _ = maira2.see(params, cfg, jnp.asarray(pixels))
     embeds = np.asarray(maira2.embed(params, cfg, jnp.asarray(tokens), features))
     vectors = rng.normal(size=(arguments.rows, cfg.text.hidden_size)).astype(np.float32)
     np.savez(folder / "inputs.npz", tokens=tokens, mask=mask, pixels=pixels, embeds=embeds, vectors=vectors)
@@ -173,7 +173,7 @@ def _transformers(arguments: argparse.Namespace, folder: Path, who: str) -> Run:
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install torch transformers") from error
 
-    model = LlamaForCausalLM(LlamaConfig(**files.read_json(folder / "config.json")["text_config"]))
+    model: Any = LlamaForCausalLM(LlamaConfig(**files.read_json(folder / "config.json")["text_config"]))
     own, weights = model.state_dict(), {}
     for path in folder.glob("*.safetensors"):
         for name, value in load_file(path).items():
