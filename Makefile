@@ -14,7 +14,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python -m launch.demo --workdir=$(WORKDIR)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

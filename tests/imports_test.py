@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up: a package imports itself and those before it.
 ORDER = ("maira_jax", "sae", "interp", "steer", "launch")
 # Imported inside the functions that need them, by users who installed the extra of that name.
-OPTIONAL = {"torch": "bench"}
+OPTIONAL = {"torch": "bench", "transformers": "bench"}
 FILES = sorted(path for package in (*ORDER, "configs") for path in (ROOT / package).rglob("*.py"))
 
 

@@ -131,7 +131,7 @@ def test_policy_allows_only_the_pages_own_style_and_script(run_dir):
 
 
 def test_text_of_studies_cannot_leave_its_place(run_dir, tmp_path):
-    data = gather(run_dir, AtlasConfig(4096, 6, 1, 3, 4))
+    data = gather(run_dir, AtlasConfig(4096, 6, 1, 3, 4, "concepts"))
     data["run"]["model"] = ATTACK
     data["exemplars"]["tokens"][0] = ATTACK
     data["features"]["explanation"][0] = ATTACK
