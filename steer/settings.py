@@ -112,6 +112,10 @@ class Settings:
         """Whether any token of a prompt is edited, but for the last one."""
         return set(self.positions) != {GENERATED}
 
+    def taken(self, kinds: np.ndarray) -> np.ndarray:
+        """Which tokens of a study stand for those that are edited, bool: findings for generated ones."""
+        return self.edited(kinds) | ((kinds == Kind.FINDINGS) & self.generated)
+
     def edited(self, kinds: np.ndarray) -> np.ndarray:
         """Which tokens of prompts are edited, bool, the shape of `kinds` (of `Kind`)."""
         found = np.isin(kinds, [int(kind) for name in self.positions for kind in PARTS.get(name, ())])

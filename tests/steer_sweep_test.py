@@ -331,7 +331,7 @@ def test_what_labelled_studies_say(inputs: Path) -> None:
     from sae.activations import Store
 
     activations = Store.open(inputs / "activations")
-    means = StudyMeans.of(activations)
+    means = StudyMeans.of(activations, lambda kinds: kinds == Kind.FINDINGS)
     probe = means.probe("cardiomegaly")
     centred = means.means[:6] - means.means[:6].mean(axis=0)
     assert (np.sign(centred @ probe) == [1, -1] * 3).all()
