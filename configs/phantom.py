@@ -234,8 +234,8 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.combinations = ()  # features to boost and to suppress together: ("12+30-7",); the first gives the concept
     steer.arms = ("feature", "random")  # feature, features, clamp, ablate, project, means, probe, random, prompt
     steer.strengths = (-1.5, -0.75, 0.75, 1.5)  # in units; 0, the unsteered report, is always there
-    steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on findings tokens); or raw
-    # Edited tokens: generated; prompt, or bos, boilerplate, image, indication, technique, comparison, prior_report.
+    steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on the edited tokens); or raw
+    # Edited: generated; of the prompt all (prompt), frontal, image, indication, technique, comparison, prior_report.
     steer.positions = ("generated",)
     steer.sae = ""  # another autoencoder's folder or file, whose steer.features are steered; empty: the run's own
     steer.manifest = ""  # a manifest of studies to steer; empty: studies that the autoencoder was not trained on

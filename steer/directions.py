@@ -10,7 +10,7 @@ residual stream equally far. The arms:
 * "ablate": sets the feature to 0 (no strengths);
 * "project": takes out of the residual stream what it has along the feature's decoder row (no strengths);
 * "means": adds the mean over the studies with the concept minus the mean over those without, of each study's mean
-  activation on its findings tokens (training studies only);
+  activation on the tokens that are edited, its findings for generated ones (training studies only);
 * "probe": adds the weights of a logistic regression on the same means;
 * "random": adds a normal random direction;
 * "prompt": says in the study's indication that there is the concept, or that there is none (no strengths, no vector);
@@ -170,7 +170,7 @@ def random(d_model: int, seed: int, feature: int) -> np.ndarray:
 
 def size(unit: str, max_activation: float, means: StudyMeans) -> float:
     """What a strength of 1 is: "max_activation" (of the target's feature), "residual_norm" (mean length of the residual
-    stream on findings tokens) or "raw" (length 1)."""
+    stream on the edited tokens) or "raw" (length 1)."""
     return {"max_activation": max_activation, "residual_norm": means.residual_norm, "raw": 1.0}[unit]
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from maira_jax.processing.tokens import Kind
 from sae.activations import TRAIN, Store
 
 _ROWS = 65536  # rows of the store in memory at a time
@@ -16,12 +16,12 @@ _PENALTY = 1e-2  # of the probe's squared weights, against a mean log-likelihood
 
 @dataclasses.dataclass(frozen=True)
 class StudyMeans:
-    """Means over findings tokens.
+    """Means over the tokens that a sweep edits.
 
     Attributes:
-      means: float32 [studies, d_model], each study's mean activation; NaN without findings tokens.
+      means: float32 [studies, d_model], each study's mean activation; NaN without such tokens.
       labels: each study's concepts.
-      residual_norm: mean length of a findings token's activation.
+      residual_norm: mean length of such a token's activation; 0 where there are none.
     """
 
     means: np.ndarray
@@ -29,12 +29,18 @@ class StudyMeans:
     residual_norm: float
 
     @classmethod
-    def of(cls, store: Store) -> "StudyMeans":
-        """Reads the training split of an activation store once, a piece at a time."""
+    def of(cls, store: Store, taken: Callable[[np.ndarray], np.ndarray]) -> "StudyMeans":
+        """Reads the training split of an activation store once, a piece at a time.
+
+        Args:
+          taken: from the kinds of a study's tokens (of `Kind`) to whether they count, bool of the same shape.
+        """
         studies, tokens = store.studies, store.tokens
         train = np.asarray(studies["split"].to_pylist()) == TRAIN  # [studies]
-        study = tokens["study"].to_numpy()
-        wanted = train[study] & (tokens["kind"].to_numpy() == Kind.FINDINGS)
+        study, kind = tokens["study"].to_numpy(), tokens["kind"].to_numpy()
+        wanted = train[study]
+        for start, stop in zip(studies["start"].to_pylist(), studies["stop"].to_pylist(), strict=True):
+            wanted[start:stop] &= taken(kind[start:stop])
         sums = np.zeros((len(train), store.d_model), np.float64)
         counts = np.zeros(len(train))
         norms = 0.0
@@ -55,7 +61,7 @@ class StudyMeans:
         return cls(means, labels, float(norms / max(counts.sum(), 1)))
 
     def _groups(self, concept: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """The means of studies with a concept and without it, or None if either has no study with findings."""
+        """The means of studies with a concept and without it, or None if either has no study with such tokens."""
         known = np.isfinite(self.means).all(axis=1)
         has = np.array([bool(labels.get(concept)) for labels in self.labels]) & known
         lacks = np.array([labels.get(concept) is False for labels in self.labels]) & known
@@ -64,7 +70,7 @@ class StudyMeans:
     def difference(self, concept: str) -> np.ndarray | None:
         """Mean with the concept minus mean without, float32 [d_model].
 
-        None where the concept is never present, or never absent, in studies with findings.
+        None where the concept is never present, or never absent, in studies with such tokens.
         """
         groups = self._groups(concept)
         return None if groups is None else groups[0].mean(axis=0) - groups[1].mean(axis=0)

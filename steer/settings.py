@@ -13,7 +13,7 @@ from maira_jax.processing.tokens import Kind
 from steer import directions
 
 UNITS = ("max_activation", "residual_norm", "raw")
-GENERATED = "generated"
+GENERATED, FRONTAL = "generated", "frontal"
 # Parts of a prompt by the names that `steer.positions` gives them.
 PARTS = {
     **{kind.name.lower(): (kind,) for kind in Kind if kind not in (Kind.PAD, Kind.FINDINGS, Kind.EOS, Kind.IMAGE_LAST)},
@@ -33,7 +33,8 @@ class Settings:
       arms: a selection of `directions.ARMS`.
       strengths: without 0, which is always there.
       unit: one of `UNITS`, see `directions.size`.
-      positions: what is edited: "generated" (every token that produces one), and names of `PARTS`.
+      positions: what is edited: "generated" (every token that produces one), names of `PARTS`, and "frontal" (of the
+        images only the first, the current frontal one).
       sae: a file of another autoencoder than the run's own, or "".
       manifest: a manifest of studies to steer instead of the held-out ones, or "".
       studies: at most so many studies, in the store's or the manifest's order.
@@ -83,7 +84,7 @@ class Settings:
             raise UserError(f"steer.name {values['name']!r} cannot name a folder: use letters, digits, '-' and '_'")
         if not all(map(math.isfinite, strengths)) or not any(strengths):
             raise UserError(f"steer.strengths {strengths} must be numbers, one of them not 0: change them")
-        for name, known in (("unit", UNITS), ("arms", directions.ARMS), ("positions", (GENERATED, *PARTS))):
+        for name, known in (("unit", UNITS), ("arms", directions.ARMS), ("positions", (GENERATED, FRONTAL, *PARTS))):
             given = (values[name],) if name == "unit" else lists[name]
             if set(given) - set(known) or not given:
                 raise UserError(f"steer.{name} {given} must be chosen from {', '.join(known)}: change it")
@@ -111,6 +112,14 @@ class Settings:
         """Whether any token of a prompt is edited, but for the last one."""
         return set(self.positions) != {GENERATED}
 
+    def taken(self, kinds: np.ndarray) -> np.ndarray:
+        """Which tokens of a study stand for those that are edited, bool: findings for generated ones."""
+        return self.edited(kinds) | ((kinds == Kind.FINDINGS) & self.generated)
+
     def edited(self, kinds: np.ndarray) -> np.ndarray:
         """Which tokens of prompts are edited, bool, the shape of `kinds` (of `Kind`)."""
-        return np.isin(kinds, [int(kind) for name in self.positions if name != GENERATED for kind in PARTS[name]])
+        found = np.isin(kinds, [int(kind) for name in self.positions for kind in PARTS.get(name, ())])
+        if FRONTAL in self.positions:
+            last = kinds == Kind.IMAGE_LAST
+            found |= np.isin(kinds, PARTS["image"]) & (np.cumsum(last, axis=-1) - last == 0)
+        return found

@@ -181,7 +181,11 @@ def _directions(settings: Settings, seed: int, workdir: Path, activations: Store
             f"{source} is of width {sae.d_model}, but the activations are of width {activations.d_model}: "
             "choose an autoencoder of these activations"
         )
-    means = StudyMeans.of(activations)
+    means = StudyMeans.of(activations, settings.taken)
+    if settings.unit == "residual_norm" and not means.residual_norm:
+        raise UserError(
+            f"{activations.directory} has no token of steer.positions to measure: choose another steer.unit"
+        )
     chosen = [] if settings.combinations and not (settings.features or settings.match) else catalogue.choose(
         settings.features, settings.match, settings.top
     )  # fmt: skip

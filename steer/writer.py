@@ -21,6 +21,7 @@ from steer.prompts import Prompts
 from steer.settings import Settings
 
 _MEASURED = 6  # tokens
+_LENGTHS = 4  # to which texts are cut when their surprise is measured, each a program
 SAID = {1.0: "There is {}.", -1.0: "There is no {}."}  # of a concept, for the arm "prompt"
 
 
@@ -168,7 +169,7 @@ class Writer:
         tokens, lengths, finite = (np.concatenate(pair, axis=1) for pair in zip(own, said, strict=True))
         if shape.first_layer is not None:
             prompts = self.read(studies, self._plain)
-        nats = np.asarray(generate.surprise(self.params, self.cfg, prompts, tokens, np.maximum(lengths, 1)))
+        nats = self._surprise(prompts, tokens, lengths)
         eos, decode = self.prompts.tokenizer.eos_id, self.prompts.tokenizer.decode
         return [
             [
@@ -177,6 +178,22 @@ class Writer:
             ]
             for s in range(len(studies))
         ]
+
+    def _surprise(self, prompts: Prefixes, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """See `generate.surprise`. Reports of about the same length are read together, cut to one of a few lengths."""
+        studies, n, longest = tokens.shape
+        step, together = -(-longest // _LENGTHS), self.shape.slots
+        order = np.argsort(lengths, axis=1, kind="stable")  # [studies, n]
+        nats = np.zeros((studies, n), np.float32)
+        for start in range(0, n, together):
+            ranks = np.minimum(np.arange(start, start + together), n - 1)
+            rows = order[:, ranks]  # [studies, together]
+            each = np.take_along_axis(lengths, rows, axis=1)
+            cut = min(-(-int(each.max()) // step) * step, longest)
+            texts = np.take_along_axis(tokens, rows[..., None], axis=1)[..., :cut]
+            found = generate.surprise(self.params, self.cfg, prompts, texts, each)
+            np.put_along_axis(nats, rows, np.asarray(found), axis=1)
+        return nats
 
     def measure(self, studies: Sequence[int]) -> "Measured":
         """Reads the prompts of studies and writes a few tokens in every place."""

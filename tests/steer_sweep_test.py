@@ -33,6 +33,7 @@ from steer import generate as programs
 from steer.directions import ARMS, members
 from steer.means import StudyMeans
 from steer.prompts import Prompts
+from steer.settings import Settings
 from steer.targets import Catalogue
 from steer.writer import Writer
 
@@ -224,7 +225,7 @@ def test_every_arm_changes_reports_and_nothing_recompiles(swept: tuple[Path, dic
     lines = lines_of(workdir)
     for arm in {line["settings"]["arm"] for line in lines} - {"none"}:
         assert any(line["steered"] != line["original"] for line in lines if line["settings"]["arm"] == arm), arm
-    used = (programs.read, programs.begin, programs.advance, programs.surprise)
+    used = (programs.read, programs.begin, programs.advance)
     before = [program._cache_size() for program in used]
     again = make_config()
     again.steer.update({"name": "again", "strengths": (1.0, 16.0)})
@@ -332,7 +333,7 @@ def test_what_labelled_studies_say(inputs: Path) -> None:
     from sae.activations import Store
 
     activations = Store.open(inputs / "activations")
-    means = StudyMeans.of(activations)
+    means = StudyMeans.of(activations, lambda kinds: kinds == Kind.FINDINGS)
     probe = means.probe("cardiomegaly")
     centred = means.means[:6] - means.means[:6].mean(axis=0)
     assert (np.sign(centred @ probe) == [1, -1] * 3).all()
@@ -342,6 +343,23 @@ def test_what_labelled_studies_say(inputs: Path) -> None:
     np.testing.assert_allclose(means.difference("cardiomegaly"), expected, atol=1e-6)
     assert means.difference("oedema") is None
     np.testing.assert_allclose(means.residual_norm, np.linalg.norm(x, axis=-1).mean(), rtol=1e-6)
+
+
+def test_positions_of_a_prompt() -> None:
+    B, I, L, N = Kind.BOILERPLATE, Kind.IMAGE, Kind.IMAGE_LAST, Kind.INDICATION  # noqa: E741
+    kinds = np.array([[Kind.PAD, Kind.BOS, I, I, L, B, I, I, L, N, B], [Kind.BOS, I, I, L, N, B, B, B, B, B, B]])
+    config = make_config()
+
+    def edited(*positions: str) -> list[str]:
+        config.steer.positions = positions
+        settings = Settings.from_section(config.steer)
+        assert settings.edits_prompt and not settings.generated
+        return ["".join("01"[int(here)] for here in row) for row in settings.edited(kinds)]
+
+    assert edited("image") == ["00111011100", "01110000000"]
+    assert edited("frontal") == ["00111000000", "01110000000"]
+    assert edited("indication", "frontal") == ["00111000010", "01111000000"]
+    assert edited("prompt") == ["01111111111", "11111111111"]
 
 
 @pytest.mark.parametrize(
