@@ -2,6 +2,7 @@
 
 sae_step   tokens/s of a training step: ours, dictionary_learning's, SAELens' and sparsify's
 recovery   true features recovered from synthetic activations: ours, dictionary_learning's and SAELens'
+exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 """
 
 import argparse
@@ -10,7 +11,7 @@ import sys
 
 from maira_jax.errors import UserError
 
-NAMES = ("sae_step", "recovery")
+NAMES = ("sae_step", "recovery", "exemplars")
 
 
 def main() -> int:
