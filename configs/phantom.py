@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sae, config.train = get_sae(), get_train()
     config.export = get_export()
     config.interpret, config.judge = get_interpret(), get_judge()
+    config.label = get_label()
     config.steer, config.evaluate = get_steer(), get_evaluate()
     config.atlas = get_atlas()
     return config
@@ -194,13 +195,25 @@ def get_interpret() -> ml_collections.ConfigDict:
     interpret.n_pool = 2048  # contexts of each split from which non-activating examples are drawn
     interpret.n_explain = 100  # activating train contexts that the explainer sees, and as many non-activating ones
     interpret.n_score = 50  # activating held-out contexts that it is scored on, and as many non-activating ones
+    interpret.features = ()  # only these are explained and scored; empty: all
     interpret.n_least = 20  # features with fewer activating contexts in a split are not scored
     interpret.n_prompt = 5  # examples in one detection prompt
+    interpret.n_control = 256  # controls of each arm: raw dimensions, features of a shuffled autoencoder
+    interpret.bootstrap = 1000  # resamples of the studies for each interval
     interpret.concept_sections = ("findings",)  # a study's score for a concept is taken over their tokens
     interpret.n_least_studies = 10  # concepts with fewer studies, with or without it, in a split are left out
     interpret.block_tokens = 4096  # tokens encoded at a time
     interpret.feature_batch = 256  # features explained and scored between two saved files
     return interpret
+
+
+def get_label() -> ml_collections.ConfigDict:
+    """How features are measured against the studies' labels, beside raw dimensions."""
+    label = ConfigDict()
+    label.sections = ("image",)  # a study is the activations of these sections' tokens
+    label.concepts = ()  # these labels; empty: all
+    label.block_tokens = 4096  # tokens encoded at a time
+    return label
 
 
 def get_judge() -> ml_collections.ConfigDict:

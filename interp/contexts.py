@@ -31,13 +31,15 @@ class Contexts:
     Attributes:
       start: int64 [n], first store row.
       length: int32 [n], rows.
-      study: int32 [n], index into the store's studies.
+      study: int32 [n], index into the store's studies; never falling.
+      position: int32 [n], place of the first token in the study's sequence; the others follow it.
       kind: int8 [n], of `Kind`; all tokens of a context share it.
     """
 
     start: np.ndarray
     length: np.ndarray
     study: np.ndarray
+    position: np.ndarray
     kind: np.ndarray
 
     def __len__(self) -> int:
@@ -52,6 +54,14 @@ class Contexts:
         length = self.length[chosen].astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum(length)])
         return np.arange(offsets[-1]) + np.repeat(self.start[chosen] - offsets[:-1], length), offsets
+
+    def section_runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """For every context the first and one past the last context of its study's section, int64 [n] each."""
+        changes = (np.diff(self.study, prepend=-1) != 0) | (np.diff(self.kind, prepend=-1) != 0)
+        begins = np.flatnonzero(changes)
+        ends = np.append(begins[1:], len(self))
+        lengths = ends - begins
+        return np.repeat(begins, lengths), np.repeat(ends, lengths)
 
 
 def cut(
@@ -75,7 +85,7 @@ def cut(
     n = len(study)
     if n == 0:
         empty = np.zeros(0, np.int32)
-        return Contexts(np.zeros(0, np.int64), empty, empty, np.zeros(0, np.int8))
+        return Contexts(np.zeros(0, np.int64), empty, empty, empty, np.zeros(0, np.int8))
     ends = np.array([piece.strip().endswith(_SENTENCE_ENDS) or piece == "\n" for piece in pieces])
     begins = np.array([not piece or piece[0].isspace() for piece in pieces])
     begins_here = np.ones(n, bool)
@@ -94,5 +104,6 @@ def cut(
         start.astype(np.int64),
         length.astype(np.int32),
         study[start].astype(np.int32),
+        position[start].astype(np.int32),
         kind[start].astype(np.int8),
     )

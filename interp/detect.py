@@ -1,9 +1,9 @@
 """Detection and fuzzing: can a judge tell from an explanation alone where in unseen contexts a feature fires?
 
 The protocols of Paulo et al., arXiv 2410.13928. Detection shows activating contexts from every decile and as many
-non-activating ones, and asks on which the feature fires. Fuzzing shows activating contexts, half of them with the
-activating tokens marked and half with as many others, and asks in which the marks are right. Both shuffled, five in a
-prompt, the answer a list of 0 and 1, and balanced, so that chance is 0.5.
+non-activating ones, half of them hard to tell from those, and asks on which the feature fires. Fuzzing shows activating
+contexts, half of them with the activating tokens marked and half with as many others, and asks in which the marks are
+right. Both shuffled, five in a prompt, the answer a list of 0 and 1, and balanced, so that chance is 0.5.
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from interp.exemplars import N_DECILES
+from interp.exemplars import KINDS, shown_silent
 from interp.explain import MARK_ABOVE, ImageAt, image_at, marked, shown_text
 from interp.judge import DetectTask, FuzzTask, Judge
+from interp.scores import Score, score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ScoringSet:
       images: for each the image that it is a part of, or None.
       truth: bool [n], whether the feature fires; or whether the marked tokens are the activating ones.
       decile: int [n], -1 where it does not fire.
+      source: int [n], the examples' kinds in `interp.exemplars.KINDS`.
+      study: int [n], which examples are of the same study.
     """
 
     feature: int
@@ -36,6 +39,8 @@ class ScoringSet:
     images: tuple[ImageAt | None, ...]
     truth: np.ndarray
     decile: np.ndarray
+    source: np.ndarray
+    study: np.ndarray
 
     def tasks(self, explanation: str, n_prompt: int) -> list[DetectTask | FuzzTask]:
         """The prompts, `n_prompt` examples each (the last may be shorter)."""
@@ -43,27 +48,6 @@ class ScoringSet:
         if self.kind is FuzzTask:
             return [FuzzTask(explanation, self.lines[part]) for part in parts]
         return [DetectTask(explanation, self.lines[part], self.images[part]) for part in parts]
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """Scores of one explanation.
-
-    Attributes:
-      accuracy, balanced_accuracy, precision, recall, f1: over the answered examples; a ratio without cases is 0.
-      by_decile: accuracy on the true examples of each decile, weakest first; None without answered examples.
-      n_examples: answered examples.
-      n_failed: examples without an answer; they count nowhere else.
-    """
-
-    accuracy: float
-    balanced_accuracy: float
-    precision: float
-    recall: float
-    f1: float
-    by_decile: tuple[float | None, ...]
-    n_examples: int
-    n_failed: int
 
 
 def detection_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int, seed: int) -> ScoringSet | str:
@@ -80,7 +64,7 @@ def detection_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int,
     """
     held_out = [row for row in rows if row["split"] == "held_out"]
     activating = [row for row in held_out if row["kind"] == "decile"]
-    silent = [row for row in held_out if row["kind"] == "random"]
+    silent = shown_silent(held_out, len(activating))
     if len(activating) < n_least:
         return f"active in fewer than {n_least} held-out contexts"
     if len(silent) < n_least:
@@ -98,7 +82,14 @@ def detection_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int,
         tuple(image_at(row) for row in kept),
         np.array([row["kind"] == "decile" for row in kept]),
         np.array([-1 if row["decile"] is None else row["decile"] for row in kept]),
+        *_origins(kept),
     )
+
+
+def _origins(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Kind and study of each row, as numbers. [n], [n]"""
+    kinds = np.array([KINDS.index(row["kind"]) for row in rows])
+    return kinds, np.unique([row["study_id"] for row in rows], return_inverse=True)[1]
 
 
 def fuzzing_set(feature: int, rows: Iterable[Mapping[str, Any]], seed: int) -> ScoringSet | None:
@@ -134,13 +125,14 @@ def fuzzing_set(feature: int, rows: Iterable[Mapping[str, Any]], seed: int) -> S
         marks = strong if right else elsewhere[rng.integers(len(elsewhere))]
         lines.append(marked(row["section"], row["tokens"], marks.tolist()))
     decile = np.array([row["decile"] for row, _, _ in kept])
-    return ScoringSet(feature, FuzzTask, tuple(lines), (None,) * n, truth, decile)
+    origins = _origins([row for row, _, _ in kept])
+    return ScoringSet(feature, FuzzTask, tuple(lines), (None,) * n, truth, decile, *origins)
 
 
 def run(
-    judge: Judge, sets: Sequence[ScoringSet], explanations: Sequence[str], n_prompt: int
+    judge: Judge, sets: Sequence[ScoringSet], explanations: Sequence[str], n_prompt: int, n_bootstrap: int, seed: int
 ) -> list[tuple[Score, float]]:
-    """Scores one explanation for each set; all sets are of the same kind.
+    """Scores one explanation for each set; all sets are of the same kind. `n_bootstrap` and `seed`: of the intervals.
 
     Returns:
       For each set its score, and what the judge's answers cost in US dollars.
@@ -157,37 +149,6 @@ def run(
             verdict = next(verdicts)
             cost += verdict.cost if verdict else 0.0
             answers += verdict.answers if verdict else (-1,) * len(task.examples)
-        scores.append((score(examples.truth, examples.decile, np.array(answers)), cost))
+        found = (examples.truth, examples.decile, examples.source, examples.study, np.array(answers))
+        scores.append((score(*found, n_bootstrap, seed), cost))
     return scores
-
-
-def score(truth: np.ndarray, decile: np.ndarray, answers: np.ndarray) -> Score:
-    """Compares answers with the truth.
-
-    Args:
-      truth: bool [n].
-      decile: int [n], -1 for non-activating examples.
-      answers: int [n]: 0, 1, or -1 for none.
-    """
-    answered = answers >= 0
-    yes, no = answered & truth, answered & ~truth
-    hits, false_alarms = int((answers[yes] == 1).sum()), int((answers[no] == 1).sum())
-    recall, specificity = _ratio(hits, yes.sum()), _ratio(no.sum() - false_alarms, no.sum())
-    by_decile = tuple(
-        float((answers[yes & (decile == d)] == 1).mean()) if (yes & (decile == d)).any() else None
-        for d in range(N_DECILES)
-    )
-    return Score(
-        accuracy=_ratio(hits + no.sum() - false_alarms, answered.sum()),
-        balanced_accuracy=(recall + specificity) / 2,
-        precision=_ratio(hits, hits + false_alarms),
-        recall=recall,
-        f1=_ratio(2 * hits, hits + false_alarms + yes.sum()),
-        by_decile=by_decile,
-        n_examples=int(answered.sum()),
-        n_failed=int((~answered).sum()),
-    )
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else 0.0

@@ -1,12 +1,17 @@
 """Chooses each feature's exemplars from the index and writes them, with their tokens, to a parquet file.
 
+Besides contexts in which it is active there are three kinds in which it is silent: random ones, contexts of its nearest
+other features, and other sentences of the same section in studies where it is active. The last two are hard to tell
+from the activating ones: they share words, or patient and place.
+
 Exemplars of the train split are shown to the explainer, exemplars of the held-out split to the scorer; studies are
 split by patient, so nothing that was explained is scored.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.contexts import SECTION_NAMES, Contexts
+from interp.corpus import Corpus
 from interp.index import SPLITS, Rows, SplitIndex, hashed
 from maira_jax.processing.tokens import Kind
 from maira_jax.run import files
@@ -22,8 +28,13 @@ from maira_jax.run.progress import progress
 from sae.autoencoder import Sae
 
 N_DECILES = 10
-KINDS = ("top", "decile", "random")
-TOP, DECILE, RANDOM = range(3)
+KINDS = ("top", "decile", "random", "nearest", "same study")
+TOP, DECILE, RANDOM, NEAREST, STUDY = range(5)
+SILENT_KINDS = KINDS[RANDOM:]
+# Of the non-activating contexts shown together, half are random and a quarter of each hard kind, if there are so many.
+HARD_SHARE = 4
+# Hard contexts are looked for among so many times as many candidates: in most of them the feature is active as well.
+_TRIED = 3
 # The largest array of gathered activations, in float32 elements (64 MiB).
 _GATHERED = 1 << 24
 
@@ -31,10 +42,7 @@ SCHEMA = pa.schema(
     [
         ("feature", pa.int32()),
         ("split", pa.string()),
-        (
-            "kind",
-            pa.string(),
-        ),  # strongest; uniform from an activation decile; random without activation
+        ("kind", pa.string()),  # one of `KINDS`
         ("decile", pa.int8()),  # 0 weakest to 9 strongest; null unless kind is "decile"
         ("study_id", pa.string()),
         ("section", pa.string()),
@@ -71,6 +79,15 @@ class Chosen:
     def take(self, rows: np.ndarray) -> "Chosen":
         return Chosen(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Chosen"]) -> "Chosen":
+        """The exemplars of all parts, in the order of the class."""
+        whole = cls(
+            *(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls))
+        )
+        # A stable sort: the strongest stay in falling order, the others in their random order.
+        return whole.take(np.lexsort((whole.decile, whole.kind, whole.split, whole.feature)))
+
 
 def choose(index: dict[str, SplitIndex], n_decile: dict[str, int], seed: int) -> Chosen:
     """Draws exemplars for every feature.
@@ -82,7 +99,7 @@ def choose(index: dict[str, SplitIndex], n_decile: dict[str, int], seed: int) ->
       seed: of the draw.
 
     Returns:
-      The strongest contexts, the contexts by decile (fewer where a decile holds fewer) and the non-activating ones.
+      The strongest contexts, the contexts by decile (fewer where a decile holds fewer) and random non-activating ones.
       No context is drawn twice for a feature within one split and kind.
     """
     parts = []
@@ -92,11 +109,7 @@ def choose(index: dict[str, SplitIndex], n_decile: dict[str, int], seed: int) ->
         parts.append(_part(feature, split, TOP, -1, found.top_context[feature, column]))
         parts.append(_by_decile(found, split, n_decile[name] // N_DECILES))
         parts.append(_non_activating(found, split, n_decile[name], seed))
-    joined = Chosen(
-        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Chosen))
-    )
-    # A stable sort: the strongest stay in falling order, the others in their random order.
-    return joined.take(np.lexsort((joined.decile, joined.kind, joined.split, joined.feature)))
+    return Chosen.joined(parts)
 
 
 def _part(feature: np.ndarray, split: int, kind: int, decile: np.ndarray | int, context: np.ndarray) -> Chosen:
@@ -152,22 +165,110 @@ def _non_activating(found: SplitIndex, split: int, count: int, seed: int) -> Cho
     return _part(np.concatenate(feature), split, RANDOM, -1, np.concatenate(context))
 
 
-def token_activations(
-    sae: Sae, store: Rows, contexts: Contexts, feature: np.ndarray, context: np.ndarray
-) -> np.ndarray:
+def hard_candidates(
+    index: dict[str, SplitIndex], similar: np.ndarray, contexts: Contexts, n_decile: dict[str, int], seed: int
+) -> Chosen:
+    """Contexts in which a feature may be silent although much speaks for it: those of its kinds that are hard to tell.
+
+    Args:
+      index: of every split.
+      similar: int32 [F, neighbours], each feature's nearest other features.
+      contexts: of the whole store.
+      n_decile: as for `choose`.
+      seed: of the draw.
+
+    Returns:
+      Contexts of the kinds `NEAREST` and `STUDY`, more than are wanted, in random order for each feature.
+    """
+    parts = []
+    for split, name in enumerate(SPLITS):
+        wanted = _TRIED * n_decile[name] // HARD_SHARE
+        for kind, pairs in (
+            (NEAREST, _of_neighbours(index[name], similar, wanted)),
+            (STUDY, _of_same_study(index[name], contexts, wanted, seed)),
+        ):
+            feature, context = _without_repeats(*pairs)
+            parts.append(_part(feature, split, kind, -1, context))
+    return Chosen.joined(parts)
+
+
+def _of_neighbours(found: SplitIndex, similar: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (feature, context): equally many sampled contexts of each of its neighbours."""
+    each = min(-(-wanted // max(similar.shape[1], 1)), found.sample_context.shape[1])
+    context = found.sample_context[similar, :each].swapaxes(1, 2)  # [F, each, neighbours]: the neighbours in turn
+    feature = np.broadcast_to(np.arange(len(similar))[:, None, None], context.shape)
+    real = (context >= 0) & (found.n_contexts > 0)[:, None, None]
+    return feature[real], context[real].astype(np.int64)
+
+
+def _of_same_study(found: SplitIndex, contexts: Contexts, wanted: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (feature, context): another context of the same study and section as each of its sampled ones."""
+    begin, end = contexts.section_runs()
+    feature, column = np.nonzero(found.sample_context[:, :wanted] >= 0)
+    active = found.sample_context[feature, column].astype(np.int64)
+    first, others = begin[active], end[active] - begin[active] - 1
+    # One of the others: the places from the active context on are moved by one.
+    place = first + (hashed(active, feature, seed + 2) * others).astype(np.int64)
+    place += place >= active
+    real = others > 0
+    return feature[real], place[real]
+
+
+def _without_repeats(feature: np.ndarray, context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    _, first = np.unique(feature * (context.max(initial=0) + 1) + context, return_index=True)
+    first.sort()
+    return feature[first], context[first]
+
+
+def silent_only(candidates: Chosen, active: np.ndarray, n_decile: dict[str, int]) -> Chosen:
+    """Of hard candidates those in which the feature is silent, at most as many of a kind as are wanted.
+
+    Args:
+      candidates: of `hard_candidates`.
+      active: bool [candidates].
+      n_decile: as for `choose`.
+    """
+    silent = candidates.take(np.flatnonzero(~active))
+    most = np.array([n_decile[name] // HARD_SHARE for name in SPLITS])[silent.split]
+    group = (silent.feature.astype(np.int64) * len(SPLITS) + silent.split) * len(KINDS) + silent.kind
+    within = np.arange(len(group)) - np.searchsorted(group, group)
+    return silent.take(np.flatnonzero(within < most))
+
+
+def shown_silent(rows: Iterable[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """The non-activating rows of a feature that are shown together: hard ones of each kind, the rest random.
+
+    Args:
+      rows: of `SCHEMA`, of one feature and split.
+      count: at most so many.
+    """
+    by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in (*KINDS[NEAREST:], KINDS[RANDOM])}
+    for row in rows:
+        if row["kind"] in by_kind:
+            by_kind[row["kind"]].append(row)
+    shown: dict[tuple[str, int], Mapping[str, Any]] = {}  # by place: a context may be of several kinds
+    for kind, found in by_kind.items():
+        most = count if kind == KINDS[RANDOM] else len(shown) + count // HARD_SHARE
+        for row in found:
+            if len(shown) < most:
+                shown.setdefault((row["study_id"], row["position"]), row)
+    return list(shown.values())
+
+
+def token_activations(sae: Sae, corpus: Corpus, feature: np.ndarray, context: np.ndarray) -> np.ndarray:
     """The activations of one feature on the tokens of one context, for many pairs of them.
 
     Only the encoder columns that are asked for are multiplied, so the cost is that of the exemplars.
 
     Args:
       sae: of raw activations.
-      store: the activations.
-      contexts: of the whole store.
+      corpus: the contexts and their activations.
       feature, context: [m].
 
     Returns:
       float32 [m, longest context], zeros past a context's end.
     """
+    store, contexts = corpus.store, corpus.contexts
     longest = int(contexts.length.max(initial=1))
     out = np.zeros((len(feature), longest), np.float32)
     batch = max(_GATHERED // (longest * sae.d_model), 1)
@@ -225,34 +326,40 @@ def _encode_pairs(
     return jnp.where(z > jnp.maximum(threshold, 0.0), z, 0.0)
 
 
-def write(
+def collect(
     path: Path,
-    chosen: Chosen,
-    activations: np.ndarray,
-    contexts: Contexts,
-    token_id: np.ndarray,
-    position: np.ndarray,
-    study_ids: Sequence[str],
-    pieces: Sequence[str],
-    n_features: int,
+    sae: Sae,
+    corpus: Corpus,
+    index: dict[str, SplitIndex],
+    similar: np.ndarray,
+    n_decile: dict[str, int],
+    seed: int,
     batch: int,
 ) -> None:
+    """Chooses every feature's exemplars, hard ones included, and writes them; arguments as for what it calls."""
+    tried = hard_candidates(index, similar, corpus.contexts, n_decile, seed)
+    active = (token_activations(sae, corpus, tried.feature, tried.context) > 0).any(axis=1)
+    chosen = Chosen.joined([choose(index, n_decile, seed), silent_only(tried, active, n_decile)])
+    rows = np.flatnonzero(chosen.kind < RANDOM)
+    values = token_activations(sae, corpus, chosen.feature[rows], chosen.context[rows])
+    write(path, chosen, values, corpus, sae.n_features, batch)
+
+
+def write(path: Path, chosen: Chosen, activations: np.ndarray, corpus: Corpus, n_features: int, batch: int) -> None:
     """Writes the exemplars, a row group for each `batch` of features.
 
     Args:
       path: of the parquet file.
       chosen: sorted by feature.
-      activations: float32 [active, longest context], a row for each exemplar that is not of kind "random", in order.
-      contexts: of the whole store.
-      token_id, position: [n_tokens], of the store.
-      study_ids: of the store's studies.
-      pieces: text of every token id.
+      activations: float32 [active, longest context], a row for each exemplar of kind "top" or "decile", in order.
+      corpus: the contexts and their tokens.
       n_features: of the autoencoder.
       batch: features a row group.
     """
-    place = np.concatenate([[0], np.cumsum(chosen.kind != RANDOM)])  # of each exemplar in `activations`
-    words = pa.array(pieces, pa.string())
-    names = pa.array(study_ids, pa.string())
+    contexts = corpus.contexts
+    place = np.concatenate([[0], np.cumsum(chosen.kind < RANDOM)])  # of each exemplar in `activations`
+    words = pa.array(corpus.pieces, pa.string())
+    names = corpus.studies["study_id"].combine_chunks()
     sections = pa.array([SECTION_NAMES[kind] for kind in Kind], pa.string())
     with (
         files.atomic_path(path) as temporary,
@@ -263,7 +370,7 @@ def write(
             part = chosen.take(np.arange(low, high))
             rows, offsets = contexts.rows(part.context)
             offsets = pa.array(offsets.astype(np.int32))
-            silent = part.kind == RANDOM
+            silent = part.kind >= RANDOM
             values = np.zeros((len(part), activations.shape[1]), np.float32)
             values[~silent] = activations[place[low] : place[high]]
             inside = np.arange(values.shape[1]) < contexts.length[part.context][:, None]
@@ -274,8 +381,8 @@ def write(
                 pa.array(part.decile, mask=part.decile < 0),
                 names.take(pa.array(contexts.study[part.context])),
                 sections.take(pa.array(contexts.kind[part.context])),
-                pa.array(position[contexts.start[part.context]], pa.int32()),
-                pa.ListArray.from_arrays(offsets, words.take(pa.array(token_id[rows]))),
+                pa.array(contexts.position[part.context]),
+                pa.ListArray.from_arrays(offsets, words.take(pa.array(corpus.token_id[rows]))),
                 pa.ListArray.from_arrays(offsets, pa.array(values[inside])),
                 pa.array(values.max(axis=1, initial=0)),
                 pa.array(values.argmax(axis=1).astype(np.int16), mask=silent),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from interp.contexts import SECTION_NAMES
+from interp.exemplars import shown_silent
 from maira_jax.processing.tokens import Kind
 
 # Tokens above this share of an example's largest activation are marked (delphi's choice).
@@ -97,7 +98,7 @@ class ExplainTask:
     Attributes:
       feature: its number.
       activating: contexts from every activation decile.
-      others: contexts in which it is silent.
+      others: contexts in which it is silent, of every kind.
     """
 
     feature: int
@@ -110,24 +111,17 @@ def image_at(row: Mapping[str, Any]) -> ImageAt | None:
     return ImageAt(row["study_id"], row["position"]) if row["section"] == IMAGE_SECTION else None
 
 
-def assemble(feature: int, rows: Iterable[Mapping[str, Any]]) -> ExplainTask:
-    """Builds a task from the exemplar rows of a feature; only rows of the train split are used.
+def assemble(feature: int, rows: Iterable[Mapping[str, Any]], n_silent: int) -> ExplainTask:
+    """Builds a task from the exemplar rows of a feature, `n_silent` of them silent; only train rows are used.
 
     The strongest contexts are left out: they are for readers; explanations made from them are too narrow.
     """
     shown = [row for row in rows if row["split"] == "train" and row["kind"] != "top"]
     largest = max((row["max_activation"] for row in shown), default=0.0) or 1.0
 
-    def examples(kind: str) -> tuple[Example, ...]:
-        return tuple(
-            Example(
-                row["section"],
-                tuple(row["tokens"]),
-                tuple(min(a / largest, 1.0) for a in row["activations"]),
-                image_at(row),
-            )
-            for row in shown
-            if row["kind"] == kind
-        )
+    def example(row: Mapping[str, Any]) -> Example:
+        activations = tuple(min(a / largest, 1.0) for a in row["activations"])
+        return Example(row["section"], tuple(row["tokens"]), activations, image_at(row))
 
-    return ExplainTask(feature, examples("decile"), examples("random"))
+    activating = tuple(example(row) for row in shown if row["kind"] == "decile")
+    return ExplainTask(feature, activating, tuple(map(example, shown_silent(shown, n_silent))))

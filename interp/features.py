@@ -1,8 +1,7 @@
-"""The results of interpretation: features.parquet and .jsonl, concepts.parquet, summary.json."""
+"""The results of interpretation: features.parquet and .jsonl, other tables, summary.json."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp import lens
 from interp.concepts import Fit, Labels
 from interp.contexts import SECTION_NAMES
-from interp.index import EDGES, SplitIndex
+from interp.exemplars import SILENT_KINDS
+from interp.index import SplitIndex, pooled
 from interp.judge import Judge
-from interp.lens import similar_features
-from maira_jax.processing.tokens import Kind
+from interp.summary import summarise
+from interp.truth import Descriptions
+from maira_jax.checkpoint.store import load_unembedding
+from maira_jax.processing.tokens import Kind, Tokenizer
 from maira_jax.run import files
 from sae.autoencoder import Sae
 
-GOOD_SCORE, CHANCE = 0.75, 0.5
-GOOD_F1 = 0.8
-_N_TOP_TOKENS, _N_SIMILAR = 8, 8
+_N_SIMILAR, _N_PROMOTED = 8, 8
 SECTIONS = tuple(dict.fromkeys(SECTION_NAMES[kind] for kind in Kind))
+
+_INTERVAL = pa.list_(pa.float64(), 2)
 
 SCHEMA = pa.schema(
     [
@@ -34,117 +37,254 @@ SCHEMA = pa.schema(
         ("prompt_version", pa.string()),
         ("cost", pa.float64()),  # US dollars; an answer that two features share counts for both
         ("detection", pa.float64()),  # balanced accuracy; chance is 0.5
+        ("detection_interval", _INTERVAL),
+        ("detection_random", pa.float64()),  # the same with random negatives alone, as published scores are
+        ("detection_random_interval", _INTERVAL),
+        ("detection_hard", pa.float64()),  # with the hard negatives alone
+        ("detection_hard_interval", _INTERVAL),
         ("accuracy", pa.float64()),
+        ("accuracy_interval", _INTERVAL),
         ("precision", pa.float64()),
+        ("precision_interval", _INTERVAL),
         ("recall", pa.float64()),
+        ("recall_interval", _INTERVAL),
         ("f1", pa.float64()),
+        ("f1_interval", _INTERVAL),
         ("by_decile", pa.list_(pa.float64())),  # accuracy on activating examples, weakest decile first
+        ("by_negative", pa.struct([(kind, pa.float64()) for kind in SILENT_KINDS])),  # accuracy on those of each kind
         ("n_examples", pa.int32()),
         ("n_failed", pa.int32()),
         ("control", pa.float64()),  # balanced accuracy of another feature's explanation on the same examples
+        ("control_random", pa.float64()),
+        ("control_hard", pa.float64()),
         ("fuzz", pa.float64()),  # balanced accuracy of telling right from wrong marks; null without contexts for it
+        ("fuzz_interval", _INTERVAL),
         ("fuzz_n_examples", pa.int32()),
         ("fuzz_n_failed", pa.int32()),
+        ("explanation_group", pa.int32()),  # the first feature whose explanation says nearly the same
         ("density", pa.float64()),  # share of the tokens on which it is active
+        ("mean_position", pa.float64()),  # of those tokens in their studies' sequences, from 0
         ("max_activation", pa.float64()),
         ("n_contexts_train", pa.int64()),
         ("n_contexts_held_out", pa.int64()),
         ("histogram", pa.list_(pa.int64())),  # peaks of activating contexts; edges in summary.json
         ("sections", pa.struct([(name, pa.float64()) for name in SECTIONS])),  # share of its active tokens
+        ("kinds", pa.struct([(kind.name.lower(), pa.float64()) for kind in Kind])),  # the same by kind of token
         ("top_tokens", pa.list_(pa.string())),
+        (
+            "promoted",
+            pa.list_(pa.string()),
+        ),  # tokens whose logits the decoder row raises most; null without a language head
+        ("promoted_logit", pa.list_(pa.float64())),  # for a row of length 1, before the final norm's division
+        ("suppressed", pa.list_(pa.string())),
+        ("suppressed_logit", pa.list_(pa.float64())),
         ("group", pa.int16()),  # of the Matryoshka prefixes, 0 is in all of them
+        ("parent", pa.int32()),  # the feature of a narrower prefix that it splits off from; null without one
+        ("parent_share", pa.float64()),  # of its contexts, those in which the parent is active
+        ("children", pa.list_(pa.int32())),
         ("similar", pa.list_(pa.int32())),  # by cosine of the decoder rows
         ("similar_cosine", pa.list_(pa.float64())),
+        ("coactive", pa.list_(pa.int32())),  # by correlation of activity over the sampled contexts
+        ("coactive_correlation", pa.list_(pa.float64())),
         ("concept", pa.string()),  # the labelled concept that it detects best, above chance, on the train studies
         ("concept_f1", pa.float64()),  # on the held-out studies
+        (
+            "true_description",
+            pa.list_(pa.string()),
+        ),  # statements of which one mostly holds where it is active, if known
+        ("true_f1", pa.float64()),  # of that description, on held-out contexts, half of them activating
     ]
 )
 
 
-def top_tokens(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The peak tokens of a feature's train exemplars, by the sum of their activations."""
-    weight: Counter[str] = Counter()
-    for row in rows:
-        if row["split"] == "train" and row["peak"] is not None:
-            weight[row["tokens"][row["peak"]].strip()] += row["max_activation"]
-    return [token for token, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:_N_TOP_TOKENS]]
+CONTROL_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("direction", pa.string()),  # of the raw dimensions: sign and number
+        ("matched", pa.int32()),  # the feature that has its density
+        ("density", pa.float64()),
+        ("label", pa.string()),
+        ("explanation", pa.string()),
+        ("reason", pa.string()),
+        ("cost", pa.float64()),
+        ("detection", pa.float64()),
+        ("detection_interval", _INTERVAL),
+        ("detection_random", pa.float64()),
+        ("detection_hard", pa.float64()),
+        ("n_examples", pa.int32()),
+        ("n_failed", pa.int32()),
+    ]
+)
+# Column -> measure of `interp.scores.Score`.
+_MEASURES = {
+    "detection": "balanced_accuracy",
+    "detection_random": "against_random",
+    "detection_hard": "against_hard",
+    **{name: name for name in ("accuracy", "precision", "recall", "f1")},
+}
+
+
+def tables(
+    known: Mapping[str, Any],
+    judge: Judge,
+    explained: Sequence[Mapping[str, Any]],
+    scored: Sequence[Mapping[str, Any]],
+    controls: Sequence[Mapping[str, Any]],
+) -> dict[str, pa.Table]:
+    """The tables "features" and "controls".
+
+    Args:
+      known: columns that need no judge: of `statistics`, `promoted_tokens`, `detected`, and `described` if there are.
+      judge: of the explanations.
+      explained, scored: a record a feature.
+      controls: a record a control.
+    """
+    unknown = dict.fromkeys(("true_description", "true_f1"), [None] * len(scored))
+    columns = {
+        "features": unknown | dict(known) | _judged(judge, explained, scored),
+        "controls": _control_columns(controls),
+    }
+    return {
+        name: pa.Table.from_arrays([pa.array(columns[name][field.name], field.type) for field in schema], schema=schema)
+        for name, schema in (("features", SCHEMA), ("controls", CONTROL_SCHEMA))
+    }
 
 
 def write(
-    out: Path,
-    sae: Sae,
-    judge: Judge,
-    index: Mapping[str, SplitIndex],
-    explained: Sequence[Mapping[str, Any]],
-    scored: Sequence[Mapping[str, Any]],
-    labels: Labels,
-    fit: Fit,
-    concept_table: pa.Table,
-    concepts_left_out: Mapping[str, str],
+    out: Path, found: Mapping[str, pa.Table | None], left_out: Mapping[str, str], judge: Judge, n_bootstrap: int
 ) -> None:
-    """Writes the four files into the stage's folder `out`; `explained` and `scored` have a record a feature."""
-    columns = _statistics(sae, index) | _judged(judge, explained, scored) | _concepts(labels, fit)
-    table = pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
-    with files.atomic_path(out / "features.parquet") as path:
-        pq.write_table(table, path)
+    """Writes the stage's results into its folder `out`.
+
+    Args:
+      out: the folder.
+      found: the tables "features", "controls", "concepts" (see `interp.concepts`) and "statements" (see `interp.truth`;
+        None where nobody knows).
+      left_out: concepts that are not in their table, and why.
+      judge: of the explanations.
+      n_bootstrap: resamples for the intervals of means.
+    """
+    for name, table in found.items():
+        if table is not None:
+            with files.atomic_path(out / f"{name}.parquet") as path:
+                pq.write_table(table, path)
     with files.atomic_path(out / "features.jsonl") as path, path.open("w") as file:
-        for row in table.to_pylist():
+        for row in found["features"].to_pylist():
             file.write(json.dumps(row) + "\n")
-    with files.atomic_path(out / "concepts.parquet") as path:
-        pq.write_table(concept_table, path)
-    files.write_json(out / "summary.json", summarise(table, concept_table, concepts_left_out, judge))
+    files.write_json(out / "summary.json", summarise(found, left_out, judge, n_bootstrap))
 
 
-def _statistics(sae: Sae, index: Mapping[str, SplitIndex]) -> dict[str, Any]:
-    """Columns that need no judge."""
-    train, held_out = index["train"], index["held_out"]
+def statistics(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
+    """Columns that need the pass over the tokens and the autoencoder alone."""
+    train, held_out = found["train"], found["held_out"]
     by_kind = train.n_tokens + held_out.n_tokens  # [F, kinds]
     active = by_kind.sum(1)
+    share = by_kind / np.maximum(active, 1)[:, None]
     by_section = {
-        name: by_kind[:, [int(kind) for kind in Kind if SECTION_NAMES[kind] == name]].sum(1) / np.maximum(active, 1)
-        for name in SECTIONS
+        name: share[:, [int(kind) for kind in Kind if SECTION_NAMES[kind] == name]].sum(1) for name in SECTIONS
     }
-    similar, cosine = similar_features(np.asarray(sae.params["W_dec"]), _N_SIMILAR)
+    pool = pooled(dict(found))
+    group = np.repeat(np.arange(len(sae.group_sizes)), sae.group_sizes)
+    similar, cosine = lens.nearest(np.asarray(sae.params["W_dec"]), _N_SIMILAR)
+    coactive, correlation = lens.nearest(lens.activity(pool), _N_SIMILAR)
+    together = correlation > 0
+    parent, parent_share = lens.parents(pool, group)
+    children: list[list[int]] = [[] for _ in group]
+    for child in np.flatnonzero(parent >= 0).tolist():
+        children[parent[child]].append(child)
+    position = (train.position_sum + held_out.position_sum) / np.maximum(active, 1)
     return {
         "feature": np.arange(sae.n_features),
         "density": active / (train.total_tokens + held_out.total_tokens),
+        "mean_position": [float(p) if n else None for p, n in zip(position, active, strict=True)],
         "max_activation": np.maximum(train.top_peak[:, 0], held_out.top_peak[:, 0]).astype(np.float64),
         "n_contexts_train": train.n_contexts,
         "n_contexts_held_out": held_out.n_contexts,
         "histogram": (train.histogram + held_out.histogram).tolist(),
-        "sections": [{name: float(share[i]) for name, share in by_section.items()} for i in range(sae.n_features)],
-        "group": np.repeat(np.arange(len(sae.group_sizes)), sae.group_sizes),
+        "sections": [{name: float(column[i]) for name, column in by_section.items()} for i in range(sae.n_features)],
+        "kinds": [{kind.name.lower(): float(row[int(kind)]) for kind in Kind} for row in share],
+        "group": group,
+        "parent": [int(p) if p >= 0 else None for p in parent],
+        "parent_share": [float(s) if p >= 0 else None for p, s in zip(parent, parent_share, strict=True)],
+        "children": children,
         "similar": similar.tolist(),
         "similar_cosine": cosine.astype(np.float64).tolist(),
+        "coactive": [row[mask].tolist() for row, mask in zip(coactive, together, strict=True)],
+        "coactive_correlation": [
+            row[mask].astype(np.float64).tolist() for row, mask in zip(correlation, together, strict=True)
+        ],
     }
+
+
+def promoted_tokens(workdir: Path, sae: Sae, site: str) -> dict[str, Any]:
+    """Columns of the logit lens; null for autoencoders of other places than the language model's residual stream."""
+    names = ("promoted", "promoted_logit", "suppressed", "suppressed_logit")
+    if not site.startswith("language."):
+        return {name: [None] * sae.n_features for name in names}
+    found = lens.promoted(np.asarray(sae.params["W_dec"]), *load_unembedding(workdir / "model"), _N_PROMOTED)
+    tokenizer = Tokenizer.from_dir(workdir / "model")
+    columns = [
+        [tokenizer.pieces(row) for row in part]
+        if np.issubdtype(part.dtype, np.integer)
+        else part.astype(float).tolist()
+        for part in found
+    ]
+    return dict(zip(names, columns, strict=True))
 
 
 def _judged(
     judge: Judge, explained: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    def scores(name: str, arm: str = "score") -> list[Any]:
-        return [record[arm][name] if record[arm] else None for record in scored]
-
     return {
         "label": [record["label"] for record in explained],
         "explanation": [record["text"] for record in explained],
+        "explanation_group": [i if i >= 0 else None for i in lens.alike([r["text"] for r in explained]).tolist()],
         "top_tokens": [record["top_tokens"] for record in explained],
         "reason": [record["reason"] for record in scored],
         "judge": [judge.name] * len(scored),
         "prompt_version": [judge.prompt_version] * len(scored),
         "cost": [a["cost"] + b["cost"] for a, b in zip(explained, scored, strict=True)],
-        "detection": scores("balanced_accuracy"),
-        "control": scores("balanced_accuracy", "control"),
-        "fuzz": scores("balanced_accuracy", "fuzz"),
-        "fuzz_n_examples": scores("n_examples", "fuzz"),
-        "fuzz_n_failed": scores("n_failed", "fuzz"),
-    } | {
-        name: scores(name) for name in ("accuracy", "precision", "recall", "f1", "by_decile", "n_examples", "n_failed")
+        "control": _of([record["control"] for record in scored], "balanced_accuracy"),
+        "control_random": _of([record["control"] for record in scored], "against_random"),
+        "control_hard": _of([record["control"] for record in scored], "against_hard"),
+        "fuzz": _of([record["fuzz"] for record in scored], "balanced_accuracy"),
+        "fuzz_interval": _intervals([record["fuzz"] for record in scored], "balanced_accuracy"),
+        "fuzz_n_examples": _of([record["fuzz"] for record in scored], "n_examples"),
+        "fuzz_n_failed": _of([record["fuzz"] for record in scored], "n_failed"),
+    } | _score_columns([record["score"] for record in scored])
+
+
+def _score_columns(scores: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    plain = ("by_decile", "by_negative", "n_examples", "n_failed")
+    return (
+        {column: _of(scores, measure) for column, measure in _MEASURES.items()}
+        | {f"{column}_interval": _intervals(scores, measure) for column, measure in _MEASURES.items()}
+        | {name: _of(scores, name) for name in plain}
+    )
+
+
+def _of(scores: Sequence[Mapping[str, Any] | None], name: str) -> list[Any]:
+    return [score[name] if score else None for score in scores]
+
+
+def _intervals(scores: Sequence[Mapping[str, Any] | None], measure: str) -> list[Any]:
+    return [score["intervals"].get(measure) if score else None for score in scores]
+
+
+def _control_columns(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    own = {name: [record[name] for record in controls] for name in CONTROL_SCHEMA.names[:8]}
+    return own | _score_columns([record["score"] for record in controls])
+
+
+def described(found: Descriptions) -> dict[str, Any]:
+    """Columns of what features truly detect."""
+    return {
+        "true_description": [list(names) or None for names in found.statements],
+        "true_f1": [float(f1) if np.isfinite(f1) else None for f1 in found.f1],
     }
 
 
-def _concepts(labels: Labels, fit: Fit) -> dict[str, Any]:
-    """The concept that each feature detects best: by train F1 above that of saying yes to every study.
+def detected(labels: Labels, fit: Fit) -> dict[str, Any]:
+    """Columns of the concept that each feature detects best: by train F1 above that of saying yes to every study.
 
     Without that, every feature would be said to detect the most frequent concept.
     """
@@ -157,49 +297,3 @@ def _concepts(labels: Labels, fit: Fit) -> dict[str, Any]:
         "concept": [labels.concepts[c] if ok else None for c, ok in zip(best, found, strict=True)],
         "concept_f1": [float(fit.f1[c, i]) if ok else None for i, (c, ok) in enumerate(zip(best, found, strict=True))],
     }
-
-
-def summarise(
-    table: pa.Table, concept_table: pa.Table, concepts_left_out: Mapping[str, str], judge: Judge
-) -> dict[str, Any]:
-    """The content of summary.json."""
-    detection, control, fuzz = (
-        np.array([score for score in table[name].to_pylist() if score is not None])
-        for name in ("detection", "control", "fuzz")
-    )
-    usage = judge.usage()
-    reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
-    found = concept_table.select(["concept", "feature", "f1"]).to_pylist()
-    return {
-        "judge": judge.name,
-        "prompt_version": judge.prompt_version,
-        "cost": usage.get("cost", 0.0),
-        "usage": usage,
-        "features": table.num_rows,
-        "alive": sum(density > 0 for density in table["density"].to_pylist()),
-        "scored": len(detection),
-        "not_scored": dict(sorted(reasons.items())),
-        "above_075": int((detection > GOOD_SCORE).sum()),
-        "below_05": int((detection < CHANCE).sum()),
-        "median": _median(detection),
-        "examples_failed": sum(n or 0 for name in ("n_failed", "fuzz_n_failed") for n in table[name].to_pylist()),
-        "fuzz": {"scored": len(fuzz), "above_075": int((fuzz > GOOD_SCORE).sum()), "median": _median(fuzz)},
-        "control": {
-            "what": "every feature scored with another feature's explanation",
-            "scored": len(control),
-            "above_075": int((control > GOOD_SCORE).sum()),
-            "mean": float(control.mean()) if len(control) else None,
-            "median": _median(control),
-        },
-        "concepts": {
-            "tested": len(found),
-            "f1_08": sum(row["f1"] >= GOOD_F1 for row in found),
-            "found": [row["concept"] for row in found if row["f1"] >= GOOD_F1],
-            "left_out": dict(concepts_left_out),
-        },
-        "histogram_edges": EDGES.tolist(),
-    }
-
-
-def _median(values: np.ndarray) -> float | None:
-    return float(np.median(values)) if len(values) else None

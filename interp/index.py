@@ -1,7 +1,9 @@
 """The exemplar index: one pass over an activation store that finds, for every feature, where it is active.
 
 The pass keeps, for each feature and each split, its strongest contexts, a uniform sample of its activating contexts,
-counts and a histogram. Memory depends on features and exemplars, not on tokens. Uniform sampling is by random
+counts and a histogram. Memory depends on features and exemplars, not on tokens: for each feature and split 8 bytes a
+strongest context, 12 a sampled one, 1 a context of the pool and about 250 of counters, on the device; beside them the
+autoencoder and a few blocks of tokens x features. Uniform sampling is by random
 priority: every (context, feature) pair has a hash, and the activating contexts with the largest hashes are a uniform
 sample, whatever the order or the block size of the pass.
 """
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interp.contexts import Contexts
+from maira_jax.errors import UserError
 from maira_jax.processing.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
@@ -28,6 +31,10 @@ EDGES = 2.0 ** (np.arange(-20, 29) / 2)
 N_KINDS = len(Kind)
 _STUDIES_PER_BLOCK = 64
 _BLOCKS_PER_READ = 16
+
+# Counters are int32 on the device; before one could overflow, all are added to int64 ones of the host.
+_MOST = 2**31 - 1
+_COUNTERS = ("n_contexts", "n_tokens", "position_sum", "above")
 
 State = dict[str, jax.Array]
 
@@ -47,7 +54,7 @@ class IndexConfig:
       n_top: strongest contexts kept for each feature and split.
       n_sample: size of the uniform sample of activating contexts for each feature and split.
       n_pool: contexts of each split whose activity is kept for all features; non-activating ones are drawn from them.
-      block_tokens: tokens encoded at a time.
+      block_tokens: tokens encoded at a time, at most 2^15.
       seed: of the samples.
     """
 
@@ -72,6 +79,7 @@ class SplitIndex:
       sample_context, sample_peak: [F, n_sample], in random order, empty places last.
       n_contexts: int64 [F], contexts in which the feature is active.
       n_tokens: int64 [F, kinds], tokens on which it is active, by kind.
+      position_sum: int64 [F], of those tokens' places in their studies' sequences.
       histogram: int64 [F, len(EDGES) + 1], peak activations of the activating contexts.
       pool: int64 [n_pool], context numbers.
       pool_active: bool [n_pool, F].
@@ -84,6 +92,7 @@ class SplitIndex:
     sample_peak: np.ndarray
     n_contexts: np.ndarray
     n_tokens: np.ndarray
+    position_sum: np.ndarray
     histogram: np.ndarray
     pool: np.ndarray
     pool_active: np.ndarray
@@ -136,17 +145,32 @@ def build(
         pool_slot[pool] = np.arange(len(pool), dtype=np.int32)
     counts_for_study = np.isin(contexts.kind, [int(kind) for kind in study_kinds])
     states = [_empty_state(cfg, sae.n_features) for _ in SPLITS]
+    counters = [{name: np.asarray(state[name], np.int64) for name in _COUNTERS} for state in states]
     threshold = jnp.float32(sae.threshold)
+    last = int((contexts.position + contexts.length).max(initial=1))
+    if last > 2**16:
+        raise UserError(f"a study has {last} tokens, and exemplars can be found in at most {2**16}: shorten it")
+    drain_after = max(_MOST // (cfg.block_tokens * last), 1)
     with progress(total=int(contexts.length.sum()), unit="tok", desc="interpret: exemplars") as bar:
-        for split, chosen, x in _blocks(store, contexts, context_split, cfg):
+        for number, (split, chosen, x) in enumerate(_blocks(store, contexts, context_split, cfg), 1):
             block, studies = _block_arrays(contexts, chosen, cfg, pool_slot, counts_for_study)
             states[split], peak = _update(states[split], sae.params, threshold, x, block, cfg)
             study_peak[studies] = np.maximum(study_peak[studies], np.asarray(peak)[: len(studies)])
+            if number % drain_after == 0:
+                states = [_drain(state, total) for state, total in zip(states, counters, strict=True)]
             bar.update(int(contexts.length[chosen].sum()))
+    states = [_drain(state, total) for state, total in zip(states, counters, strict=True)]
     return {
-        name: _to_host(states[split], pools[split], contexts.length[context_split == split], cfg.n_pool)
+        name: _to_host(states[split], counters[split], pools[split], contexts.length[context_split == split])
         for split, name in enumerate(SPLITS)
     }
+
+
+def _drain(state: State, total: dict[str, np.ndarray]) -> State:
+    """Adds the device's counters to `total`, in place, and gives the state with counters of zero."""
+    for name in _COUNTERS:
+        total[name] += np.asarray(state[name])
+    return state | {name: jnp.zeros_like(state[name]) for name in _COUNTERS}
 
 
 def _choose_pool(candidates: np.ndarray, cfg: IndexConfig, split: int) -> np.ndarray:
@@ -197,6 +221,7 @@ def _block_arrays(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Index arrays of a block, padded with out-of-range numbers, which segment operations drop, and its studies."""
     length = contexts.length[chosen]
+    rows, _ = contexts.rows(chosen)
     studies, study_slot = np.unique(contexts.study[chosen], return_inverse=True)
 
     def padded(values: np.ndarray, size: int, fill: int) -> np.ndarray:
@@ -208,6 +233,9 @@ def _block_arrays(
     return {
         "slot": padded(np.repeat(np.arange(len(chosen)), length), cfg.block_tokens, n),
         "kind": padded(np.repeat(contexts.kind[chosen], length), cfg.block_tokens, -1),
+        "position": padded(
+            rows - np.repeat(contexts.start[chosen] - contexts.position[chosen], length), cfg.block_tokens, 0
+        ),
         "context": padded(chosen, n, -1),
         "study": padded(
             np.where(counts_for_study[chosen], study_slot, _STUDIES_PER_BLOCK),
@@ -227,6 +255,7 @@ def _empty_state(cfg: IndexConfig, n_features: int) -> State:
         "sample_context": jnp.full((n_features, cfg.n_sample), -1, jnp.int32),
         "n_contexts": jnp.zeros(n_features, jnp.int32),
         "n_tokens": jnp.zeros((N_KINDS, n_features), jnp.int32),
+        "position_sum": jnp.zeros(n_features, jnp.int32),
         "above": jnp.zeros((len(EDGES), n_features), jnp.int32),
         "pool_active": jnp.zeros((cfg.n_pool, n_features), bool),
     }
@@ -257,7 +286,15 @@ def _update(
     # segment_max gives -inf for an empty segment: padding, and studies without a counted token.
     peak = jnp.maximum(jax.ops.segment_max(f, block["slot"], cfg.block_contexts, indices_are_sorted=True), 0.0)
     study_peak = jnp.maximum(jax.ops.segment_max(peak, block["study"], _STUDIES_PER_BLOCK), 0.0)
-    by_kind = jax.nn.one_hot(block["kind"], N_KINDS, axis=0)  # [kinds, tokens]; padding is a zero column
+    # [kinds + 2, tokens]; padding is a zero column. All numbers are below 256 and the sums below 2^24, so that the
+    # product is exact in any precision that a device may choose for it.
+    per_token = jnp.concatenate(
+        [
+            jax.nn.one_hot(block["kind"], N_KINDS, axis=0),
+            jnp.where(block["kind"] < 0, 0, jnp.stack([block["position"] % 256, block["position"] // 256])),
+        ]
+    )
+    sums = jnp.round(per_token @ (f > 0).astype(jnp.float32)).astype(jnp.int32)  # [kinds + 2, F]
     peak = peak.T  # [F, contexts]
     active = peak > 0
     feature = jnp.arange(peak.shape[0])[:, None]
@@ -275,7 +312,8 @@ def _update(
         ),
     )
     new["n_contexts"] += active.sum(1, dtype=jnp.int32)
-    new["n_tokens"] += jnp.round(by_kind @ (f > 0).astype(jnp.float32)).astype(jnp.int32)
+    new["n_tokens"] += sums[:N_KINDS]
+    new["position_sum"] += sums[N_KINDS] + 256 * sums[N_KINDS + 1]
     edges = jnp.asarray(EDGES, jnp.float32)
     new["above"] += jax.lax.map(lambda edge: (peak > edge).sum(1, dtype=jnp.int32), edges)
     new["pool_active"] = state["pool_active"].at[block["pool"]].set(active.T, mode="drop")
@@ -290,10 +328,10 @@ def _keep_largest(
     return kept, tuple(jnp.take_along_axis(jnp.concatenate(pair, axis=1), order, axis=1) for pair in values)
 
 
-def _to_host(state: State, pool: np.ndarray, lengths: np.ndarray, n_pool: int) -> SplitIndex:
-    host = {name: np.asarray(value) for name, value in state.items()}
-    n_contexts = host["n_contexts"].astype(np.int64)
-    above = np.concatenate([n_contexts[None], host["above"].astype(np.int64)])  # contexts above each lower bin edge
+def _to_host(state: State, counters: dict[str, np.ndarray], pool: np.ndarray, lengths: np.ndarray) -> SplitIndex:
+    host = {name: np.asarray(value) for name, value in state.items()} | counters
+    n_contexts = host["n_contexts"]
+    above = np.concatenate([n_contexts[None], host["above"]])  # contexts above each lower bin edge
     histogram = above - np.concatenate([above[1:], np.zeros_like(above[:1])])
     return SplitIndex(
         top_context=host["top_context"],
@@ -301,13 +339,19 @@ def _to_host(state: State, pool: np.ndarray, lengths: np.ndarray, n_pool: int) -
         sample_context=host["sample_context"],
         sample_peak=host["sample_peak"],
         n_contexts=n_contexts,
-        n_tokens=host["n_tokens"].T.astype(np.int64),
+        n_tokens=host["n_tokens"].T,
+        position_sum=host["position_sum"],
         histogram=histogram.T,
         pool=pool.astype(np.int64),
         pool_active=host["pool_active"][: len(pool)],
         total_contexts=len(lengths),
         total_tokens=int(lengths.sum()),
     )
+
+
+def pooled(found: dict[str, SplitIndex]) -> np.ndarray:
+    """Which feature is active in which context of either split's pool, bool [contexts, F]."""
+    return np.concatenate([found[split].pool_active for split in SPLITS])
 
 
 def save(path: Path, found: dict[str, SplitIndex]) -> None:

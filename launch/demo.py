@@ -48,7 +48,7 @@ def summary(workdir: Path, sweep: str) -> str:
     on, off, none = (_percent(rates[name]["rate"]) for name in ("on_target", "off_target", "no_change"))
     return (
         f"\nSAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}\n"
-        f"Features: {interp['scored']} scored, {interp['above_075']} above 0.75; "
+        f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75; "
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
         f"Steering: on target {on}, off target {off}, no change {none}\n"
         f"Atlas: {(workdir / 'atlas' / 'index.html').resolve()}"

@@ -18,6 +18,11 @@ _main.define_shortcut(
     "Stop before this run directory has cost more US dollars; a higher one goes on. Sets judge.max_cost.",
     lambda text: {"judge.max_cost": float(text)},
 )
+_main.define_shortcut(
+    "features",
+    "Explain and score only these, e.g. 12,99. Sets interpret.features.",
+    lambda text: {"interpret.features": tuple(int(number) for number in text.split(","))},
+)
 
 if __name__ == "__main__":
     _main.main(interpret.run, __doc__ or "", reads=("seed", "studies", "interpret", "judge"))

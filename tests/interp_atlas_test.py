@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from interp import atlas, interpret
+from interp import atlas, exemplars, interpret
 from interp.atlas.data import AtlasConfig, gather
 from maira_jax.errors import UserError
 from maira_jax.run import files
@@ -151,7 +151,7 @@ def test_page_holds_every_feature_and_the_judges_name(run_dir):
     assert data["summary"]["judge"] == "offline judge (no language model)"
     assert {row["concept"] for row in data["concepts"]} >= {"communication", "pneumothorax"}
     assert data["steering"] is None and data["evaluation"] is None
-    assert data["run"]["stages"] == {"export": False, "steer": False, "evaluation": False}
+    assert data["run"]["stages"] == {"export": False, "label": False, "steer": False, "evaluation": False}
     first, counts = data["features"]["histogram"][0]
     whole = table[0]["histogram"]
     assert sum(counts) == sum(whole) and counts == whole[first : first + len(counts)] and counts[0] and counts[-1]
@@ -161,6 +161,7 @@ def test_contexts_are_those_of_the_exemplars(run_dir):
     data = data_of(Page(page_of(run_dir)[0]))
     rows = pq.read_table(run_dir / "interp" / "exemplars.parquet").to_pylist()
     words = data["exemplars"]["tokens"]
+    silent = exemplars.SILENT_KINDS
     known = {
         (row["feature"], row["kind"], row["study_id"], tuple(row["tokens"])): row
         for row in rows
@@ -168,7 +169,7 @@ def test_contexts_are_those_of_the_exemplars(run_dir):
     }
     for feature, contexts in data["exemplars"]["contexts"].items():
         kinds = [context[0] for context in contexts]
-        assert kinds.count("top") <= 6 and kinds.count("random") <= 3
+        assert kinds.count("top") <= 6 and all(kinds.count(kind) <= 3 for kind in silent)
         deciles = [context[1] for context in contexts if context[0] == "decile"]
         assert len(set(deciles)) == len(deciles) and (deciles == [] or max(deciles) <= 9)
         said = [(context[0], tuple(context[4])) for context in contexts]
@@ -176,7 +177,7 @@ def test_contexts_are_those_of_the_exemplars(run_dir):
         for kind, _, section, study, tokens, percents in contexts:
             row = known[int(feature), kind, study, tuple(words[t] for t in tokens)]
             assert row["section"] == section
-            assert (percents == []) == (kind == "random")
+            assert (percents == []) == (kind in silent)
             if percents:
                 assert percents[row["peak"]] == max(percents)
 

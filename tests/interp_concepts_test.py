@@ -1,4 +1,4 @@
-"""Concept tables against trying every threshold, and similar features against a loop."""
+"""Concept tables against trying every threshold."""
 
 import json
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from interp import concepts
-from interp.lens import similar_features
 
 
 def slow_f1(score, value, threshold):
@@ -68,19 +67,6 @@ def test_labels_from_json_keep_unknown_apart():
     np.testing.assert_array_equal(labels.known, [[False, True], [True, True], [False, False]])
     np.testing.assert_array_equal(labels.value, [[False, True], [False, False], [False, False]])
     assert concepts.Labels.from_json(["{}", "{}"]).value.shape == (2, 0)
-
-
-def test_similar_features_equal_a_loop():
-    rng = np.random.default_rng(1)
-    w_dec = rng.normal(size=(1030, 6)).astype(np.float32)  # more than one block of rows
-    features, cosines = similar_features(w_dec, 3)
-    unit = w_dec / np.linalg.norm(w_dec, axis=1, keepdims=True)
-    for i in (0, 500, 1029):
-        cosine = unit @ unit[i]
-        cosine[i] = -2
-        np.testing.assert_allclose(cosines[i], np.sort(cosine)[::-1][:3], atol=1e-6)
-        assert features[i].tolist() == np.argsort(-cosine)[:3].tolist()
-    assert similar_features(w_dec[:2], 5)[0].tolist() == [[1], [0]]
 
 
 def test_always_f1_is_that_of_saying_yes_to_every_train_study(world):

@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from interp import contexts as contexts_lib
-from interp import exemplars, index
+from interp import exemplars, index, lens
+from interp.corpus import Corpus
 from maira_jax.processing.tokens import Kind
 from sae.autoencoder import Sae, encode, init
 
@@ -78,6 +80,10 @@ def world():
     return dict(
         sae=sae, x=x, study=study, position=position, kind=kind, token_id=token_id,
         contexts=found, held_out=held_out, f=f, peak=peak,
+        corpus=Corpus(
+            ArrayStore(x), pa.table({"study_id": [f"study {i}" for i in range(n_studies)]}), token_id, PIECES, found,
+            held_out,
+        ),
     )  # fmt: skip
 
 
@@ -119,6 +125,8 @@ def test_index_equals_the_oracle(world, block_tokens):
             assert kept.tolist() == sample.tolist()
             expected = np.histogram(peak[active, feature], np.concatenate([[0], index.EDGES, [np.inf]]))[0]
             assert got.histogram[feature].tolist() == expected.tolist()
+            active_rows = f[rows][:, feature] > 0
+            assert got.position_sum[feature] == world["position"][rows][active_rows].sum()
             for kind in Kind:
                 in_kind = world["kind"][rows] == kind
                 assert got.n_tokens[feature, kind] == (f[rows][in_kind, feature] > 0).sum()
@@ -174,12 +182,9 @@ def test_written_exemplars_trace_back_to_their_tokens(world, tmp_path):
     chosen = exemplars.choose(found, {"train": 10, "held_out": 10}, seed=5)
     contexts, f = world["contexts"], world["f"]
     active = chosen.kind != exemplars.RANDOM
-    values = exemplars.token_activations(
-        world["sae"], ArrayStore(world["x"]), contexts, chosen.feature[active], chosen.context[active]
-    )
-    ids = [f"study {i}" for i in range(60)]
+    values = exemplars.token_activations(world["sae"], world["corpus"], chosen.feature[active], chosen.context[active])
     path = tmp_path / "exemplars.parquet"
-    exemplars.write(path, chosen, values, contexts, world["token_id"], world["position"], ids, PIECES, 24, 10)
+    exemplars.write(path, chosen, values, world["corpus"], 24, 10)
     table = exemplars.read(path, 0, 24)
     assert table.num_rows == len(chosen)
     assert exemplars.read(path, 10, 13).column("feature").unique().to_pylist() == [10, 11, 12]
@@ -187,7 +192,7 @@ def test_written_exemplars_trace_back_to_their_tokens(world, tmp_path):
         start, stop = contexts.start[number], contexts.start[number] + contexts.length[number]
         assert row["tokens"] == [PIECES[i] for i in world["token_id"][start:stop]]
         np.testing.assert_allclose(row["activations"], f[start:stop, row["feature"]], rtol=1e-4, atol=1e-5)
-        assert row["study_id"] == ids[world["study"][start]] and row["position"] == world["position"][start]
+        assert row["study_id"] == f"study {world['study'][start]}" and row["position"] == world["position"][start]
         assert row["section"] == ("indication" if world["kind"][start] == Kind.INDICATION else "findings")
         assert row["split"] == ("held_out" if world["held_out"][world["study"][start]] else "train")
         if row["kind"] == "random":
@@ -195,3 +200,88 @@ def test_written_exemplars_trace_back_to_their_tokens(world, tmp_path):
         else:
             assert row["activations"][row["peak"]] == row["max_activation"] > 0
         assert (row["decile"] is None) == (row["kind"] != "decile")
+
+
+def test_counters_are_drained_before_they_overflow(world, monkeypatch):
+    """With a counter so small that every block must be drained, the counts are the same."""
+    whole = build(world, 64)[0]
+    monkeypatch.setattr(index, "_MOST", 1)
+    drained = build(world, 64)[0]
+    for name in index.SPLITS:
+        for field in ("n_contexts", "n_tokens", "position_sum", "histogram"):
+            np.testing.assert_array_equal(getattr(drained[name], field), getattr(whole[name], field))
+
+
+def test_section_runs_are_those_of_a_loop(world):
+    contexts = world["contexts"]
+    begin, end = contexts.section_runs()
+    for i in range(len(contexts)):
+        same = np.flatnonzero((contexts.study == contexts.study[i]) & (contexts.kind == contexts.kind[i]))
+        assert (begin[i], end[i]) == (same[0], same[-1] + 1)
+
+
+def test_hard_exemplars_are_silent_and_where_they_should_be(world, tmp_path):
+    found, _ = build(world, 512)
+    contexts, peak = world["contexts"], world["peak"]
+    n_decile = {"train": 20, "held_out": 20}
+    similar, _ = lens.nearest(lens.activity(index.pooled(found)), 4)
+    path = tmp_path / "exemplars.parquet"
+    exemplars.collect(path, world["sae"], world["corpus"], found, similar, n_decile, 5, 10)
+    place = {(f"study {s}", p): i for i, (s, p) in enumerate(zip(contexts.study, contexts.position, strict=True))}
+    begin, end = contexts.section_runs()
+    seen = set()
+    rows = exemplars.read(path, 0, 24).to_pylist()
+    for row in rows:
+        number, feature = place[row["study_id"], row["position"]], row["feature"]
+        if row["kind"] in exemplars.SILENT_KINDS:
+            assert peak[number, feature] == 0 and row["max_activation"] == 0
+        if row["kind"] == "nearest":
+            assert (peak[number, similar[feature]] > 0).any()
+        if row["kind"] == "same study":
+            assert (peak[begin[number] : end[number], feature] > 0).any()
+        key = (feature, row["split"], row["kind"], row["study_id"], row["position"])
+        assert key not in seen
+        seen.add(key)
+    for split in index.SPLITS:
+        counts = []
+        for feature in range(2, 24):
+            own = [row for row in rows if row["feature"] == feature and row["split"] == split]
+            counts.append([sum(row["kind"] == kind for row in own) for kind in ("nearest", "same study")])
+            assert max(counts[-1]) <= 5
+            shown = exemplars.shown_silent(own, 20)
+            assert len({(row["study_id"], row["position"]) for row in shown}) == len(shown) <= 20
+            assert sum(row["kind"] not in ("random", "top", "decile") for row in shown) <= 10
+        assert np.mean(counts) > 2
+
+
+def test_memory_of_the_pass_follows_the_formula():
+    """The state, and what a step needs beside it, as the compiler plans them."""
+
+    def planned(n_features, n_top=5, n_sample=40, n_pool=64):
+        cfg = index.IndexConfig(n_top, n_sample, n_pool, block_tokens=256, seed=0)
+        d = 16
+        params = {"W_enc": (d, n_features), "b_enc": (n_features,), "W_dec": (n_features, d), "b_dec": (d,)}
+        block = {name: 256 for name in ("slot", "kind", "position")} | {
+            name: cfg.block_contexts for name in ("context", "study", "pool")
+        }
+        shaped = jax.ShapeDtypeStruct
+        state = jax.eval_shape(lambda: index._empty_state(cfg, n_features))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in state.values())
+        assert size == n_features * (8 * n_top + 12 * n_sample + n_pool + 4 * (2 + index.N_KINDS + len(index.EDGES)))
+        plan = (
+            index._update.lower(
+                state,
+                {name: shaped(shape, np.float32) for name, shape in params.items()},
+                shaped((), np.float32),
+                shaped((256, d), np.float32),
+                {name: shaped((n,), np.int32) for name, n in block.items()},
+                cfg,
+            )
+            .compile()
+            .memory_analysis()
+        )
+        return plan.temp_size_in_bytes / n_features
+
+    # Beside the state a step needs a few times the block's activations, 1 KiB a feature, whatever is kept.
+    assert planned(512) == pytest.approx(planned(1024), rel=0.2)
+    assert planned(512) < 12 * 1024

@@ -13,12 +13,23 @@ import pytest
 from interp import interpret
 from interp.judge import OfflineJudge
 from interp.rules import Rule
+from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.errors import UserError
+from maira_jax.processing.tokens import Tokenizer
 from maira_jax.run import files
+from sae.checkpoint import load_sae
 from tests.interp_helpers import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
 from tests.judge_helpers import serve
 
-RESULTS = ("features.parquet", "features.jsonl", "concepts.parquet", "exemplars.parquet", "summary.json")
+RESULTS = (
+    "controls.parquet",
+    "statements.parquet",
+    "features.parquet",
+    "features.jsonl",
+    "concepts.parquet",
+    "exemplars.parquet",
+    "summary.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +78,7 @@ def test_features_that_cannot_be_scored_say_why(features, finished):
     assert summary["scored"] + sum(summary["not_scored"].values()) == summary["features"] == N_FEATURES
     assert summary["alive"] == DEAD
     assert summary["scored"] == sum(row["detection"] is not None for row in features) == len(PLANTED) + 1
-    assert finished[1] | {"above_075": summary["above_075"]} == finished[1]
+    assert finished[1] | {"above_075": summary["detection"]["above_075"]} == finished[1]
 
 
 def test_shuffled_explanations_score_near_chance(features):
@@ -78,6 +89,38 @@ def test_shuffled_explanations_score_near_chance(features):
     assert max(control) < 0.75
 
 
+def test_control_arms_are_scored_like_features(finished, features):
+    rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
+    assert [row["arm"] for row in rows] == ["raw dimensions"] * 8 + ["shuffled autoencoder"] * 8
+    scored = {row["feature"]: row for row in features if row["detection"] is not None}
+    for row in rows:
+        assert (row["direction"] != "") == (row["arm"] == "raw dimensions")
+        # By rank: as dense as the feature that it is matched with.
+        assert row["density"] == pytest.approx(scored[row["matched"]]["density"], rel=0.25)
+        assert (row["detection"] is None) != (row["reason"] is None)
+    summary = files.read_json(finished[0] / "interp" / "summary.json")
+    for arm in ("raw dimensions", "shuffled autoencoder"):
+        detection = [row["detection"] for row in rows if row["arm"] == arm and row["detection"] is not None]
+        found = summary["controls"][arm]["detection"]
+        assert found["scored"] == len(detection) > 0 and found["mean"] == pytest.approx(np.mean(detection))
+        assert found["interval"][0] <= found["mean"] <= found["interval"][1]
+        own = np.mean([row["detection"] for row in scored.values()])
+        assert summary["above_controls"][arm] == pytest.approx(own - found["mean"])
+
+
+def test_only_the_features_asked_for_are_explained(inputs, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(inputs, workdir)
+    interpret.run(config(features=(0, 5), n_control=1), workdir)
+    rows = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
+    assert [row["feature"] for row in rows if row["explanation"]] == [0, 5]
+    assert {row["reason"] for row in rows if not row["explanation"]} == {"not asked for"}
+    assert all(row["density"] is not None for row in rows)
+    shutil.rmtree(workdir / "interp")
+    with pytest.raises(UserError, match="interpret.features names 12, but the features are 0 to 11"):
+        interpret.run(config(features=(12,)), workdir)
+
+
 def test_statistics_match_the_store(features, finished):
     workdir = finished[0]
     tokens = pq.read_table(workdir / "activations" / "tokens.parquet")
@@ -85,6 +128,14 @@ def test_statistics_match_the_store(features, finished):
     assert features[EVERYWHERE]["max_activation"] == pytest.approx(2.0, abs=0.01)
     assert features[2]["sections"]["technique"] == 1.0
     assert sum(features[EVERYWHERE]["sections"].values()) == pytest.approx(1.0)
+    assert features[EVERYWHERE]["mean_position"] == pytest.approx(np.mean(tokens["position"].to_numpy()))
+    assert features[2]["kinds"]["technique"] == 1.0 and features[DEAD]["mean_position"] is None
+    head, tokenizer = load_unembedding(workdir / "model")[1], Tokenizer.from_dir(workdir / "model")
+    logits = np.asarray(load_sae(workdir / "sae").params["W_dec"])[3] @ (head - head.mean(1, keepdims=True))
+    order = np.argsort(logits)
+    assert features[3]["promoted"] == tokenizer.pieces(order[::-1][:8])
+    assert features[3]["suppressed"] == tokenizer.pieces(order[:8])
+    np.testing.assert_allclose(features[3]["suppressed_logit"], logits[order[:8]], rtol=1e-4)
     assert abs(features[NOISE]["density"] - 0.05) < 5 * np.sqrt(0.05 * 0.95 / tokens.num_rows)
     for row in features:
         assert sum(row["histogram"]) == row["n_contexts_train"] + row["n_contexts_held_out"]
@@ -145,7 +196,7 @@ def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp
         "    if path.parent.name == sys.argv[2]: os.kill(os.getpid(), signal.SIGKILL)\n"
         "files.write_json = dying\n"
         "if sys.argv[2] == 'exemplars':\n"
-        "    interpret._Judging.explain = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    interpret.Judging.explain = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         "interpret.run(config(), pathlib.Path(sys.argv[1]))\n"
     )
     for where in ("exemplars", "explanations", "scores"):
@@ -167,7 +218,7 @@ def test_wrong_configs_are_refused_in_one_sentence(inputs, tmp_path):
         ({"n_score": 1000}, "interpret.n_score is 1000"),
         ({"concept_sections": ("finding",)}, "interpret.concept_sections names 'finding'"),
         ({"n_pool": 0}, "interpret.n_pool is 0"),
-        ({"block_tokens": 8}, "interpret.block_tokens must not be below"),
+        ({"block_tokens": 8}, "interpret.block_tokens is 8, but must not be below"),
         ({"n_least": 60}, "interpret.n_least must not be above"),
     ):
         with pytest.raises(UserError, match=message):
@@ -210,7 +261,8 @@ def test_a_language_model_judges_through_the_same_stages(inputs, tmp_path, capsy
     # Every study of this section has few words, so the most frequent one is in most examples.
     assert rows[2]["detection"] > 0.6 and rows[2]["explanation"].startswith("Text that mentions")
     assert summary["scored"] == len(PLANTED) + 1 and summary["examples_failed"] == 0
+    controls = pq.read_table(workdir / "interp" / "controls.parquet").to_pylist()
     # Two features may ask the same question, which is paid once.
-    assert 3.0 < summary["cost"] == summary["usage"]["cost"] <= sum(row["cost"] for row in rows) + 1e-9
+    assert 3.0 < summary["cost"] == summary["usage"]["cost"] <= sum(row["cost"] for row in rows + controls) + 1e-9
     assert summary["usage"]["answers"] >= record["distinct"] and summary["usage"]["failed"] == {}
     assert summary["usage"]["endpoint"] == server.url

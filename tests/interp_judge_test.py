@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp import detect, rules
+from interp import detect, exemplars, rules, scores
 from interp.explain import Example, ExplainTask, assemble, shown_text
 from interp.judge import DetectTask, OfflineJudge, Verdict
 from interp.rules import AFFIRMS, ANY, DENIES, MENTIONS, STARTS, Rule, Term
@@ -170,7 +170,7 @@ def test_explainer_and_scorer_see_different_splits():
         for split in ("train", "held_out")
         for row in rows(split, "top", 3) + rows(split, "decile", 20, True) + rows(split, "random", 20)
     ]
-    shown = assemble(7, table)
+    shown = assemble(7, table, 20)
     assert all("train" in e.text and "top" not in e.text for e in (*shown.activating, *shown.others))
     assert (len(shown.activating), len(shown.others)) == (20, 20)
     examples = detect.detection_set(7, table, 10, seed=0)
@@ -196,7 +196,16 @@ def test_score_against_counting():
     truth = np.array([True] * 6 + [False] * 6)
     decile = np.array([0, 0, 1, 9, 9, 9] + [-1] * 6)
     answers = np.array([1, 0, 1, 1, 1, -1, 0, 0, 0, 1, -1, 0])
-    found = detect.score(truth, decile, answers)
+    kind = np.array(
+        [exemplars.DECILE] * 6 + [exemplars.RANDOM] * 3 + [exemplars.NEAREST, exemplars.NEAREST, exemplars.STUDY]
+    )
+    study = np.array([0, 0, 1, 2, 3, 4, 0, 5, 6, 7, 7, 4])
+    found = scores.score(truth, decile, kind, study, answers, 500, 0)
+    assert found.against_random == pytest.approx((4 / 5 + 1) / 2)
+    assert found.against_hard == pytest.approx((4 / 5 + 1 / 2) / 2)
+    assert found.by_negative == {"random": 1.0, "nearest": 0.0, "same study": 1.0}
+    for name, (low, high) in found.intervals.items():
+        assert low <= getattr(found, name) <= high, name
     assert found.recall == 4 / 5 and found.precision == 4 / 5 and found.f1 == 0.8
     assert found.accuracy == 8 / 10 and found.balanced_accuracy == pytest.approx((4 / 5 + 4 / 5) / 2)
     assert found.by_decile[:2] == (0.5, 1.0) and found.by_decile[9] == 1.0 and found.by_decile[5] is None
@@ -222,7 +231,46 @@ class HalfDeafJudge:
 def test_a_judge_without_skill_scores_at_chance_and_failures_are_counted_apart():
     table = rows("held_out", "decile", 50, True) + rows("held_out", "random", 50)
     sets = [detect.detection_set(feature, table, 10, seed=0) for feature in range(60)]
-    scores = detect.run(HalfDeafJudge(), sets, ["x"] * 60, 5)
-    assert all(score.n_failed == 25 and score.n_examples == 75 and cost == 7.5 for score, cost in scores)
+    found = detect.run(HalfDeafJudge(), sets, ["x"] * 60, 5, 100, 0)
+    assert all(score.n_failed == 25 and score.n_examples == 75 and cost == 7.5 for score, cost in found)
     # 60 sets of 75 coins: standard error 0.5 / sqrt(4500) = 0.0075.
-    assert np.mean([score.balanced_accuracy for score, _ in scores]) == pytest.approx(0.5, abs=0.03)
+    assert np.mean([score.balanced_accuracy for score, _ in found]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_intervals_cover_the_truth_and_widen_with_dependence():
+    """Of 200 sets from a judge whose balanced accuracy is 0.7, about 95 % have 0.7 in their interval.
+
+    In a second round the examples of a study are answered alike: only whole studies tell how much that costs.
+    """
+    rng = np.random.default_rng(0)
+    n, studies = 120, 30
+    truth = np.arange(n) % 2 == 0
+    study = np.arange(n) // 4
+    kind = np.where(truth, exemplars.DECILE, exemplars.RANDOM)
+    for alike in (False, True):
+        covered, width = 0, []
+        for _ in range(200):
+            luck = rng.random(studies)[study] if alike else rng.random(n)
+            answers = np.where(luck < 0.7, truth, ~truth).astype(int)
+            found = scores.score(truth, np.where(truth, 3, -1), kind, study, answers, 400, 0)
+            low, high = found.intervals["balanced_accuracy"]
+            covered += low <= 0.7 <= high
+            width.append(high - low)
+        assert 0.88 <= covered / 200 <= 0.99
+        # Twice as wide: four examples a study count as one.
+        assert np.mean(width) == pytest.approx(0.33 if alike else 0.165, rel=0.15)
+
+
+def test_measures_equal_their_definitions_on_random_answers():
+    rng = np.random.default_rng(1)
+    truth, answers = rng.random(80) < 0.5, rng.integers(-1, 2, 80)
+    kind = np.where(truth, exemplars.DECILE, rng.integers(exemplars.RANDOM, len(exemplars.KINDS), 80))
+    found = scores.score(truth, np.where(truth, 0, -1), kind, rng.integers(0, 20, 80), answers, 50, 0)
+    kept = answers >= 0
+    yes, true = answers[kept] == 1, truth[kept]
+    assert found.accuracy == pytest.approx((yes == true).mean())
+    assert found.precision == pytest.approx(true[yes].mean()) and found.recall == pytest.approx(yes[true].mean())
+    assert found.f1 == pytest.approx(2 * (yes & true).sum() / (yes.sum() + true.sum()))
+    assert found.balanced_accuracy == pytest.approx((yes[true].mean() + (~yes[~true]).mean()) / 2)
+    hard = kind[kept] > exemplars.RANDOM
+    assert found.against_hard == pytest.approx((yes[true].mean() + (~yes[~true & hard]).mean()) / 2)

@@ -107,4 +107,4 @@ def study(url, workdir, n, **judge):
     texts = [answer.text for answer in asked.explain([explain_task(feature) for feature in range(n)])]
     sets = [detect.detection_set(feature, rows(feature, 5), 5, 0) for feature in range(n)]
     asked.prepare("score", lambda: (examples.tasks(texts[examples.feature], 5) for examples in sets), n)
-    return [score for score, _ in detect.run(asked, sets, texts, 5)]
+    return [score for score, _ in detect.run(asked, sets, texts, 5, 100, 0)]

@@ -29,6 +29,7 @@
   const short = (x) => (isNumber(x) ? String(Number(x.toPrecision(3))) : DASH);
   const percent = (x, digits = 0) => (isNumber(x) ? (100 * x).toFixed(digits) + " %" : DASH);
   const density = (x) => (isNumber(x) ? (x === 0 ? "0" : x < 0.001 ? (100 * x).toPrecision(2) + " %" : (100 * x).toFixed(2) + " %") : DASH);
+  const between = (interval) => (interval ? `95 % interval ${fixed(interval[0])} to ${fixed(interval[1])}` : "");
   const rateTitle = (r) => (r && isNumber(r.rate) ? `${percent(r.rate)}, 95 % interval ${percent(r.low)} to ${percent(r.high)}, n = ${r.n}` : "no case");
   const rate = (r, kind) => h("span", { title: rateTitle(r), class: kind || "" }, r && isNumber(r.rate) ? percent(r.rate) : DASH);
 
@@ -111,16 +112,16 @@
 
   // ----------------------------------------------------------------- overview
   function overview() {
-    const run = D.run, control = S.control, head = D.evaluation && D.evaluation.headline.feature;
+    const run = D.run, control = S.controls["shuffled explanations"].detection, head = D.evaluation && D.evaluation.headline.feature;
     const tiles = [
       tile(fixed(run.sae.fvu, 3), "variance unexplained", "Fraction of the held-out activations' variance that the autoencoder misses"),
       tile(fixed(run.sae.l0, 1), `active a token (k = ${run.sae.k ?? DASH})`),
       tile(`${count(S.alive)}`, `of ${count(S.features)} features are ever active`),
       tile(count(S.scored), "features scored"),
-      tile(count(S.above_075), "score above 0.75"),
-      tile(count(S.below_05), "score below 0.5 (chance)"),
-      tile(fixed(S.median), "median detection score"),
-      tile(fixed(control.median), "median with shuffled explanations (control)"),
+      tile(count(S.detection.above_075), "score above 0.75", `with random negatives alone ${count(S.detection_random.above_075)}`),
+      tile(count(S.detection.below_05), "score below 0.5 (chance)", `with random negatives alone ${count(S.detection_random.below_05)}`),
+      tile(fixed(S.detection.mean), "mean detection score", between(S.detection.interval)),
+      tile(fixed(control.mean), "mean with shuffled explanations (control)", between(control.interval)),
       tile(`${S.concepts.f1_08} / ${S.concepts.tested}`, "concepts with a feature of F1 ≥ 0.8"),
       ...(head ? [tile(percent(head.on_target.rate), "steered on target", rateTitle(head.on_target)),
         tile(percent(head.off_target.rate), "steered off target", rateTitle(head.off_target)),
@@ -142,7 +143,14 @@
       h("div", { class: "cols stack" }, panel("Detection scores", scoreChart(), h("div", { class: "key" },
         h("span", {}, h("i"), "own explanation"), h("span", {}, h("i", { class: "ghost" }), "another feature's explanation (control)")),
         h("p", { class: "small soft" }, "Balanced accuracy on held-out contexts; chance is 0.5.")),
-      panel("Not scored", notScored())),
+      panel("Features and controls", controlTable())),
+      D.statements ? panel("Statements and the features that detect them", h("p", { class: "soft small" },
+        "It is known what every sentence of these studies states. For each statement, the feature with the best F1 on the contexts of training studies; F1, precision and recall are measured on those of held-out studies. "
+        + `Over ${count(S.truth.features)} features, detection scores and true F1 (of the best description by up to three statements) have a rank correlation of ${fixed(S.truth.spearman)}; `
+        + `with random negatives alone ${fixed(S.truth.spearman_random)}.`), statementTable()) : null,
+      D.label ? panel("Features and raw dimensions, against the labels", h("p", { class: "soft small" },
+        `MedSAE's measures over ${count(D.label.studies)} studies (tokens of: ${D.label.sections.join(", ")}). Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good.`), labelTable()) : null,
+      panel("Not scored", notScored()),
       panel("How to read this", reading()),
     ];
   }
@@ -179,12 +187,42 @@
     return bars(own, { ghost: control, labels: own.map((_, i) => (i % 5 === 0 ? (i / 20).toFixed(2) : i === 19 ? "1.00" : "")),
       titles: own.map((n, i) => `${(i / 20).toFixed(2)} to ${((i + 1) / 20).toFixed(2)}: ${n} features, control ${control[i]}`), label: "Histogram of detection scores" });
   }
+  function controlTable() {
+    const score = (name, title, hint) => ({ title, num: true, hint, value: (r) => r[name].mean, cell: (r) => h("span", { title: between(r[name].interval) }, fixed(r[name].mean)) });
+    const own = { arm: "features", detection: S.detection, detection_random: S.detection_random, detection_hard: S.detection_hard };
+    const rows = [own, ...Object.entries(S.controls).map(([arm, found]) => ({ arm, ...found }))];
+    return [table([
+      { title: "What is scored", value: (r) => r.arm, cell: (r) => (r === own ? h("b", {}, r.arm) : r.arm) },
+      { title: "Scored", num: true, value: (r) => r.detection.scored, cell: (r) => count(r.detection.scored) },
+      score("detection", "Mean"), score("detection_random", "Random negatives"), score("detection_hard", "Hard negatives", "Contexts of the nearest features, and other sentences of the same studies"),
+      { title: "Above 0.75", num: true, value: (r) => r.detection.above_075, cell: (r) => (r.detection.scored ? percent(r.detection.above_075 / r.detection.scored) : DASH) },
+      { title: "Features above it", num: true, hint: "Mean of the features less this mean", value: (r) => S.above_controls[r.arm], cell: (r) => fixed(S.above_controls[r.arm]) },
+    ], rows, 2), h("p", { class: "small soft" }, "Raw dimensions and the columns of a shuffled autoencoder are active by rank, as rarely as the features, and explained and scored as they are. Shuffled explanations are those of other features.")];
+  }
+  const statementTable = () => table([
+    { title: "Statement", value: (r) => r.statement, cell: (r) => h("b", {}, r.statement) },
+    { title: "Prevalence", num: true, value: (r) => r.prevalence, cell: (r) => percent(r.prevalence, 1) },
+    { title: "Feature", num: true, value: (r) => r.feature, cell: (r) => link(r.feature, String(r.feature)) },
+    { title: "F1", num: true, value: (r) => r.f1, cell: (r) => meter(r.f1, 0.8) },
+    { title: "Precision", num: true, value: (r) => r.precision, cell: (r) => fixed(r.precision) },
+    { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
+    { title: "Name", wide: true, value: (r) => r.label, cell: (r) => h("span", { class: "small" }, r.label || F.reason[r.feature]) },
+  ], D.statements, 3);
+  const labelTable = () => table([
+    { title: "Neurons", value: (r) => r.arm, cell: (r) => h("b", {}, r.arm) },
+    { title: "Alive", num: true, value: (r) => r.alive, cell: (r) => count(r.alive) },
+    { title: "Kept", num: true, value: (r) => r.kept, cell: (r) => count(r.kept) },
+    { title: "Monosemanticity", num: true, hint: "Mean, of those kept", value: (r) => r.monosemanticity_kept.mean, cell: (r) => fixed(r.monosemanticity_kept.mean, 3) },
+    { title: "Entropy", num: true, hint: "Mean, of those kept, in nats", value: (r) => r.entropy_kept.mean, cell: (r) => fixed(r.entropy_kept.mean) },
+    { title: "Best r", num: true, hint: "Mean over the labels of the best neuron's correlation", value: (r) => r.mean_over_classes.r, cell: (r) => fixed(r.mean_over_classes.r) },
+    { title: "Best F1", num: true, hint: "Of the same neurons", value: (r) => r.mean_over_classes.f1, cell: (r) => fixed(r.mean_over_classes.f1) },
+  ], Object.entries(D.label.arms).map(([arm, found]) => ({ arm, ...found })), 3);
   const notScored = () => Object.keys(S.not_scored).length
     ? h("table", {}, h("tbody", {}, Object.entries(S.not_scored).sort((a, b) => b[1] - a[1]).map(([why, n]) =>
       h("tr", {}, h("td", {}, why), h("td", { class: "num" }, count(n))))))
     : h("p", { class: "soft" }, "Every feature was scored.");
   const reading = () => [
-    h("p", {}, h("b", {}, "Detection. "), "The judge sees an explanation and held-out contexts: some on which the feature fires, from each tenth of its activation range, and as many on which it is silent. It says which is which, five at a time. The score is its balanced accuracy."),
+    h("p", {}, h("b", {}, "Detection. "), "The judge sees an explanation and held-out contexts: some on which the feature fires, from each tenth of its activation range, and as many on which it is silent, half of them hard to tell: contexts of the nearest other features, and other sentences of the same studies. It says which is which, five at a time. The score is its balanced accuracy."),
     h("p", {}, h("b", {}, "No peeking. "), "Explanations were made from training studies and tested on studies of other patients. The contexts in this page are from the training studies."),
     h("p", {}, h("b", {}, "Colours. "), "The stronger a token's tint, the stronger the feature there; the underlined token is the peak."),
     h("p", {}, h("b", {}, "Keys. "), h("kbd", {}, "/"), " search, ", h("kbd", {}, "↑"), " ", h("kbd", {}, "↓"), " ", h("kbd", {}, "Enter"), " in the list, ", h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " next and previous feature."),
@@ -277,12 +315,19 @@
     const order = matching(), at = order.indexOf(i);
     const step = (by) => (at >= 0 && order[at + by] !== undefined ? "#/feature/" + order[at + by] : null);
     const mine = D.concepts.filter((row) => row.feature === i);
-    const facts = [["Detection", F.detection[i] === null ? F.reason[i] : fixed(F.detection[i])], ["F1", fixed(F.f1[i])],
-      ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ["Control (another's explanation)", fixed(F.control[i])],
+    const scoreOf = (value, interval) => fixed(value) + (interval ? ` (${fixed(interval[0])}–${fixed(interval[1])})` : "");
+    const negatives = Object.entries(F.by_negative[i] || {}).filter(([, v]) => isNumber(v)).map(([kind, v]) => `${kind} ${percent(v)}`);
+    const facts = [["Detection", F.detection[i] === null ? F.reason[i] : scoreOf(F.detection[i], F.detection_interval[i])], ["F1", scoreOf(F.f1[i], F.f1_interval[i])],
+      ["Against random negatives", fixed(F.detection_random[i])], ["Against hard negatives", fixed(F.detection_hard[i])],
+      ["Silent contexts recognised", negatives.join(", ") || DASH],
+      ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ["Fuzzing", fixed(F.fuzz[i])], ["Control (another's explanation)", fixed(F.control[i])],
       ["Density", density(F.density[i])], ["Largest activation", short(F.max_activation[i])],
       ["Activating contexts", `${count(F.n_contexts_train[i])} train, ${count(F.n_contexts_held_out[i])} held out`],
-      ["Matryoshka prefix", prefixText(i)], ["Peak tokens", F.top_tokens[i].join(" · ") || DASH],
-      ["Best concept", F.concept[i] ? `${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : DASH]];
+      ["Mean position", short(F.mean_position[i])], ["Matryoshka prefix", prefixText(i)], ["Peak tokens", F.top_tokens[i].join(" · ") || DASH],
+      ...(F.promoted[i] ? [["Promotes", F.promoted[i].join(" · ")], ["Suppresses", F.suppressed[i].join(" · ")]] : []),
+      ...(D.label ? [["Monosemanticity", fixed(D.label.monosemanticity[i], 3)]] : []),
+      ["Best concept", F.concept[i] ? `${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : DASH],
+      ...(D.statements ? [["Truly", F.true_description[i] ? `${F.true_description[i].join(" / ")} (F1 ${fixed(F.true_f1[i])})` : DASH]] : [])];
     return [
       h("div", { class: "crumbs" }, h("a", { href: "#/features" }, "← all features"), h("span", { class: "right" },
         step(-1) ? h("a", { href: step(-1), id: "previous" }, "previous") : null, step(1) ? h("a", { href: step(1), id: "next" }, "next") : null)),
@@ -293,13 +338,23 @@
       h("div", { class: "cols stack" }, histogramPanel(i), decilePanel(i), sectionPanel(i)),
       contextsPanel(i),
       steeringPanel(i),
-      F.similar[i].length ? panel("Nearest features by decoder direction", table([
-        { title: "Feature", value: (r) => r.f, cell: (r) => link(r.f) },
-        { title: "Cosine", num: true, value: (r) => r.c, cell: (r) => fixed(r.c) },
-        { title: "Detection", num: true, value: (r) => F.detection[r.f], cell: (r) => fixed(F.detection[r.f]) },
-        { title: "Density", num: true, value: (r) => F.density[r.f], cell: (r) => density(F.density[r.f]) },
-      ], F.similar[i].map((f, n) => ({ f, c: F.similar_cosine[i][n] })), 1)) : null,
+      familyPanel(i),
+      h("div", { class: "cols stack" }, nearest("Nearest features by decoder direction", "Cosine", F.similar[i], F.similar_cosine[i]),
+        nearest("Nearest features by co-activation", "Correlation", F.coactive[i], F.coactive_correlation[i])),
     ];
+  }
+  const nearest = (title, measure, features, values) => (features.length ? panel(title, table([
+    { title: "Feature", value: (r) => r.f, cell: (r) => link(r.f) },
+    { title: measure, num: true, value: (r) => r.c, cell: (r) => fixed(r.c) },
+    { title: "Detection", num: true, value: (r) => F.detection[r.f], cell: (r) => fixed(F.detection[r.f]) },
+    { title: "Density", num: true, value: (r) => F.density[r.f], cell: (r) => density(F.density[r.f]) },
+  ], features.map((f, n) => ({ f, c: values[n] })), 1)) : null);
+  function familyPanel(i) {
+    const alike = F.explanation_group[i] === null ? [] : F.feature.filter((f) => f !== i && F.explanation_group[f] === F.explanation_group[i]);
+    const list = (features) => features.slice(0, 24).map((f) => h("div", {}, link(f), h("span", { class: "soft small" }, ` prefix ${F.group[f] + 1}`)));
+    const block = (title, features) => (features.length ? [h("h3", {}, `${title} (${count(features.length)})`), list(features)] : []);
+    const parts = [...block("Splits off from", F.parent[i] === null ? [] : [F.parent[i]]), ...block("Splits into", F.children[i]), ...block("Explained alike", alike)];
+    return parts.length ? panel("Family", parts) : null;
   }
   function prefixText(i) {
     const prefixes = D.run.sae.prefixes, g = F.group[i];
@@ -331,7 +386,7 @@
     const of = (kind) => contexts.filter((c) => c[0] === kind);
     const block = (title, rows) => (rows.length ? [h("h3", {}, title), rows.map((row) => context(row, i))] : []);
     return panel("Contexts", block("Strongest", of("top")),
-      block("From each tenth of the activation range, strongest first", of("decile").sort((a, b) => b[1] - a[1])), block("Silent", of("random")));
+      block("From each tenth of the activation range, strongest first", of("decile").sort((a, b) => b[1] - a[1])), block("Silent", of("random")), block("Silent, but active on a near feature", of("nearest")), block("Silent, in a study where it is active elsewhere", of("same study")));
   }
   function context([kind, decile, section, study, tokens, percents], i) {
     const peak = percents.length ? percents.indexOf(Math.max(...percents)) : -1;

@@ -17,9 +17,13 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import MANIFEST
 
-OPTIONAL_STAGES = ("export", "steer", "evaluation")  # of the last two the folder of one sweep
+OPTIONAL_STAGES = ("export", "label", "steer", "evaluation")  # of the last two the folder of one sweep
 _LEVELS = 100  # activations in the page are whole percents of the feature's largest
 _BATCH = 256
+# Columns that the page does not show.
+_LEFT_OUT = {"judge", "prompt_version", "cost", "accuracy", "kinds", "parent_share"} | {
+    f"{name}_interval" for name in ("accuracy", "precision", "recall", "detection_random", "detection_hard", "fuzz")
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,10 @@ def gather(workdir: Path, cfg: AtlasConfig) -> dict[str, Any]:
         "run": _run_facts(workdir, cfg),
         "summary": summary,
         "concepts": [row | {"steering": _concept_steering(evaluation, row)} for row in concepts],
-        "features": _columns(table),
+        "controls": _columns(_table(workdir / "interp" / "controls.parquet").select(["arm", "detection"])),
+        "statements": _statements(workdir / "interp" / "statements.parquet"),
+        "label": _label(workdir),
+        "features": _features(table),
         "exemplars": _exemplars(workdir / "interp" / "exemplars.parquet", table, shown, cfg),
         "steering": steering,
         "evaluation": _evaluation(evaluation),
@@ -113,13 +120,31 @@ def _run_facts(workdir: Path, cfg: "AtlasConfig") -> dict[str, Any]:
     }
 
 
+def _statements(path: Path) -> list[dict[str, Any]] | None:
+    """What sentences are known to state, with the features that detect it; None where nobody knows."""
+    return [_rounded(row) for row in _table(path).to_pylist()] if path.is_file() else None
+
+
+def _label(workdir: Path) -> dict[str, Any] | None:
+    """Figures of features beside raw dimensions, and the features' monosemanticity."""
+    summary = _if_finished(workdir, "label", "summary.json")
+    if summary is None:
+        return None
+    neurons = _table(workdir / "label" / "neurons.parquet").select(["arm", "monosemanticity"]).to_pylist()
+    arms = {
+        arm: {name: _rounded(part[name]) for name in part if name != "classes"} for arm, part in summary["arms"].items()
+    }
+    own = [_rounded(row["monosemanticity"]) for row in neurons if row["arm"] == "features"]
+    return {"studies": summary["studies"], "sections": summary["sections"], "arms": arms, "monosemanticity": own}
+
+
 def _columns(table: pa.Table) -> dict[str, list[Any]]:
+    return {name: [_rounded(value) for value in table[name].to_pylist()] for name in table.column_names}
+
+
+def _features(table: pa.Table) -> dict[str, list[Any]]:
     """The feature table by column, rounded."""
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    for name in ("judge", "prompt_version", "cost", "accuracy"):
-        del columns[name]
-    for name, values in columns.items():
-        columns[name] = [_rounded(value) for value in values]
+    columns = _columns(table.drop_columns([name for name in table.column_names if name in _LEFT_OUT]))
     columns["sections"] = [{k: v for k, v in shares.items() if v} for shares in columns["sections"]]
     # Most bins are empty: [first bin, counts from there on].
     columns["histogram"] = [_trimmed(counts) for counts in columns["histogram"]]
@@ -169,7 +194,7 @@ def _exemplars(path: Path, table: pa.Table, shown: set[int], cfg: AtlasConfig) -
         said: set[tuple[Any, ...]] = set()
         for row in exemplars.read(path, begin, begin + _BATCH).to_pylist():
             feature, kind, decile = row["feature"], row["kind"], -1 if row["decile"] is None else row["decile"]
-            limit = {"top": cfg.n_top, "decile": cfg.n_decile, "random": cfg.n_silent}[kind]
+            limit = {"top": cfg.n_top, "decile": cfg.n_decile}.get(kind, cfg.n_silent)
             if row["split"] != "train" or feature not in shown or taken[feature, kind, decile] >= limit:
                 continue
             text = (feature, kind, *row["tokens"])

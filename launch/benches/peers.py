@@ -2,7 +2,8 @@
 
 dictionary_learning is installed without its dependencies, of which a training step and the loader use torch, einops
 and tqdm; the others (nnsight, wandb, datasets, zstandard) only serve its data pipeline, and empty modules stand in
-for them. SAELens and sparsify are installed whole, beside the same torch.
+for them. SAELens and sparsify are installed whole, beside the same torch; delphi without vLLM, which finding examples
+does not need.
 """
 
 import importlib
@@ -19,6 +20,11 @@ from maira_jax.errors import UserError
 INSTALL = (
     "pip install --no-deps dictionary_learning==0.1.0 && "
     "pip install einops torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3"
+)
+INSTALL_DELPHI = (
+    "pip install torch==2.13.0 transformers orjson blobfile simple_parsing jaxtyping beartype asyncer faiss-cpu "
+    "aiofiles datasets scikit-learn && "
+    "pip install --no-deps eai-delphi==0.1.3 eai-sparsify sentence_transformers"
 )
 _UNUSED = {"nnsight": ("LanguageModel",), "datasets": ("load_dataset",), "zstandard": (), "wandb": ()}
 
@@ -165,3 +171,15 @@ class Sparsify:
             "W_dec": self._sae.W_dec.detach().cpu().numpy(),
             "b_dec": self._sae.b_dec.detach().cpu().numpy(),
         }
+
+
+def delphi(module: str) -> types.ModuleType:
+    """A module of EleutherAI/delphi, e.g. "latents".
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(f"delphi.{module}")
+    except ImportError as error:
+        raise UserError(f"delphi cannot be imported ({error}): {INSTALL_DELPHI}") from error

@@ -164,10 +164,7 @@ class Reader:
             raise UserError(f"{model_dir} holds no converted model: run launch.convert into it first")
         self.cfg = Maira2Config.from_dir(model_dir)
         self.table = entries(self.cfg)
-        opened = {
-            path: ts.open({"driver": "zarr3", "fill_missing_data_reads": False} | _kvstore(self._path, path), open=True)
-            for path in {entry.path for entry in self.table}
-        }
+        opened = {path: _open(self._path, path) for path in {entry.path for entry in self.table}}
         self._arrays = {path: self._result(future) for path, future in opened.items()}
         self.dtype: np.dtype = self._arrays[self.table[0].path].dtype.numpy_dtype
 
@@ -189,11 +186,36 @@ class Reader:
         return jax.make_array_from_single_device_arrays(leaf.shape, place, found)
 
     def _result(self, future: ts.Future[Any]) -> Any:
-        try:
-            return future.result()
-        except (OSError, RuntimeError, ValueError) as error:  # as TensorStore reports what is missing or damaged
-            what = str(error).partition(" [")[0]
-            raise UserError(f"{self._path} is damaged or incomplete ({what}): delete it and convert again") from error
+        return _result(self._path, future)
+
+
+def load_unembedding(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads what turns the residual stream into logits, and nothing else.
+
+    Returns:
+      the final norm's weights [d_model] and the language model's head [d_model, vocab], both float32.
+
+    Raises:
+      UserError: `model_dir` holds no converted model, or a damaged one.
+    """
+    path = (Path(model_dir) / _PARAMS).absolute()
+    if not path.is_dir():
+        raise UserError(f"{model_dir} holds no converted model: run launch.convert into it first")
+    arrays = [_result(path, _open(path, keys)) for keys in (("language", "norm", "scale"), ("language", "lm_head"))]
+    scale, head = (np.asarray(_result(path, array.read()), np.float32) for array in arrays)
+    return scale, head
+
+
+def _open(params: Path, path: tuple[str, ...]) -> ts.Future[ts.TensorStore]:
+    return ts.open({"driver": "zarr3", "fill_missing_data_reads": False} | _kvstore(params, path), open=True)
+
+
+def _result(params: Path, future: ts.Future[Any]) -> Any:
+    try:
+        return future.result()
+    except (OSError, RuntimeError, ValueError) as error:  # as TensorStore reports what is missing or damaged
+        what = str(error).partition(" [")[0]
+        raise UserError(f"{params} is damaged or incomplete ({what}): delete it and convert again") from error
 
 
 def _kvstore(checkpoint: Path, path: tuple[str, ...]) -> dict[str, Any]:

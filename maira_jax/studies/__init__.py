@@ -1,7 +1,7 @@
 """Studies: one dataclass, and a reader a source."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -10,7 +10,7 @@ from maira_jax.errors import UserError
 from maira_jax.studies import iu_xray, manifest, mimic_cxr, nih_cxr14, phantom
 from maira_jax.studies.study import Finding, ImageSource, Study
 
-__all__ = ["SOURCES", "Finding", "ImageSource", "Study", "load_studies", "split_of"]
+__all__ = ["SOURCES", "Finding", "ImageSource", "Study", "load_stated", "load_studies", "split_of"]
 
 SOURCES = ("phantom", "manifest", "mimic_cxr", "iu_xray", "nih_cxr14", "nih_iu")
 NIH_FOLDER, IU_FOLDER = "nih-cxr14-mini", "iu-xray-reports"
@@ -57,6 +57,18 @@ def load_studies(section: ml_collections.ConfigDict) -> Sequence[Study]:
     half = None if n is None else max(1, n // 2)
     images = nih_cxr14.read(path / NIH_FOLDER, half)
     return images if n == 1 else [*images, *iu_xray.read(path / IU_FOLDER, n and n - len(images))]
+
+
+def load_stated(section: ml_collections.ConfigDict) -> dict[str, Mapping[str, frozenset[str]]]:
+    """What each sentence of each study states, by study id (see `Study.stated`); empty where nobody knows.
+
+    Args:
+      section: of `load_studies`.
+    """
+    if section.get("source") != "phantom":
+        return {}
+    small = ml_collections.ConfigDict(section.to_dict() | {"size": 8})  # images are not looked at
+    return {study.study_id: study.stated for study in load_studies(small)}
 
 
 def split_of(patient_id: str, held_out: float, seed: int = 0) -> str:

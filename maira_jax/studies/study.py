@@ -87,6 +87,7 @@ class Study:
       labels: study-level concepts; a concept that is not a key is unknown.
       findings_origin: "report" when a radiologist wrote `findings`; "phantom" and "labels" when a
         program wrote it, from the phantom's latents or from a data set's labels.
+      stated: sentence of the report or the prior report -> everything that it states; empty where nobody knows.
     """
 
     study_id: str
@@ -103,3 +104,4 @@ class Study:
     truth: tuple[Finding, ...] | None = None
     labels: Mapping[str, bool] = field(default_factory=dict)
     findings_origin: str = "report"
+    stated: Mapping[str, frozenset[str]] = field(default_factory=dict)

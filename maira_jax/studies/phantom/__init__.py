@@ -20,7 +20,7 @@ from maira_jax.studies.phantom.latents import (
     sample,
     truth,
 )
-from maira_jax.studies.phantom.write import has_communication, write
+from maira_jax.studies.phantom.write import has_communication, names, write
 from maira_jax.studies.study import SIDES, SIZES, ZONES, Finding, Study
 
 __all__ = [
@@ -87,7 +87,7 @@ def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: boo
     out = []
     for i in range(len(latents)):
         rng = random.Random(f"phantom {seed} {start + i}") if varied else _FirstChoice()
-        indication, technique, comparison, prior_report, findings = write(latents, i, rng)
+        written = write(latents, i, rng)
         facts = truth(latents, i)
         has_prior = bool(latents.has_prior[i])
         out.append(
@@ -96,14 +96,15 @@ def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: boo
                 patient_id=f"phantom-{seed}-p{start + i:06d}",
                 frontal=images[i],
                 prior_frontal=priors[i] if has_prior else None,
-                indication=indication,
-                technique=technique,
-                comparison=comparison,
-                prior_report=prior_report,
-                findings=findings,
+                indication=written.indication,
+                technique=written.technique,
+                comparison=written.comparison,
+                prior_report=written.prior_report,
+                findings=written.findings,
                 truth=facts,
-                labels=labels(facts, has_prior, has_communication(findings)),
+                labels=labels(facts, has_prior, has_communication(written.findings)),
                 findings_origin="phantom",
+                stated=written.stated,
             )
         )
     return out
@@ -118,13 +119,7 @@ def labels(facts: Sequence[Finding], has_prior: bool, communication: bool) -> di
       communication: whether the report says that someone was told.
     """
     present = [fact for fact in facts if fact.status == "present"]
-    true = set()
-    for fact in present:
-        size = DEGREES.get(fact.size or "") if fact.name == "cardiomegaly" else fact.size
-        for words in ((), (fact.side,), (size,), (size, fact.side), (fact.side, fact.zone)):
-            true.add(" ".join(filter(None, (*words, fact.name))))
-        if fact.tip:
-            true.add(f"{fact.name} {fact.tip}")
+    true = {name for fact in present for name in names(fact)}
     changes = {fact.change for fact in facts}
     out = {name: name in true for name in _CONCEPTS}
     out["bilateral pleural effusions"] = {"left pleural effusion", "right pleural effusion"} <= true

@@ -2,11 +2,12 @@
 
 A sentence names its finding with side, size, zone or tip, and, where there is a prior, the change,
 so that a report can be read back without loss. The vocabulary is small (a model of a few million
-parameters learns it) and the phrasings vary.
+parameters learns it) and the phrasings vary. What a sentence states is kept beside it (`stated`).
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from maira_jax.studies.phantom.latents import DEGREES, FINDINGS, Latents, prior_truth, truth
 from maira_jax.studies.study import Finding
@@ -195,31 +196,73 @@ _ORDERS = (
 )
 
 
-def write(latents: Latents, i: int, rng: random.Random) -> tuple[str, str, str | None, str | None, str]:
+class Sentence(NamedTuple):
+    """A sentence and what it states (see `stated`)."""
+
+    text: str
+    states: frozenset[str]
+
+
+class Written(NamedTuple):
+    """The sections of a study, and for each sentence of the findings and the prior report what it states."""
+
+    indication: str
+    technique: str
+    comparison: str | None
+    prior_report: str | None
+    findings: str
+    stated: dict[str, frozenset[str]]
+
+
+def write(latents: Latents, i: int, rng: random.Random) -> Written:
     """Writes the sections of the i-th study.
 
     The indication and the technique are drawn without looking at the state. Every one of the nine
     findings is stated present or absent. A communication sentence stands only in reports of critical
     findings (`is_critical`), and in most of those.
 
-    Returns:
-      (indication, technique, comparison, prior_report, findings). Comparison is None without a
-      prior; half of the studies with a prior have its report.
+    Comparison is None without a prior; half of the studies with a prior have its report.
     """
     indication, technique = rng.choice(_INDICATIONS), rng.choice(_TECHNIQUES)
-    comparison = prior_report = None
+    comparison = None
+    earlier: list[Sentence] = []
     if latents.has_prior[i]:
         comparison = rng.choice(_COMPARISONS)
         if rng.random() < 0.5:
-            prior_report = _impression(prior_truth(latents, i), rng)
+            earlier = _impression(prior_truth(latents, i), rng)
     facts = truth(latents, i)
-    drafts: list[str] = []
-    while not drafts or (len(drafts) < 8 and len(drafts[-1].split()) > MOST_WORDS):
+    drafts: list[list[Sentence]] = []
+    while not drafts or (len(drafts) < 8 and len(_text(drafts[-1]).split()) > MOST_WORDS):
         drafts.append(_report(facts, bool(latents.has_prior[i]), rng))
-    findings = min(drafts, key=len)
+    findings = min(drafts, key=lambda draft: len(_text(draft)))
     if is_critical(facts) and rng.random() < COMMUNICATED:
-        findings += " " + rng.choice(_TOLD)
-    return indication, technique, comparison, prior_report, findings
+        findings.append(Sentence(rng.choice(_TOLD), frozenset({"communication"})))
+    said = {sentence.text: sentence.states for sentence in (*earlier, *findings)}
+    return Written(indication, technique, comparison, _text(earlier) or None, _text(findings), said)
+
+
+def names(fact: Finding) -> frozenset[str]:
+    """What a present finding is called, from the finding alone to all that is known of it."""
+    size = DEGREES.get(fact.size or "") if fact.name == "cardiomegaly" else fact.size
+    parts = ((), (fact.side,), (size,), (size, fact.side), (fact.side, fact.zone))
+    found = {" ".join(filter(None, (*words, fact.name))) for words in parts}
+    return frozenset(found | ({f"{fact.name} {fact.tip}"} if fact.tip else set()))
+
+
+def stated(facts: Iterable[Finding]) -> frozenset[str]:
+    """What a sentence about findings states.
+
+    For each finding that it is mentioned; the `names` of a present one, or "no " and the name; its side, size, zone
+    and tip by themselves; and the change against the prior study, if there is one, and that there is a comparison.
+    """
+    out: set[str] = set()
+    for fact in facts:
+        out.add(f"mention of {fact.name}")
+        out |= names(fact) if fact.status == "present" else {f"no {fact.name}"}
+        out |= {value for value in (fact.side, fact.size, fact.zone and f"{fact.zone} zone", fact.tip) if value}
+        if fact.change:
+            out |= {fact.change, "comparison with prior"}
+    return frozenset(out)
 
 
 def is_critical(facts: Sequence[Finding]) -> bool:
@@ -235,38 +278,38 @@ def has_communication(report: str) -> bool:
     return report.endswith(_TOLD)
 
 
-def _report(facts: Sequence[Finding], has_prior: bool, rng: random.Random) -> str:
+def _report(facts: Sequence[Finding], has_prior: bool, rng: random.Random) -> list[Sentence]:
     by_name: dict[str, list[Finding]] = {name: [] for name in FINDINGS}
     for fact in facts:
         by_name[fact.name].append(fact)
     topics = {
         "lungs": _pair(by_name["consolidation"], by_name["oedema"], _CLEAR, rng),
         "pleura": _pair(by_name["pleural effusion"], by_name["pneumothorax"], _NO_PLEURA, rng),
-        "heart": _stated(by_name["cardiomegaly"], rng) or [rng.choice(_NO_HEART)],
+        "heart": _stated(by_name["cardiomegaly"], rng) or [_deny(rng.choice(_NO_HEART), by_name["cardiomegaly"])],
         "devices": _devices([by_name[name][0] for name in _DEVICES], rng),
     }
     pick = rng.random()
     order = next(order for below, order in _ORDERS if pick < below)
     sentences = [sentence for topic in order for sentence in topics[topic]]
     if has_prior and all(fact.change is None for fact in facts):
-        sentences.append(rng.choice(_SAME))
-    return _sentences(sentences)
+        sentences.append(_sentence(rng.choice(_SAME), (), {"no change", "comparison with prior"}))
+    return sentences
 
 
-def _impression(facts: Sequence[Finding], rng: random.Random) -> str:
-    present = [_core(fact, rng, 1) for fact in facts if fact.status == "present"]
-    return _sentences(present) if present else rng.choice(_NORMAL_PRIOR)
+def _impression(facts: Sequence[Finding], rng: random.Random) -> list[Sentence]:
+    present = [_sentence(_core(fact, rng, 1), [fact]) for fact in facts if fact.status == "present"]
+    return present or [Sentence(rng.choice(_NORMAL_PRIOR), frozenset({"normal study"}))]
 
 
-def _pair(first: list[Finding], second: list[Finding], neither: tuple[str, ...], rng: random.Random) -> list[str]:
+def _pair(first: list[Finding], second: list[Finding], neither: tuple[str, ...], rng: random.Random) -> list[Sentence]:
     """Two findings that are denied together when neither has anything to be said of it."""
     said, also = _stated(first, rng), _stated(second, rng)
     if not said and not also and rng.random() < 0.8:
-        return [rng.choice(neither)]
-    return (said or [_denial(first[0].name, rng)]) + (also or [_denial(second[0].name, rng)])
+        return [_deny(rng.choice(neither), (*first, *second))]
+    return (said or [_denial(first, rng)]) + (also or [_denial(second, rng)])
 
 
-def _stated(facts: list[Finding], rng: random.Random) -> list[str]:
+def _stated(facts: list[Finding], rng: random.Random) -> list[Sentence]:
     """Sentences for what is present or has resolved; empty when it is simply absent."""
     bilateral = (
         len(facts) == 2
@@ -276,20 +319,20 @@ def _stated(facts: list[Finding], rng: random.Random) -> list[str]:
     )
     if bilateral and rng.random() < 0.75:
         core = rng.choice(_BILATERAL).format(size=facts[0].size)
-        return [_with_change(core, facts[0].change, rng)]
+        return [_sentence(_with_change(core, facts[0].change, rng), facts, {"bilateral pleural effusions"})]
     out = []
     for fact in facts:
         if fact.status == "present":
-            out.append(_with_change(_core(fact, rng), fact.change, rng))
+            out.append(_sentence(_with_change(_core(fact, rng), fact.change, rng), [fact]))
         elif fact.change == "resolved":
             place = " ".join(filter(None, (fact.side, fact.zone and f"{fact.zone} zone")))
             what = f"{place} {_WORDS.get(fact.name, fact.name)}".strip()
             phrases = _REMOVED if fact.name in _DEVICES else _RESOLVED
-            out.append(rng.choice(phrases).format(what=what))
+            out.append(_sentence(rng.choice(phrases).format(what=what), [fact]))
     sides = [fact for fact in facts if fact.side and fact.zone is None]
     plain = [fact for fact in sides if fact.status == "absent" and fact.change is None]
     if out and len(plain) == 1 and rng.random() < 0.3:
-        out.append(f"no {plain[0].side} {plain[0].name}")
+        out.append(_sentence(f"no {plain[0].side} {plain[0].name}", plain))
     return out
 
 
@@ -314,25 +357,35 @@ def _with_change(core: str, change: str | None, rng: random.Random) -> str:
     return f"{core}, {rng.choice(_CHANGED[change])}"
 
 
-def _denial(name: str, rng: random.Random) -> str:
+def _denial(facts: list[Finding], rng: random.Random) -> Sentence:
+    name = facts[0].name
     phrases = _NO_SOLID if name == "consolidation" else _NOTHING
-    return rng.choice(phrases).format(what=_WORDS.get(name, name))
+    return _deny(rng.choice(phrases).format(what=_WORDS.get(name, name)), facts)
 
 
-def _devices(facts: list[Finding], rng: random.Random) -> list[str]:
+def _devices(facts: list[Finding], rng: random.Random) -> list[Sentence]:
     out, absent = [], []
     for fact in facts:
         sentences = _stated([fact], rng)
         out += sentences
         if not sentences:
-            absent.append(fact.name)
+            absent.append(fact)
     if len(absent) == len(_DEVICES):
-        return [rng.choice(_NO_DEVICE)]
+        return [_deny(rng.choice(_NO_DEVICE), absent)]
     if absent:
-        *others, last = absent
-        out.append(f"no {', '.join(others)} or {last}" if others else f"no {last}")
+        *others, last = (fact.name for fact in absent)
+        out.append(_deny(f"no {', '.join(others)} or {last}" if others else f"no {last}", absent))
     return out
 
 
-def _sentences(parts: list[str]) -> str:
-    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
+def _sentence(words: str, facts: Sequence[Finding], also: Iterable[str] = ()) -> Sentence:
+    return Sentence(f"{words[0].upper()}{words[1:]}.", stated(facts).union(also))
+
+
+def _deny(words: str, facts: Iterable[Finding]) -> Sentence:
+    """A sentence that denies findings everywhere, without their sides."""
+    return _sentence(words, [Finding(fact.name, "absent") for fact in facts])
+
+
+def _text(sentences: Iterable[Sentence]) -> str:
+    return " ".join(sentence.text for sentence in sentences)

@@ -1,0 +1,170 @@
+"""MedSAE's measures (arXiv 2510.26411): what single neurons of an autoencoder, or of the raw activations, stand for.
+
+All are exact, computed in float64 for a block of neurons at a time, and cost one product of activations [n, neurons]
+with embeddings [n, d] and labels [n, classes]; no pair of images is ever visited.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from interp.concepts import Labels
+
+# A neuron fires above this quantile of its positive activations.
+FIRES = 0.7
+# Neurons that correlate with no label more than this are left out of means over neurons.
+LEAST_CORRELATION = 0.2
+_NEURONS = 512  # at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """Of F neurons and C classes; NaN where undefined.
+
+    Attributes:
+      monosemanticity: [F], see `monosemanticity`.
+      correlation: [F, C], Pearson's r with each label.
+      entropy: [F], of the correlations' absolute values, in nats; low where one label has it all.
+      threshold: [F], above it the neuron fires.
+      precision, recall, f1: [F, C], of firing as a sign of each label.
+    """
+
+    monosemanticity: np.ndarray
+    correlation: np.ndarray
+    entropy: np.ndarray
+    threshold: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+def measure(activation: np.ndarray, embedding: np.ndarray, labels: Labels) -> Measures:
+    """All measures of every neuron.
+
+    Args:
+      activation: [n, F], of either sign; may be a memory map: it is read a block of neurons at a time.
+      embedding: [n, d], of the same studies; none is zero.
+      labels: of the same studies; each class is measured on the studies whose label is known.
+    """
+    parts = []
+    for begin in range(0, activation.shape[1], _NEURONS):
+        a = np.asarray(activation[:, begin : begin + _NEURONS], np.float64)
+        r = correlation(a, labels)
+        parts.append((monosemanticity(a, embedding), r, entropy(r), *_firing(a, labels)))
+    return Measures(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def monosemanticity(activation: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+    """How alike the images are that a neuron is active on: the mean cosine of pairs, weighted by both activations.
+
+    With a the activations scaled to [0, 1] and u the embeddings of length 1,
+
+      sum over i < j of a_i a_j cos(e_i, e_j)   (|sum a_i u_i|^2 - sum a_i^2) / 2
+      --------------------------------------- = ---------------------------------
+      sum over i < j of a_i a_j                 ((sum a_i)^2 - sum a_i^2) / 2
+
+    Args:
+      activation: float64 [n, F].
+      embedding: [n, d].
+
+    Returns:
+      [F], at most 1; NaN where the denominator is 0: a neuron that is constant, or above its least value only once.
+    """
+    low, high = activation.min(0), activation.max(0)
+    span = high - low
+    a = (activation - low) / np.where(span > 0, span, 1.0)
+    unit = np.asarray(embedding, np.float64)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    squares = (a * a).sum(0)
+    numerator = ((a.T @ unit) ** 2).sum(1) - squares
+    denominator = a.sum(0) ** 2 - squares
+    defined = (a > 0).sum(0) >= 2  # exactly; the difference of two rounded sums need not be 0
+    return np.divide(numerator, denominator, out=np.full(len(span), np.nan), where=defined)
+
+
+def correlation(activation: np.ndarray, labels: Labels) -> np.ndarray:
+    """Pearson's r of every neuron with every label over the studies that have it, [F, C]; NaN if either is constant."""
+    columns = []
+    for c in range(len(labels.concepts)):
+        known = labels.known[:, c]
+        x, y = activation[known], labels.value[known, c].astype(np.float64)
+        if not len(x):
+            columns.append(np.full(activation.shape[1], np.nan))
+            continue
+        x, y = x - x.mean(0), y - y.mean()
+        scale = np.sqrt((x * x).sum(0) * (y @ y))
+        varies = (np.ptp(x, axis=0) > 0) & (np.ptp(y) > 0)
+        columns.append(np.divide(y @ x, scale, out=np.full(len(scale), np.nan), where=varies))
+    return np.stack(columns, axis=1) if columns else np.zeros((activation.shape[1], 0))
+
+
+def entropy(r: np.ndarray) -> np.ndarray:
+    """Entropy of each neuron's correlations [F, C], in nats: H = -sum p ln p of p = |r| / sum |r|; NaN without any."""
+    size = np.abs(np.nan_to_num(r))
+    total = size.sum(1, keepdims=True)
+    p = np.divide(size, total, out=np.zeros_like(size), where=total > 0)
+    h = -(p * np.log(np.where(p > 0, p, 1.0))).sum(1)
+    return np.where(total[:, 0] > 0, h, np.nan)
+
+
+def _firing(activation: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Threshold [F] and precision, recall and F1 [F, C] of firing; ratios without cases are 0, without labels NaN."""
+    positive = np.where(activation > 0, activation, np.nan)
+    alive = (activation > 0).any(0)
+    threshold = np.full(activation.shape[1], np.nan)
+    threshold[alive] = np.nanquantile(positive[:, alive], FIRES, axis=0)
+    fires = activation > np.where(alive, threshold, np.inf)  # [n, F]
+    known, value = labels.known.astype(np.float64), (labels.known & labels.value).astype(np.float64)
+    hits, fired = fires.T.astype(np.float64) @ value, fires.T.astype(np.float64) @ known  # [F, C]
+    true = value.sum(0)
+    precision, recall = hits / np.maximum(fired, 1), hits / np.maximum(true, 1)
+    f1 = 2 * hits / np.maximum(fired + true, 1)
+    for measured in (precision, recall, f1):
+        measured[:, true == 0] = np.nan
+        measured[~alive] = np.nan
+    return threshold, precision, recall, f1
+
+
+def summary(found: Measures, concepts: tuple[str, ...]) -> dict[str, object]:
+    """The figures that MedSAE reports, of one kind of neuron.
+
+    For each class it takes the neuron with the highest signed r of those that are kept, and means over the classes.
+    """
+    best_r = np.abs(np.nan_to_num(found.correlation)).max(1, initial=0.0)
+    kept = best_r > LEAST_CORRELATION
+    classes = {}
+    for c, concept in enumerate(concepts):
+        signed = np.where(kept, np.nan_to_num(found.correlation[:, c], nan=-np.inf), -np.inf)
+        neuron = int(signed.argmax()) if len(signed) else -1
+        if neuron < 0 or not np.isfinite(signed[neuron]):
+            continue
+        columns = {"r": found.correlation, "precision": found.precision, "recall": found.recall, "f1": found.f1}
+        classes[concept] = {"neuron": neuron} | {name: _number(part[neuron, c]) for name, part in columns.items()}
+    return {
+        "neurons": len(kept),
+        "alive": int(np.isfinite(found.monosemanticity).sum()),
+        "kept": int(kept.sum()),
+        "monosemanticity": _spread(found.monosemanticity),
+        "monosemanticity_kept": _spread(found.monosemanticity[kept]),
+        "entropy_kept": _spread(found.entropy[kept]),
+        "classes": classes,
+        "mean_over_classes": {
+            name: _mean([row[name] for row in classes.values()]) for name in ("r", "precision", "recall", "f1")
+        },
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float | None]:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {"mean": None, "median": None, "max": None}
+    return {"mean": float(values.mean()), "median": float(np.median(values)), "max": float(values.max())}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    kept = [value for value in values if value is not None]
+    return float(np.mean(kept)) if kept else None

@@ -1,0 +1,155 @@
+"""What a judge's answers are worth: measures of a yes-or-no test, with bootstrap intervals over studies.
+
+Sentences of one study are not independent, and the hard negatives come on purpose from the studies of the activating
+examples; so whole studies are drawn, not examples.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from interp.exemplars import KINDS, N_DECILES, NEAREST, RANDOM
+
+LEVEL = 0.95  # of every interval
+# Columns of the counts: yes to true examples, true examples; then yes and all for each kind of false ones.
+_HITS, _TRUE, _FALSE = 0, 1, 2
+
+Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Scores of one explanation.
+
+    Attributes:
+      accuracy, balanced_accuracy, precision, recall, f1: over the answered examples; a ratio without cases is 0.
+      against_random, against_hard: balanced accuracy with the random, or the hard, false examples alone; None without.
+      by_decile: accuracy on the true examples of each decile, weakest first; None without answered examples.
+      by_negative: accuracy on the false examples of each kind (see `interp.exemplars.SILENT_KINDS`); None without.
+      intervals: measure -> 95 % bootstrap interval over studies.
+      n_examples: answered examples.
+      n_failed: examples without an answer; they count nowhere else.
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    against_random: float | None
+    against_hard: float | None
+    by_decile: tuple[float | None, ...]
+    by_negative: dict[str, float | None]
+    intervals: dict[str, Interval]
+    n_examples: int
+    n_failed: int
+
+
+def score(
+    truth: np.ndarray,
+    decile: np.ndarray,
+    kind: np.ndarray,
+    study: np.ndarray,
+    answers: np.ndarray,
+    n_bootstrap: int,
+    seed: int,
+) -> Score:
+    """Compares answers with the truth.
+
+    Args:
+      truth: bool [n].
+      decile: int [n], -1 where there is none.
+      kind: int [n], into `interp.exemplars.KINDS`: where false examples come from.
+      study: int [n], numbers of their studies.
+      answers: int [n]: 0, 1, or -1 for none.
+      n_bootstrap: resamples of the studies.
+      seed: of the resamples.
+    """
+    answered = answers >= 0
+    counts = _by_study(truth, kind, study, answers)  # [studies, columns]
+    totals = counts.sum(0)
+    point = measures(totals)
+    drawn = measures(_weights(len(counts), n_bootstrap, seed) @ counts)
+    tail = (1 - LEVEL) / 2
+    yes = answers == 1
+    return Score(
+        **{name: float(np.nan_to_num(point[name])) for name in ("accuracy", "precision", "recall", "f1")},
+        balanced_accuracy=float(np.nan_to_num(point["balanced_accuracy"])),
+        against_random=_number(point["against_random"]),
+        against_hard=_number(point["against_hard"]),
+        by_decile=tuple(_mean(yes[answered & truth & (decile == d)]) for d in range(N_DECILES)),
+        by_negative={KINDS[k]: _mean(~yes[answered & ~truth & (kind == k)]) for k in range(RANDOM, len(KINDS))},
+        intervals={
+            name: (float(low), float(high))
+            for name, values in drawn.items()
+            if np.isfinite(point[name]) and np.isfinite(values).any()
+            for low, high in [np.nanquantile(values, (tail, 1 - tail))]
+        },
+        n_examples=int(answered.sum()),
+        n_failed=int((~answered).sum()),
+    )
+
+
+def measures(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures from counts [..., columns], NaN where a class has no examples.
+
+    Precision and F1 of a judge that never says yes are 0.
+    """
+    hits, true = counts[..., _HITS], counts[..., _TRUE]
+    alarms, false = counts[..., _FALSE::2], counts[..., _FALSE + 1 :: 2]  # [..., kinds of false examples]
+    hard = slice(NEAREST - RANDOM, None)
+    recall = _ratio(hits, true)
+
+    def balanced(of: slice) -> np.ndarray:
+        return (recall + 1 - _ratio(alarms[..., of].sum(-1), false[..., of].sum(-1))) / 2
+
+    all_alarms, all_false = alarms.sum(-1), false.sum(-1)
+    return {
+        "accuracy": _ratio(hits + all_false - all_alarms, true + all_false),
+        "balanced_accuracy": balanced(slice(None)),
+        "against_random": balanced(slice(0, hard.start)),
+        "against_hard": balanced(hard),
+        "precision": hits / np.maximum(hits + all_alarms, 1),
+        "recall": recall,
+        "f1": _ratio(2 * hits, hits + all_alarms + true),
+    }
+
+
+def _by_study(truth: np.ndarray, kind: np.ndarray, study: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Counts of the answered examples, float64 [studies, columns]."""
+    unique, row = np.unique(study, return_inverse=True)
+    counts = np.zeros((len(unique), _FALSE + 2 * (len(KINDS) - RANDOM)))
+    column = np.where(truth, _HITS, _FALSE + 2 * np.maximum(kind - RANDOM, 0))
+    answered = answers >= 0
+    np.add.at(counts, (row[answered], column[answered]), answers[answered])
+    np.add.at(counts, (row[answered], column[answered] + 1), 1)
+    return counts
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(n_studies: int, n_bootstrap: int, seed: int) -> np.ndarray:
+    """How often each study is in each resample, float64 [n_bootstrap, n_studies]."""
+    rng = np.random.default_rng((seed, n_studies))
+    return rng.multinomial(n_studies, np.full(n_studies, 1 / max(n_studies, 1)), size=n_bootstrap).astype(np.float64)
+
+
+def mean_interval(values: np.ndarray, n_bootstrap: int, seed: int) -> Interval | None:
+    """Bootstrap interval of a mean over features; None without values."""
+    if not len(values):
+        return None
+    means = np.random.default_rng(seed).choice(values, (n_bootstrap, len(values))).mean(1)
+    low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+
+
+def _number(value: np.ndarray) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None

@@ -1,0 +1,106 @@
+"""The content of summary.json: how many features were explained, how well, and how far above the controls."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import spearmanr
+
+from interp.index import EDGES
+from interp.judge import Judge
+from interp.scores import mean_interval
+
+GOOD_SCORE, CHANCE = 0.75, 0.5
+GOOD_F1 = 0.8
+SHUFFLED_EXPLANATIONS = "shuffled explanations"
+_ENDS = ("", "_random", "_hard")  # of the columns: against all negatives, random ones, hard ones
+
+
+def summarise(
+    found: Mapping[str, pa.Table | None], left_out: Mapping[str, str], judge: Judge, n_bootstrap: int
+) -> dict[str, Any]:
+    """Summarises the tables "features", "controls", "concepts" and "statements" (None where nobody knows).
+
+    Every list of scores is given by its count, mean with a 95 % bootstrap interval over features, median, and how many
+    are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control arm.
+    """
+    table, controls, concepts = found["features"], found["controls"], found["concepts"].to_pylist()
+    usage = judge.usage()
+    reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
+    detection = _scores(table["detection"])
+    names = sorted(set(controls["arm"].to_pylist()))
+    arms = {SHUFFLED_EXPLANATIONS: [_scores(table[f"control{end}"]) for end in _ENDS]}
+    for arm in names:
+        part = controls.filter(pc.equal(controls["arm"], arm))
+        arms[arm] = [_scores(part[f"detection{end}"]) for end in _ENDS]
+    return {
+        "judge": judge.name,
+        "prompt_version": judge.prompt_version,
+        "cost": usage.get("cost", 0.0),
+        "usage": usage,
+        "features": table.num_rows,
+        "alive": sum(density > 0 for density in table["density"].to_pylist()),
+        "scored": len(detection),
+        "not_scored": dict(sorted(reasons.items())),
+        "examples_failed": sum(n or 0 for name in ("n_failed", "fuzz_n_failed") for n in table[name].to_pylist()),
+        **{f"detection{end}": _described(_scores(table[f"detection{end}"]), n_bootstrap) for end in _ENDS},
+        "fuzz": _described(_scores(table["fuzz"]), n_bootstrap),
+        "by_decile": _mean_columns(table["by_decile"].to_pylist()),
+        "controls": {
+            arm: {
+                f"detection{end}": _described(scores, n_bootstrap)
+                for end, scores in zip(_ENDS, by_negative, strict=True)
+            }
+            for arm, by_negative in arms.items()
+        },
+        "above_controls": {
+            arm: float(detection.mean() - by_negative[0].mean()) if len(detection) and len(by_negative[0]) else None
+            for arm, by_negative in arms.items()
+        },
+        "concepts": _found(concepts, "concept") | {"left_out": dict(left_out)},
+        "truth": None if found["statements"] is None else _truth(table, found["statements"]),
+        "explanation_groups": len({group for group in table["explanation_group"].to_pylist() if group is not None}),
+        "histogram_edges": EDGES.tolist(),
+    }
+
+
+def _truth(table: pa.Table, recovered: pa.Table) -> dict[str, Any]:
+    """How detection scores rank the features, beside the truth, and which statements have a feature."""
+    columns = table.select(["detection", "detection_random", "detection_hard", "true_f1"]).to_pylist()
+    rows = [row for row in columns if None not in row.values()]
+    true = [row["true_f1"] for row in rows]
+    ranks = {
+        f"spearman{end}": float(spearmanr([row[f"detection{end}"] for row in rows], true)[0]) if len(rows) > 2 else None
+        for end in _ENDS
+    }
+    return {"features": len(rows)} | ranks | _found(recovered.to_pylist(), "statement")
+
+
+def _found(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    found = [row[name] for row in rows if row["f1"] >= GOOD_F1]
+    return {"tested": len(rows), "f1_08": len(found), "found": found}
+
+
+def _scores(column: pa.ChunkedArray) -> np.ndarray:
+    return np.array([score for score in column.to_pylist() if score is not None], np.float64)
+
+
+def _described(scores: np.ndarray, n_bootstrap: int) -> dict[str, Any]:
+    return {
+        "scored": len(scores),
+        "mean": float(scores.mean()) if len(scores) else None,
+        "interval": mean_interval(scores, n_bootstrap, 0),
+        "median": float(np.median(scores)) if len(scores) else None,
+        "above_075": int((scores > GOOD_SCORE).sum()),
+        "below_05": int((scores < CHANCE).sum()),
+    }
+
+
+def _mean_columns(rows: list[list[float | None] | None]) -> list[float | None]:
+    """The mean of each place over the rows that have a number there."""
+    columns = zip(*(row for row in rows if row is not None), strict=True)
+    kept = [[value for value in column if value is not None] for column in columns]
+    return [float(np.mean(values)) if values else None for values in kept]
