@@ -10,6 +10,7 @@ as one autoencoder, so that they go the same way as the features.
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from interp.index import SplitIndex
@@ -63,10 +64,10 @@ def build(sae: Sae, store: Store, train: SplitIndex, eligible: np.ndarray, count
     density = train.n_tokens.sum(1)[matched] / train.total_tokens
     cut = _quantiles(store, encoder, 1 - density, rng)
     params = {
-        "W_enc": encoder,
-        "b_enc": -cut,
-        "W_dec": encoder.T,
-        "b_dec": np.zeros(sae.d_model, np.float32),
+        "W_enc": jnp.asarray(encoder),
+        "b_enc": jnp.asarray(-cut),
+        "W_dec": jnp.asarray(encoder.T),
+        "b_dec": jnp.zeros(sae.d_model, jnp.float32),
     }
     names = tuple(f"{s:+d}"[0] + str(d) for d, s in zip(dimension, sign, strict=True))
     group_sizes = (len(signed), count)

@@ -35,8 +35,10 @@ SILENT_KINDS = KINDS[RANDOM:]
 HARD_SHARE = 4
 # Hard contexts are looked for among so many times as many candidates: in most of them the feature is active as well.
 _TRIED = 3
-# The largest array of gathered activations, in float32 elements (64 MiB).
+# The largest arrays of gathered activations and encoder columns, in float32 elements (64 MiB).
 _GATHERED = 1 << 24
+# Features encoded together on a context, so that its activations are gathered once for all of them.
+_SHARED = 16
 
 SCHEMA = pa.schema(
     [
@@ -258,7 +260,7 @@ def shown_silent(rows: Iterable[Mapping[str, Any]], count: int) -> list[Mapping[
 def token_activations(sae: Sae, corpus: Corpus, feature: np.ndarray, context: np.ndarray) -> np.ndarray:
     """The activations of one feature on the tokens of one context, for many pairs of them.
 
-    Only the encoder columns that are asked for are multiplied, so the cost is that of the exemplars.
+    Only the encoder columns that are asked for are multiplied, so the cost is that of the exemplars, not of all tokens.
 
     Args:
       sae: of raw activations.
@@ -271,17 +273,34 @@ def token_activations(sae: Sae, corpus: Corpus, feature: np.ndarray, context: np
     store, contexts = corpus.store, corpus.contexts
     longest = int(contexts.length.max(initial=1))
     out = np.zeros((len(feature), longest), np.float32)
-    batch = max(_GATHERED // (longest * sae.d_model), 1)
-    encoder, bias = sae.params["W_enc"].T, sae.params["b_enc"]  # [F, d_model], [F]
     by_context = np.argsort(context, kind="stable")
-    for begin in progress(range(0, len(feature), batch), unit="batch", desc="interpret: tokens"):
-        pairs = by_context[begin : begin + batch]
-        x, rows, real = _gather(store, contexts, context[pairs], batch, longest)
-        numbers = np.zeros(batch, np.int32)
-        numbers[: len(pairs)] = feature[pairs]
-        values = _encode_pairs(encoder, bias, sae.params["b_dec"], jnp.float32(sae.threshold), x[rows], numbers)
-        out[pairs] = np.asarray(values)[: len(pairs)] * real[: len(pairs)]
+    unit, place = _units(context[by_context])  # of each pair
+    n_units = int(unit[-1]) + 1 if len(unit) else 0
+    batch = max(_GATHERED // ((longest + _SHARED) * sae.d_model), 1)
+    weights = {"encoder": sae.params["W_enc"].T, "bias": sae.params["b_enc"], "b_dec": sae.params["b_dec"]}
+    for begin in progress(range(0, n_units, batch), unit="batch", desc="interpret: tokens"):
+        low, high = np.searchsorted(unit, (begin, begin + batch))
+        pairs, own, slot = by_context[low:high], unit[low:high] - begin, place[low:high]
+        x, rows, real = _gather(store, contexts, context[pairs[slot == 0]], batch, longest)
+        numbers = np.zeros((batch, _SHARED), np.int32)
+        numbers[own, slot] = feature[pairs]
+        values = np.asarray(_encode_units(**weights, threshold=jnp.float32(sae.threshold), x=x[rows], feature=numbers))
+        out[pairs] = values[own, slot] * real[own]
     return out
+
+
+def _units(context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups pairs of one context, at most `_SHARED` together.
+
+    Args:
+      context: [m], sorted.
+
+    Returns:
+      the number of each pair's group int64 [m], never falling, and the pair's place in it int64 [m].
+    """
+    first = np.searchsorted(context, context)  # pair at which its context begins
+    place = (np.arange(len(context)) - first) % _SHARED
+    return np.cumsum(place == 0) - 1, place
 
 
 def _gather(
@@ -313,7 +332,7 @@ def _end(contexts: Contexts, number: int) -> int:
 
 
 @jax.jit
-def _encode_pairs(
+def _encode_units(
     encoder: jax.Array,
     bias: jax.Array,
     b_dec: jax.Array,
@@ -321,8 +340,8 @@ def _encode_pairs(
     x: jax.Array,
     feature: jax.Array,
 ) -> jax.Array:
-    """x: [batch, length, d_model], feature: [batch] -> activations [batch, length]."""
-    z = jnp.einsum("bld,bd->bl", x - b_dec, encoder[feature]) + bias[feature][:, None]
+    """x: [batch, length, d_model], feature: [batch, shared] -> activations [batch, shared, length]."""
+    z = jnp.einsum("bsd,bld->bsl", encoder[feature], x - b_dec) + bias[feature][..., None]
     return jnp.where(z > jnp.maximum(threshold, 0.0), z, 0.0)
 
 
@@ -338,7 +357,7 @@ def collect(
 ) -> None:
     """Chooses every feature's exemplars, hard ones included, and writes them; arguments as for what it calls."""
     tried = hard_candidates(index, similar, corpus.contexts, n_decile, seed)
-    active = (token_activations(sae, corpus, tried.feature, tried.context) > 0).any(axis=1)
+    active = token_activations(sae, corpus, tried.feature, tried.context).max(axis=1, initial=0.0) > 0
     chosen = Chosen.joined([choose(index, n_decile, seed), silent_only(tried, active, n_decile)])
     rows = np.flatnonzero(chosen.kind < RANDOM)
     values = token_activations(sae, corpus, chosen.feature[rows], chosen.context[rows])

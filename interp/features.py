@@ -151,22 +151,21 @@ def tables(
 
 
 def write(
-    out: Path, found: Mapping[str, pa.Table | None], left_out: Mapping[str, str], judge: Judge, n_bootstrap: int
+    out: Path, found: Mapping[str, pa.Table], left_out: Mapping[str, str], judge: Judge, n_bootstrap: int
 ) -> None:
     """Writes the stage's results into its folder `out`.
 
     Args:
       out: the folder.
-      found: the tables "features", "controls", "concepts" (see `interp.concepts`) and "statements" (see `interp.truth`;
-        None where nobody knows).
+      found: the tables "features", "controls", "concepts" (see `interp.concepts`) and, if anybody knows, "statements"
+        (see `interp.truth`).
       left_out: concepts that are not in their table, and why.
       judge: of the explanations.
       n_bootstrap: resamples for the intervals of means.
     """
     for name, table in found.items():
-        if table is not None:
-            with files.atomic_path(out / f"{name}.parquet") as path:
-                pq.write_table(table, path)
+        with files.atomic_path(out / f"{name}.parquet") as path:
+            pq.write_table(table, path)
     with files.atomic_path(out / "features.jsonl") as path, path.open("w") as file:
         for row in found["features"].to_pylist():
             file.write(json.dumps(row) + "\n")

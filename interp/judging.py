@@ -4,11 +4,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from interp import detect, exemplars
+from interp.config import InterpretConfig
 from interp.explain import ExplainTask, assemble
 from interp.judge import Judge, Task
 from maira_jax.run import files
@@ -22,23 +23,12 @@ _TYPICAL_EXPLANATION = "A pleural effusion that is said to be present, on either
 _N_TOP_TOKENS = 8
 
 
-class Sizes(Protocol):
-    """What judging needs of the `interpret` section."""
-
-    n_explain: int
-    n_least: int
-    n_prompt: int
-    feature_batch: int
-    bootstrap: int
-    seed: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Judging:
     """The phases that ask a judge, for all features of an exemplar file.
 
     Attributes:
-      cfg: sizes.
+      cfg: the section.
       judge: is asked.
       path: of the exemplars.
       n_features: in the file.
@@ -46,7 +36,7 @@ class Judging:
       only: the features to explain; empty: all.
     """
 
-    cfg: Sizes
+    cfg: InterpretConfig
     judge: Judge
     path: Path
     n_features: int

@@ -50,9 +50,11 @@ class LabelConfig:
         Raises:
           UserError: a field is missing, unknown or out of range.
         """
+        section = config.label.to_dict()
         try:
-            cfg = cls(**{name: tuple(v) if isinstance(v, list | tuple) else v for name, v in config.label.items()})
-        except TypeError as error:
+            section |= {name: tuple(section[name]) for name in ("sections", "concepts")}
+            cfg = cls(**section)
+        except (KeyError, TypeError) as error:
             raise UserError(f"the config's label section is wrong ({error}): see configs/phantom.py") from error
         for name in cfg.sections:
             if name not in SECTION_NAMES.values():

@@ -5,6 +5,7 @@ with embeddings [n, d] and labels [n, classes]; no pair of images is ever visite
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def _firing(activation: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndar
     return threshold, precision, recall, f1
 
 
-def summary(found: Measures, concepts: tuple[str, ...]) -> dict[str, object]:
+def summary(found: Measures, concepts: tuple[str, ...]) -> dict[str, Any]:
     """The figures that MedSAE reports, of one kind of neuron.
 
     For each class it takes the neuron with the highest signed r of those that are kept, and means over the classes.

@@ -20,9 +20,9 @@ _ENDS = ("", "_random", "_hard")  # of the columns: against all negatives, rando
 
 
 def summarise(
-    found: Mapping[str, pa.Table | None], left_out: Mapping[str, str], judge: Judge, n_bootstrap: int
+    found: Mapping[str, pa.Table], left_out: Mapping[str, str], judge: Judge, n_bootstrap: int
 ) -> dict[str, Any]:
-    """Summarises the tables "features", "controls", "concepts" and "statements" (None where nobody knows).
+    """Summarises the tables "features", "controls", "concepts" and, if there is one, "statements".
 
     Every list of scores is given by its count, mean with a 95 % bootstrap interval over features, median, and how many
     are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control arm.
@@ -42,7 +42,7 @@ def summarise(
         "cost": usage.get("cost", 0.0),
         "usage": usage,
         "features": table.num_rows,
-        "alive": sum(density > 0 for density in table["density"].to_pylist()),
+        "alive": int((np.array(table["density"]) > 0).sum()),
         "scored": len(detection),
         "not_scored": dict(sorted(reasons.items())),
         "examples_failed": sum(n or 0 for name in ("n_failed", "fuzz_n_failed") for n in table[name].to_pylist()),
@@ -61,7 +61,7 @@ def summarise(
             for arm, by_negative in arms.items()
         },
         "concepts": _found(concepts, "concept") | {"left_out": dict(left_out)},
-        "truth": None if found["statements"] is None else _truth(table, found["statements"]),
+        "truth": _truth(table, found["statements"]) if "statements" in found else None,
         "explanation_groups": len({group for group in table["explanation_group"].to_pylist() if group is not None}),
         "histogram_edges": EDGES.tolist(),
     }
