@@ -10,6 +10,7 @@ it. Rates are of the checkpoint's bytes; before each of the two its files are dr
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -71,7 +72,9 @@ def main() -> None:
         result["read_gb_per_s"] = nbytes / 1e9 / read_all(arguments.checkpoint)
     forget(arguments.checkpoint)
     seconds, peak = convert(arguments)
-    result |= {"convert_s": seconds, "convert_gb_per_s": nbytes / 1e9 / seconds, "peak_anonymous_gib": peak / 2**30}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result |= {"convert_s": seconds, "convert_cpu_s": used.ru_utime + used.ru_stime}
+    result |= {"convert_gb_per_s": nbytes / 1e9 / seconds, "peak_anonymous_gib": peak / 2**30}
     if not arguments.reverse:
         result["of_reading"] = result["convert_gb_per_s"] / result["read_gb_per_s"]
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
