@@ -61,6 +61,7 @@ def test_data_and_model_parallel_equal_one_device(tmp_path):
         [sys.executable, "-c", _CHECK, str(tmp_path)],
         capture_output=True, text=True, cwd=Path(__file__).parents[1],
     )  # fmt: skip
+    print(done.stdout)
     assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
 
 
