@@ -113,7 +113,7 @@ def _judge_controls(
     return [
         {"arm": controls.arm(i), "direction": controls.direction[i], "matched": int(controls.matched[i])}
         | {"density": float(density[i]), "label": said["label"], "explanation": said["text"]}
-        | {name: record[name] for name in ("reason", "cost", "score")}
+        | {"reason": record["reason"], "cost": said["cost"] + record["cost"], "score": record["score"]}
         for i, (said, record) in enumerate(zip(explained, judging.score(explained, shuffle=False), strict=True))
     ]
 

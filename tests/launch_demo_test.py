@@ -86,7 +86,7 @@ def test_the_summary_is_what_the_stages_wrote(whole):
         f"dead features {metrics['dead']}"
     )
     assert features == (
-        f"Features: {interp['scored']} scored, {interp['above_075']} above 0.75; "
+        f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75; "
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more"
     )
     rate = headline["no_change"]["rate"]
