@@ -284,3 +284,9 @@ def test_a_disk_that_is_too_small_is_named_at_once(checkpoint, tmp_path, monkeyp
     with pytest.raises(UserError, match="0.0 GB free, but the model takes 0.0 GB"):
         convert.run(section(checkpoint), tmp_path, tmp_path / "flax")
     assert not (tmp_path / "flax").exists()
+
+
+def test_a_mesh_that_would_cut_a_head_is_refused_before_anything_is_written(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"a mesh with model = 3 does not divide .*num_attention_heads"):
+        convert.run(section(checkpoint, mesh=(1, 3)), tmp_path)
+    assert not (tmp_path / "model").exists()

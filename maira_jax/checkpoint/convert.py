@@ -163,6 +163,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, out: Path | None = Non
 
 def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int]) -> dict[str, Any]:
     cfg = Maira2Config.from_dir(directory)
+    sharding.check(cfg, sharding.abstract_mesh(*mesh))
     table = entries(cfg)
     source = Source(directory, table)
     names = [name for name in (shards.INDEX, *_COMPANIONS, *_REMOTE_CODE) if (directory / name).is_file()]

@@ -60,7 +60,7 @@ def _spec(path: str, shape: tuple[int, ...], on: Mesh | AbstractMesh) -> P:
     return P(*map(fits, spec, shape))
 
 
-def check(cfg: Maira2Config, on: Mesh) -> None:
+def check(cfg: Maira2Config, on: Mesh | AbstractMesh) -> None:
     """Refuses a mesh over which the attention heads cannot be split.
 
     Raises:
