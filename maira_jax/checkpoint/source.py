@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -86,6 +87,7 @@ class Source:
             for start in range(0, len(data), _PIECE):
                 piece = data[start : start + _PIECE]
                 _fill(file, piece, path)
+                _forget(file)
                 hashing = hasher.submit(digest.update, piece)
             if hashing is not None:  # so that no more than one tensor waits to be hashed
                 hashing.result()
@@ -196,6 +198,12 @@ def _with_ranges(pattern: str, numbers: list[int]) -> str:
             runs.append([number])
     text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     return pattern.replace("{}", text if len(numbers) == 1 else f"{{{text}}}", 1)
+
+
+def _forget(file: BinaryIO) -> None:
+    """Drops what was read from the page cache: nobody reads it again, and to make room later costs more than to read."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
 
 
 def _fill(file: BinaryIO, piece: memoryview, path: Path) -> None:
