@@ -85,7 +85,7 @@
   const KEY = [["on", "on target"], ["off", "off target"], ["none", "no change"]];
   const key = () => h("div", { class: "key" }, KEY.map(([kind, text]) => h("span", {}, h("i", { class: kind }), text)));
   function curves(rows, label) {
-    const W = 460, H = 190, left = 42, right = 8, base = H - 22;
+    const W = 460, H = 190, left = 42, right = 20, base = H - 22;
     const sorted = [...rows].sort((a, b) => a.strength - b.strength);
     const low = Math.min(0, ...sorted.map((r) => r.strength)), high = Math.max(0, ...sorted.map((r) => r.strength));
     const x = (v) => left + ((W - left - right) * (v - low)) / (high - low || 1), y = (v) => base - (base - 10) * v;
