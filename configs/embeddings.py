@@ -6,6 +6,9 @@ their patients and their labels (see `sae/arrays.py`). No model is needed:
   python -m launch.harvest --config=configs/embeddings.py:FILE --workdir=runs/embeddings
   python -m launch.train   --config=configs/embeddings.py:FILE --workdir=runs/embeddings
   python -m launch.export  --config=configs/embeddings.py:FILE --workdir=runs/embeddings
+  python -m launch.label   --config=configs/embeddings.py:FILE --workdir=runs/embeddings
+
+The last one measures features against the labels, beside the embedding's own dimensions.
 """
 
 import ml_collections
@@ -19,5 +22,8 @@ def get_config(path: str = "embeddings.npy") -> ml_collections.ConfigDict:
     config.harvest.held_out_fraction = 0.1
     config.sae.expansion = 16  # 8192 features for embeddings of 512, as in MedSAE
     config.sae.k = 32
+    # Whose lengths follow train.steps, so that it alone need be changed for a smaller or larger set.
+    config.train.preset = "default"
+    config.train.update({"lr": None, "warmup_steps": None, "decay_start": None, "dead_tokens": None})
     config.train.splice_studies = 0  # there is no model to splice into
     return config

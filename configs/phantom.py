@@ -169,6 +169,7 @@ def get_train() -> ml_collections.ConfigDict:
     train.calibration_tokens = 1_000_000  # at most so many held-out tokens set the final threshold
     train.chunk_steps = 10  # steps in one call of the device
     train.checkpoint_every = 250  # steps
+    train.evaluate_every = 250  # steps between evaluations on some held-out tokens, for TensorBoard; 0: at the end only
     train.source = "store"  # activations: store (WORKDIR/activations), or model (run while training, nothing is stored)
     train.buffer_tokens = 262_144  # tokens of the running model that are shuffled together in host memory
     train.splice_studies = 64  # held-out studies for the loss recovered by splicing; 0: not measured

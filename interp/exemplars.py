@@ -278,13 +278,14 @@ def token_activations(sae: Sae, corpus: Corpus, feature: np.ndarray, context: np
     n_units = int(unit[-1]) + 1 if len(unit) else 0
     batch = max(_GATHERED // ((longest + _SHARED) * sae.d_model), 1)
     weights = {"encoder": sae.params["W_enc"].T, "bias": sae.params["b_enc"], "b_dec": sae.params["b_dec"]}
+    weights["threshold"] = jnp.broadcast_to(jnp.asarray(sae.threshold, jnp.float32), sae.n_features)
     for begin in progress(range(0, n_units, batch), unit="batch", desc="interpret: tokens"):
         low, high = np.searchsorted(unit, (begin, begin + batch))
         pairs, own, slot = by_context[low:high], unit[low:high] - begin, place[low:high]
         x, rows, real = _gather(store, contexts, context[pairs[slot == 0]], batch, longest)
         numbers = np.zeros((batch, _SHARED), np.int32)
         numbers[own, slot] = feature[pairs]
-        values = np.asarray(_encode_units(**weights, threshold=jnp.float32(sae.threshold), x=x[rows], feature=numbers))
+        values = np.asarray(_encode_units(**weights, x=x[rows], feature=numbers))
         out[pairs] = values[own, slot] * real[own]
     return out
 
@@ -340,9 +341,12 @@ def _encode_units(
     x: jax.Array,
     feature: jax.Array,
 ) -> jax.Array:
-    """x: [batch, length, d_model], feature: [batch, shared] -> activations [batch, shared, length]."""
+    """x: [batch, length, d_model], feature: [batch, shared] -> activations [batch, shared, length].
+
+    encoder: [F, d_model]; bias, threshold: [F].
+    """
     z = jnp.einsum("bsd,bld->bsl", encoder[feature], x - b_dec) + bias[feature][..., None]
-    return jnp.where(z > jnp.maximum(threshold, 0.0), z, 0.0)
+    return jnp.where(z > jnp.maximum(threshold[feature][..., None], 0.0), z, 0.0)
 
 
 def collect(

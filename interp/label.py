@@ -140,13 +140,14 @@ def study_vectors(sae: Sae, store: Store, sections: tuple[str, ...], block: int,
     Args:
       sae: of raw activations.
       store: the activations.
-      sections: tokens of these are counted.
+      sections: tokens of these are counted; those of users' own arrays, which have no section, always are.
       block: tokens encoded at a time.
       path: a file that `feature` is kept in, because it grows with studies x features.
     """
     kinds = [int(kind) for kind in Kind if SECTION_NAMES[kind] in sections]
     tokens = store.tokens
-    rows = np.flatnonzero(np.isin(tokens["kind"].to_numpy(), kinds))
+    kind = tokens["kind"].to_numpy()
+    rows = np.flatnonzero(np.isin(kind, kinds) | (kind < 0))
     if not len(rows):
         raise UserError(f"{store.directory} has no tokens of the sections {', '.join(sections)}: name others")
     study, number = np.unique(tokens["study"].to_numpy()[rows], return_inverse=True)

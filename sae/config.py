@@ -116,6 +116,7 @@ class TrainConfig:
       calibration_tokens: at most so many held-out tokens set the final threshold.
       chunk_steps: updates in one call of the device.
       checkpoint_every: steps between checkpoints, a multiple of `chunk_steps`.
+      evaluate_every: steps between evaluations on held-out tokens, a multiple of `chunk_steps`; 0 for none.
       mesh: devices along the data axis and along the feature axis.
       seed: of the initialisation and the data order.
     """
@@ -140,6 +141,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     resample_every: int = 0
+    evaluate_every: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "lr", "dead_tokens", "calibration_tokens", "chunk_steps", "microbatches"):
@@ -159,11 +161,13 @@ class TrainConfig:
         for name in ("beta1", "beta2", "threshold_beta"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}, but must be in [0, 1): change it")
-        if self.checkpoint_every < 1 or self.checkpoint_every % self.chunk_steps:
-            raise UserError(
-                f"train.checkpoint_every is {self.checkpoint_every}, but must be a multiple of train.chunk_steps "
-                f"({self.chunk_steps}): change one of them"
-            )
+        for name, least in (("checkpoint_every", 1), ("evaluate_every", 0)):
+            value = getattr(self, name)
+            if value < least or value % self.chunk_steps:
+                raise UserError(
+                    f"train.{name} is {value}, but must be a multiple of train.chunk_steps ({self.chunk_steps}): "
+                    "change one of them"
+                )
         if self.resample_every < 0:
             raise UserError(f"train.resample_every is {self.resample_every}: give a number of steps, or 0 for never")
         if len(self.mesh) != 2 or min(self.mesh) < 1:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import ml_collections
@@ -18,7 +18,7 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from sae import autoencoder, calibrate, data, flops, live, metrics, splice
+from sae import data, flops, held_out, live, metrics, splice
 from sae.activations import HELD_OUT, TRAIN, Store
 from sae.autoencoder import Sae
 from sae.board import Board
@@ -30,7 +30,6 @@ from sae.trainer import Metrics, State, Trainer
 _SCALE_BATCHES = 100
 # Chunks whose metrics may still be on their way: the host runs ahead of the device by so many.
 _IN_FLIGHT = 2
-_EVALUATION_BATCH = 4096
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -38,8 +37,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains the autoencoder that `config.sae` and `config.train` describe, and those of `config.sae.beside`.
 
     All of them are trained from one stream of activations. `sae/` and, for each one beside it, `sae-NAME/` hold:
-    checkpoints, `log.jsonl` (a line a step), the finished autoencoder (`sae.checkpoint.load_sae`), `metrics.json` and
-    `density.npy` (of each feature, on held-out tokens). A killed run resumes from its latest checkpoints and ends
+    checkpoints, `log.jsonl` (a line a step), `held_out.jsonl` (one an evaluation on the way, on a sample of held-out
+    tokens), the finished autoencoder (`sae.checkpoint.load_sae`), `metrics.json` and `density.npy` (of each feature, on
+    all held-out tokens). A killed run resumes from its latest checkpoints and ends
     with the same bits, and so does an autoencoder that is trained alone; SIGTERM saves one before the process ends.
 
     Returns:
@@ -125,11 +125,15 @@ class _Run:
         self._log = _Log(self.stage.dir, self.done)
         return scale
 
-    def advance(self, batches: jax.Array, scale: float) -> None:
-        """Takes a step a batch, `batches [steps, B, d]`."""
+    def advance(self, batches: jax.Array, scale: float, sample: Sequence[np.ndarray]) -> None:
+        """Takes a step a batch, `batches [steps, B, d]`, and measures on `sample` when it is due."""
         self.state, measured = self.trainer.run(self.state, batches, scale)
         self.done += len(batches)
         self._log.add(measured)
+        every = self.config.evaluate_every
+        if every and self.done % every == 0 and self.done < self.config.steps:
+            sae = held_out.calibrated(self.trainer, self.state, scale, lambda: iter(sample), {})
+            self._log.held_out(self.done - 1, *metrics.evaluate(sae, sample))
         if self.done % self.config.checkpoint_every == 0 or self.done == self.config.steps:
             self.save(scale)
 
@@ -147,9 +151,16 @@ class _Run:
 
     def finish(self, scale: float, store: Store | live.LiveStore, loss: splice.Loss | None) -> None:
         """Sets the threshold, measures, writes the autoencoder and ends the stage."""
-        sae = _calibrated(self.trainer, self.state, scale, store)
-        held_out = data.sequential(store, store.rows_of(HELD_OUT), _EVALUATION_BATCH)
-        measured, density = metrics.evaluate(sae, held_out)
+        every = store.rows_of(HELD_OUT)
+        rows = every
+        if len(every) > self.config.calibration_tokens:
+            rng = np.random.default_rng((self.config.seed, 3))
+            rows = np.sort(rng.choice(every, self.config.calibration_tokens, replace=False))
+        meta = {"source": dict(store.source), "calibration_tokens": len(rows)}
+        sae = held_out.calibrated(
+            self.trainer, self.state, scale, lambda: data.sequential(store, rows, held_out.BATCH), meta
+        )
+        measured, density = metrics.evaluate(sae, data.sequential(store, every, held_out.BATCH))
         measured["loss"] = None if loss is None else loss(sae)
         save_sae(self.stage.dir, sae)
         with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
@@ -178,6 +189,8 @@ def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
     config = runs[0].config
     n_groups = -(-config.steps // config.chunk_steps)
     rows = store.rows_of(TRAIN)
+    if not len(store.rows_of(HELD_OUT)):
+        raise UserError("there is no held-out token to measure on: raise harvest.held_out_fraction")
     source = data.ShuffledBatches(store, rows, config.batch_size, config.chunk_steps, n_groups, config.seed)
     scale = None
     with contextlib.ExitStack() as stack, _termination() as terminated:
@@ -186,6 +199,7 @@ def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
             stack.callback(run.close)
         assert scale is not None
         done = min(run.done for run in runs)
+        sample = held_out.sample(store, config.seed) if config.evaluate_every and done < config.steps else []
         chunks = source.iterate(done // config.chunk_steps) if done < config.steps else iter(())
         bar = progress(
             total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train"
@@ -196,7 +210,7 @@ def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
             batches = runs[0].trainer.place(chunk[: config.steps - done])
             for run in runs:
                 if run.done == done:  # one whose checkpoint is ahead of the others' waits for them
-                    run.advance(batches, scale)
+                    run.advance(batches, scale, sample)
             done += len(batches)
             bar.update(len(batches) * config.batch_size)
             flops.show(bar, work)
@@ -224,19 +238,15 @@ def _termination() -> Iterator[threading.Event]:
 
 
 class _Log:
-    """`log.jsonl` and `tensorboard/`: metrics, fetched from the device a little late so that it never waits.
+    """`log.jsonl`, `held_out.jsonl` and `tensorboard/`; the device does not wait for a step's metrics.
 
-    The former has every step, the latter the last of each chunk. What an attempt that was killed left for later steps
-    than `step` is dropped.
+    The first has every step, TensorBoard the last of each chunk; the second has evaluations. What an attempt that was
+    killed left for `step` and later ones is dropped.
     """
 
     def __init__(self, directory: Path, step: int):
-        path = directory / "log.jsonl"
         self._board = Board(directory / "tensorboard", step)
-        lines = path.read_text().splitlines(keepends=True)[:step] if path.is_file() else []
-        with files.atomic_path(path) as temporary:
-            temporary.write_text("".join(lines))
-        self._file = path.open("a")
+        self._file, self._evaluations = (_reopened(directory / name, step) for name in ("log.jsonl", "held_out.jsonl"))
         self._step = step
         self._pending: collections.deque[Metrics] = collections.deque()
 
@@ -249,6 +259,12 @@ class _Log:
         self._pending.append(measured)
         if len(self._pending) > _IN_FLIGHT:
             self._write()
+
+    def held_out(self, step: int, measured: dict[str, Any], density: np.ndarray) -> None:
+        """Writes what was measured after step `step` on held-out tokens."""
+        self._evaluations.write(json.dumps({"step": step} | measured) + "\n")
+        self._evaluations.flush()
+        self._board.held_out(step, measured, density)
 
     def drain(self) -> None:
         """Writes what is pending, waiting for the device."""
@@ -269,34 +285,14 @@ class _Log:
     def close(self) -> None:
         """Closes the files."""
         self._file.close()
+        self._evaluations.close()
         self._board.close()
 
 
-def _calibrated(trainer: Trainer, state: State, scale: float, store: Store | live.LiveStore) -> Sae:
-    """Folds the normalisation in and sets the threshold for a mean of k features on held-out tokens."""
-    config = trainer.config
-    ordered = trainer.ordered(state)
-    folded, followed = autoencoder.fold(ordered.params, float(ordered.threshold), scale)
-    params = jax.device_put(folded, jax.devices()[0])
-    rows = store.rows_of(HELD_OUT)
-    if len(rows) > config.calibration_tokens:
-        rng = np.random.default_rng((config.seed, 3))
-        rows = np.sort(rng.choice(rows, config.calibration_tokens, replace=False))
-    threshold = 0.0
-    if trainer.sae.kind != "relu":
-        threshold = calibrate.threshold_for_l0(
-            params, lambda: data.sequential(store, rows, _EVALUATION_BATCH), trainer.sae.k
-        )
-    meta = {
-        "source": dict(store.source),
-        "normalization": scale,
-        "running_threshold": followed,
-        "calibration_tokens": len(rows),
-        "sae": _plain(trainer.sae),
-        "train": _plain(config),
-    }
-    return Sae(params, threshold, trainer.sae.k, trainer.sae.group_sizes, meta)
-
-
-def _plain(config: SaeConfig | TrainConfig) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+def _reopened(path: Path, step: int) -> TextIO:
+    """Opens a file of JSON lines for more of them, without those of `step` and later."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    with files.atomic_path(path) as temporary:
+        temporary.write_text("".join(kept))
+    return path.open("a")

@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,9 +55,7 @@ class Catalogue:
         for number in chosen:
             if number >= sae.n_features:
                 raise UserError(f"{source} has no feature {number}: it has {sae.n_features}")
-        columns = np.array(chosen)
-        part = {name: sae.params[name][..., columns] for name in ("W_enc", "b_enc")}
-        part |= {"W_dec": sae.params["W_dec"][columns], "b_dec": sae.params["b_dec"]}
+        encode = _encoder(sae, np.array(chosen))
         train = np.asarray(store.studies["split"].to_pylist()) == TRAIN
         wanted = train[store.tokens["study"].to_numpy()]
         largest = np.zeros(len(chosen))
@@ -64,8 +63,7 @@ class Catalogue:
             here = wanted[start : start + _ROWS]
             if here.any():
                 x = store.read(start, start + len(here))[here].astype(np.float32)
-                f = np.asarray(autoencoder.encode(part, x, sae.threshold))
-                largest = np.maximum(largest, f.max(axis=0))
+                largest = np.maximum(largest, np.asarray(encode(x)).max(axis=0))
         rows = {n: {"feature": n, "explanation": "", "max_activation": m} for n, m in zip(chosen, largest, strict=True)}
         return cls(rows, [], source)
 
@@ -126,6 +124,15 @@ class Catalogue:
         if not found:
             raise UserError(f"steer.match {match!r} matches no feature's explanation: choose other words")
         return sorted(found, key=lambda n: -self.features[n]["max_activation"])
+
+
+def _encoder(sae: Sae, columns: np.ndarray) -> Callable[[np.ndarray], jax.Array]:
+    """A function that gives the features `columns` of raw activations, `[n, d_model] -> [n, columns]`."""
+    if sae.per_token:  # which of them are kept depends on all the others
+        return lambda x: sae.encode(x)[:, columns]
+    part = {name: sae.params[name][..., columns] for name in ("W_enc", "b_enc")} | {"b_dec": sae.params["b_dec"]}
+    threshold = np.broadcast_to(np.asarray(sae.threshold, np.float32), sae.n_features)[columns]
+    return lambda x: autoencoder.encode(part, x, threshold)
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ class ArrayStore:
 
 @pytest.fixture(scope="module")
 def world():
-    """60 studies of random activations and texts, an SAE with a threshold, and all its features."""
+    """60 studies of random activations and texts, an SAE with a threshold for each feature, and all its features."""
     rng = np.random.default_rng(0)
     n_studies, d_model, n_features = 60, 8, 24
     lengths = rng.integers(20, 90, n_studies)
@@ -72,10 +72,11 @@ def world():
     params = init(jax.random.key(1), d_model, n_features, jax.numpy.zeros(d_model))
     # Feature 0 never fires and feature 1 fires on everything.
     params["b_enc"] = params["b_enc"].at[0].set(-100.0).at[1].set(100.0)
-    sae = Sae(params, 0.8, 4, (n_features,))
+    threshold = np.linspace(0.4, 1.2, n_features, dtype=np.float32)
+    sae = Sae(params, threshold, 4, (n_features,))
     found = contexts_lib.cut(study, position, token_id, kind, PIECES, 12)
     held_out = rng.random(n_studies) < 0.3
-    f = np.asarray(encode(params, x, 0.8))
+    f = np.asarray(encode(params, x, threshold))
     peak = np.stack([f[s : s + k].max(0) for s, k in zip(found.start, found.length, strict=True)])
     return dict(
         sae=sae, x=x, study=study, position=position, kind=kind, token_id=token_id,

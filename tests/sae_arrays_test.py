@@ -12,9 +12,11 @@ import tensorstore as ts
 from safetensors.numpy import save_file
 
 from configs import embeddings
+from interp import label
 from maira_jax.errors import UserError
-from sae import harvest
+from sae import export, formats, harvest, train
 from sae.activations import HELD_OUT, TRAIN, Store
+from tests.sae_helpers import activations
 
 X = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
 
@@ -127,3 +129,26 @@ def test_what_is_no_array_is_refused(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         harvest.run(config_of(tmp_path / name), tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_the_whole_way_from_embeddings_to_measured_features(tmp_path):
+    """As configs/embeddings.py says; a label is what one direction of the embedding decides."""
+    x = activations(400, 16)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 16)
+    pq.write_table(pa.table({"embedding": lists, "Edema": x[:, 0] > np.median(x[:, 0])}), tmp_path / "x.parquet")
+    config = config_of(tmp_path / "x.parquet", held_out_fraction=0.2, shard_rows=256, chunk_rows=16)
+    config.sae.k = 4
+    config.train.update({"steps": 300, "batch_size": 64, "checkpoint_every": 300})
+    harvest.run(config, tmp_path / "run")
+    counts = train.run(config, tmp_path / "run")
+    assert (counts["n_features"], counts["l0"]) == (256, pytest.approx(4, abs=0.02))
+    assert counts["fvu"] < 0.7
+    export.run(config, tmp_path / "run")
+    expected = np.asarray(formats.load(tmp_path / "run" / "sae").encode(x))
+    for name in config.export.to:
+        found = np.asarray(formats.load(tmp_path / "run" / "export" / name).encode(x))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert label.run(config, tmp_path / "run")["studies"] == 400
+    rows = pq.read_table(tmp_path / "run" / "label" / "neurons.parquet").to_pylist()
+    dimensions = [row for row in rows if row["arm"] == "raw dimensions"]
+    assert len(rows) == 256 + 16 and max(dimensions, key=lambda row: row["f1"]["Edema"] or 0)["neuron"] == 0

@@ -175,6 +175,7 @@ def test_training_from_the_model_on_the_fly(config, workdir, tmp_path):
         "batch_size": 32,
         "chunk_steps": 5,
         "checkpoint_every": 10,
+        "evaluate_every": 5,
         "warmup_steps": 2,
         "decay_start": 8,
     }
@@ -193,6 +194,8 @@ def test_training_from_the_model_on_the_fly(config, workdir, tmp_path):
         [value for _, value in shown["train/fvu"]], [lines[4]["fvu"], lines[9]["fvu"]], rtol=1e-6
     )
     np.testing.assert_allclose(shown["train/level_errors/4"][1][1], lines[9]["level_errors"][4], rtol=1e-6)
+    halfway = json.loads((tmp_path / "sae" / "held_out.jsonl").read_text())
+    np.testing.assert_allclose(shown["held_out/fvu"], [(4, halfway["fvu"]), (10, measured["fvu"])], rtol=1e-6)
     np.testing.assert_allclose(shown["held_out/loss/recovered_zero"], [(10, counts["loss_recovered"])], rtol=1e-6)
     assert train.run(config, tmp_path) == counts
     with pytest.raises(UserError, match="harvest.policy"):

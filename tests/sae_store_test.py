@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
-from sae import data
+from sae import data, held_out
 from sae.activations import HELD_OUT, TRAIN, Layout, Store, StoreWriter
 from tests.sae_helpers import make_store, tables
 
@@ -135,3 +135,13 @@ def test_sequential_reading(store):
     batches = list(data.sequential(store, rows, 100))
     assert {len(batch) for batch in batches[:-1]} == {100}
     np.testing.assert_array_equal(np.concatenate(batches)[:, 0], rows)
+
+
+def test_a_sample_of_held_out_tokens_is_of_whole_chunks(store, monkeypatch):
+    monkeypatch.setattr(held_out, "_SAMPLE", 100)
+    rows = store.rows_of(HELD_OUT)
+    drawn, other = (np.concatenate(held_out.sample(store, seed))[:, 0].astype(int) for seed in (0, 1))
+    assert 100 <= len(drawn) < 132 and set(drawn) != set(other)
+    np.testing.assert_array_equal(drawn, rows[np.isin(rows // 32, drawn // 32)])
+    monkeypatch.setattr(held_out, "_SAMPLE", 10**6)
+    np.testing.assert_array_equal(np.concatenate(held_out.sample(store, 0))[:, 0], rows)

@@ -29,7 +29,7 @@ def workdir(tmp_path_factory):
     """A finished run."""
     path = tmp_path_factory.mktemp("run")
     make_store(path, activations(6000, 24))
-    train.run(train_config(), path)
+    train.run(train_config(evaluate_every=20), path)
     return path
 
 
@@ -52,15 +52,25 @@ def test_results(workdir):
     assert lines[11]["threshold"] > 0
 
 
+def test_held_out_tokens_are_measured_on_the_way(workdir):
+    final = json.loads((workdir / "sae" / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (workdir / "sae" / "held_out.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [19, 39]
+    assert lines[0]["fvu"] > lines[1]["fvu"] > final["fvu"]
+    for line in lines:
+        assert line.keys() - {"step"} == final.keys() - {"loss"}
+        assert line["l0"] == pytest.approx(4, abs=1 / line["tokens"])
+
+
 def test_a_finished_stage_is_not_run_again(workdir):
     before = (workdir / "sae" / "log.jsonl").stat().st_mtime_ns
-    assert train.run(train_config(), workdir)["steps"] == 60
+    assert train.run(train_config(evaluate_every=20), workdir)["steps"] == 60
     assert (workdir / "sae" / "log.jsonl").stat().st_mtime_ns == before
 
 
 def test_another_config_is_refused(workdir):
     with pytest.raises(UserError, match="train.lr"):
-        train.run(train_config(lr=2e-3), workdir)
+        train.run(train_config(lr=2e-3, evaluate_every=20), workdir)
 
 
 def kill_when(process: subprocess.Popen, reached, limit: float = 600) -> None:
@@ -81,7 +91,7 @@ def latest_checkpoint(sae: Path) -> int:
 
 def long_config():
     """Two autoencoders from one stream, trained long enough to be killed on the way."""
-    config = train_config(steps=400, decay_start=300)
+    config = train_config(steps=400, decay_start=300, evaluate_every=200)
     config.sae.beside = {"x2": {"expansion": 2, "k": 3}}
     return config
 
@@ -92,7 +102,7 @@ def assert_same_bits(sae: Path, whole: Path) -> None:
         np.testing.assert_array_equal(ours.params[name], value, err_msg=name)
     assert ours.threshold == theirs.threshold
     assert dict(ours.meta) == dict(theirs.meta)
-    for name in ("log.jsonl", "metrics.json", "density.npy"):
+    for name in ("log.jsonl", "held_out.jsonl", "metrics.json", "density.npy"):
         assert (sae / name).read_bytes() == (whole / name).read_bytes(), name
 
 
@@ -148,7 +158,7 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path):
 
 def test_one_more_autoencoder_is_trained_beside_a_finished_one(workdir):
     before = (workdir / "sae" / "log.jsonl").stat().st_mtime_ns
-    config = train_config()
+    config = train_config(evaluate_every=20)
     config.sae.beside = {"topk": {"kind": "top_k", "group_fractions": (1.0,)}, "l1": {"kind": "relu", "l1": 0.1}}
     train.run(config, workdir)
     assert (workdir / "sae" / "log.jsonl").stat().st_mtime_ns == before
@@ -216,6 +226,7 @@ def test_divergence_is_one_sentence(tmp_path):
         ("sae", "kind", "topk", "choose one of batch_top_k"),
         ("sae", "beside", {"x2": {"expansions": 2}}, "sae.beside.x2 sets expansions"),
         ("train", "checkpoint_every", 7, "multiple of train.chunk_steps"),
+        ("train", "evaluate_every", 7, "evaluate_every is 7"),
         ("train", "mesh", (3, 1), "multiple of the data axis"),
         ("train", "mesh", (1, 64), "cannot be split"),
         ("train", "mesh", (32, 1), "needs 32 devices"),

@@ -1,5 +1,6 @@
 """The steering sweep and its evaluation on a small random model."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -307,10 +308,14 @@ def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
     plain_file.save(workdir, own)
     path = workdir / "sae.safetensors"
     store_ = Store.open(inputs / "activations")
-    f = np.asarray(own.encode(jnp.asarray(store_.read(0, 36).astype(np.float32))))
-    measured = Catalogue.measured(own, store_, (4, 11), "there")
-    for number in (4, 11):
-        np.testing.assert_allclose(measured.target(number).max_activation, f[:, number].max(), rtol=1e-5)
+    x = jnp.asarray(store_.read(0, 36).astype(np.float32))
+    limits = np.linspace(0.1, 2.0, own.n_features, dtype=np.float32)
+    # As BatchTopK's, JumpReLU's and TopK's files are.
+    for sae in (own, dataclasses.replace(own, threshold=limits), dataclasses.replace(own, k=2, per_token=True)):
+        f = np.asarray(sae.encode(x))
+        measured = Catalogue.measured(sae, store_, (4, 11), "there")
+        for number in (4, 11):
+            np.testing.assert_allclose(measured.target(number).max_activation, f[:, number].max(), rtol=1e-5)
     config = make_config()
     config.steer.update({"sae": str(path), "features": (4, 11), "arms": ("feature",), "studies": 1})
     for stage in ("sae", "interp"):

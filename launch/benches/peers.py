@@ -42,13 +42,16 @@ def dictionary_learning(module: str) -> types.ModuleType:
       UserError: the package is not installed.
     """
     _need("dictionary_learning", "einops", "torch")
-    for name, attributes in _UNUSED.items():
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
-            stub = types.ModuleType(name)
-            for attribute in attributes:
-                setattr(stub, attribute, object)
-            sys.modules[name] = stub
-    return importlib.import_module(f"dictionary_learning.{module}")
+    stubs = [name for name in _UNUSED if name not in sys.modules and importlib.util.find_spec(name) is None]
+    for name in stubs:
+        sys.modules[name] = types.ModuleType(name)
+        for attribute in _UNUSED[name]:
+            setattr(sys.modules[name], attribute, object)
+    try:
+        return importlib.import_module(f"dictionary_learning.{module}")
+    finally:
+        for name in stubs:  # others ask whether these are installed
+            del sys.modules[name]
 
 
 def torch() -> types.ModuleType:

@@ -41,10 +41,10 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--n_true", type=int, default=256, help="true features")
     parser.add_argument("--n_features", type=int, default=512, help="features of the autoencoders")
     parser.add_argument("--batch_size", type=int, default=512, help="tokens")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--active", type=int, nargs="+", default=[4, 8, 16], help="mean true features a token; k")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--peer_lr", type=float, nargs="+", default=[1e-3, 3e-3], help="rates that peers try")
+    parser.add_argument("--peer_lr", type=float, nargs="+", default=[3e-3, 1e-2], help="rates that peers try")
     parser.add_argument("--alone", action="store_true", help="ours only")
     arguments = parser.parse_args(options)
     results: dict[tuple[int, str], list[dict[str, float]]] = {}

@@ -1,0 +1,62 @@
+"""Held-out activations while training: a sample of them, and the autoencoder as it stands, with its threshold set."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from sae import autoencoder, calibrate, data
+from sae.activations import HELD_OUT, Store
+from sae.autoencoder import Sae
+from sae.config import SaeConfig, TrainConfig
+from sae.live import LiveStore
+from sae.trainer import State, Trainer
+
+BATCH = 4096
+# Tokens on which a run is measured on its way.
+_SAMPLE = 16_384
+
+
+def sample(store: Store | LiveStore, seed: int) -> list[np.ndarray]:
+    """A fixed sample of the held-out tokens in batches, float32 [batch, d_model] each.
+
+    Whole chunks of the store (studies, where the model runs on the fly) are drawn, since they are read as a whole.
+    """
+    rows = store.rows_of(HELD_OUT)
+    chunk = store.chunk_of(rows)
+    first = np.flatnonzero(np.diff(chunk, prepend=-1))
+    sizes = np.diff(np.append(first, len(rows)))
+    order = np.random.default_rng((seed, 4)).permutation(len(first))
+    drawn = order[: np.searchsorted(np.cumsum(sizes[order]), _SAMPLE) + 1]
+    return list(data.sequential(store, rows[np.isin(chunk, chunk[first[drawn]])], BATCH))
+
+
+def calibrated(
+    trainer: Trainer, state: State, scale: float, batches: Callable[[], Iterator[np.ndarray]], meta: dict[str, Any]
+) -> Sae:
+    """The autoencoder of a state: its normalisation folded in, its threshold set for a mean of k features a token.
+
+    Args:
+      trainer: whose state it is.
+      state: striped, as it trains.
+      scale: what activations are divided by.
+      batches: starts a pass over the tokens that set the threshold.
+      meta: what else to say of it.
+    """
+    ordered = trainer.ordered(state)
+    folded, followed = autoencoder.fold(ordered.params, float(ordered.threshold), scale)
+    params = jax.device_put(folded, jax.devices()[0])
+    k = trainer.sae.k
+    threshold = 0.0 if trainer.sae.kind == "relu" else calibrate.threshold_for_l0(params, batches, k)
+    meta = meta | {
+        "normalization": scale,
+        "running_threshold": followed,
+        "sae": _plain(trainer.sae),
+        "train": _plain(trainer.config),
+    }
+    return Sae(params, threshold, k, trainer.sae.group_sizes, meta)
+
+
+def _plain(config: SaeConfig | TrainConfig) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
