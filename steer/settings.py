@@ -9,11 +9,11 @@ import ml_collections
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import Kind
+from maira_jax.processing.tokens import FRONTAL, Kind, policy_mask
 from steer import directions
 
 UNITS = ("max_activation", "residual_norm", "raw")
-GENERATED, FRONTAL = "generated", "frontal"
+GENERATED = "generated"
 # Parts of a prompt by the names that `steer.positions` gives them.
 PARTS = {
     **{kind.name.lower(): (kind,) for kind in Kind if kind not in (Kind.PAD, Kind.FINDINGS, Kind.EOS, Kind.IMAGE_LAST)},
@@ -119,7 +119,4 @@ class Settings:
     def edited(self, kinds: np.ndarray) -> np.ndarray:
         """Which tokens of prompts are edited, bool, the shape of `kinds` (of `Kind`)."""
         found = np.isin(kinds, [int(kind) for name in self.positions for kind in PARTS.get(name, ())])
-        if FRONTAL in self.positions:
-            last = kinds == Kind.IMAGE_LAST
-            found |= np.isin(kinds, PARTS["image"]) & (np.cumsum(last, axis=-1) - last == 0)
-        return found
+        return found | policy_mask(kinds, FRONTAL) if FRONTAL in self.positions else found

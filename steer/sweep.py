@@ -28,6 +28,7 @@ from steer.means import StudyMeans
 from steer.prompts import Prompts
 from steer.settings import Settings
 from steer.targets import Catalogue
+from steer.typical import Typical
 from steer.writer import Report, Row, Writer, plan
 
 GENERATIONS = "generations.jsonl"
@@ -190,7 +191,8 @@ def _directions(settings: Settings, seed: int, workdir: Path, activations: Store
         settings.features, settings.match, settings.top
     )  # fmt: skip
     known = {number: catalogue.target(number) for number in combined}
-    found = directions.make(chosen, settings.arms, settings.unit, sae, means, seed)
+    typical = Typical.of(activations, settings.taken, sae) if "typical" in settings.arms else None
+    found = directions.make(chosen, settings.arms, settings.unit, sae, means, typical, seed)
     found += [directions.combination(text, known, settings.unit, sae, means) for text in settings.combinations]
     if not found:
         raise UserError("no arm of steer.arms exists for these features: add the arm 'feature'")
