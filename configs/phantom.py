@@ -255,6 +255,7 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.studies = 24  # at most so many
     steer.batch_studies = 8  # studies written together; each is read once
     steer.batch_rows = 16  # reports of each of them written together
+    steer.workers = 2  # such batches side by side: keeps a processor's cores busy; on an accelerator take 1
     steer.max_new_tokens = 136
     steer.temperature = 0.0  # 0: the most likely token, always; else drawn, for all reports of a study alike
     steer.top_p = 1.0  # only the most likely tokens that add up to this probability are drawn

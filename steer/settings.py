@@ -40,6 +40,7 @@ class Settings:
       studies: at most so many studies, in the store's or the manifest's order.
       batch_studies: whose rows are written together.
       batch_rows: of each of these studies.
+      workers: batches that are written side by side.
       max_new_tokens: longest report.
       temperature, top_p: see `maira_jax.generate.Sampling`; a temperature of 0 takes the most likely token.
     """
@@ -58,6 +59,7 @@ class Settings:
     studies: int
     batch_studies: int
     batch_rows: int
+    workers: int
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -72,7 +74,7 @@ class Settings:
         values = {field.name: section[field.name] for field in dataclasses.fields(cls)}
         lists = {name: tuple(values[name]) for name in ("features", "combinations", "arms", "strengths", "positions")}
         strengths = tuple(float(s) for s in lists["strengths"])
-        for name in ("top", "studies", "batch_studies", "batch_rows", "max_new_tokens"):
+        for name in ("top", "studies", "batch_studies", "batch_rows", "workers", "max_new_tokens"):
             if values[name] < 1:
                 raise UserError(f"steer.{name} is {values[name]}, but must be at least 1: change it")
         if not (0 <= values["temperature"] < math.inf and 0 < values["top_p"] <= 1):
