@@ -10,7 +10,7 @@ from configs import phantom
 
 def get_config() -> ml_collections.ConfigDict:
     config = phantom.get_config()
-    # The first blocks read from the image what the report will say; an edit of the image after block 3 changes nothing.
+    # The first blocks read from the image what the report will say; an edit of the image after block 3 comes too late.
     config.harvest.site = "language.embed"
     config.harvest.policy = "frontal"
     # What is in an image is said by few directions, all of them in every one of its tokens.
