@@ -121,7 +121,7 @@ def get_harvest() -> ml_collections.ConfigDict:
     """Which activations are stored."""
     harvest = ConfigDict()
     harvest.site = "language.3.resid_post"  # the middle of the language model, as layer 15 is in MAIRA-2
-    harvest.policy = "method"  # tokens that are kept: method, findings or all
+    harvest.policy = "method"  # tokens that are kept: method, findings, all or frontal (image)
     harvest.held_out_fraction = 0.15  # of the patients
     harvest.batch_size = 16  # studies in one pass of the model
     harvest.lengths = 4  # padded lengths, each a program that is compiled
@@ -246,7 +246,7 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.match = ""  # regular expression on explanations, e.g. "pleural effusion"
     steer.top = 12  # at most so many features
     steer.combinations = ()  # features to boost and to suppress together: ("12+30-7",); the first gives the concept
-    steer.arms = ("feature", "random")  # feature, features, clamp, ablate, project, means, probe, random, prompt
+    steer.arms = ("feature", "random")  # see steer/directions.py for all
     steer.strengths = (-1.5, -0.75, 0.75, 1.5)  # in units; 0, the unsteered report, is always there
     steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on the edited tokens); or raw
     # Edited: generated; of the prompt all (prompt), frontal, image, indication, technique, comparison, prior_report.
@@ -256,6 +256,7 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.studies = 24  # at most so many
     steer.batch_studies = 8  # studies written together; each is read once
     steer.batch_rows = 16  # reports of each of them written together
+    steer.workers = 2  # such batches side by side: keeps a processor's cores busy; on an accelerator take 1
     steer.max_new_tokens = 136
     steer.temperature = 0.0  # 0: the most likely token, always; else drawn, for all reports of a study alike
     steer.top_p = 1.0  # only the most likely tokens that add up to this probability are drawn

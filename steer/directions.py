@@ -7,6 +7,8 @@ residual stream equally far. The arms:
 * "features": adds the decoder rows of all features that detect the concept about as well, each by its own largest
   activation;
 * "clamp": sets the feature, where it is and where it is not, to strength units;
+* "typical": sets the features that differ between the training studies with the concept and those without it to what
+  they are with it, or without it (no strengths);
 * "ablate": sets the feature to 0 (no strengths);
 * "project": takes out of the residual stream what it has along the feature's decoder row (no strengths);
 * "means": adds the mean over the studies with the concept minus the mean over those without, of each study's mean
@@ -30,11 +32,12 @@ from maira_jax.model.sites import Site
 from sae.autoencoder import Sae
 from steer.edit import Edits
 from steer.means import StudyMeans
+from steer.typical import Typical
 
-ARMS = ("feature", "features", "clamp", "ablate", "project", "means", "probe", "random", "prompt")
+ARMS = ("feature", "features", "clamp", "typical", "ablate", "project", "means", "probe", "random", "prompt")
 COMBINATION, NONE, PROMPT = "combination", "none", "prompt"
 # Arms that have no strengths; the sign says which way they mean to go.
-FIXED = {"ablate": (-1.0,), "project": (-1.0,), PROMPT: (-1.0, 1.0)}
+FIXED = {"typical": (-1.0, 1.0), "ablate": (-1.0,), "project": (-1.0,), PROMPT: (-1.0, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,13 @@ class Reading:
         return cls(reader[None], writer[None], *_each(bias, max(threshold, 0.0), value))
 
     @classmethod
+    def of_features(cls, sae: Sae, values: Mapping[int, float]) -> "Reading":
+        """Features of an autoencoder, each of which becomes strength times its value."""
+        each = [cls.of_feature(sae, number, value) for number, value in values.items()]
+        fields = (field.name for field in dataclasses.fields(cls))
+        return cls(*(np.concatenate([getattr(one, name) for one in each]) for name in fields))
+
+    @classmethod
     def along(cls, vector: np.ndarray) -> "Reading":
         """How far x reaches along a vector of length 1, which becomes 0."""
         return cls(vector[None], vector[None], *_each(0.0, -np.inf, 0.0))
@@ -106,6 +116,7 @@ class Direction:
       vector: float32 [d_model], length 1, which is added; zero where nothing is.
       unit: length, in the residual stream, of a strength of 1.
       reading: what is set instead.
+      against: what is set at a strength below 0, where that is something else.
       also: concepts, beside the target's, that are meant to change.
     """
 
@@ -115,11 +126,18 @@ class Direction:
     vector: np.ndarray
     unit: float
     reading: Reading | None = None
+    against: Reading | None = None
     also: tuple[str, ...] = ()
 
     def strengths(self, wanted: Sequence[float]) -> Sequence[float]:
         """The strengths that make sense for it."""
         return FIXED.get(self.arm, wanted)
+
+    def sets(self, strength: float) -> Reading | None:
+        """What is set at a strength; None where nothing is."""
+        if not strength:
+            return None
+        return self.against if strength < 0 and self.against else self.reading
 
 
 def edits(directions: Sequence[Direction], strengths: Sequence[float], site: Site) -> Edits:
@@ -133,12 +151,12 @@ def edits(directions: Sequence[Direction], strengths: Sequence[float], site: Sit
       site: where.
     """
     n, width = len(directions), len(directions[0].vector)
-    most = max(len(d.reading.bias) if d.reading else 0 for d in directions)
+    most = max((len(r.bias) for d in directions for r in (d.reading, d.against) if r), default=0)
     arrays = {name: np.zeros((n, most, width), np.float32) for name in ("reader", "writer")}
     arrays |= {name: np.zeros((n, most), np.float32) for name in ("bias", "threshold", "target", "share")}
     for row, (direction, strength) in enumerate(zip(directions, strengths, strict=True)):
-        reading = direction.reading
-        if reading is None or not strength:
+        reading = direction.sets(strength)
+        if reading is None:
             continue
         here = slice(0, len(reading.bias))
         for name in ("reader", "writer", "bias", "threshold"):
@@ -174,7 +192,9 @@ def size(unit: str, max_activation: float, means: StudyMeans) -> float:
     return {"max_activation": max_activation, "residual_norm": means.residual_norm, "raw": 1.0}[unit]
 
 
-def _arm(arm: str, target: Target, unit: float, sae: Sae, means: StudyMeans, seed: int) -> Direction | None:
+def _arm(
+    arm: str, target: Target, unit: float, sae: Sae, means: StudyMeans, typical: Typical | None, seed: int
+) -> Direction | None:
     """One arm of one target, None where it does not exist."""
     row = _unit_vector(np.asarray(sae.params["W_dec"][target.feature]))
     nothing = np.zeros_like(row)
@@ -197,6 +217,13 @@ def _arm(arm: str, target: Target, unit: float, sae: Sae, means: StudyMeans, see
         return Direction(key, arm, target, _unit_vector(np.asarray(vector)), unit)
     if not concept:
         return None
+    if arm == "typical":
+        known = typical and typical.settings(target.concept, target.feature)
+        if not known:
+            return None
+        there, gone = known
+        against = Reading.of_features(sae, {number: -value for number, value in gone.items()})  # at a strength of -1
+        return Direction(key, arm, target, nothing, unit, Reading.of_features(sae, there), against)
     if arm == PROMPT:
         return Direction(f"{arm}-{concept}", arm, target, nothing, 0.0)
     found = means.difference(target.concept) if arm == "means" else means.probe(target.concept)
@@ -204,7 +231,13 @@ def _arm(arm: str, target: Target, unit: float, sae: Sae, means: StudyMeans, see
 
 
 def make(
-    targets: Sequence[Target], arms: Sequence[str], unit: str, sae: Sae, means: StudyMeans, seed: int
+    targets: Sequence[Target],
+    arms: Sequence[str],
+    unit: str,
+    sae: Sae,
+    means: StudyMeans,
+    typical: Typical | None,
+    seed: int,
 ) -> list[Direction]:
     """All arms of all targets, targets first.
 
@@ -214,12 +247,13 @@ def make(
       unit: see `size`.
       sae: the autoencoder.
       means: of the activations that the autoencoder was trained on.
+      typical: of the same; may be None without the arm "typical".
       seed: of the random directions.
     """
     found: dict[str, Direction] = {}
     for target in targets:
         for arm in arms:
-            direction = _arm(arm, target, size(unit, target.max_activation, means), sae, means, seed)
+            direction = _arm(arm, target, size(unit, target.max_activation, means), sae, means, typical, seed)
             if direction is not None:
                 found.setdefault(direction.key, direction)
     return list(found.values())
@@ -238,7 +272,7 @@ def combination(text: str, known: Mapping[int, Target], unit: str, sae: Sae, mea
     length = float(np.linalg.norm(vector))
     also = tuple(known[number].concept for number, _ in parts[1:] if known[number].concept)
     target = known[parts[0][0]]
-    return Direction(text, COMBINATION, target, _unit_vector(np.asarray(vector)), size(unit, length, means), None, also)
+    return Direction(text, COMBINATION, target, _unit_vector(np.asarray(vector)), size(unit, length, means), also=also)
 
 
 def members(text: str) -> list[tuple[str, int]]:

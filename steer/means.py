@@ -10,8 +10,38 @@ from scipy.special import expit
 
 from sae.activations import TRAIN, Store
 
-_ROWS = 65536  # rows of the store in memory at a time
+_ROWS = 8192  # rows of the store in memory at a time
 _PENALTY = 1e-2  # of the probe's squared weights, against a mean log-likelihood
+
+
+def study_sums(
+    store: Store, taken: Callable[[np.ndarray], np.ndarray], width: int, values: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over the tokens that count of each training study. Reads the store once, a piece at a time.
+
+    Args:
+      taken: from the kinds of a study's tokens (of `Kind`) to whether they count, bool of the same shape.
+      width: of the values.
+      values: from activations, float32 [tokens, d_model], to what is summed, [tokens, width].
+
+    Returns:
+      The sums, [studies, width] in the dtype of the values, and how many tokens each study has, int64 [studies]; 0 for
+      studies that are not for training.
+    """
+    studies, tokens = store.studies, store.tokens
+    study, kind = tokens["study"].to_numpy(), tokens["kind"].to_numpy()
+    wanted = (np.asarray(studies["split"].to_pylist()) == TRAIN)[study]
+    for start, stop in zip(studies["start"].to_pylist(), studies["stop"].to_pylist(), strict=True):
+        wanted[start:stop] &= taken(kind[start:stop])
+    sums = np.zeros((len(studies), width), values(np.zeros((1, store.d_model), np.float32)).dtype)
+    for start in range(0, store.n_tokens, _ROWS):
+        here = wanted[start : start + _ROWS]
+        if here.any():
+            found = values(store.read(start, start + len(here))[here].astype(np.float32))
+            of = study[start : start + len(here)][here]
+            firsts = np.flatnonzero(np.diff(of, prepend=-1))
+            sums[of[firsts]] += np.add.reduceat(found, firsts)
+    return sums, np.bincount(study[wanted], minlength=len(studies))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,35 +60,13 @@ class StudyMeans:
 
     @classmethod
     def of(cls, store: Store, taken: Callable[[np.ndarray], np.ndarray]) -> "StudyMeans":
-        """Reads the training split of an activation store once, a piece at a time.
-
-        Args:
-          taken: from the kinds of a study's tokens (of `Kind`) to whether they count, bool of the same shape.
-        """
-        studies, tokens = store.studies, store.tokens
-        train = np.asarray(studies["split"].to_pylist()) == TRAIN  # [studies]
-        study, kind = tokens["study"].to_numpy(), tokens["kind"].to_numpy()
-        wanted = train[study]
-        for start, stop in zip(studies["start"].to_pylist(), studies["stop"].to_pylist(), strict=True):
-            wanted[start:stop] &= taken(kind[start:stop])
-        sums = np.zeros((len(train), store.d_model), np.float64)
-        counts = np.zeros(len(train))
-        norms = 0.0
-        for start in range(0, store.n_tokens, _ROWS):
-            stop = min(start + _ROWS, store.n_tokens)
-            here = wanted[start:stop]
-            if not here.any():
-                continue
-            x = store.read(start, stop)[here].astype(np.float64)  # [tokens here, d_model]
-            of = study[start:stop][here]
-            firsts = np.flatnonzero(np.diff(of, prepend=-1))
-            sums[of[firsts]] += np.add.reduceat(x, firsts)
-            counts += np.bincount(of, minlength=len(counts))
-            norms += np.linalg.norm(x, axis=1).sum()
+        """Of the training split of an activation store; `taken` is as in `study_sums`."""
+        d = store.d_model
+        sums, counts = study_sums(store, taken, d + 1, lambda x: np.c_[x, np.linalg.norm(x, axis=1)].astype(np.float64))
         with np.errstate(invalid="ignore"):
-            means = (sums / counts[:, None]).astype(np.float32)
-        labels = tuple(json.loads(text) for text in studies["labels"].to_pylist())
-        return cls(means, labels, float(norms / max(counts.sum(), 1)))
+            means = (sums[:, :d] / counts[:, None]).astype(np.float32)
+        labels = tuple(json.loads(text) for text in store.studies["labels"].to_pylist())
+        return cls(means, labels, float(sums[:, d].sum() / max(counts.sum(), 1)))
 
     def _groups(self, concept: str) -> tuple[np.ndarray, np.ndarray] | None:
         """The means of studies with a concept and without it, or None if either has no study with such tokens."""

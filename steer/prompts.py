@@ -86,8 +86,9 @@ class Prompts:
         if not self.slots:
             return Batch(tokens, mask, kinds, None)
         # Rows come study by study: only the pixels of this batch's studies are kept.
-        self._pixels = {i: self._pixels[i] if i in self._pixels else self._see(i) for i in set(which)}
-        return Batch(tokens, mask, kinds, np.stack([self._pixels[i] for i in which]))
+        known = self._pixels
+        self._pixels = pixels = {i: known[i] if i in known else self._see(i) for i in set(which)}
+        return Batch(tokens, mask, kinds, np.stack([pixels[i] for i in which]))
 
     def length_with(self, said: Sequence[str]) -> int:
         """The length of the longest prompt with any of these sentences."""

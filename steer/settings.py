@@ -9,11 +9,11 @@ import ml_collections
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import Kind
+from maira_jax.processing.tokens import FRONTAL, Kind, policy_mask
 from steer import directions
 
 UNITS = ("max_activation", "residual_norm", "raw")
-GENERATED, FRONTAL = "generated", "frontal"
+GENERATED = "generated"
 # Parts of a prompt by the names that `steer.positions` gives them.
 PARTS = {
     **{kind.name.lower(): (kind,) for kind in Kind if kind not in (Kind.PAD, Kind.FINDINGS, Kind.EOS, Kind.IMAGE_LAST)},
@@ -40,6 +40,7 @@ class Settings:
       studies: at most so many studies, in the store's or the manifest's order.
       batch_studies: whose rows are written together.
       batch_rows: of each of these studies.
+      workers: batches that are written side by side.
       max_new_tokens: longest report.
       temperature, top_p: see `maira_jax.generate.Sampling`; a temperature of 0 takes the most likely token.
     """
@@ -58,6 +59,7 @@ class Settings:
     studies: int
     batch_studies: int
     batch_rows: int
+    workers: int
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -72,7 +74,7 @@ class Settings:
         values = {field.name: section[field.name] for field in dataclasses.fields(cls)}
         lists = {name: tuple(values[name]) for name in ("features", "combinations", "arms", "strengths", "positions")}
         strengths = tuple(float(s) for s in lists["strengths"])
-        for name in ("top", "studies", "batch_studies", "batch_rows", "max_new_tokens"):
+        for name in ("top", "studies", "batch_studies", "batch_rows", "workers", "max_new_tokens"):
             if values[name] < 1:
                 raise UserError(f"steer.{name} is {values[name]}, but must be at least 1: change it")
         if not (0 <= values["temperature"] < math.inf and 0 < values["top_p"] <= 1):
@@ -119,7 +121,4 @@ class Settings:
     def edited(self, kinds: np.ndarray) -> np.ndarray:
         """Which tokens of prompts are edited, bool, the shape of `kinds` (of `Kind`)."""
         found = np.isin(kinds, [int(kind) for name in self.positions for kind in PARTS.get(name, ())])
-        if FRONTAL in self.positions:
-            last = kinds == Kind.IMAGE_LAST
-            found |= np.isin(kinds, PARTS["image"]) & (np.cumsum(last, axis=-1) - last == 0)
-        return found
+        return found | policy_mask(kinds, FRONTAL) if FRONTAL in self.positions else found

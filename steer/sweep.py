@@ -23,11 +23,13 @@ from sae.activations import HELD_OUT, Store
 from sae.autoencoder import Sae
 from sae.checkpoint import load_sae
 from steer import directions
+from steer.beside import side_by_side
 from steer.directions import Direction
 from steer.means import StudyMeans
 from steer.prompts import Prompts
 from steer.settings import Settings
 from steer.targets import Catalogue
+from steer.typical import Typical
 from steer.writer import Report, Row, Writer, plan
 
 GENERATIONS = "generations.jsonl"
@@ -109,7 +111,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     workdir = Path(workdir)
     if config.steer.dry_run:
         return estimate(Sweep.load(config, workdir))
-    steer = {name: value for name, value in config.steer.to_dict().items() if name != "dry_run"}
+    # What decides how, and not what, is written.
+    steer = {name: value for name, value in config.steer.to_dict().items() if name not in ("dry_run", "workers")}
     section = {"steer": steer, "studies": config.studies.to_dict(), "seed": config.seed}
     for path, key in ((config.steer.sae, "sae"), (config.steer.manifest, "manifest")):
         if path:  # the content decides the result, not its place
@@ -190,7 +193,8 @@ def _directions(settings: Settings, seed: int, workdir: Path, activations: Store
         settings.features, settings.match, settings.top
     )  # fmt: skip
     known = {number: catalogue.target(number) for number in combined}
-    found = directions.make(chosen, settings.arms, settings.unit, sae, means, seed)
+    typical = Typical.of(activations, settings.taken, sae) if "typical" in settings.arms else None
+    found = directions.make(chosen, settings.arms, settings.unit, sae, means, typical, seed)
     found += [directions.combination(text, known, settings.unit, sae, means) for text in settings.combinations]
     if not found:
         raise UserError("no arm of steer.arms exists for these features: add the arm 'feature'")
@@ -200,7 +204,8 @@ def _directions(settings: Settings, seed: int, workdir: Path, activations: Store
 def estimate(sweep: Sweep) -> dict[str, Any]:
     """How many reports a sweep has, and the memory and the time that it takes, from a few tokens that it writes.
 
-    The time is that of reports as long as the longest one may be, so it is an upper bound; compiling is not counted.
+    The time is that of reports as long as the longest one may be, one batch after the other, so it is an upper bound;
+    compiling is not counted.
     """
     writer, places = sweep.writer, sweep.settings.batch_studies
     measured = writer.measure(range(min(places, len(writer.prompts.studies))))
@@ -211,7 +216,7 @@ def estimate(sweep: Sweep) -> dict[str, Any]:
     return {
         "generations": sweep.generations,
         "reports_together": places * slots,
-        "memory_gib": round(measured.bytes / 2**30, 3),
+        "memory_gib": round(min(sweep.settings.workers, calls) * measured.bytes / 2**30, 3),
         "seconds_at_most": round(seconds),
         "tokens_per_second": round(places * slots / measured.token),
     }
@@ -242,10 +247,12 @@ def _write(path: Path, sweep: Sweep) -> int:
         path.open("ab") as file,
         progress(total=sweep.generations, initial=done * len(rows), unit="report", desc="steer") as bar,
     ):
-        for start in range(0, len(studies), sweep.settings.batch_studies):
-            part = studies[start : start + sweep.settings.batch_studies]
+        together = sweep.settings.batch_studies
+        parts = [studies[start : start + together] for start in range(0, len(studies), together)]
+        written = side_by_side(lambda part: writer.write(part, bar.update), parts, sweep.settings.workers)
+        for part, written_part in zip(parts, written, strict=True):
             lines = []
-            for study, reports in zip(part, writer.write(part, bar.update), strict=True):
+            for study, reports in zip(part, written_part, strict=True):
                 known = {"study": writer.prompts.studies[study].study_id, "prompt": writer.prompts.digest(study)}
                 known["original"] = reports[0].text
                 lines += [known | _line(row, report, sweep) for row, report in zip(rows, reports, strict=True)]

@@ -257,6 +257,9 @@ def test_policies():
         "findings": ["FINDINGS"],
     }
     assert policy_mask(kinds, "all").sum() == len(Kind) - 1 and not policy_mask(kinds, "all")[Kind.PAD]
+    # Of a study's images, each of which has its last token, the first.
+    kinds = [[Kind.BOS, Kind.IMAGE, Kind.IMAGE_LAST, Kind.IMAGE, Kind.IMAGE_LAST], [Kind.PAD, Kind.BOS, *kinds[2:5]]]
+    np.testing.assert_array_equal(policy_mask(np.array(kinds), "frontal"), [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]])
     with pytest.raises(UserError, match="'other'"):
         policy_mask(kinds, "other")
 

@@ -65,6 +65,7 @@ def make_config() -> ConfigDict:
         "studies": 5,
         "batch_studies": 2,
         "batch_rows": 6,
+        "workers": 2,
         "max_new_tokens": 12,
         "temperature": 0.0,
         "top_p": 1.0,
@@ -235,6 +236,14 @@ def test_every_arm_changes_reports_and_nothing_recompiles(swept: tuple[Path, dic
     assert (workdir / "steer" / "again" / sweep.GENERATIONS).is_file(), "two sweeps in one run directory"
 
 
+def test_how_many_are_written_side_by_side_decides_nothing(swept: tuple[Path, dict], workdir: Path) -> None:
+    config = make_config()
+    config.steer.update({"workers": 1, "studies": 4})
+    sweep.run(config, workdir)
+    whole = lines_of(swept[0])
+    assert lines_of(workdir) == whole[: len(whole) * 4 // 5]
+
+
 def test_every_arm_that_adds_moves_equally_far(swept: tuple[Path, dict]) -> None:
     workdir, _ = swept
     vectors = np.load(workdir / "steer" / "test" / "directions.npy")
@@ -376,6 +385,7 @@ def test_positions_of_a_prompt() -> None:
         ("match", "no such words", "matches no feature"),
         ("arms", ("magic",), "steer.arms"),
         ("studies", 0, "steer.studies"),
+        ("workers", 0, "steer.workers"),
         ("positions", ("findings",), "steer.positions"),
         ("combinations", ("5*7",), "steer.combinations"),
         ("name", "../x", "steer.name"),

@@ -31,6 +31,7 @@ from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf
 from maira_jax.model.sites import Site
 from maira_jax.run import files
 from steer import generate
+from steer.beside import side_by_side
 from steer.edit import Edits
 
 # (vision: width, layers, heads, patch, image), (text: width, MLP, layers, heads, vocabulary), words of a prompt.
@@ -48,6 +49,7 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--studies", type=int, default=8)
     parser.add_argument("--rows", type=int, default=32, help="features x strengths, for each study")
     parser.add_argument("--tokens", type=int, default=64, help="that each row is long")
+    parser.add_argument("--workers", type=int, default=2, help="batches that we write side by side")
     parser.add_argument("--peer_batch", type=int, default=64, help="rows that transformers writes at a time")
     parser.add_argument("--turns", type=int, default=3, help="how often each is timed; the best counts")
     parser.add_argument("--peers", default=",".join(PEERS), help="how transformers is used: generate, prefilled")
@@ -156,11 +158,15 @@ def _ours(arguments: argparse.Namespace, folder: Path, who: str) -> Run:
     shape = generate.Shape.of(site, False, slots=arguments.rows, max_new_tokens=arguments.tokens, eos_id=-1)
     n = arguments.rows
     edits = Edits(jnp.full(n, site.code, jnp.int32), jnp.asarray(vectors), jnp.ones(n))
-    count = np.full(arguments.studies, n)
+    each = -(-arguments.studies // arguments.workers)
+    parts = [slice(start, start + each) for start in range(0, arguments.studies, each)]
+
+    def write(part: slice) -> np.ndarray:
+        prompts = generate.read(params, cfg, shape, tokens[part], mask[part], pixels[part], np.zeros_like(mask[part]))
+        return generate.write(params, cfg, shape, prompts, edits, True, np.full(len(tokens[part]), n))[0]
 
     def run() -> np.ndarray:
-        prompts = generate.read(params, cfg, shape, tokens, mask, pixels, np.zeros_like(mask))
-        return generate.write(params, cfg, shape, prompts, edits, True, count)[0]
+        return np.concatenate(list(side_by_side(write, parts, arguments.workers)))
 
     return run
 

@@ -46,6 +46,8 @@ _SECTION_KINDS = {
     Section.PHRASE: Kind.INDICATION,
 }
 
+FRONTAL = "frontal"  # the image tokens of a study's current frontal image, which comes first
+
 # Which tokens an SAE sees. "method" is what the MAIRA-2 SAE paper says in words ("all but intermediate image tokens and
 # boilerplate parts of the prompt"); its exact spans are our reading.
 POLICIES: dict[str, frozenset[Kind]] = {
@@ -61,6 +63,7 @@ POLICIES: dict[str, frozenset[Kind]] = {
     ),
     "findings": frozenset({Kind.FINDINGS}),
     "all": frozenset(Kind) - {Kind.PAD},
+    FRONTAL: frozenset({Kind.IMAGE, Kind.IMAGE_LAST}),
 }
 
 
@@ -68,7 +71,7 @@ def policy_mask(kinds: np.ndarray, policy: str) -> np.ndarray:
     """Which tokens a named policy keeps.
 
     Args:
-      kinds: [...] integers of `Kind`.
+      kinds: [..., n] integers of `Kind`, of whole sequences.
       policy: a key of `POLICIES`.
 
     Returns:
@@ -79,7 +82,11 @@ def policy_mask(kinds: np.ndarray, policy: str) -> np.ndarray:
     """
     if policy not in POLICIES:
         raise UserError(f"token policy {policy!r} does not exist: choose one of {', '.join(POLICIES)}")
-    return np.isin(kinds, [int(kind) for kind in POLICIES[policy]])
+    kept = np.isin(kinds, [int(kind) for kind in POLICIES[policy]])
+    if policy == FRONTAL:
+        last = kinds == Kind.IMAGE_LAST
+        kept &= np.cumsum(last, axis=-1) - last == 0
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)

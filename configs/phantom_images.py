@@ -1,0 +1,27 @@
+"""The phantom, steered where its language model reads the image.
+
+python -m launch.demo --config=configs/phantom_images.py --workdir=runs/images
+"""
+
+import ml_collections
+
+from configs import phantom
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = phantom.get_config()
+    # The first blocks read from the image what the report will say; an edit of the image after block 3 comes too late.
+    config.harvest.site = "language.embed"
+    config.harvest.policy = "frontal"
+    # What is in an image is said by few directions, all of them in every one of its tokens.
+    config.sae.expansion = 2
+    config.sae.k = 8
+    config.interpret.concept_sections = ("image",)
+    config.steer.top = 20
+    config.steer.arms = (
+        "feature", "features", "clamp", "typical", "ablate", "project", "means", "probe", "random", "prompt",
+    )  # fmt: skip
+    config.steer.strengths = (-1.0, 1.0)
+    config.steer.positions = ("frontal",)
+    config.steer.batch_rows = 32
+    return config
