@@ -26,7 +26,8 @@ def summarise(
     """Summarises the tables "features", "controls", "concepts" and, if there is one, "statements".
 
     Every list of scores is given by its count, mean with a 95 % bootstrap interval over features, median, and how many
-    are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control arm.
+    are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control arm; of those,
+    shuffled explanations and shuffled activations know nothing of the text, so that what they score is chance.
     """
     table, controls, concepts = found["features"], found["controls"], found["concepts"].to_pylist()
     usage = judge.usage()
