@@ -195,11 +195,11 @@ def get_interpret() -> ml_collections.ConfigDict:
     interpret.n_sample = 200  # uniform sample of a feature's activating contexts, from which deciles are drawn
     interpret.n_pool = 2048  # contexts of each split from which non-activating examples are drawn
     interpret.n_explain = 100  # activating train contexts that the explainer sees, and as many non-activating ones
-    interpret.n_score = 50  # activating held-out contexts that it is scored on, and as many non-activating ones
+    interpret.n_score = 100  # activating held-out contexts that it is scored on, and as many non-activating ones
     interpret.features = ()  # only these are explained and scored; empty: all
     interpret.n_least = 20  # features with fewer activating contexts in a split are not scored
     interpret.n_prompt = 5  # examples in one detection prompt
-    interpret.n_control = 256  # controls of each arm: raw dimensions, features of a shuffled autoencoder
+    interpret.n_control = 128  # controls of each arm: raw dimensions, shuffled weights, shuffled activations
     interpret.bootstrap = 1000  # resamples of the studies for each interval
     interpret.concept_sections = ("findings",)  # a study's score for a concept is taken over their tokens
     interpret.n_least_studies = 10  # concepts with fewer studies, with or without it, in a split are left out

@@ -1,11 +1,15 @@
-"""Control arms: what is explained and scored like features and should not be as easy to explain.
+"""Control arms: what is explained and scored like features, to hold the features' scores against.
 
   raw dimensions        single dimensions of the residual stream, either sign
-  shuffled autoencoder  encoder columns with their entries shuffled: directions of the same entries, pointing anywhere
+  shuffled weights      encoder columns with their entries shuffled: directions of the same entries, pointing anywhere
+  shuffled activations  encoder columns as they are, on activations that were moved to other tokens
 
-Neither has a natural zero, so both are active by rank: above the quantile of their values that makes each one as dense
+The last knows nothing of the text that it is held against, so that any score above chance is a fault of the scoring.
+The first two read the same activations as the features: what they score is what needs no training.
+
+None has a natural zero, so all are active by rank: above the quantile of their values that makes each one as dense
 as a feature of the autoencoder, drawn at random, because what is rare is easier or harder to explain. They are written
-as one autoencoder, so that they go the same way as the features.
+as autoencoders, so that they go the same way as the features.
 """
 
 import dataclasses
@@ -17,33 +21,48 @@ from interp.index import SplitIndex
 from sae.activations import TRAIN, Store
 from sae.autoencoder import Sae
 
-RAW, SHUFFLED = "raw dimensions", "shuffled autoencoder"
-ARMS = (RAW, SHUFFLED)
+RAW, WEIGHTS, ACTIVATIONS = "raw dimensions", "shuffled weights", "shuffled activations"
+ARMS = (RAW, WEIGHTS, ACTIVATIONS)
 # Train tokens that the quantiles are taken over.
 _CALIBRATION = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Controls:
-    """The features of both control arms, one after the other.
+    """Features of control arms that read the same activations.
 
     Attributes:
-      sae: they, as an autoencoder; the first group of features is the raw dimensions, the second is shuffled.
+      sae: they, as an autoencoder.
+      store: what they read.
+      arm: of each, one of `ARMS`.
       matched: int32 [controls], the feature of the autoencoder whose density each one has.
       direction: for each the dimension with its sign ("+17"), or "" where it is no dimension.
     """
 
     sae: Sae
+    store: Store
+    arm: tuple[str, ...]
     matched: np.ndarray
     direction: tuple[str, ...]
 
-    def arm(self, number: int) -> str:
-        """The arm that a control belongs to."""
-        return ARMS[number >= self.sae.group_sizes[0]]
+
+@dataclasses.dataclass(frozen=True)
+class Shifted(Store):
+    """A store in which every token has the activations of the one half a store further on.
+
+    What lies together stays together, so that features have the bursts that they have in text; and it is read as fast.
+    """
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` as float32 [stop - start, d_model]."""
+        half, n = self.n_tokens // 2, self.n_tokens
+        begin, end = start + half, stop + half
+        parts = [(begin % n, end % n)] if begin // n == (end - 1) // n and end % n else [(begin % n, n), (0, end % n)]
+        return np.concatenate([super(Shifted, self).read(*part) for part in parts])
 
 
-def build(sae: Sae, store: Store, train: SplitIndex, eligible: np.ndarray, count: int, seed: int) -> Controls:
-    """Makes `count` controls of each arm, or as many as there are signed dimensions.
+def build(sae: Sae, store: Store, train: SplitIndex, eligible: np.ndarray, count: int, seed: int) -> list[Controls]:
+    """Makes `count` controls of each arm, or of raw dimensions as many as there are with their signs.
 
     Args:
       sae: of raw activations.
@@ -58,20 +77,28 @@ def build(sae: Sae, store: Store, train: SplitIndex, eligible: np.ndarray, count
     dimension, sign = signed % sae.d_model, np.where(signed < sae.d_model, 1, -1)
     raw = np.zeros((sae.d_model, len(signed)), np.float32)
     raw[dimension, np.arange(len(signed))] = sign
-    matched = np.concatenate([_draw(rng, eligible, len(signed)), _draw(rng, eligible, count)])
-    columns = np.asarray(sae.params["W_enc"])[:, matched[len(signed) :]]
-    encoder = np.concatenate([raw, rng.permuted(columns, axis=0)], axis=1)  # [d_model, controls]
-    density = train.n_tokens.sum(1)[matched] / train.total_tokens
-    cut = _quantiles(store, encoder, 1 - density, rng)
-    params = {
-        "W_enc": jnp.asarray(encoder),
-        "b_enc": jnp.asarray(-cut),
-        "W_dec": jnp.asarray(encoder.T),
-        "b_dec": jnp.zeros(sae.d_model, jnp.float32),
-    }
     names = tuple(f"{s:+d}"[0] + str(d) for d, s in zip(dimension, sign, strict=True))
-    group_sizes = (len(signed), count)
-    return Controls(Sae(params, 0.0, sae.k, group_sizes), matched.astype(np.int32), names + ("",) * count)
+    matched = [_draw(rng, eligible, n) for n in (len(signed), count, count)]
+    columns = [np.asarray(sae.params["W_enc"])[:, chosen] for chosen in matched]
+    encoder = np.concatenate([raw, rng.permuted(columns[1], axis=0), columns[2]], axis=1)  # [d_model, controls]
+    own = np.concatenate(matched).astype(np.int32)
+    density = train.n_tokens.sum(1)[own] / train.total_tokens
+    cut = _quantiles(store, encoder, 1 - density, rng)
+    arm = (RAW,) * len(signed) + (WEIGHTS,) * count + (ACTIVATIONS,) * count
+    direction = names + ("",) * (2 * count)
+
+    def controls(read: Store, part: slice) -> Controls:
+        params = {
+            "W_enc": jnp.asarray(encoder[:, part]),
+            "b_enc": jnp.asarray(-cut[part]),
+            "W_dec": jnp.asarray(encoder[:, part].T),
+            "b_dec": jnp.zeros(sae.d_model, jnp.float32),
+        }
+        made = Sae(params, 0.0, sae.k, (len(own[part]),))
+        return Controls(made, read, arm[part], own[part], direction[part])
+
+    first = len(signed) + count
+    return [controls(store, slice(first)), controls(Shifted(**vars(store)), slice(first, None))]
 
 
 def _draw(rng: np.random.Generator, eligible: np.ndarray, count: int) -> np.ndarray:

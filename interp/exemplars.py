@@ -6,9 +6,13 @@ from the activating ones: they share words, or patient and place.
 
 Exemplars of the train split are shown to the explainer, exemplars of the held-out split to the scorer; studies are
 split by patient, so nothing that was explained is scored.
+
+The longer a context, the likelier it is that some token in it is active. So silent contexts are drawn by their tokens:
+each as likely as it is long. Otherwise the length alone would tell which contexts are activating.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from interp.index import SPLITS, Rows, SplitIndex, hashed
 from maira_jax.processing.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
-from sae.autoencoder import Sae
+from sae.autoencoder import Params, Sae, pre_activations
 
 N_DECILES = 10
 KINDS = ("top", "decile", "random", "nearest", "same study")
@@ -91,11 +95,12 @@ class Chosen:
         return whole.take(np.lexsort((whole.decile, whole.kind, whole.split, whole.feature)))
 
 
-def choose(index: dict[str, SplitIndex], n_decile: dict[str, int], seed: int) -> Chosen:
+def choose(index: dict[str, SplitIndex], contexts: Contexts, n_decile: dict[str, int], seed: int) -> Chosen:
     """Draws exemplars for every feature.
 
     Args:
       index: of every split.
+      contexts: of the whole store.
       n_decile: for each split, how many activating contexts to draw, the same number from each decile; as many
         non-activating ones are drawn at random.
       seed: of the draw.
@@ -110,7 +115,7 @@ def choose(index: dict[str, SplitIndex], n_decile: dict[str, int], seed: int) ->
         feature, column = np.nonzero(found.top_context >= 0)
         parts.append(_part(feature, split, TOP, -1, found.top_context[feature, column]))
         parts.append(_by_decile(found, split, n_decile[name] // N_DECILES))
-        parts.append(_non_activating(found, split, n_decile[name], seed))
+        parts.append(_non_activating(found, split, contexts, n_decile[name], seed))
     return Chosen.joined(parts)
 
 
@@ -151,14 +156,16 @@ def _by_decile(found: SplitIndex, split: int, per_decile: int) -> Chosen:
     )
 
 
-def _non_activating(found: SplitIndex, split: int, count: int, seed: int) -> Chosen:
+def _non_activating(found: SplitIndex, split: int, contexts: Contexts, count: int, seed: int) -> Chosen:
     """For each feature that is ever active, `count` contexts of the pool in which it is silent, or all there are."""
     n_features = found.pool_active.shape[1]
+    # The largest u^(1 / weight) are a weighted draw without replacement (Efraimidis and Spirakis 2006).
+    power = np.float32(1) / contexts.length[found.pool].astype(np.float32)
     count = min(count, len(found.pool))
     feature, context = [], []
     for begin in range(0, n_features, 256):
         block = np.arange(begin, min(begin + 256, n_features))
-        priority = hashed(found.pool[None], block[:, None], seed + 1)  # [features, pool]
+        priority = hashed(found.pool[None], block[:, None], seed + 1) ** power  # [features, pool]
         priority = np.where(found.pool_active[:, block].T, np.float32(-1), priority)
         order = np.argsort(-priority, axis=1, kind="stable")[:, :count]
         silent = (np.take_along_axis(priority, order, axis=1) >= 0) & (found.n_contexts[block] > 0)[:, None]
@@ -208,12 +215,14 @@ def _of_same_study(found: SplitIndex, contexts: Contexts, wanted: int, seed: int
     begin, end = contexts.section_runs()
     feature, column = np.nonzero(found.sample_context[:, :wanted] >= 0)
     active = found.sample_context[feature, column].astype(np.int64)
-    first, others = begin[active], end[active] - begin[active] - 1
-    # One of the others: the places from the active context on are moved by one.
-    place = first + (hashed(active, feature, seed + 2) * others).astype(np.int64)
-    place += place >= active
+    first, length = contexts.start[begin[active]], contexts.length[active]
+    last = end[active] - 1
+    others = contexts.start[last] + contexts.length[last] - first - length  # tokens
+    # One token of the others: the rows from the active context on are moved by its length.
+    row = first + (hashed(active, feature, seed + 2) * others).astype(np.int64)
+    row += np.where(row >= contexts.start[active], length, 0)
     real = others > 0
-    return feature[real], place[real]
+    return feature[real], np.searchsorted(contexts.start, row[real], side="right") - 1
 
 
 def _without_repeats(feature: np.ndarray, context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -277,15 +286,16 @@ def token_activations(sae: Sae, corpus: Corpus, feature: np.ndarray, context: np
     unit, place = _units(context[by_context])  # of each pair
     n_units = int(unit[-1]) + 1 if len(unit) else 0
     batch = max(_GATHERED // ((longest + _SHARED) * sae.d_model), 1)
+    threshold = np.broadcast_to(np.asarray(sae.threshold, np.float32), sae.n_features)
     weights = {"encoder": sae.params["W_enc"].T, "bias": sae.params["b_enc"], "b_dec": sae.params["b_dec"]}
-    weights["threshold"] = jnp.broadcast_to(jnp.asarray(sae.threshold, jnp.float32), sae.n_features)
     for begin in progress(range(0, n_units, batch), unit="batch", desc="interpret: tokens"):
         low, high = np.searchsorted(unit, (begin, begin + batch))
         pairs, own, slot = by_context[low:high], unit[low:high] - begin, place[low:high]
         x, rows, real = _gather(store, contexts, context[pairs[slot == 0]], batch, longest)
         numbers = np.zeros((batch, _SHARED), np.int32)
         numbers[own, slot] = feature[pairs]
-        values = np.asarray(_encode_units(**weights, x=x[rows], feature=numbers))
+        limit = np.maximum(threshold[numbers][..., None], _least_kept(sae, x)[rows][:, None])
+        values = np.asarray(_encode_units(**weights, limit=limit, x=x[rows], feature=numbers))
         out[pairs] = values[own, slot] * real[own]
     return out
 
@@ -337,16 +347,30 @@ def _encode_units(
     encoder: jax.Array,
     bias: jax.Array,
     b_dec: jax.Array,
-    threshold: jax.Array,
+    limit: jax.Array,
     x: jax.Array,
     feature: jax.Array,
 ) -> jax.Array:
-    """x: [batch, length, d_model], feature: [batch, shared] -> activations [batch, shared, length].
-
-    encoder: [F, d_model]; bias, threshold: [F].
-    """
+    """x: [batch, length, d_model], feature: [batch, shared] -> activations [batch, shared, length], above `limit`."""
     z = jnp.einsum("bsd,bld->bsl", encoder[feature], x - b_dec) + bias[feature][..., None]
-    return jnp.where(z > jnp.maximum(threshold[feature][..., None], 0.0), z, 0.0)
+    return jnp.where(z > limit, z, 0.0)
+
+
+def _least_kept(sae: Sae, x: np.ndarray) -> np.ndarray:
+    """What a feature must be above to be kept, beside its threshold, in each of the rows x [n, d_model]. float32 [n]"""
+    if sae.top_k is None:
+        return np.zeros(len(x), np.float32)
+    block = min(max(_GATHERED // sae.n_features, 1), 4096)  # always as many, so that it is compiled once
+    blocks = np.pad(x, ((0, -len(x) % block), (0, 0))).reshape(-1, block, x.shape[1])
+    least = np.concatenate([np.asarray(_last_of_largest(sae.params, part, sae.top_k)) for part in blocks])[: len(x)]
+    # A little below the last one kept: the same product is summed in another order.
+    return least * np.float32(1 - 1e-5)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _last_of_largest(params: Params, x: jax.Array, count: int) -> jax.Array:
+    """x: [n, d_model] -> the last of the `count` largest activations of each row, before thresholds [n]."""
+    return jax.lax.top_k(jax.nn.relu(pre_activations(params, x)), count)[0][:, -1]
 
 
 def collect(
@@ -362,7 +386,7 @@ def collect(
     """Chooses every feature's exemplars, hard ones included, and writes them; arguments as for what it calls."""
     tried = hard_candidates(index, similar, corpus.contexts, n_decile, seed)
     active = token_activations(sae, corpus, tried.feature, tried.context).max(axis=1, initial=0.0) > 0
-    chosen = Chosen.joined([choose(index, n_decile, seed), silent_only(tried, active, n_decile)])
+    chosen = Chosen.joined([choose(index, corpus.contexts, n_decile, seed), silent_only(tried, active, n_decile)])
     rows = np.flatnonzero(chosen.kind < RANDOM)
     values = token_activations(sae, corpus, chosen.feature[rows], chosen.context[rows])
     write(path, chosen, values, corpus, sae.n_features, batch)

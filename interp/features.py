@@ -16,7 +16,7 @@ from interp.exemplars import SILENT_KINDS
 from interp.index import SplitIndex, pooled
 from interp.judge import Judge
 from interp.summary import summarise
-from interp.truth import Descriptions
+from interp.truth import Statements, describe
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.processing.tokens import Kind, Tokenizer
 from maira_jax.run import files
@@ -88,11 +88,10 @@ SCHEMA = pa.schema(
         ("coactive_correlation", pa.list_(pa.float64())),
         ("concept", pa.string()),  # the labelled concept that it detects best, above chance, on the train studies
         ("concept_f1", pa.float64()),  # on the held-out studies
-        (
-            "true_description",
-            pa.list_(pa.string()),
-        ),  # statements of which one mostly holds where it is active, if known
+        # Facts and words of which one mostly holds where it is active, if known.
+        ("true_description", pa.list_(pa.string())),
         ("true_f1", pa.float64()),  # of that description, on held-out contexts, half of them activating
+        ("fact_f1", pa.float64()),  # of the best description by facts alone
     ]
 )
 
@@ -113,6 +112,8 @@ CONTROL_SCHEMA = pa.schema(
         ("detection_hard", pa.float64()),
         ("n_examples", pa.int32()),
         ("n_failed", pa.int32()),
+        ("true_f1", pa.float64()),
+        ("fact_f1", pa.float64()),
     ]
 )
 # Column -> measure of `interp.scores.Score`.
@@ -139,7 +140,7 @@ def tables(
       explained, scored: a record a feature.
       controls: a record a control.
     """
-    unknown = dict.fromkeys(("true_description", "true_f1"), [None] * len(scored))
+    unknown = dict.fromkeys(("true_description", "true_f1", "fact_f1"), [None] * len(scored))
     columns = {
         "features": unknown | dict(known) | _judged(judge, explained, scored),
         "controls": _control_columns(controls),
@@ -270,15 +271,18 @@ def _intervals(scores: Sequence[Mapping[str, Any] | None], measure: str) -> list
 
 
 def _control_columns(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    own = {name: [record[name] for record in controls] for name in CONTROL_SCHEMA.names[:8]}
+    names = (*CONTROL_SCHEMA.names[:8], "true_f1", "fact_f1")
+    own = {name: [record.get(name) for record in controls] for name in names}
     return own | _score_columns([record["score"] for record in controls])
 
 
-def described(found: Descriptions) -> dict[str, Any]:
-    """Columns of what features truly detect."""
+def described(found: Mapping[str, SplitIndex], stated: Statements, n_least: int) -> dict[str, Any]:
+    """Columns of what features truly detect; arguments as for `interp.truth.describe`."""
+    whole, facts = (describe(found, known, n_least) for known in (stated, stated.facts()))
     return {
-        "true_description": [list(names) or None for names in found.statements],
-        "true_f1": [float(f1) if np.isfinite(f1) else None for f1 in found.f1],
+        "true_description": [list(names) or None for names in whole.statements],
+        "true_f1": [float(f1) if np.isfinite(f1) else None for f1 in whole.f1],
+        "fact_f1": [float(f1) if np.isfinite(f1) else None for f1 in facts.f1],
     }
 
 

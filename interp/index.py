@@ -146,7 +146,7 @@ def build(
     counts_for_study = np.isin(contexts.kind, [int(kind) for kind in study_kinds])
     states = [_empty_state(cfg, sae.n_features) for _ in SPLITS]
     counters = [{name: np.asarray(state[name], np.int64) for name in _COUNTERS} for state in states]
-    threshold = jnp.float32(sae.threshold)
+    threshold = jnp.asarray(sae.threshold, jnp.float32)
     last = int((contexts.position + contexts.length).max(initial=1))
     if last > 2**16:
         raise UserError(f"a study has {last} tokens, and exemplars can be found in at most {2**16}: shorten it")
@@ -154,7 +154,7 @@ def build(
     with progress(total=int(contexts.length.sum()), unit="tok", desc="interpret: exemplars") as bar:
         for number, (split, chosen, x) in enumerate(_blocks(store, contexts, context_split, cfg), 1):
             block, studies = _block_arrays(contexts, chosen, cfg, pool_slot, counts_for_study)
-            states[split], peak = _update(states[split], sae.params, threshold, x, block, cfg)
+            states[split], peak = _update(states[split], sae.params, threshold, x, block, cfg, sae.top_k)
             study_peak[studies] = np.maximum(study_peak[studies], np.asarray(peak)[: len(studies)])
             if number % drain_after == 0:
                 states = [_drain(state, total) for state, total in zip(states, counters, strict=True)]
@@ -261,7 +261,7 @@ def _empty_state(cfg: IndexConfig, n_features: int) -> State:
     }
 
 
-@functools.partial(jax.jit, static_argnames="cfg", donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("cfg", "top_k"), donate_argnums=0)
 def _update(
     state: State,
     params: Params,
@@ -269,12 +269,13 @@ def _update(
     x: jax.Array,
     block: dict[str, jax.Array],
     cfg: IndexConfig,
+    top_k: int | None = None,
 ) -> tuple[State, jax.Array]:
     """Adds a block to a split's state.
 
     Args:
       state: of the split.
-      params, threshold: of the autoencoder.
+      params, threshold, top_k: of the autoencoder.
       x: float32 [block_tokens, d_model].
       block: of `_block_arrays`.
       cfg: sizes.
@@ -282,7 +283,7 @@ def _update(
     Returns:
       The new state, and the peak activations of the block's studies, float32 [_STUDIES_PER_BLOCK, F].
     """
-    f = encode(params, x, threshold)  # [tokens, F]
+    f = encode(params, x, threshold, top_k)  # [tokens, F]
     # segment_max gives -inf for an empty segment: padding, and studies without a counted token.
     peak = jnp.maximum(jax.ops.segment_max(f, block["slot"], cfg.block_contexts, indices_are_sorted=True), 0.0)
     study_peak = jnp.maximum(jax.ops.segment_max(peak, block["study"], _STUDIES_PER_BLOCK), 0.0)

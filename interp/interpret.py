@@ -4,6 +4,7 @@ Each phase leaves a file and judges answer in batches of features, so a killed r
 """
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,14 +78,14 @@ def _run(cfg: InterpretConfig, judge: Judge, studies: ml_collections.ConfigDict,
     judging.announce(len(arms.ARMS) * cfg.n_control)
     explained = judging.explain()
     scored = judging.score(explained)
-    controls = _judge_controls(cfg, judge, sae, corpus, statistics["train"], scored, phases / "controls")
+    stated = truth.statements(corpus, load_stated(studies), cfg.n_least)
+    controls = _judge_controls(cfg, judge, sae, corpus, statistics["train"], scored, stated, phases / "controls")
     known = features.statistics(sae, statistics)
     known |= features.promoted_tokens(workdir, sae, corpus.store.source["site"])
     known |= features.detected(labels, found)
-    stated = truth.statements(corpus, load_stated(studies))
     tables = {"concepts": concept_table}
     if stated:
-        known |= features.described(truth.describe(statistics, stated, cfg.n_least))
+        known |= features.described(statistics, stated, cfg.n_least)
         tables["statements"] = truth.table(statistics, stated, [record["label"] for record in explained], cfg.n_least)
     tables |= features.tables(known, judge, explained, scored, controls)
     features.write(out, tables, left_out, judge, cfg.bootstrap)
@@ -97,25 +98,31 @@ def _judge_controls(
     corpus: Corpus,
     train: index.SplitIndex,
     scored: Sequence[Mapping[str, Any]],
+    stated: truth.Statements | None,
     phases: Path,
 ) -> list[dict[str, Any]]:
     """A record for each feature of the control arms; none if no feature was scored that they could be like."""
     eligible = np.array([record["feature"] for record in scored if record["score"]])
     if not len(eligible):
         return []
-    controls = arms.build(sae, corpus.store, train, eligible, cfg.n_control, cfg.seed)
-    path = phases / "exemplars.parquet"
-    found = _collect(cfg, controls.sae, corpus, path, phases)
-    judging = Judging(cfg, judge, path, controls.sae.n_features, phases, ())
-    explained = judging.explain()
-    n_active = sum(part.n_tokens.sum(1) for part in found.values())
-    density = n_active / sum(part.total_tokens for part in found.values())
-    return [
-        {"arm": controls.arm(i), "direction": controls.direction[i], "matched": int(controls.matched[i])}
-        | {"density": float(density[i]), "label": said["label"], "explanation": said["text"]}
-        | {"reason": record["reason"], "cost": said["cost"] + record["cost"], "score": record["score"]}
-        for i, (said, record) in enumerate(zip(explained, judging.score(explained, shuffle=False), strict=True))
-    ]
+    records: list[dict[str, Any]] = []
+    for number, controls in enumerate(arms.build(sae, corpus.store, train, eligible, cfg.n_control, cfg.seed)):
+        own = phases / str(number)
+        path = own / "exemplars.parquet"
+        found = _collect(cfg, controls.sae, dataclasses.replace(corpus, store=controls.store), path, own)
+        true = features.described(found, stated, cfg.n_least) if stated else {}
+        judging = Judging(cfg, judge, path, controls.sae.n_features, own, ())
+        explained = judging.explain()
+        n_active = sum(part.n_tokens.sum(1) for part in found.values())
+        density = n_active / sum(part.total_tokens for part in found.values())
+        records += [
+            {"arm": controls.arm[i], "direction": controls.direction[i], "matched": int(controls.matched[i])}
+            | {"density": float(density[i]), "label": said["label"], "explanation": said["text"]}
+            | {"reason": record["reason"], "cost": said["cost"] + record["cost"], "score": record["score"]}
+            | {name: column[i] for name, column in true.items()}
+            for i, (said, record) in enumerate(zip(explained, judging.score(explained, shuffle=False), strict=True))
+        ]
+    return records
 
 
 def _collect(cfg: InterpretConfig, sae: Sae, corpus: Corpus, path: Path, phases: Path) -> dict[str, index.SplitIndex]:

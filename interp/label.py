@@ -154,14 +154,14 @@ def study_vectors(sae: Sae, store: Store, sections: tuple[str, ...], block: int,
     n, d = len(study), sae.d_model
     feature = np.lib.format.open_memmap(path, "w+", np.float32, (n, sae.n_features))
     dimension, total = np.full((n, d), -np.inf, np.float32), np.zeros((n, d))
-    threshold = jnp.float32(sae.threshold)
+    threshold = jnp.asarray(sae.threshold, jnp.float32)
     for begin, x in _blocks(store, rows, block):
         own = number[begin : begin + block]
         first = own[0]
         slot = np.full(block, block)  # padding: out of range, and dropped
         slot[: len(own)] = own - first
         part = slice(first, own[-1] + 1)
-        largest, raw = _largest(sae.params, threshold, x, slot)
+        largest, raw = _largest(sae.params, threshold, x, slot, sae.top_k)
         count = part.stop - part.start
         feature[part] = np.maximum(feature[part], np.asarray(largest)[:count])
         dimension[part] = np.maximum(dimension[part], np.asarray(raw)[:count])
@@ -182,11 +182,13 @@ def _blocks(store: Store, rows: np.ndarray, block: int) -> Iterator[tuple[int, n
         yield begin, x
 
 
-@jax.jit
-def _largest(params: Params, threshold: jax.Array, x: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="top_k")
+def _largest(
+    params: Params, threshold: jax.Array, x: jax.Array, slot: jax.Array, top_k: int | None
+) -> tuple[jax.Array, jax.Array]:
     """x: [block, d_model], slot: [block] -> each slot's largest features [block, F] and dimensions [block, d_model]."""
     largest = functools.partial(jax.ops.segment_max, segment_ids=slot, num_segments=len(x), indices_are_sorted=True)
-    return largest(encode(params, x, threshold)), largest(x)
+    return largest(encode(params, x, threshold, top_k)), largest(x)
 
 
 def _table(arm: str, found: monosemanticity.Measures, concepts: tuple[str, ...]) -> pa.Table:

@@ -16,6 +16,7 @@ from interp.scores import mean_interval
 GOOD_SCORE, CHANCE = 0.75, 0.5
 GOOD_F1 = 0.8
 SHUFFLED_EXPLANATIONS = "shuffled explanations"
+_TRUE = ("true_f1", "fact_f1")
 _ENDS = ("", "_random", "_hard")  # of the columns: against all negatives, random ones, hard ones
 
 
@@ -25,7 +26,8 @@ def summarise(
     """Summarises the tables "features", "controls", "concepts" and, if there is one, "statements".
 
     Every list of scores is given by its count, mean with a 95 % bootstrap interval over features, median, and how many
-    are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control arm.
+    are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control arm; of those,
+    shuffled explanations and shuffled activations know nothing of the text, so that what they score is chance.
     """
     table, controls, concepts = found["features"], found["controls"], found["concepts"].to_pylist()
     usage = judge.usage()
@@ -33,9 +35,11 @@ def summarise(
     detection = _scores(table["detection"])
     names = sorted(set(controls["arm"].to_pylist()))
     arms = {SHUFFLED_EXPLANATIONS: [_scores(table[f"control{end}"]) for end in _ENDS]}
+    true = {}
     for arm in names:
         part = controls.filter(pc.equal(controls["arm"], arm))
         arms[arm] = [_scores(part[f"detection{end}"]) for end in _ENDS]
+        true[arm] = {name: _scores(part[name]) for name in _TRUE}
     return {
         "judge": judge.name,
         "prompt_version": judge.prompt_version,
@@ -54,6 +58,7 @@ def summarise(
                 f"detection{end}": _described(scores, n_bootstrap)
                 for end, scores in zip(_ENDS, by_negative, strict=True)
             }
+            | {name: _mean(true[arm][name]) for name in _TRUE if arm in true}
             for arm, by_negative in arms.items()
         },
         "above_controls": {
@@ -68,15 +73,20 @@ def summarise(
 
 
 def _truth(table: pa.Table, recovered: pa.Table) -> dict[str, Any]:
-    """How detection scores rank the features, beside the truth, and which statements have a feature."""
-    columns = table.select(["detection", "detection_random", "detection_hard", "true_f1"]).to_pylist()
-    rows = [row for row in columns if None not in row.values()]
-    true = [row["true_f1"] for row in rows]
-    ranks = {
-        f"spearman{end}": float(spearmanr([row[f"detection{end}"] for row in rows], true)[0]) if len(rows) > 2 else None
-        for end in _ENDS
-    }
-    return {"features": len(rows)} | ranks | _found(recovered.to_pylist(), "statement")
+    """How detection scores rank the features, beside the truth, and which facts have a feature.
+
+    `spearman` is with `true_f1`, `spearman_facts` with `fact_f1`.
+    """
+    scores = [f"detection{end}" for end in _ENDS]
+    rows = [row for row in table.select([*scores, *_TRUE]).to_pylist() if None not in row.values()]
+    ranks: dict[str, Any] = {"features": len(rows)}
+    for name, of in zip(_TRUE, ("", "_facts"), strict=True):
+        true = np.array([row[name] for row in rows])
+        ranks[name] = _mean(true)
+        for end in _ENDS:
+            found = [row[f"detection{end}"] for row in rows]
+            ranks[f"spearman{of}{end}"] = float(spearmanr(found, true)[0]) if len(rows) > 2 else None
+    return ranks | _found(recovered.to_pylist(), "statement")
 
 
 def _found(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -91,12 +101,16 @@ def _scores(column: pa.ChunkedArray) -> np.ndarray:
 def _described(scores: np.ndarray, n_bootstrap: int) -> dict[str, Any]:
     return {
         "scored": len(scores),
-        "mean": float(scores.mean()) if len(scores) else None,
+        "mean": _mean(scores),
         "interval": mean_interval(scores, n_bootstrap, 0),
         "median": float(np.median(scores)) if len(scores) else None,
         "above_075": int((scores > GOOD_SCORE).sum()),
         "below_05": int((scores < CHANCE).sum()),
     }
+
+
+def _mean(scores: np.ndarray) -> float | None:
+    return float(scores.mean()) if len(scores) else None
 
 
 def _mean_columns(rows: list[list[float | None] | None]) -> list[float | None]:

@@ -2,12 +2,16 @@
 
 Detection scores rest on a judge's explanations. On studies whose sentences were written from known facts, a feature can
 be held against the facts instead. A *statement* is one thing that a context can state (a finding, its absence, a side,
-a change ...), or the section that it is in. Contexts are as the index drew them: each feature's uniform sample of
-activating ones, and the silent ones of the pool. All choices are made on the train split and measured on the other.
+a change ...), or the section that it is in: a *fact*; or a word that is in it. Many features stand for a word ("of"),
+which no fact is like, and a judge that names the word is right. Contexts are as the index drew them: each feature's
+uniform sample of activating ones, and the silent ones of the pool, which count by their length, as they are drawn for
+detection. All choices are made on the train split and measured on the other.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +19,18 @@ import pyarrow as pa
 from interp.contexts import SECTION_NAMES
 from interp.corpus import Corpus
 from interp.index import SPLITS, SplitIndex
+from interp.rules import words
+from maira_jax.processing.prompt import NOT_AVAILABLE
 from maira_jax.processing.tokens import Kind
 
 _REPORTS = (Kind.FINDINGS, Kind.PRIOR_REPORT)
-_WORDLESS = (Kind.IMAGE, Kind.IMAGE_LAST)
+# That a section is empty, which the prompt says.
+_EMPTY = "not given"
 # A description has as many parts as the offline judge's rules have, and a part must be worth as much as there.
 _MOST_PARTS, _LEAST_GAIN = 3, 0.05
+
+# What holds in some contexts, bool [contexts, C], and how much each context counts, float64 [contexts].
+_Weighted: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 SCHEMA = pa.schema(
     [
@@ -40,14 +50,22 @@ class Statements:
     """What is true of contexts.
 
     Attributes:
-      names: of the C statements.
+      names: of the C statements: facts, then words.
+      n_facts: how many of them are facts.
       holds: bool [n_contexts, C].
-      known: bool [n_contexts]; false for images, and for pieces of sentences.
+      known: bool [n_contexts]; false for pieces of sentences.
+      length: int32 [n_contexts], tokens.
     """
 
     names: tuple[str, ...]
+    n_facts: int
     holds: np.ndarray
     known: np.ndarray
+    length: np.ndarray
+
+    def facts(self) -> "Statements":
+        """They without the words."""
+        return dataclasses.replace(self, names=self.names[: self.n_facts], holds=self.holds[:, : self.n_facts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,29 +82,37 @@ class Descriptions:
     f1: np.ndarray
 
 
-def statements(corpus: Corpus, stated: Mapping[str, Mapping[str, frozenset[str]]]) -> Statements | None:
+def statements(corpus: Corpus, stated: Mapping[str, Mapping[str, frozenset[str]]], n_least: int) -> Statements | None:
     """What every context states; None if that is known of none.
 
     Args:
       corpus: the contexts.
       stated: study id -> sentence -> what it states (see `Study.stated`).
+      n_least: fewest contexts of a word.
     """
-    sections = sorted({SECTION_NAMES[kind] for kind in Kind if kind not in _WORDLESS})
+    sections = sorted(set(SECTION_NAMES.values()))
     concepts = sorted({name for said in stated.values() for states in said.values() for name in states})
-    names = tuple(f"any {section}" for section in sections) + tuple(concepts)
-    number = {name: i for i, name in enumerate(names)}
     contexts = corpus.contexts
+    texts = [corpus.text(i) for i in range(len(contexts))]
+    counts = Counter(word for text in texts for word in set(words(text)))
+    spoken = sorted(word for word, n in counts.items() if n >= n_least)
+    facts = (*(f"any {section}" for section in sections), _EMPTY, *concepts)
+    names = (*facts, *(f'"{word}"' for word in spoken))
+    number = {name: i for i, name in enumerate(names)}
     holds, known = np.zeros((len(contexts), len(names)), bool), np.zeros(len(contexts), bool)
     said = [stated.get(study) for study in corpus.studies["study_id"].to_pylist()]
     for i, (study, kind) in enumerate(zip(contexts.study.tolist(), map(Kind, contexts.kind.tolist()), strict=True)):
         sentences = said[study]
-        if sentences is None or kind in _WORDLESS:
+        if sentences is None:
             continue
-        states = sentences.get(corpus.text(i)) if kind in _REPORTS else frozenset[str]()
+        states = sentences.get(texts[i]) if kind in _REPORTS else frozenset[str]()
+        if texts[i] == NOT_AVAILABLE:
+            states = frozenset({_EMPTY})
         if states is not None:
             known[i] = True
-            holds[i, [number[f"any {SECTION_NAMES[kind]}"], *(number[name] for name in states)]] = True
-    return Statements(names, holds, known) if known.any() else None
+            true = (f"any {SECTION_NAMES[kind]}", *states, *(f'"{word}"' for word in words(texts[i])))
+            holds[i, [number[name] for name in true if name in number]] = True
+    return Statements(names, len(facts), holds, known, contexts.length) if known.any() else None
 
 
 def describe(found: Mapping[str, SplitIndex], stated: Statements, n_least: int) -> Descriptions:
@@ -104,36 +130,40 @@ def describe(found: Mapping[str, SplitIndex], stated: Statements, n_least: int) 
     for train, held_out in zip(*(_examples(found[split], stated) for split in SPLITS), strict=True):
         chosen: list[int] = []
         score = np.nan
-        if min(map(len, (*train, *held_out))) >= n_least:
+        if min(len(part) for part, _ in (*train, *held_out)) >= n_least:
             chosen = _greedy(*train)
-            hit, alarm = (part[:, chosen].any(1).mean() for part in held_out)
+            hit, alarm = (np.average(part[:, chosen].any(1), weights=weight) for part, weight in held_out)
             score = 2 * hit / (1 + hit + alarm)
         out.append(tuple(stated.names[c] for c in chosen))
         f1.append(score)
     return Descriptions(out, np.array(f1))
 
 
-def _examples(found: SplitIndex, stated: Statements) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each feature what holds in its activating and in its silent contexts, bool [contexts, C] each."""
+def _examples(found: SplitIndex, stated: Statements) -> Iterator[tuple[_Weighted, _Weighted]]:
+    """For each feature what holds in its activating and in its silent contexts."""
     pool = found.pool[stated.known[found.pool]]
     silent = ~found.pool_active[stated.known[found.pool]]
-    in_pool = stated.holds[pool]
+    in_pool, length = stated.holds[pool], stated.length[pool].astype(np.float64)
     for feature, sample in enumerate(found.sample_context):
         active = sample[sample >= 0]
-        yield stated.holds[active[stated.known[active]]], in_pool[silent[:, feature]]
+        active = active[stated.known[active]]
+        rows = silent[:, feature]
+        yield (stated.holds[active], np.ones(len(active))), (in_pool[rows], length[rows])
 
 
-def _greedy(active: np.ndarray, silent: np.ndarray) -> list[int]:
+def _greedy(active: _Weighted, silent: _Weighted) -> list[int]:
     chosen: list[int] = []
-    open_active, open_silent = np.ones(len(active), bool), np.ones(len(silent), bool)
+    # For each class what holds, each context's share of the weight, and which contexts no statement holds for yet.
+    parts = [(holds, weight / weight.sum(), np.ones(len(holds), bool)) for holds, weight in (active, silent)]
     while len(chosen) < _MOST_PARTS:
-        gain = active[open_active].sum(0) / len(active) - silent[open_silent].sum(0) / len(silent)
+        rates = [share[left] @ holds[left] for holds, share, left in parts]
+        gain = rates[0] - rates[1]
         best = int(gain.argmax())
         if chosen and gain[best] < _LEAST_GAIN:
             break
         chosen.append(best)
-        open_active &= ~active[:, best]
-        open_silent &= ~silent[:, best]
+        for holds, _, left in parts:
+            left &= ~holds[:, best]
     return chosen
 
 
@@ -141,9 +171,10 @@ def table(found: Mapping[str, SplitIndex], stated: Statements, labels: Sequence[
     """The feature that detects each statement best, for statements that enough contexts make and do not make.
 
     Args:
-      found, stated, n_least: as for `describe`.
+      found, stated, n_least: as for `describe`; only facts are looked for.
       labels: what the judge called each feature.
     """
+    stated = stated.facts()
     train, held_out = (_rates(found[split], stated) for split in SPLITS)
     rows = []
     for c, name in enumerate(stated.names):
@@ -164,7 +195,7 @@ def _rates(found: SplitIndex, stated: Statements) -> tuple[np.ndarray, np.ndarra
     """F1, precision and recall of each feature's activity as a sign of each statement, [C, F] each"""
     pool_known = stated.known[found.pool].mean()
     columns = []
-    for feature, (active, silent) in enumerate(_examples(found, stated)):
+    for feature, ((active, _), (silent, _)) in enumerate(_examples(found, stated)):
         sample = found.sample_context[feature]
         # The sample and the pool stand for all contexts of the split.
         n_active = found.n_contexts[feature] * len(active) / max((sample >= 0).sum(), 1)

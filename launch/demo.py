@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from interp import atlas, interpret
+from interp.summary import GOOD_F1
 from launch import _main
 from maira_jax.checkpoint import convert
 from maira_jax.run import files
@@ -50,8 +52,20 @@ def summary(workdir: Path, sweep: str) -> str:
         f"\nSAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}\n"
         f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75; "
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
+        f"{_recovered(workdir / 'interp' / 'concepts.parquet', workdir / 'interp' / 'features.parquet')}"
         f"Steering: on target {on}, off target {off}, no change {none}\n"
         f"Atlas: {(workdir / 'atlas' / 'index.html').resolve()}"
+    )
+
+
+def _recovered(concepts: Path, features: Path) -> str:
+    """A line for each concept that a feature stands for: its F1, the feature and the feature's name."""
+    names = pq.read_table(features, columns=["label"])["label"].to_pylist()
+    rows = sorted(pq.read_table(concepts).to_pylist(), key=lambda row: -row["f1"])
+    return "".join(
+        f"  {row['concept']:<32} F1 {row['f1']:.2f}  feature {row['feature']:>5}  {names[row['feature']] or 'no name'}\n"
+        for row in rows
+        if row["f1"] >= GOOD_F1
     )
 
 

@@ -46,9 +46,14 @@ class Sae:
         """Number of features, over all groups."""
         return int(self.params["W_enc"].shape[1])
 
+    @property
+    def top_k(self) -> int | None:
+        """How many features of a token are kept at most; None: all that are above the threshold."""
+        return self.k if self.per_token else None
+
     def encode(self, x: jax.Array) -> jax.Array:
         """Features of raw activations, `[..., d_model] -> [..., n_features]`."""
-        return encode(self.params, x, self.threshold, self.k if self.per_token else None)
+        return encode(self.params, x, self.threshold, self.top_k)
 
     def decode(self, f: jax.Array) -> jax.Array:
         """Raw activations of features, `[..., n_features] -> [..., d_model]`."""

@@ -148,7 +148,7 @@ def test_index_does_not_depend_on_the_block_size(world):
 def test_chosen_exemplars_are_uniform_within_true_deciles(world):
     """With a sample as large as the split, deciles are exact and every context of a decile is as likely as another."""
     found, _ = build(world, 512, n_sample=400)
-    chosen = exemplars.choose(found, {"train": 20, "held_out": 20}, seed=5)
+    chosen = exemplars.choose(found, world["contexts"], {"train": 20, "held_out": 20}, seed=5)
     peak, contexts = world["peak"], world["contexts"]
     for split, name in enumerate(index.SPLITS):
         for feature in range(2, 24):
@@ -178,9 +178,46 @@ def test_sample_is_uniform_over_the_contexts():
     assert abs(statistic - 200) < 5 * np.sqrt(2 * 200)
 
 
+def test_silent_contexts_are_drawn_as_often_as_they_are_long():
+    """Over 4000 features that are silent everywhere but once, the first drawn context is of a length by its tokens."""
+    length = np.tile(np.array([1, 4, 15], np.int32), 40)
+    n, n_features = len(length), 4000
+    found = index.SplitIndex(
+        **{name: np.zeros((n_features, 1), int) for name in ("top_context", "top_peak", "sample_context")},
+        **{name: np.zeros((n_features, 1)) for name in ("sample_peak", "n_tokens", "position_sum", "histogram")},
+        n_contexts=np.ones(n_features, int), pool=np.arange(n), pool_active=np.zeros((n, n_features), bool),
+        total_contexts=n, total_tokens=int(length.sum()),
+    )  # fmt: skip
+    start = np.concatenate([[0], np.cumsum(length)[:-1]])
+    contexts = contexts_lib.Contexts(start, length, *(np.zeros(n, np.int32),) * 3)
+    chosen = exemplars.choose({name: found for name in index.SPLITS}, contexts, {"train": 10, "held_out": 10}, 0)
+    silent = chosen.take(np.flatnonzero((chosen.kind == exemplars.RANDOM) & (chosen.split == 0)))
+    first = silent.context[np.flatnonzero(np.diff(silent.feature, prepend=-1))]
+    share = np.array([(length[first] == size).mean() for size in (1, 4, 15)])
+    assert len(first) == n_features
+    np.testing.assert_allclose(share, [1 / 20, 4 / 20, 15 / 20], atol=5 * np.sqrt(0.25 / n_features))
+
+
+@pytest.mark.parametrize("kind", ["a threshold a feature", "the largest of each token"])
+def test_every_kind_of_autoencoder_is_indexed_as_it_encodes(world, kind):
+    threshold = np.linspace(0.2, 1.5, 24).astype(np.float32) if kind == "a threshold a feature" else -1.0
+    sae = Sae(world["sae"].params, threshold, 3, (24,), per_token=kind != "a threshold a feature")
+    f = np.asarray(sae.encode(world["x"]))
+    found, _ = build(world | {"sae": sae}, 512)
+    rows = world["held_out"][world["study"]]
+    for name, mask in (("train", ~rows), ("held_out", rows)):
+        np.testing.assert_array_equal(found[name].n_tokens.sum(1), (f[mask] > 0).sum(0))
+    contexts = world["contexts"]
+    number, feature = np.divmod(np.arange(24 * 200), 24)
+    values = exemplars.token_activations(sae, world["corpus"], feature, number)
+    for i, (context, own) in enumerate(zip(number, feature, strict=True)):
+        part = f[contexts.start[context] :][: contexts.length[context], own]
+        np.testing.assert_allclose(values[i, : len(part)], part, rtol=1e-4, atol=1e-5)
+
+
 def test_written_exemplars_trace_back_to_their_tokens(world, tmp_path):
     found, _ = build(world, 512)
-    chosen = exemplars.choose(found, {"train": 10, "held_out": 10}, seed=5)
+    chosen = exemplars.choose(found, world["contexts"], {"train": 10, "held_out": 10}, seed=5)
     contexts, f = world["contexts"], world["f"]
     active = chosen.kind != exemplars.RANDOM
     values = exemplars.token_activations(world["sae"], world["corpus"], chosen.feature[active], chosen.context[active])

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from interp import interpret
+from interp import arms, interpret
 from interp.judge import OfflineJudge
 from interp.rules import Rule
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.errors import UserError
 from maira_jax.processing.tokens import Tokenizer
 from maira_jax.run import files
+from sae.activations import Store
 from sae.checkpoint import load_sae
 from tests.interp_helpers import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
 from tests.judge_helpers import serve
@@ -91,7 +92,7 @@ def test_shuffled_explanations_score_near_chance(features):
 
 def test_control_arms_are_scored_like_features(finished, features):
     rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
-    assert [row["arm"] for row in rows] == ["raw dimensions"] * 8 + ["shuffled autoencoder"] * 8
+    assert [row["arm"] for row in rows] == [arm for arm in arms.ARMS for _ in range(8)]
     scored = {row["feature"]: row for row in features if row["detection"] is not None}
     for row in rows:
         assert (row["direction"] != "") == (row["arm"] == "raw dimensions")
@@ -99,13 +100,25 @@ def test_control_arms_are_scored_like_features(finished, features):
         assert row["density"] == pytest.approx(scored[row["matched"]]["density"], rel=0.25)
         assert (row["detection"] is None) != (row["reason"] is None)
     summary = files.read_json(finished[0] / "interp" / "summary.json")
-    for arm in ("raw dimensions", "shuffled autoencoder"):
+    for arm in arms.ARMS:
         detection = [row["detection"] for row in rows if row["arm"] == arm and row["detection"] is not None]
         found = summary["controls"][arm]["detection"]
         assert found["scored"] == len(detection) > 0 and found["mean"] == pytest.approx(np.mean(detection))
         assert found["interval"][0] <= found["mean"] <= found["interval"][1]
         own = np.mean([row["detection"] for row in scored.values()])
         assert summary["above_controls"][arm] == pytest.approx(own - found["mean"])
+
+
+def test_activations_of_other_tokens_are_as_dense_and_say_nothing(finished):
+    """Eight of them: the standard error of their mean is about 0.03."""
+    store = Store.open(finished[0] / "activations")
+    shifted, n = arms.Shifted(**vars(store)), store.n_tokens
+    rows = np.roll(store.read(0, n), -(n // 2), axis=0)
+    for start, stop in ((0, 5), (n // 2 - 3, n - n // 2 + 3), (n - 4, n), (0, n), (n - n // 2 - 2, n - n // 2)):
+        np.testing.assert_array_equal(shifted.read(start, stop), rows[start:stop])
+    controls = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
+    scores = [row["detection"] for row in controls if row["arm"] == arms.ACTIVATIONS]
+    assert abs(np.mean([score for score in scores if score is not None]) - 0.5) < 0.1
 
 
 def test_only_the_features_asked_for_are_explained(inputs, tmp_path):

@@ -3,6 +3,7 @@
 FULL_SCALE=1 runs it with 16,384 features, which takes minutes.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,9 @@ FAULTS = {"too_many": 0.05, "failing": 0.02, "dropping": 0.01, "malformed": 0.01
 SLOW = {"latency_s": 0.02, "slow": 0.02, "slow_s": 0.5}
 
 
+@contextlib.contextmanager
 def run_study(server, workdir):
+    """A study in a process of its own, which does not outlive the block."""
     code = (
         "import dataclasses, json, pathlib, sys\n"
         "from tests.judge_helpers import study\n"
@@ -29,11 +32,15 @@ def run_study(server, workdir):
         "pathlib.Path(workdir, 'scores.json').write_text(text)\n"
     )
     arguments = [server.url, str(workdir), str(N_FEATURES), str(CONCURRENCY)]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=None if os.environ.get("FULL_SCALE") else subprocess.PIPE,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def held(server):
@@ -48,8 +55,7 @@ def held(server):
 def test_every_feature_is_scored_once_through_faults_and_a_kill(tmp_path):
     with serve(**FAULTS, **SLOW, hold_after=N_REQUESTS // 2) as server:
         with run_study(server, tmp_path) as process:
-            before = held(server)
-            process.send_signal(signal.SIGKILL)
+            before = held(server)  # killed here
         assert process.returncode == -signal.SIGKILL
         assert N_REQUESTS // 2 <= len(before["answered"]) < N_REQUESTS and not (tmp_path / "scores.json").exists()
         server.control(hold_after=-1)

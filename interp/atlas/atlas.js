@@ -146,8 +146,8 @@
       panel("Features and controls", controlTable())),
       D.statements ? panel("Statements and the features that detect them", h("p", { class: "soft small" },
         "It is known what every sentence of these studies states. For each statement, the feature with the best F1 on the contexts of training studies; F1, precision and recall are measured on those of held-out studies. "
-        + `Over ${count(S.truth.features)} features, detection scores and true F1 (of the best description by up to three statements) have a rank correlation of ${fixed(S.truth.spearman)}; `
-        + `with random negatives alone ${fixed(S.truth.spearman_random)}.`), statementTable()) : null,
+        + `Over ${count(S.truth.features)} features, detection scores and true F1 have a rank correlation of ${fixed(S.truth.spearman)} (with random negatives alone ${fixed(S.truth.spearman_random)}) for the best description by up to three statements or words, `
+        + `and of ${fixed(S.truth.spearman_facts)} (${fixed(S.truth.spearman_facts_random)}) for that by statements alone.`), statementTable()) : null,
       D.label ? panel("Features and raw dimensions, against the labels", h("p", { class: "soft small" },
         `MedSAE's measures over ${count(D.label.studies)} studies (tokens of: ${D.label.sections.join(", ")}). Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good.`), labelTable()) : null,
       panel("Not scored", notScored()),
@@ -189,15 +189,16 @@
   }
   function controlTable() {
     const score = (name, title, hint) => ({ title, num: true, hint, value: (r) => r[name].mean, cell: (r) => h("span", { title: between(r[name].interval) }, fixed(r[name].mean)) });
-    const own = { arm: "features", detection: S.detection, detection_random: S.detection_random, detection_hard: S.detection_hard };
+    const own = { arm: "features", detection: S.detection, detection_random: S.detection_random, detection_hard: S.detection_hard, ...(S.truth ? { true_f1: S.truth.true_f1 } : {}) };
     const rows = [own, ...Object.entries(S.controls).map(([arm, found]) => ({ arm, ...found }))];
     return [table([
       { title: "What is scored", value: (r) => r.arm, cell: (r) => (r === own ? h("b", {}, r.arm) : r.arm) },
       { title: "Scored", num: true, value: (r) => r.detection.scored, cell: (r) => count(r.detection.scored) },
       score("detection", "Mean"), score("detection_random", "Random negatives"), score("detection_hard", "Hard negatives", "Contexts of the nearest features, and other sentences of the same studies"),
       { title: "Above 0.75", num: true, value: (r) => r.detection.above_075, cell: (r) => (r.detection.scored ? percent(r.detection.above_075 / r.detection.scored) : DASH) },
+      ...(S.truth ? [{ title: "True F1", num: true, hint: "Mean of the best descriptions by what is known of the contexts", value: (r) => r.true_f1, cell: (r) => fixed(r.true_f1) }] : []),
       { title: "Features above it", num: true, hint: "Mean of the features less this mean", value: (r) => S.above_controls[r.arm], cell: (r) => fixed(S.above_controls[r.arm]) },
-    ], rows, 2), h("p", { class: "small soft" }, "Raw dimensions and the columns of a shuffled autoencoder are active by rank, as rarely as the features, and explained and scored as they are. Shuffled explanations are those of other features.")];
+    ], rows, 2), h("p", { class: "small soft" }, "Raw dimensions, columns of the encoder with shuffled weights, and columns on activations of other tokens are active by rank, as rarely as the features, and explained and scored as they are. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the text: their scores are chance. Raw dimensions and shuffled weights read what the features read.")];
   }
   const statementTable = () => table([
     { title: "Statement", value: (r) => r.statement, cell: (r) => h("b", {}, r.statement) },
