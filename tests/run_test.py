@@ -99,12 +99,35 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_while_appending_is_one_sentence():
+    with pytest.raises(UserError, match="could not write /dev/full"), open("/dev/full", "ab", buffering=0) as full:
+        files.append(full, "a line\n")
+
+
 def test_json_that_is_missing_or_broken(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         files.read_json(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        files.read_json(tmp_path / "bad.json")
+    for text in ("{", "[" * 100_000, "1" * 5000):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(UserError, match="not valid JSON"):
+            files.read_json(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="Is a directory"):
+        files.read_json(tmp_path)
+
+
+def test_a_manifest_that_no_stage_wrote(tmp_path):
+    finish(tmp_path, "model", {})
+    for text in ("[]", "{}"):
+        (tmp_path / "model" / "manifest.json").write_text(text)
+        for name, inputs in (("model", ()), ("activations", ("model",))):
+            with pytest.raises(UserError, match=r"model/manifest\.json is not what a stage wrote"):
+                finish(tmp_path, name, {}, inputs)
+
+
+def test_a_file_in_the_place_of_the_run_directory(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UserError, match="could not write .*Not a directory"):
+        finish(tmp_path / "notes", "model", {})
 
 
 def test_a_leftover_of_a_killed_write_does_no_harm(tmp_path):

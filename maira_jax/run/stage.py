@@ -55,6 +55,14 @@ def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
     raise AssertionError("the two differ")
 
 
+def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
+    """A manifest, which has the fields `wanted`."""
+    found = files.read_json(path)
+    if not isinstance(found, dict) or not wanted <= found.keys():
+        raise UserError(f"{path} is not what a stage wrote: delete {path.parent} and run that stage again")
+    return found
+
+
 class Stage:
     """Owns the folder `workdir/name` while the stage runs.
 
@@ -88,7 +96,7 @@ class Stage:
         for path in (manifest, unfinished):
             if not path.is_file():
                 continue
-            there = files.read_json(path)
+            there = _read(path, {"section", "inputs"} | ({"counts"} if path == manifest else set()))
             self._refuse_other(identity, there)
             self.finished = path == manifest
             self.manifest = there
@@ -131,7 +139,9 @@ class Stage:
                 raise UserError(
                     f"stage {self.name} reads {path.parent}, which no finished stage wrote: run that stage first"
                 )
-            digests[name] = files.digest({key: files.read_json(path)[key] for key in ("section", "inputs", "counts")})
+            wanted = {"section", "inputs", "counts"}
+            manifest = _read(path, wanted)
+            digests[name] = files.digest({key: manifest[key] for key in wanted})
         return digests
 
     def _refuse_other(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
