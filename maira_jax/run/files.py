@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from maira_jax.errors import UserError
 
 
@@ -44,6 +47,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # where nothing could be written, there is nothing to remove
             remove(temporary)
+
+
+def array_on_disk(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros in a new .npy file, as a map of it.
+
+    Their place on the disk is taken at once: a process that writes to a map for which there is none is killed.
+
+    Raises:
+      UserError: the disk is full; nothing is left.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            remove(path)
+        raise UserError(
+            f"could not write {path} ({error.strerror or error}): free space or choose another folder"
+        ) from error
+    return array
 
 
 def append(file: BinaryIO, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -55,6 +56,13 @@ def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
     raise AssertionError("the two differ")
 
 
+def _refuse_not_finite(section: Mapping[str, Any]) -> None:
+    for name, value in _flatten(section).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{name} is {number}, which is no number: change it")
+
+
 def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
     """A manifest, which has the fields `wanted`."""
     found = files.read_json(path)
@@ -75,6 +83,9 @@ class Stage:
       section: everything of the config that decides this stage's result, as plain values.
       inputs: folder names of the stages that this one reads.
 
+    Raises:
+      UserError: a field of the section is NaN or infinite.
+
     Raises (on entering):
       UserError: an input stage is not finished, or the folder holds a result of another config.
     """
@@ -84,6 +95,7 @@ class Stage:
         self.name = name
         self.dir = self.workdir / name
         self.section = _plain(section)
+        _refuse_not_finite(self.section)
         self.inputs = inputs
         self.finished = False
         self.manifest: dict[str, Any] = {}
