@@ -187,7 +187,7 @@ def _keep_lines(client: Client, digest: str, lines: str) -> None:
     for line in (client.folder / "batches" / f"{digest}.jsonl").read_text().splitlines():
         entry = json.loads(line)
         asked[entry["custom_id"]] = entry["body"]
-    for line in lines.splitlines():
+    for line in filter(None, lines.split("\n")):  # splitlines() also cuts at characters that answers may hold
         entry = json.loads(line)
         key, response = entry["custom_id"], entry.get("response") or {}
         if key not in asked:

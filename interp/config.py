@@ -6,6 +6,7 @@ import ml_collections
 
 from interp import contexts, exemplars
 from maira_jax.errors import UserError
+from maira_jax.run import fields
 
 JUDGES = ("offline", "llm")
 
@@ -45,7 +46,8 @@ class InterpretConfig:
             wrong = sorted(section.keys() ^ names)[0]
             problem = "is missing" if wrong in names else "is unknown"
             raise UserError(f"interpret.{wrong} {problem}: see configs/phantom.py for the fields of this section")
-        section |= {name: tuple(section[name]) for name in ("concept_sections", "features")}
+        section["concept_sections"] = tuple(section["concept_sections"])
+        section["features"] = fields.tuple_of(int, "interpret.features", section["features"])
         cfg = cls(**section, seed=config.seed)
         if cfg.judge not in JUDGES:
             raise UserError(f"interpret.judge {cfg.judge!r} does not exist: choose {' or '.join(JUDGES)}")

@@ -133,7 +133,7 @@ def _collect(cfg: InterpretConfig, sae: Sae, corpus: Corpus, path: Path, phases:
     kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in cfg.concept_sections)
     with files.atomic_path(phases / "study_peak.npy") as temporary:
         # On disk, because it grows with the number of studies.
-        peak = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(corpus.held_out), sae.n_features))
+        peak = files.array_on_disk(temporary, np.float32, (len(corpus.held_out), sae.n_features))
         found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds)
         peak.flush()
     index.save(phases / "index.npz", found)

@@ -152,7 +152,7 @@ def study_vectors(sae: Sae, store: Store, sections: tuple[str, ...], block: int,
         raise UserError(f"{store.directory} has no tokens of the sections {', '.join(sections)}: name others")
     study, number = np.unique(tokens["study"].to_numpy()[rows], return_inverse=True)
     n, d = len(study), sae.d_model
-    feature = np.lib.format.open_memmap(path, "w+", np.float32, (n, sae.n_features))
+    feature = files.array_on_disk(path, np.float32, (n, sae.n_features))
     dimension, total = np.full((n, d), -np.inf, np.float32), np.zeros((n, d))
     threshold = jnp.asarray(sae.threshold, jnp.float32)
     for begin, x in _blocks(store, rows, block):

@@ -63,7 +63,8 @@ def _recovered(concepts: Path, features: Path) -> str:
     names = pq.read_table(features, columns=["label"])["label"].to_pylist()
     rows = sorted(pq.read_table(concepts).to_pylist(), key=lambda row: -row["f1"])
     return "".join(
-        f"  {row['concept']:<32} F1 {row['f1']:.2f}  feature {row['feature']:>5}  {names[row['feature']] or 'no name'}\n"
+        f"  {row['concept']:<32} F1 {row['f1']:.2f}  feature {row['feature']:>5}  "
+        f"{names[row['feature']] or 'no name'}\n"
         for row in rows
         if row["f1"] >= GOOD_F1
     )

@@ -5,9 +5,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import ml_collections
 
@@ -182,26 +182,15 @@ def _write(
     lines = dict(_resume(path, plans, identities))
     left = [batch for batch in plans if batch.rows[0] not in lines]
     with (
-        path.open("ab") as file,
+        path.open("ab", buffering=0) as file,
         progress(total=len(studies), initial=len(lines), unit="study", desc=FOLDERS[settings.task]) as bar,
     ):
         for written in writer.write(requests, names, left):
             new = {row: _line(identities[row] | _record(studies[row], settings, text)) for row, text in written}
-            _append(file, new.values())
+            files.append(file, "".join(new.values()))
             lines |= new
             bar.update(len(new))
     return [lines[row] for row in range(len(studies))]
-
-
-def _append(file: BinaryIO, lines: Iterable[str]) -> None:
-    try:
-        file.write("".join(lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(
-            f"could not write {file.name} ({error.strerror or error}): free space or choose another folder"
-        ) from error
 
 
 def _resume(path: Path, plans: Sequence[Plan], identities: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
@@ -264,7 +253,7 @@ def _save_images(directory: Path, studies: Sequence[Study]) -> None:
     """Draws the pictures that are missing."""
     for leftover in (directory / IMAGES).glob(".*.tmp"):  # of a run that was killed while it wrote
         files.remove(leftover)
-    records = [json.loads(line) for line in (directory / RESULT).read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in (directory / RESULT).read_bytes().splitlines()]
     for number, (study, record) in enumerate(
         progress(zip(studies, records, strict=True), total=len(records), unit="image", desc="draw")
     ):

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import ml_collections
 
 from maira_jax.errors import UserError
+from maira_jax.run import fields
 from sae import presets
 
 # Counts of kept entries are int32 on the device.
@@ -66,7 +67,7 @@ class SaeConfig:
         Raises:
           UserError: a field is out of range.
         """
-        fractions = tuple(float(fraction) for fraction in section.group_fractions)
+        fractions = tuple(map(float, fields.tuple_of(float, "sae.group_fractions", section.group_fractions)))
         if not fractions or not math.isclose(sum(fractions), 1.0) or min(fractions) <= 0:
             raise UserError(
                 f"sae.group_fractions {fractions} must be positive and sum to 1: change sae.group_fractions"
@@ -75,7 +76,7 @@ class SaeConfig:
             raise UserError(f"sae.expansion is {section.expansion}, but must be positive: change it")
         n_features = int(section.expansion * d_model)
         sizes = group_sizes(fractions, n_features)
-        weights = tuple(float(weight) for weight in section.group_weights)
+        weights = tuple(map(float, fields.tuple_of(float, "sae.group_weights", section.group_weights)))
         return cls(
             d_model=d_model,
             n_features=n_features,
@@ -186,7 +187,8 @@ class TrainConfig:
           UserError: a field is out of range or does not fit `sae`.
         """
         given = {field.name: section.get(field.name) for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = given | {"mesh": tuple(section.mesh), "seed": int(seed)}
+        values: dict[str, Any] = given | {"seed": int(seed)}
+        values["mesh"] = fields.tuple_of(int, "train.mesh", section.mesh)
         preset = presets.named(section.preset)
         chosen = preset.train(values["steps"], values["batch_size"], sae.n_features)
         config = cls(**values | {name: value for name, value in chosen.items() if values[name] is None})

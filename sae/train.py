@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -75,6 +75,8 @@ def _sections(config: ml_collections.ConfigDict, identity: dict[str, Any]) -> di
     section = {"sae": own, "train": config.train.to_dict(), "seed": config.seed} | identity
     sections = {"sae": section}
     for name, fields in beside.items():
+        if not isinstance(fields, Mapping):
+            raise UserError(f"sae.beside.{name} is {fields!r}: give the fields of sae that differ, as a ConfigDict")
         unknown = sorted(fields.keys() - own.keys())
         if unknown or not name.isidentifier():
             raise UserError(

@@ -130,7 +130,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _generations(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().splitlines()  # of text, lines would end at characters that reports may hold
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): steer again") from error
     for number, line in enumerate(progress(lines, unit="report", desc="evaluate")):

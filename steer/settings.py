@@ -10,10 +10,12 @@ import numpy as np
 
 from maira_jax.errors import UserError
 from maira_jax.processing.tokens import FRONTAL, Kind, policy_mask
+from maira_jax.run import fields
 from steer import directions
 
 UNITS = ("max_activation", "residual_norm", "raw")
 GENERATED = "generated"
+_TUPLES = {"features": int, "combinations": str, "arms": str, "strengths": float, "positions": str}
 # Parts of a prompt by the names that `steer.positions` gives them.
 PARTS = {
     **{kind.name.lower(): (kind,) for kind in Kind if kind not in (Kind.PAD, Kind.FINDINGS, Kind.EOS, Kind.IMAGE_LAST)},
@@ -72,7 +74,7 @@ class Settings:
           UserError: a field is out of range.
         """
         values = {field.name: section[field.name] for field in dataclasses.fields(cls)}
-        lists = {name: tuple(values[name]) for name in ("features", "combinations", "arms", "strengths", "positions")}
+        lists = {name: fields.tuple_of(kind, f"steer.{name}", values[name]) for name, kind in _TUPLES.items()}
         strengths = tuple(float(s) for s in lists["strengths"])
         for name in ("top", "studies", "batch_studies", "batch_rows", "workers", "max_new_tokens"):
             if values[name] < 1:

@@ -244,7 +244,7 @@ def _write(path: Path, sweep: Sweep) -> int:
     unfinished, done = _resume(path, sweep)
     studies = range(done, len(writer.prompts.studies))
     with (
-        path.open("ab") as file,
+        path.open("ab", buffering=0) as file,
         progress(total=sweep.generations, initial=done * len(rows), unit="report", desc="steer") as bar,
     ):
         together = sweep.settings.batch_studies
@@ -258,9 +258,7 @@ def _write(path: Path, sweep: Sweep) -> int:
                 lines += [known | _line(row, report, sweep) for row, report in zip(rows, reports, strict=True)]
                 unfinished += sum(not report.finished for report in reports)
             text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            files.append(file, text)
     return unfinished
 
 

@@ -7,10 +7,11 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.run import files
+from maira_jax.run import fields, files
 from maira_jax.run.stage import Stage
 
 
@@ -33,6 +34,20 @@ def test_another_config_is_refused_by_field(tmp_path):
     finish(tmp_path, "sae", {"sae": {"k": 16}})
     with pytest.raises(UserError, match=r"sae\.k \(now 32, there 16\)"):
         finish(tmp_path, "sae", {"sae": {"k": 32}})
+
+
+@pytest.mark.parametrize("section", [{"sae": {"l1": float("nan")}}, {"sae": {"l1": [0.5, float("inf")]}}])
+def test_what_is_no_number_is_refused_by_field(tmp_path, section):
+    with pytest.raises(UserError, match=r"sae\.l1 is (nan|inf)"):
+        finish(tmp_path, "sae", section)
+    assert not (tmp_path / "sae").exists()
+
+
+def test_members_of_a_tuple_are_of_its_kind():
+    assert fields.tuple_of(float, "steer.strengths", [1, 0.5]) == (1, 0.5)
+    for kind, value in ((int, 1.5), (int, "1"), (int, True), (float, "a"), (float, (1,)), (str, 5)):
+        with pytest.raises(UserError, match=r"a\.b holds .* which is not"):
+            fields.tuple_of(kind, "a.b", [value])
 
 
 def test_another_input_is_refused(tmp_path):
@@ -99,12 +114,43 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_array_on_disk_has_its_place_from_the_start(tmp_path):
+    array = files.array_on_disk(tmp_path / "a.npy", np.float32, (1000, 1000))
+    assert array.shape == (1000, 1000) and not array.any()
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= array.nbytes
+    with pytest.raises(UserError, match="could not write"):
+        files.array_on_disk(tmp_path / "none" / "a.npy", np.float32, (1,))
+
+
+def test_a_full_disk_while_appending_is_one_sentence():
+    with pytest.raises(UserError, match="could not write /dev/full"), open("/dev/full", "ab", buffering=0) as full:
+        files.append(full, "a line\n")
+
+
 def test_json_that_is_missing_or_broken(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         files.read_json(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        files.read_json(tmp_path / "bad.json")
+    for text in ("{", "[" * 100_000, "1" * 5000):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(UserError, match="not valid JSON"):
+            files.read_json(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="Is a directory"):
+        files.read_json(tmp_path)
+
+
+def test_a_manifest_that_no_stage_wrote(tmp_path):
+    finish(tmp_path, "model", {})
+    for text in ("[]", "{}"):
+        (tmp_path / "model" / "manifest.json").write_text(text)
+        for name, inputs in (("model", ()), ("activations", ("model",))):
+            with pytest.raises(UserError, match=r"model/manifest\.json is not what a stage wrote"):
+                finish(tmp_path, name, {}, inputs)
+
+
+def test_a_file_in_the_place_of_the_run_directory(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UserError, match="could not write .*Not a directory"):
+        finish(tmp_path / "notes", "model", {})
 
 
 def test_a_leftover_of_a_killed_write_does_no_harm(tmp_path):

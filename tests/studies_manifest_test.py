@@ -82,6 +82,9 @@ def test_reads_every_field(folder: Path) -> None:
         ({"study_id": "s9", "patient_id": "p1", "phrase": "Nodule."}, "neither an image nor a report section"),
         (_row(phrase=3), "phrase is not a string"),
         (_row(study_id="s0"), "used on line 1"),
+        (_row(frontal="x" * 5000), "does not exist"),
+        (_row(findings="\ud800"), "'\\ud800' is half a character"),
+        (f'{{"study_id": {"1" * 5000}}}', "not read"),
     ],
 )
 def test_names_the_line_and_the_fault(folder: Path, line: str | dict[str, Any], says: str) -> None:
@@ -102,3 +105,11 @@ def test_refuses_an_empty_or_missing_list(folder: Path) -> None:
     (folder / "latin.jsonl").write_bytes(b'{"study_id": "\xe9"}')
     with pytest.raises(UserError, match="UTF-8"):
         manifest.read(folder / "latin.jsonl")
+
+
+def test_a_line_ends_at_a_newline_alone(folder: Path) -> None:
+    """JSON may hold Unicode's other line separators as they are."""
+    text = "No effusion.\u2028No oedema.\u0085\x7f"
+    path = _write(folder, json.dumps(_row(findings=text), ensure_ascii=False), _row(study_id="s2"))
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert [study.findings for study in manifest.read(path)] == [text, "No pneumothorax."]

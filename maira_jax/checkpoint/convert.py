@@ -22,7 +22,7 @@ from maira_jax.errors import UserError
 from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
-from maira_jax.run import files
+from maira_jax.run import fields, files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import MANIFEST, Stage
 
@@ -146,7 +146,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, out: Path | None = Non
     Raises:
       UserError: a field of `model` is unknown, or the checkpoint is not a whole MAIRA-2 checkpoint.
     """
-    dtype, mesh = config.model.dtype, tuple(config.model.mesh)
+    dtype, mesh = config.model.dtype, fields.tuple_of(int, "model.mesh", config.model.mesh)
     if dtype not in DTYPES:
         raise UserError(f"model.dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
     if len(mesh) != 2 or min(mesh) < 1:
@@ -188,7 +188,7 @@ def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int])
     digests |= {shard: note["sha256"] for shard, note in writer.written.items()}
     for name in names:
         if name != shards.INDEX:
-            shutil.copyfile(directory / name, out / name)
+            _copy(directory / name, out / name)
     writer.finish()
     parameters = sum(math.prod(entry.shape) for entry in table)
     return {
@@ -199,6 +199,11 @@ def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int])
         "source_dtype": source.dtype.name,
         "source": digests,
     }
+
+
+def _copy(source: Path, target: Path) -> None:
+    with files.atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def reverse(checkpoint: str, out: Path) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def reverse(checkpoint: str, out: Path) -> dict[str, Any]:
             return stage.manifest["counts"]
         names = [name for name in (*_COMPANIONS, *_REMOTE_CODE) if (model_dir / name).is_file()]
         for name in names:
-            shutil.copyfile(model_dir / name, out / name)
+            _copy(model_dir / name, out / name)
         digests = _write(out, reader.table, reader.dtype, reader.read, resume=True)
         digests |= {name: files.sha256(out / name) for name in names}
         with files.atomic_path(out / damage.DIGESTS) as temporary:

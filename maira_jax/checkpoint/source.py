@@ -201,7 +201,7 @@ def _with_ranges(pattern: str, numbers: list[int]) -> str:
 
 
 def _forget(file: BinaryIO) -> None:
-    """Drops what was read from the page cache: nobody reads it again, and to make room later costs more than to read."""
+    """Drops what was read from the page cache: nobody reads it again, and making room later costs more than reading."""
     if hasattr(os, "posix_fadvise"):  # not on macOS
         os.posix_fadvise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
 

@@ -23,6 +23,9 @@ _LEVELS = np.arange(256)
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for inverted grey
 
+# PIL's decoders raise many kinds of errors on broken files.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, NotImplementedError, Image.DecompressionBombError)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
@@ -127,7 +130,7 @@ def width_height(image: "ImageSource") -> tuple[int, int]:
     try:
         with Image.open(image) as opened:
             return opened.size
-    except OSError as error:
+    except _BROKEN as error:
         raise UserError(f"image {image} cannot be read ({error}): replace the file or leave the study out") from error
 
 
@@ -153,8 +156,7 @@ def read_grey(path: Path) -> np.ndarray:
             # PIL turns grey around where zero is white (MONOCHROME1 in DICOM), but only up to 8 bits.
             tags = getattr(image, "tag_v2", {})
             return _inverted(np.asarray(image)) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else np.asarray(image)
-    # PIL's decoders raise many kinds of errors on broken files.
-    except (OSError, SyntaxError, ValueError, EOFError, NotImplementedError, Image.DecompressionBombError) as error:
+    except _BROKEN as error:
         if _is_dicom(path):
             raise UserError(
                 f"image {path} is DICOM, which is not read: export it as 16-bit grey PNG with its rescale slope and "

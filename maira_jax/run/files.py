@@ -7,7 +7,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 from maira_jax.errors import UserError
 
@@ -26,10 +29,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Nothing is left at `path` when the body raises. A full disk is reported as a `UserError`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    remove(temporary)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
         yield temporary
         if temporary.is_file():
             with temporary.open("rb") as file:
@@ -42,7 +45,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
             f"could not write {path} ({error.strerror or error}): free space or choose another folder"
         ) from error
     finally:
-        remove(temporary)
+        with contextlib.suppress(OSError):  # where nothing could be written, there is nothing to remove
+            remove(temporary)
+
+
+def array_on_disk(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros in a new .npy file, as a map of it.
+
+    Their place on the disk is taken at once: a process that writes to a map for which there is none is killed.
+
+    Raises:
+      UserError: the disk is full; nothing is left.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            remove(path)
+        raise UserError(
+            f"could not write {path} ({error.strerror or error}): free space or choose another folder"
+        ) from error
+    return array
+
+
+def append(file: BinaryIO, text: str) -> None:
+    """Appends `text` to an unbuffered file and waits until it is on disk. A full disk is reported as a `UserError`."""
+    try:
+        left = memoryview(text.encode())
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"could not write {file.name} ({error.strerror or error}): free space or choose another folder"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,13 +94,15 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      UserError: the file is missing or is not JSON.
+      UserError: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore the file") from error
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -55,6 +56,21 @@ def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
     raise AssertionError("the two differ")
 
 
+def _refuse_not_finite(section: Mapping[str, Any]) -> None:
+    for name, value in _flatten(section).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{name} is {number}, which is no number: change it")
+
+
+def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
+    """A manifest, which has the fields `wanted`."""
+    found = files.read_json(path)
+    if not isinstance(found, dict) or not wanted <= found.keys():
+        raise UserError(f"{path} is not what a stage wrote: delete {path.parent} and run that stage again")
+    return found
+
+
 class Stage:
     """Owns the folder `workdir/name` while the stage runs.
 
@@ -67,6 +83,9 @@ class Stage:
       section: everything of the config that decides this stage's result, as plain values.
       inputs: folder names of the stages that this one reads.
 
+    Raises:
+      UserError: a field of the section is NaN or infinite.
+
     Raises (on entering):
       UserError: an input stage is not finished, or the folder holds a result of another config.
     """
@@ -76,6 +95,7 @@ class Stage:
         self.name = name
         self.dir = self.workdir / name
         self.section = _plain(section)
+        _refuse_not_finite(self.section)
         self.inputs = inputs
         self.finished = False
         self.manifest: dict[str, Any] = {}
@@ -88,7 +108,7 @@ class Stage:
         for path in (manifest, unfinished):
             if not path.is_file():
                 continue
-            there = files.read_json(path)
+            there = _read(path, {"section", "inputs"} | ({"counts"} if path == manifest else set()))
             self._refuse_other(identity, there)
             self.finished = path == manifest
             self.manifest = there
@@ -131,7 +151,9 @@ class Stage:
                 raise UserError(
                     f"stage {self.name} reads {path.parent}, which no finished stage wrote: run that stage first"
                 )
-            digests[name] = files.digest({key: files.read_json(path)[key] for key in ("section", "inputs", "counts")})
+            wanted = {"section", "inputs", "counts"}
+            manifest = _read(path, wanted)
+            digests[name] = files.digest({key: manifest[key] for key in wanted})
         return digests
 
     def _refuse_other(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

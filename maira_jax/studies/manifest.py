@@ -33,7 +33,7 @@ def read(path: Path) -> list[Study]:
         text, or repeats a study_id. The line is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also cuts at characters that texts may hold
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{path} is not a file: give the path of a JSON Lines manifest in studies.path") from error
     except UnicodeDecodeError as error:
@@ -61,6 +61,13 @@ def _study(line: str, folder: Path, where: str) -> Study:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}): write one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not read ({error}): write one object a line") from error
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UserError(f"{where}: {half!r} is half a character, which no file can hold: replace it") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: a {type(row).__name__}, not an object: write one object a line")
     unknown = [name for name in row if name not in _FIELDS]
@@ -76,7 +83,7 @@ def _study(line: str, folder: Path, where: str) -> Study:
     for name in _IMAGES:
         if name in values:
             values[name] = folder / values[name]
-            if not values[name].is_file():
+            if not _is_file(values[name]):
                 raise UserError(f"{where}: {name} image {values[name]} does not exist: mend or remove it")
     if "truth" in values:
         values["truth"] = _truth(values["truth"], where)
@@ -87,6 +94,13 @@ def _study(line: str, folder: Path, where: str) -> Study:
     if not any(name in values for name in ("lateral", *_SECTIONS)) and values["frontal"] is None:
         raise UserError(f"{where}: neither an image nor a report section: give at least one")
     return Study(**values)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _truth(value: Any, where: str) -> tuple[Finding, ...]:
