@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -129,10 +130,10 @@ class Catalogue:
 def _encoder(sae: Sae, columns: np.ndarray) -> Callable[[np.ndarray], jax.Array]:
     """A function that gives the features `columns` of raw activations, `[n, d_model] -> [n, columns]`."""
     if sae.per_token:  # which of them are kept depends on all the others
-        return lambda x: sae.encode(x)[:, columns]
+        return lambda x: sae.encode(jnp.asarray(x))[:, columns]
     part = {name: sae.params[name][..., columns] for name in ("W_enc", "b_enc")} | {"b_dec": sae.params["b_dec"]}
     threshold = np.broadcast_to(np.asarray(sae.threshold, np.float32), sae.n_features)[columns]
-    return lambda x: autoencoder.encode(part, x, threshold)
+    return lambda x: autoencoder.encode(part, jnp.asarray(x), threshold)
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             remove(temporary)
 
 
-def array_on_disk(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+def array_on_disk(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
     """Zeros in a new .npy file, as a map of it.
 
     Their place on the disk is taken at once: a process that writes to a map for which there is none is killed.
