@@ -77,7 +77,8 @@ def whole(tmp_path_factory):
 
 def test_the_summary_is_what_the_stages_wrote(whole):
     workdir, output = whole
-    *_, sae, features, steering, atlas = output.strip().splitlines()
+    lines = output.strip().splitlines()
+    sae, features, *named, steering, atlas = lines[[line[:5] for line in lines].index("SAE: ") :]
     metrics = json.loads((workdir / "sae" / "metrics.json").read_text())
     interp = json.loads((workdir / "interp" / "summary.json").read_text())
     headline = json.loads((workdir / "evaluation" / "concepts" / "summary.json").read_text())["headline"]["feature"]
@@ -89,6 +90,8 @@ def test_the_summary_is_what_the_stages_wrote(whole):
         f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75; "
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more"
     )
+    found = interp["concepts"]["found"]
+    assert sorted(line.partition(" F1 ")[0].strip() for line in named) == sorted(found)
     rate = headline["no_change"]["rate"]
     assert steering.endswith("no change not measured" if rate is None else f"no change {rate:.0%}")
     page = Path(atlas.removeprefix("Atlas: "))
