@@ -43,7 +43,7 @@ def _default(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
     """Lengths go by the run's: a fixed warmup or dead window never ends in a short one.
 
     What made the difference, in this order: a rate eight times higher; a shorter memory of the squared gradient, since
-    a sparse feature's gradient comes and goes; dead features found early; half of the loss's weight on the full
+    a sparse feature's gradient comes and goes; dead features found early; most of the loss's weight on the full
     reconstruction; a decay over half of the run.
     """
     return {
@@ -59,14 +59,14 @@ def _default(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
     }
 
 
-def _half_on_the_last(n_groups: int) -> tuple[float, ...]:
-    return (*(0.5 / (n_groups - 1) for _ in range(n_groups - 1)), 0.5) if n_groups > 1 else (1.0,)
+def _most_on_the_last(n_groups: int) -> tuple[float, ...]:
+    return (*(0.2 / (n_groups - 1) for _ in range(n_groups - 1)), 0.8) if n_groups > 1 else (1.0,)
 
 
 PRESETS = {
     # A mean over the groups comes on top of weights of one over their number.
     "dictionary_learning": Preset(lambda n: (1 / n**2,) * n, _dictionary_learning),
-    "default": Preset(_half_on_the_last, _default),
+    "default": Preset(_most_on_the_last, _default),
 }
 
 
