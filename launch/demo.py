@@ -62,12 +62,12 @@ def _recovered(concepts: Path, features: Path) -> str:
     """A line for each concept that a feature stands for: its F1, the feature and the feature's name."""
     names = pq.read_table(features, columns=["label"])["label"].to_pylist()
     rows = sorted(pq.read_table(concepts).to_pylist(), key=lambda row: -row["f1"])
-    return "".join(
-        f"  {row['concept']:<32} F1 {row['f1']:.2f}  feature {row['feature']:>5}  "
-        f"{names[row['feature']] or 'no name'}\n"
+    lines = [
+        f"  {row['concept']:<31} F1 {row['f1']:.2f}  feature {row['feature']:>5}  {names[row['feature']] or 'no name'}"
         for row in rows
         if row["f1"] >= GOOD_F1
-    )
+    ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _percent(rate: float | None) -> str:

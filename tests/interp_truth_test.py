@@ -67,7 +67,7 @@ def test_pure_features_are_described_by_their_statement(features):
         assert statement in features[4 * i]["true_description"] or features[4 * i]["true_f1"] > 0.9
         assert features[4 * i]["fact_f1"] > 0.85
         f1 = [features[4 * i + j]["true_f1"] for j in range(4)]
-        assert f1[0] > f1[2] > f1[3] - 0.1 and f1[0] > 0.85
+        assert f1[0] > max(f1[2:]) and f1[0] > 0.85
 
 
 def test_statements_table_names_the_planted_features(finished):
