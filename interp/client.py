@@ -149,6 +149,8 @@ class Client:
           text: the message.
           usage: of the chat API.
         """
+        # An answer that was cut off may end with half a character, which no file can hold.
+        text = text.encode(errors="replace").decode()
         usage = usage or {}
         tokens_in = int(usage.get("prompt_tokens") or self.tokens(request))
         tokens_out = int(usage.get("completion_tokens") or len(text) // 4)

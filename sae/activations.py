@@ -204,7 +204,7 @@ class Store:
           UserError: there is none, or it is not finished.
         """
         directory = Path(directory)
-        header = files.read_json(directory / _HEADER)
+        header = files.read_object(directory / _HEADER)
         try:
             layout = Layout(**header["layout"])
         except (TypeError, KeyError) as error:

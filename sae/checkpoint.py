@@ -115,7 +115,7 @@ def load_sae(directory: Path) -> Sae:
       UserError: there is none, or it is damaged.
     """
     directory = Path(directory)
-    header = files.read_json(directory / _HEADER)
+    header = files.read_object(directory / _HEADER)
     try:
         d, f = header.pop("d_model"), header.pop("n_features")
         shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}

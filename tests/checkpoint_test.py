@@ -241,6 +241,32 @@ def test_config_fields_that_are_not_understood_are_refused(path, value):
         Maira2Config.from_dict(fields, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("vision_config",), "x"),
+        (("text_config",), [1]),
+        (("text_config", "rope_scaling"), "x"),
+        (("text_config", "rope_theta"), "x"),
+        (("text_config", "hidden_size"), "4096"),
+        (("text_config", "num_attention_heads"), 0),
+        (("text_config", "rms_norm_eps"), "x"),
+        (("vision_config", "patch_size"), 0),
+        (("vision_config", "num_attention_heads"), 5),
+        (("image_token_index",), 3.5),
+        (("projector_n_layers",), -1),
+    ],
+)
+def test_config_fields_of_the_wrong_kind_are_refused(path, value):
+    fields = json.loads(json.dumps(MAIRA2))
+    node = fields
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(UserError, match=path[-1]):
+        Maira2Config.from_dict(fields, "config.json")
+
+
 def test_every_field_that_is_not_understood_is_named():
     fields = json.loads(json.dumps(MAIRA2)) | {"moe": 8}
     fields["text_config"]["mlp_bias"] = True

@@ -255,6 +255,13 @@ def test_the_cache_is_held_by_one_process_and_damage_is_named(tmp_path):
         Cache(tmp_path / "broken.sqlite")
 
 
+def test_half_a_character_at_the_end_of_an_answer_does_no_harm(tmp_path):
+    judge = make_judge("http://127.0.0.1:9/v1", tmp_path)
+    kept = judge._client.keep(judge._render(tasks(1)[0]), "key", 0, "cut off \ud83d", None)
+    assert kept.text == "cut off ?" and judge._client.cache.get("key") == [kept]
+    judge.close()
+
+
 def test_the_record_holds_what_was_asked(tmp_path):
     with serve() as server:
         judge = make_judge(server.url, tmp_path)

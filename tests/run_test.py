@@ -140,10 +140,10 @@ def test_json_that_is_missing_or_broken(tmp_path):
 
 def test_a_manifest_that_no_stage_wrote(tmp_path):
     finish(tmp_path, "model", {})
-    for text in ("[]", "{}"):
+    for text, says in (("[]", "holds no JSON object"), ("{}", "is not what a stage wrote")):
         (tmp_path / "model" / "manifest.json").write_text(text)
         for name, inputs in (("model", ()), ("activations", ("model",))):
-            with pytest.raises(UserError, match=r"model/manifest\.json is not what a stage wrote"):
+            with pytest.raises(UserError, match=rf"model/manifest\.json {says}"):
                 finish(tmp_path, name, {}, inputs)
 
 

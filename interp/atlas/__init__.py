@@ -56,7 +56,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _forget_smaller_atlas(directory: Path, inputs: tuple[str, ...]) -> None:
     """Removes an atlas that was made before another stage had finished: it is to be made again, not refused."""
-    if (directory / MANIFEST).is_file() and set(files.read_json(directory / MANIFEST)["inputs"]) != set(inputs):
+    if (directory / MANIFEST).is_file() and set(files.read_object(directory / MANIFEST).get("inputs", ())) != set(
+        inputs
+    ):
         shutil.rmtree(directory)
 
 

@@ -22,6 +22,7 @@ stage_names suppress_tokens task_specific_params temperature tf_legacy_loss toke
 torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_mask_token
 """
 _IGNORED = frozenset(_IGNORED_TEXT.split())
+_MEND = "use a MAIRA-2 checkpoint's file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Maira2Config:
           UserError: the file is missing, or a field is missing, unknown or has a value that this port lacks.
         """
         path = Path(checkpoint_dir) / "config.json"
-        return cls.from_dict(files.read_json(path), str(path))
+        return cls.from_dict(files.read_object(path), str(path))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], origin: str) -> "Maira2Config":
@@ -93,7 +94,7 @@ class Maira2Config:
         text = _text(_Reader(top.take("text_config"), origin, "text_config.", problems))
         top.require("hidden_size", text.hidden_size, default=text.hidden_size)
         top.require("vocab_size", text.vocab_size, default=text.vocab_size)
-        config = cls(vision, text, top.take("image_token_index"), top.take("projector_n_layers"))
+        config = cls(vision, text, top.count("image_token_index"), top.count("projector_n_layers"))
         top.refuse_rest()
         if problems:
             raise UserError(
@@ -107,6 +108,8 @@ class _Reader:
     """Takes fields one by one; what is left at the end was not understood, and is added to `problems`."""
 
     def __init__(self, fields: Mapping[str, Any], origin: str, prefix: str, problems: list[str]):
+        if not isinstance(fields, Mapping):
+            raise UserError(f"{origin}: {prefix.rstrip('.') or 'its content'} is no object: {_MEND}")
         self.fields = dict(fields)
         self.origin = origin
         self.prefix = prefix
@@ -115,7 +118,21 @@ class _Reader:
     def take(self, name: str, default: Any = None) -> Any:
         value = self.fields.pop(name, default)
         if value is None:
-            raise UserError(f"{self.origin} lacks the field {self.prefix}{name}: use a MAIRA-2 checkpoint's file")
+            raise UserError(f"{self.origin} lacks the field {self.prefix}{name}: {_MEND}")
+        return value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A field that is an integer above 0."""
+        value = self.take(name, default)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{self.origin}: {self.prefix}{name} is {value!r}, not an integer above 0: {_MEND}")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A field that is a number above 0."""
+        value = self.take(name, default)
+        if not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"{self.origin}: {self.prefix}{name} is {value!r}, not a number above 0: {_MEND}")
         return value
 
     def require(self, name: str, wanted: Any, default: Any = None) -> None:
@@ -138,27 +155,33 @@ def _vision(reader: _Reader) -> VisionConfig:
     reader.require("reshape_hidden_states", False)
     for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
         reader.fields.pop(dropout, None)  # inference only
-    hidden_size = reader.take("hidden_size", 768)
-    layers = reader.take("num_hidden_layers", 12)
+    hidden_size = reader.count("hidden_size", 768)
+    layers = reader.count("num_hidden_layers", 12)
     reader.require("out_features", [f"stage{layers}"], default=[f"stage{layers}"])
     reader.require("out_indices", [layers], default=[layers])
     config = VisionConfig(
         hidden_size=hidden_size,
         num_hidden_layers=layers,
-        num_attention_heads=reader.take("num_attention_heads", 12),
-        intermediate_size=hidden_size * reader.take("mlp_ratio", 4),
-        patch_size=reader.take("patch_size", 14),
-        image_size=reader.take("image_size", 224),
-        layer_norm_eps=reader.take("layer_norm_eps", 1e-6),
+        num_attention_heads=reader.count("num_attention_heads", 12),
+        intermediate_size=hidden_size * reader.count("mlp_ratio", 4),
+        patch_size=reader.count("patch_size", 14),
+        image_size=reader.count("image_size", 224),
+        layer_norm_eps=reader.number("layer_norm_eps", 1e-6),
     )
+    if hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"{reader.origin}: vision_config.num_attention_heads is {config.num_attention_heads}, which does not "
+            f"divide hidden_size {hidden_size}: {_MEND}"
+        )
     reader.refuse_rest()
     return config
 
 
 def _rope(reader: _Reader) -> tuple[float, float]:
     """(theta, factor) from `rope_theta` and `rope_scaling`, or from transformers 5's `rope_parameters`."""
-    rope = dict(reader.fields.pop("rope_parameters", None) or {})
-    rope |= reader.fields.pop("rope_scaling", None) or {}
+    rope: dict[str, Any] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        rope |= _Reader(reader.fields.pop(name, None) or {}, reader.origin, f"{reader.prefix}{name}.", []).fields
     theta = rope.pop("rope_theta", None) or reader.fields.pop("rope_theta", 10000.0)
     reader.fields.pop("rope_theta", None)
     kind = rope.pop("rope_type", rope.pop("type", "default"))
@@ -168,6 +191,8 @@ def _rope(reader: _Reader) -> tuple[float, float]:
         reader.problems.append(
             f"{reader.prefix}rope_scaling of type {kind!r} with factor {factor} and {rope} (not 'linear' with a factor)"
         )
+    if not all(isinstance(value, int | float) and value > 0 for value in (theta, factor)):
+        raise UserError(f"{reader.origin}: {reader.prefix}rope_theta and its factor must be numbers above 0: {_MEND}")
     return float(theta), float(factor)
 
 
@@ -179,17 +204,17 @@ def _text(reader: _Reader) -> TextConfig:
     reader.require("tie_word_embeddings", False, default=False)
     reader.fields.pop("attention_dropout", None)  # inference only
     rope_theta, rope_factor = _rope(reader)
-    hidden_size = reader.take("hidden_size", 4096)
-    heads = reader.take("num_attention_heads", 32)
+    hidden_size = reader.count("hidden_size", 4096)
+    heads = reader.count("num_attention_heads", 32)
     config = TextConfig(
-        vocab_size=reader.take("vocab_size", 32000),
+        vocab_size=reader.count("vocab_size", 32000),
         hidden_size=hidden_size,
-        intermediate_size=reader.take("intermediate_size", 11008),
-        num_hidden_layers=reader.take("num_hidden_layers", 32),
+        intermediate_size=reader.count("intermediate_size", 11008),
+        num_hidden_layers=reader.count("num_hidden_layers", 32),
         num_attention_heads=heads,
-        num_key_value_heads=reader.take("num_key_value_heads", heads),
-        head_dim=reader.take("head_dim", hidden_size // heads),
-        rms_norm_eps=reader.take("rms_norm_eps", 1e-6),
+        num_key_value_heads=reader.count("num_key_value_heads", heads),
+        head_dim=reader.count("head_dim", hidden_size // heads),
+        rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         rope_theta=rope_theta,
         rope_factor=rope_factor,
     )

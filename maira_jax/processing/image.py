@@ -50,7 +50,7 @@ class ImageConfig:
           UserError: the file is missing, or asks for a preprocessing that this module does not do.
         """
         path = Path(checkpoint_dir) / "preprocessor_config.json"
-        config = files.read_json(path)
+        config = files.read_object(path)
         expected: dict[str, Any] = {
             "image_processor_type": "BitImageProcessor",
             "do_convert_rgb": True,
@@ -68,11 +68,12 @@ class ImageConfig:
             if not size == crop["height"] == crop["width"]:
                 raise UserError(f"{path}: crop_size must be the square of size.shortest_edge: restore the file")
             mean, std = tuple(map(float, config["image_mean"])), tuple(map(float, config["image_std"]))
-        except (KeyError, TypeError) as error:
+            factor = float(config.get("rescale_factor", 1 / 255))
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} lacks size, crop_size, image_mean or image_std: restore the file") from error
         if len(mean) != 3 or len(std) != 3:
             raise UserError(f"{path}: image_mean and image_std need three numbers: restore the file")
-        return cls(size, mean, std, float(config.get("rescale_factor", 1 / 255)))
+        return cls(size, mean, std, factor)
 
     def levels(self) -> np.ndarray:
         """The pixel value of each grey level: float32 [256, 3]."""

@@ -111,7 +111,7 @@ class ChatTemplate:
             rendered = _render(source, [user])
             if SYSTEM not in rendered:  # the template does not bring the system sentence, so it is a message
                 rendered = _render(source, [system, user])
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
+        except Exception as error:  # a template is a program: it can fail in any way
             raise UserError(f"the chat template in {path} cannot be rendered ({error}): restore the file") from error
         content = IMAGE_TOKEN.join(texts)
         if rendered.count(content) != 1:
@@ -134,9 +134,10 @@ def _template_source(checkpoint_dir: Path) -> tuple[str, Path] | None:
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = checkpoint_dir / name
         if path.is_file():
-            source = files.read_json(path).get("chat_template")
+            source = files.read_object(path).get("chat_template")
             if isinstance(source, list):  # several, by name
-                source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+                named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+                source = named[0].get("template") if named else None
             if isinstance(source, str):
                 return source, path
     return None

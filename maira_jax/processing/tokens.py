@@ -266,7 +266,7 @@ def _special_tokens(checkpoint_dir: Path) -> dict[str, str]:
     names = {"pad_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         path = checkpoint_dir / file
-        config = files.read_json(path) if path.is_file() else {}
+        config = files.read_object(path) if path.is_file() else {}
         for key in names:
             value = config.get(key)
             if isinstance(value, dict):
@@ -278,7 +278,7 @@ def _special_tokens(checkpoint_dir: Path) -> dict[str, str]:
 
 def _patches_per_image(checkpoint_dir: Path) -> int:
     path = checkpoint_dir / "config.json"
-    vision = files.read_json(path).get("vision_config")
+    vision = files.read_object(path).get("vision_config")
     if not isinstance(vision, dict):
         raise UserError(f"{path} has no vision_config: this is not a MAIRA-2 checkpoint")
     # Hugging Face leaves out of config.json what is equal to its defaults, which for Dinov2 are these.

@@ -106,6 +106,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}): restore the file") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+      UserError: the file is missing, cannot be read, is not JSON or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object: restore the file")
+    return found
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:

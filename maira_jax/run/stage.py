@@ -65,8 +65,8 @@ def _refuse_not_finite(section: Mapping[str, Any]) -> None:
 
 def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
     """A manifest, which has the fields `wanted`."""
-    found = files.read_json(path)
-    if not isinstance(found, dict) or not wanted <= found.keys():
+    found = files.read_object(path)
+    if not wanted <= found.keys():
         raise UserError(f"{path} is not what a stage wrote: delete {path.parent} and run that stage again")
     return found
 

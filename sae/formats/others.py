@@ -20,7 +20,7 @@ def load_sparsify(path: Path) -> Sae:
       UserError: a file is damaged, or holds a transcoder or another activation function.
     """
     path = Path(path)
-    config = files.read_json(path.with_name(SPARSIFY_CONFIG))
+    config = files.read_object(path.with_name(SPARSIFY_CONFIG))
     arrays, _ = units.read_safetensors(path)
     if config.get("transcode") or config.get("skip_connection") or config.get("activation", "topk") != "topk":
         raise UserError(f"{path} is a transcoder or not of top-k: give a plain autoencoder of sparsify")

@@ -95,7 +95,7 @@ def load(path: Path) -> Sae:
       UserError: a file is damaged, or holds another architecture.
     """
     path = Path(path)
-    config = _flat(files.read_json(path.with_name(_CONFIG)))
+    config = _flat(files.read_object(path.with_name(_CONFIG)))
     arrays, _ = units.read_safetensors(path)
     kind = config.get("architecture", "standard")
     if kind not in ("jumprelu", "standard", "topk", *_BATCH_TOP_K):
