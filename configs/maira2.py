@@ -50,4 +50,5 @@ def get_config(paths: str = "maira-2,studies.jsonl") -> ml_collections.ConfigDic
             "checkpoint_every": 500,
         }
     )
+    config.interpret.n_score = 50  # as published; each costs a language model's time
     return config

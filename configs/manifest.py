@@ -12,4 +12,5 @@ from configs import phantom
 def get_config(path: str = "studies.jsonl") -> ml_collections.ConfigDict:
     config = phantom.get_config()
     config.studies = ConfigDict({"source": "manifest", "path": path, "n": config_dict.placeholder(int)})
+    config.interpret.n_score = 50  # as published; each costs a language model's time
     return config

@@ -38,4 +38,5 @@ def get_config(data: str = "data") -> ml_collections.ConfigDict:
     config.sae.k = 24
     config.train.steps = 2000
     config.steer.max_new_tokens = 128
+    config.interpret.n_score = 50  # as published; each costs a language model's time
     return config

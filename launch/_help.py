@@ -2,11 +2,14 @@
 
 import ast
 import io
+import runpy
 import textwrap
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
 
 _WIDTH = 118
 _Path: TypeAlias = tuple[str, ...]
@@ -27,18 +30,36 @@ def text(command: str, doc: str, entries: Mapping[str, str], sections: Sequence[
     for name, explanation in entries.items():
         lines += _entry(f"--{name}", explanation)
     lines += ["", f"Fields of the configuration that it reads, with the values of {config_file.name}:"]
-    for path, value, comment in fields(config_file.read_text()):
+    comments: dict[str, str] = {}
+    for path, comment in explained(config_file.read_text()):
+        comments.setdefault(path, comment)
+        comments.setdefault(_kin(path), comment)
+    for path, value in _values(runpy.run_path(str(config_file))["get_config"]()):
         if path.split(".")[0] in sections:
-            lines += _entry(f"--config.{path}={value}", comment)
+            lines += _entry(f"--config.{path}={value!r}", comments.get(path) or comments.get(_kin(path), ""))
     return "\n".join(lines)
+
+
+def _kin(path: str) -> str:
+    """What a field has in common with those of the same name in its section, of which it may be a copy."""
+    return f"{path.split('.')[0]} {path.split('.')[-1]}"
+
+
+def _values(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every field."""
+    for name, value in config.items(preserve_field_references=False):
+        if isinstance(value, ConfigDict) and len(value):
+            yield from _values(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def _entry(name: str, explanation: str) -> list[str]:
     return [f"  {name}", *textwrap.wrap(explanation, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
 
 
-def fields(source: str) -> Iterator[tuple[str, str, str]]:
-    """The fields that a configuration file sets: dotted name, value as written, comment (its own line's, or above)."""
+def explained(source: str) -> Iterator[tuple[str, str]]:
+    """The fields that a configuration file sets: dotted name, comment (its own line's, or above)."""
     comments = _comments(source)
     functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     for path, value in _assignments((), functions["get_config"], functions):
@@ -46,7 +67,7 @@ def fields(source: str) -> Iterator[tuple[str, str, str]]:
         comment = next((comments[line][0] for line in lines if line in comments), "")
         if not comment and comments.get(value.lineno - 1, ("", False))[1]:
             comment = comments[value.lineno - 1][0]
-        yield ".".join(path), ast.unparse(value), comment
+        yield ".".join(path), comment
 
 
 def _comments(source: str) -> dict[int, tuple[str, bool]]:
@@ -101,7 +122,7 @@ def _leaves(path: _Path, value: ast.expr, functions: _Functions) -> Iterator[tup
         called = value.func.id if isinstance(value.func, ast.Name) else ""
         if called in functions:
             yield from _assignments(path, functions[called], functions)
-        elif path and _is_empty(value):  # for the user to fill
+        elif path and (_is_empty(value) or called == "placeholder"):  # for the user to fill
             yield path, value
         for argument in value.args:  # ConfigDict(...) around something
             yield from _leaves(path, argument, functions)

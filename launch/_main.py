@@ -72,6 +72,8 @@ def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
         report(Path(sys.argv[0]).stem, run(config, Path(_WORKDIR.value).expanduser()))
     except UserError as error:
         _fail(str(error), code=1)
+    except OSError as error:  # of a disk or a connection, where nothing more is known of it
+        _fail(f"{error}: mend that and run {command} again", code=1)
     except KeyboardInterrupt:
         _fail(f"interrupted: {command} with the same flags goes on from here", code=130)
     sys.exit(0)

@@ -46,14 +46,17 @@ def summary(workdir: Path, sweep: str) -> str:
     """The figures of a finished run, read from the files of its stages and of one sweep."""
     sae = files.read_json(workdir / "sae" / "metrics.json")
     interp = files.read_json(workdir / "interp" / "summary.json")
-    rates = files.read_json(workdir / "evaluation" / sweep / "summary.json")["headline"]["feature"]
+    arms = files.read_json(workdir / "evaluation" / sweep / "summary.json")["headline"]
+    rates = arms["feature"]
     on, off, none = (_percent(rates[name]["rate"]) for name in ("on_target", "off_target", "no_change"))
+    controls = ", ".join(f"{arm} {_score(found)}" for arm, found in interp["controls"].items())
     return (
         f"\nSAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}\n"
-        f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75; "
-        f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
+        f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75, mean {_score(interp)} "
+        f"(controls: {controls}); {interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
         f"{_recovered(workdir / 'interp' / 'concepts.parquet', workdir / 'interp' / 'features.parquet')}"
-        f"Steering: on target {on}, off target {off}, no change {none}\n"
+        f"Steering, {rates['on_target']['n']} reports at the strengths that were best on others: "
+        f"on target {on}, off target {off}, no change {none}\n"
         f"Atlas: {(workdir / 'atlas' / 'index.html').resolve()}"
     )
 
@@ -68,6 +71,11 @@ def _recovered(concepts: Path, features: Path) -> str:
         if row["f1"] >= GOOD_F1
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _score(found: Mapping[str, Any]) -> str:
+    mean = found["detection"]["mean"]
+    return "none" if mean is None else f"{mean:.2f}"
 
 
 def _percent(rate: float | None) -> str:

@@ -21,8 +21,8 @@ one of them is 0; where the concept should vanish, its rating counts as 2 less i
 that it answered on.
 
 Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, an
-arm and a wish is the one with the most on-target minus off-target generations (degenerate ones are
-failures) on one half of the studies; its rates are those of the other half.
+arm and a wish is the one with the most on-target minus off-target generations (a degenerate one
+counts as off target) on one half of the studies; its rates are those of the other half.
 """
 
 import contextlib
@@ -323,7 +323,7 @@ def _best(
         scores: dict[float, int] = defaultdict(int)
         for row in group:
             if row["study"] in choosing:
-                scores[row["strength"]] += _whole(row) * (row["on_target"] - row["off_target"])
+                scores[row["strength"]] += row["on_target"] - row["off_target"] if _whole(row) else -1
         entry = {"concept": concept, "arm": arm, "wish": wish, "feature": group[0]["feature"]}
         if not scores:
             best.append(entry | {"strength": None, "chosen_on": 0})

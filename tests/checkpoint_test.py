@@ -229,6 +229,7 @@ def test_no_such_checkpoint(tmp_path):
         (("vision_feature_layer",), -2),
         (("model_type",), "llava"),
         (("quantization_config",), {"bits": 4}),
+        (("image_token_index",), 10**9),
     ],
 )
 def test_config_fields_that_are_not_understood_are_refused(path, value):

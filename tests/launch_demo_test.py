@@ -86,10 +86,11 @@ def test_the_summary_is_what_the_stages_wrote(whole):
         f"SAE: fraction of variance unexplained {metrics['fvu']:.3f}, L0 {metrics['l0']:.1f}, "
         f"dead features {metrics['dead']}"
     )
-    assert features == (
-        f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75; "
-        f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more"
-    )
+    scored, above = interp["scored"], interp["detection"]["above_075"]
+    assert features.startswith(f"Features: {scored} scored, {above} above 0.75, mean ")
+    assert all(f"{arm} " in features for arm in interp["controls"])
+    f1_08, tested = interp["concepts"]["f1_08"], interp["concepts"]["tested"]
+    assert features.endswith(f"; {f1_08} of {tested} concepts found with F1 of 0.8 or more")
     found = interp["concepts"]["found"]
     assert sorted(line.partition(" F1 ")[0].strip() for line in named) == sorted(found)
     rate = headline["no_change"]["rate"]

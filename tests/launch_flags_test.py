@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import phantom
 from launch import _help
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,13 +108,22 @@ def get_a():
             "three": None,  # in a dictionary
         }
     )
+    a.open = placeholder(int)  # left to the user
     return a
 """
-    assert list(_help.fields(source)) == [
-        ("seed", "0", "of everything"),
-        ("a.one", "0.001", ""),
-        ("a.two.three", "None", "in a dictionary"),
-        ("b.x", "1", ""),
-        ("b.y.z", "(2, 3)", ""),
-        ("c.d", "'e'", "on the line above"),
+    assert list(_help.explained(source)) == [
+        ("seed", "of everything"),
+        ("a.one", ""),
+        ("a.two.three", "in a dictionary"),
+        ("a.open", "left to the user"),
+        ("b.x", ""),
+        ("b.y.z", ""),
+        ("c.d", "on the line above"),
     ]
+
+
+def test_help_has_every_field_of_the_section_with_its_value():
+    lines = launch("train", "--help").stdout.splitlines()
+    shown = {line.strip().removeprefix("--config."): i for i, line in enumerate(lines) if "--config." in line}
+    for path, value in phantom.get_config().train.items(preserve_field_references=False):
+        assert lines[shown[f"train.{path}={value!r}"] + 1].startswith("      ")

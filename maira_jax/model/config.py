@@ -96,6 +96,8 @@ class Maira2Config:
         top.require("vocab_size", text.vocab_size, default=text.vocab_size)
         config = cls(vision, text, top.count("image_token_index"), top.count("projector_n_layers"))
         top.refuse_rest()
+        if config.image_token_id >= text.vocab_size:
+            problems.append(f"image_token_index = {config.image_token_id} of {text.vocab_size} tokens")
         if problems:
             raise UserError(
                 f"{origin} has fields that this port of MAIRA-2 does not understand: {', '.join(problems)}; "
