@@ -53,7 +53,8 @@ def summary(workdir: Path, sweep: str) -> str:
     return (
         f"\nSAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}\n"
         f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75, mean {_score(interp)} "
-        f"(controls: {controls}); {interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
+        f"(controls: {controls}); "
+        f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
         f"{_recovered(workdir / 'interp' / 'concepts.parquet', workdir / 'interp' / 'features.parquet')}"
         f"Steering, {rates['on_target']['n']} reports at the strengths that were best on others: "
         f"on target {on}, off target {off}, no change {none}\n"
