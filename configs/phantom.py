@@ -246,7 +246,7 @@ def get_steer() -> ml_collections.ConfigDict:
     steer.match = ""  # regular expression on explanations, e.g. "pleural effusion"
     steer.top = 12  # at most so many features
     steer.combinations = ()  # features to boost and to suppress together: ("12+30-7",); the first gives the concept
-    steer.arms = ("feature", "random")  # see steer/directions.py for all
+    steer.arms = ("feature", "random")  # feature(s), clamp, typical, ablate, project, means, probe, random or prompt
     steer.strengths = (-1.5, -0.75, 0.75, 1.5)  # in units; 0, the unsteered report, is always there
     steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on the edited tokens); or raw
     # Edited: generated; of the prompt all (prompt), frontal, image, indication, technique, comparison, prior_report.
