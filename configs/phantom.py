@@ -151,7 +151,7 @@ def get_train() -> ml_collections.ConfigDict:
     """How the autoencoder is trained. Fields that are None are those of the preset."""
     train = ConfigDict()
     train.preset = "dictionary_learning"  # default or dictionary_learning: for the fields that are left open
-    train.steps = 1500
+    train.steps = 1500  # updates
     train.batch_size = 1024  # tokens
     train.microbatches = 1  # parts in which a batch is computed, to save memory; the result is the same
     train.dtype = "float32"  # of matrix products: float32 or bfloat16; weights and sums are float32

@@ -172,7 +172,7 @@ def phantom_reports() -> list[tuple[tuple[Finding, ...], str, dict[str, bool]]]:
     latents = phantom.sample(0, 2000, seed=11)
     out = []
     for i in range(len(latents)):
-        *_, text = phantom.write(latents, i, random.Random(f"labels {i}"))
+        text = phantom.write(latents, i, random.Random(f"labels {i}")).findings
         facts = phantom.truth(latents, i)
         truth = phantom.labels(facts, bool(latents.has_prior[i]), "eferring team" in text)
         out.append((facts, text, truth))
