@@ -94,6 +94,14 @@ def test_foreign_files_are_not_taken_for_a_result(tmp_path):
     assert (tmp_path / "sae" / "thesis.txt").read_text() == "mine"
 
 
+def test_an_atomic_file_may_be_read_by_whom_others_may(tmp_path):
+    plain, path = tmp_path / "plain", tmp_path / "path"
+    plain.touch()
+    with files.atomic_path(path) as temporary:
+        temporary.touch(0o600)
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_an_atomic_file_is_whole_or_absent(tmp_path):
     path = tmp_path / "out.json"
     with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:

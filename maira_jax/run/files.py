@@ -14,6 +14,10 @@ import numpy.typing as npt
 
 from maira_jax.errors import UserError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # there is no way to read it but to set it
+_MODE = 0o666 & ~_UMASK
+
 
 def remove(path: Path) -> None:
     """Removes a file or a folder, if there is one."""
@@ -35,6 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         remove(temporary)
         yield temporary
         if temporary.is_file():
+            temporary.chmod(_MODE)  # some writers keep what they write to themselves
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         if path.is_dir():
