@@ -140,10 +140,10 @@
         + "Rates: on target / off target, at that strength."), conceptTable(),
         Object.keys(S.concepts.left_out).length ? h("details", { class: "small soft" }, h("summary", {}, "Concepts that were left out"),
           Object.entries(S.concepts.left_out).map(([concept, why]) => h("div", {}, `${concept}: ${why}`))) : null),
-      h("div", { class: "cols stack" }, panel("Detection scores", scoreChart(), h("div", { class: "key" },
+      panel("Detection scores", scoreChart(), h("div", { class: "key" },
         h("span", {}, h("i"), "own explanation"), h("span", {}, h("i", { class: "ghost" }), "another feature's explanation (control)")),
         h("p", { class: "small soft" }, "Balanced accuracy on held-out contexts; chance is 0.5.")),
-      panel("Features and controls", controlTable())),
+      panel("Features and controls", controlTable()),
       D.statements ? panel("Statements and the features that detect them", h("p", { class: "soft small" },
         "It is known what every sentence of these studies states. For each statement, the feature with the best F1 on the contexts of training studies; F1, precision and recall are measured on those of held-out studies. "
         + `Over ${count(S.truth.features)} features, detection scores and true F1 have a rank correlation of ${fixed(S.truth.spearman)} (with random negatives alone ${fixed(S.truth.spearman_random)}) for the best description by up to three statements or words, `
