@@ -7,6 +7,7 @@ import safetensors.numpy
 
 from configs import phantom as phantom_config
 from maira_jax.checkpoint import convert
+from maira_jax.errors import UserError
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.pretrain import run, source, text
@@ -137,3 +138,11 @@ def test_a_finite_source_keeps_patients_apart_and_passes_over_all():
     assert finite.studies(0, n) != finite.studies(n, 2 * n)
     images, labels, known = finite.pictures(0, 5)
     assert images.shape == (5, 28, 28) and labels.shape == known.shape == (5, len(finite.labels)) and known.all()
+
+
+def test_a_warmup_longer_than_its_phase_is_refused(tmp_path):
+    config = phantom_config.get_config()
+    config.pretrain.prose.steps = 50
+    with pytest.raises(UserError, match=r"pretrain.prose.warmup is 100, but must be below pretrain.prose.steps \(50\)"):
+        run.run(config, tmp_path)
+    assert not (tmp_path / "pretrain").exists()

@@ -157,6 +157,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: the studies or the sizes do not fit together.
     """
     section = config.pretrain
+    for name in ("vision_phase", *section.text_phases):
+        phase = section[name]
+        if not 0 <= phase.warmup < phase.steps:
+            raise UserError(
+                f"pretrain.{name}.warmup is {phase.warmup}, but must be below pretrain.{name}.steps ({phase.steps}): "
+                "change one of them"
+            )
     identity = {
         "seed": config.seed,
         "pretrain": section.to_dict(),
