@@ -86,6 +86,17 @@ def nested_gradients(
     return jnp.concatenate(d_f, 2).reshape(batch, n_features), jnp.concatenate(d_w, 1).reshape(n_features, d)
 
 
+def encoder_gradients(centred: jax.Array, d_z: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
+    """The gradients with respect to W_enc [d, F] and b_enc [F].
+
+    Args:
+      centred: activations minus b_dec. [B, d]
+      d_z: gradient with respect to the pre-activations. [B, F]
+      dtype: of the factors.
+    """
+    return contract("bd,bf->df", centred, d_z, dtype), d_z.sum(0)
+
+
 def level_pulls(residuals: Sequence[jax.Array], weights: Sequence[float], tokens: int) -> list[jax.Array]:
     """Gradient of sum_j w_j E_j with respect to each group's contribution to the reconstruction.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sae import autoencoder, loss, mesh, resample, select
+from sae import autoencoder, backward, loss, mesh, resample, select
 from sae.config import SaeConfig, TrainConfig
 
 _CLIP_NORM = 1.0
@@ -91,69 +91,6 @@ def _keep(z: jax.Array, sae: SaeConfig, method: select.Method, stripes: int) -> 
     return select.batch_top_k(z, sae.k * z.shape[0], method, order)
 
 
-def _parts(array: jax.Array, n: int) -> jax.Array:
-    """`array [B, ...]` in n interleaved parts `[n, B / n, ...]`, so that each lies evenly on the data axis."""
-    return array.reshape(array.shape[0] // n, n, *array.shape[1:]).swapaxes(0, 1)
-
-
-def _levels(params: autoencoder.Params, f: jax.Array, sae: SaeConfig, config: TrainConfig) -> list[jax.Array]:
-    return loss.nested_reconstructions(
-        f, params["W_dec"], params["b_dec"], sae.group_sizes, config.mesh[1], config.dtype
-    )
-
-
-def _part_gradients(
-    params: autoencoder.Params,
-    x: jax.Array,
-    z: jax.Array,
-    keep: jax.Array,
-    dead: jax.Array,
-    variance: jax.Array | None,
-    sae: SaeConfig,
-    config: TrainConfig,
-) -> tuple[autoencoder.Params, Metrics]:
-    """Gradients of the loss on a part of the batch, and that part's terms of the loss.
-
-    Args:
-      params: of the autoencoder.
-      x: [b, d]
-      z: pre-activations after the ReLU. [b, F]
-      keep: those that are features. bool [b, F]
-      dead: bool [F]
-      variance: of what the whole batch leaves over; None where this part is the whole batch. []
-      sae: the autoencoder.
-      config: the training.
-    """
-    tokens, dtype = config.batch_size, config.dtype
-    f = jnp.where(keep, z, 0.0)
-    residuals = [level - x for level in _levels(params, f, sae, config)]
-    pulls = loss.level_pulls(residuals, sae.group_weights, tokens)
-    d_f, d_w_dec = loss.nested_gradients(f, params["W_dec"], pulls, sae.group_sizes, config.mesh[1], dtype)
-    d_z = jnp.where(keep, d_f + sae.l1 / tokens, 0.0)
-    left = -residuals[-1]
-    centred = x - params["b_dec"]
-
-    def back(d_z: jax.Array, d_w_dec: jax.Array) -> autoencoder.Params:
-        d_b_enc = d_z.sum(0)
-        d_b_dec = pulls[0].sum(0) - loss.contract("f,df->d", d_b_enc, params["W_enc"], "float32")
-        d_w_enc = loss.contract("bd,bf->df", centred, d_z, dtype)
-        return {"W_enc": d_w_enc, "b_enc": d_b_enc, "W_dec": d_w_dec, "b_dec": d_b_dec}
-
-    def with_auxk() -> tuple[autoencoder.Params, jax.Array]:
-        about = loss.spread(left) if variance is None else variance
-        scale = jnp.where(about > 0, config.auxk_alpha / jnp.where(about > 0, tokens * about, 1.0), 0.0)
-        auxk, d_z_auxk, d_w_auxk = loss.auxk(z, params["W_dec"], left, dead, scale, dtype)
-        # Dead features are no features of this batch, so the two gradients lie in different columns.
-        return back(d_z + d_z_auxk, d_w_dec + d_w_auxk), auxk / config.auxk_alpha
-
-    def without() -> tuple[autoencoder.Params, jax.Array]:
-        return back(d_z, d_w_dec), jnp.zeros((), jnp.float32)
-
-    gradients, auxk = lax.cond(dead.any(), with_auxk, without) if config.auxk_alpha else without()
-    errors = jnp.stack([jnp.square(residual).sum() for residual in residuals]) / tokens
-    return gradients, {"level_errors": errors, "auxk": auxk, "l1": f.sum() / tokens}
-
-
 def _gradients(
     state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: select.Method
 ) -> tuple[autoencoder.Params, jax.Array, jax.Array, Metrics]:
@@ -165,16 +102,17 @@ def _gradients(
     Returns:
       Gradients, the smallest kept activation, the tokens each feature has been silent [F], metrics.
     """
-    params, n = state.params, config.microbatches
+    params = state.params
     pre = loss.contract("bd,df->bf", x - params["b_dec"], params["W_enc"], config.dtype) + params["b_enc"]
     z = jax.nn.relu(pre)
     keep, smallest = _keep(z, sae, method, config.mesh[1])
     silent = jnp.where(keep.any(0), 0, jnp.minimum(state.silent + x.shape[0], _COUNT_LIMIT))
     dead = silent >= config.dead_tokens
-    if n == 1:
-        gradients, terms = _part_gradients(params, x, z, keep, dead, None, sae, config)
+    by_entries = method == "candidates" and sae.kind != "relu"
+    if by_entries or config.microbatches == 1:
+        gradients, terms = backward.of_tokens(params, x, z, keep, dead, None, sae, config, by_entries)
     else:
-        gradients, terms = _in_parts(params, x, z, keep, dead, sae, config)
+        gradients, terms = backward.in_parts(params, x, z, keep, dead, sae, config)
     errors = terms["level_errors"]
     main = (jnp.array(sae.group_weights, jnp.float32) * errors).sum()
     metrics = {
@@ -188,40 +126,6 @@ def _gradients(
         "dead": dead.sum(),
     }
     return gradients, smallest, silent, metrics
-
-
-def _in_parts(
-    params: autoencoder.Params,
-    x: jax.Array,
-    z: jax.Array,
-    keep: jax.Array,
-    dead: jax.Array,
-    sae: SaeConfig,
-    config: TrainConfig,
-) -> tuple[autoencoder.Params, Metrics]:
-    """`_part_gradients` of the whole batch, summed over microbatches."""
-    parts = tuple(_parts(array, config.microbatches) for array in (x, z, keep))
-
-    def left(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        x, z, keep = part
-        return x - _levels(params, jnp.where(keep, z, 0.0), sae, config)[-1]
-
-    def variance() -> jax.Array:
-        return loss.spread(lax.map(left, parts).reshape(x.shape))
-
-    # The auxiliary loss is divided by a variance that only the whole batch gives.
-    about = lax.cond(dead.any(), variance, lambda: jnp.ones((), jnp.float32)) if config.auxk_alpha else None
-
-    def of_part(part: tuple[jax.Array, ...]) -> tuple[autoencoder.Params, Metrics]:
-        x, z, keep = part
-        return _part_gradients(params, x, z, keep, dead, about, sae, config)
-
-    def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, of_part(part)), None
-
-    shapes = jax.eval_shape(lambda: of_part(tuple(array[0] for array in parts)))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return lax.scan(add, zeros, parts)[0]
 
 
 def _resampled(state: State, x: jax.Array, config: TrainConfig) -> State:

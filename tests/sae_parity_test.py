@@ -111,7 +111,7 @@ def check(expected, state, metrics):
         assert difference < 1e-3 * np.linalg.norm(expected[f"last_{name}"]), name
 
 
-@pytest.mark.parametrize("method", ["histogram", "bisection"])
+@pytest.mark.parametrize("method", ["candidates", "bisection"])
 def test_step_by_step_equal_to_the_recorded_trajectory(method):
     with np.load(RECORDED) as expected:
         check(expected, *ours(expected, method=method))

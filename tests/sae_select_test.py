@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sae import select
 
-METHODS = ["histogram", "bisection"]
-top_k = jax.jit(select.batch_top_k, static_argnames="method")
+METHODS = ["candidates", "bisection"]
+top_k = jax.jit(select.batch_top_k, static_argnames=("count", "method"))
 
 
 def expected_mask(z: np.ndarray, count: int) -> np.ndarray:

@@ -1,0 +1,190 @@
+"""Gradients of the training loss for features that have been chosen, by whole matrices or by the kept entries alone.
+
+b: tokens of a part of the batch, d: width of the activations, F: features, G: groups.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sae import autoencoder, loss, sparse
+from sae.config import SaeConfig, TrainConfig
+
+Terms = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Main:
+    """What the squared errors of all levels, and the L1 term, give.
+
+    Attributes:
+      left: what the whole reconstruction leaves over. [b, d]
+      errors: of each level, summed over its tokens and over d. [G]
+      l1: the sum of all features. []
+      w_dec: gradient. [F, d]
+      b_dec: gradient through the decoder alone. [d]
+      encoder: the gradients of W_enc [d, F] and b_enc [F], with a further gradient with respect to the
+        pre-activations [b, F] or None.
+    """
+
+    left: jax.Array
+    errors: jax.Array
+    l1: jax.Array
+    w_dec: jax.Array
+    b_dec: jax.Array
+    encoder: Callable[[jax.Array | None], tuple[jax.Array, jax.Array]]
+
+
+def _by_matrices(
+    params: autoencoder.Params, x: jax.Array, z: jax.Array, keep: jax.Array, sae: SaeConfig, config: TrainConfig
+) -> _Main:
+    """See `of_tokens`."""
+    tokens, stripes, dtype = config.batch_size, config.mesh[1], config.dtype
+    f = jnp.where(keep, z, 0.0)
+    levels = loss.nested_reconstructions(f, params["W_dec"], params["b_dec"], sae.group_sizes, stripes, dtype)
+    residuals = [level - x for level in levels]
+    pulls = loss.level_pulls(residuals, sae.group_weights, tokens)
+    d_f, d_w_dec = loss.nested_gradients(f, params["W_dec"], pulls, sae.group_sizes, stripes, dtype)
+    d_z = jnp.where(keep, d_f + sae.l1 / tokens, 0.0)
+
+    def encoder(extra: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        total = d_z if extra is None else d_z + extra
+        return loss.encoder_gradients(x - params["b_dec"], total, dtype)
+
+    errors = jnp.stack([jnp.square(residual).sum() for residual in residuals])
+    return _Main(-residuals[-1], errors, f.sum(), d_w_dec, pulls[0].sum(0), encoder)
+
+
+def _by_entries(
+    params: autoencoder.Params, x: jax.Array, z: jax.Array, keep: jax.Array, sae: SaeConfig, config: TrainConfig
+) -> _Main:
+    """See `of_tokens`. The same sums as `_by_matrices`, without the zeros."""
+    tokens, groups = x.shape[0], len(sae.group_sizes)
+    size = min(sae.k * tokens, z.size)
+
+    def factor(array: jax.Array) -> jax.Array:
+        return array.astype(config.dtype).astype(jnp.float32)
+
+    by_token = sparse.entries(keep, size, sae.group_sizes)
+    f = jnp.where(by_token.used, z[by_token.rows, by_token.columns], 0.0)
+    w_dec = factor(params["W_dec"])
+    parts = sparse.product(factor(f), by_token.columns, by_token.starts, w_dec)
+    levels = params["b_dec"] + jnp.cumsum(parts.reshape(tokens, groups, -1), 1)
+    residuals = levels - x[:, None]
+    weights = jnp.array(sae.group_weights, jnp.float32)[:, None]
+    pulls = jnp.cumsum((2.0 * weights / config.batch_size * residuals)[:, ::-1], 1)[:, ::-1]
+
+    by_feature = sparse.entries(keep, size, by_column=True)
+    group_of = jnp.repeat(
+        jnp.arange(groups, dtype=jnp.int32), jnp.array(sae.group_sizes), total_repeat_length=z.shape[1]
+    )
+    pull_of = by_feature.columns * groups + group_of[by_feature.rows]
+    flat = factor(pulls).reshape(tokens * groups, -1)
+    f = jnp.where(by_feature.used, z[by_feature.columns, by_feature.rows], 0.0)
+    d_w_dec = sparse.product(factor(f), pull_of, by_feature.starts, flat)
+    d_z = sparse.sampled_product(flat, w_dec, pull_of, by_feature.rows) + sae.l1 / config.batch_size
+    d_z = jnp.where(by_feature.used, d_z, 0.0)
+    centred = x - params["b_dec"]
+    d_w_enc = sparse.product(factor(d_z), by_feature.columns, by_feature.starts, factor(centred)).T
+    d_b_enc = sparse.product(d_z, by_feature.columns, by_feature.starts, jnp.ones(tokens, jnp.float32))
+
+    def encoder(extra: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        if extra is None:
+            return d_w_enc, d_b_enc
+        d_w, d_b = loss.encoder_gradients(centred, extra, config.dtype)
+        return d_w_enc + d_w, d_b_enc + d_b
+
+    errors = jnp.square(residuals).sum((0, 2))
+    return _Main(-residuals[:, -1], errors, f.sum(), d_w_dec, pulls[:, 0].sum(0), encoder)
+
+
+def of_tokens(
+    params: autoencoder.Params,
+    x: jax.Array,
+    z: jax.Array,
+    keep: jax.Array,
+    dead: jax.Array,
+    variance: jax.Array | None,
+    sae: SaeConfig,
+    config: TrainConfig,
+    by_entries: bool,
+) -> tuple[autoencoder.Params, Terms]:
+    """Gradients of the loss on a part of the batch, and that part's terms of the loss.
+
+    Args:
+      params: of the autoencoder.
+      x: [b, d]
+      z: pre-activations after the ReLU. [b, F]
+      keep: those that are features; at most k a token on average if `by_entries`. bool [b, F]
+      dead: bool [F]
+      variance: of what the whole batch leaves over; None where this part is the whole batch. []
+      sae: the autoencoder.
+      config: the training.
+      by_entries: multiply the kept entries alone; for one CPU.
+    """
+    tokens = config.batch_size
+    main = (_by_entries if by_entries else _by_matrices)(params, x, z, keep, sae, config)
+
+    def gradients(extra: jax.Array | None, d_w_dec: jax.Array) -> autoencoder.Params:
+        d_w_enc, d_b_enc = main.encoder(extra)
+        d_b_dec = main.b_dec - loss.contract("f,df->d", d_b_enc, params["W_enc"], "float32")
+        return {"W_enc": d_w_enc, "b_enc": d_b_enc, "W_dec": d_w_dec, "b_dec": d_b_dec}
+
+    def with_auxk() -> tuple[autoencoder.Params, jax.Array]:
+        about = loss.spread(main.left) if variance is None else variance
+        scale = jnp.where(about > 0, config.auxk_alpha / jnp.where(about > 0, tokens * about, 1.0), 0.0)
+        # Dead features are no features of this batch, so the two gradients lie in different columns.
+        auxk, d_z, d_w_dec = loss.auxk(z, params["W_dec"], main.left, dead, scale, config.dtype)
+        return gradients(d_z, main.w_dec + d_w_dec), auxk / config.auxk_alpha
+
+    def without() -> tuple[autoencoder.Params, jax.Array]:
+        return gradients(None, main.w_dec), jnp.zeros((), jnp.float32)
+
+    total, auxk = lax.cond(dead.any(), with_auxk, without) if config.auxk_alpha else without()
+    return total, {"level_errors": main.errors / tokens, "auxk": auxk, "l1": main.l1 / tokens}
+
+
+def in_parts(
+    params: autoencoder.Params,
+    x: jax.Array,
+    z: jax.Array,
+    keep: jax.Array,
+    dead: jax.Array,
+    sae: SaeConfig,
+    config: TrainConfig,
+) -> tuple[autoencoder.Params, Terms]:
+    """`of_tokens` of the whole batch by matrices, summed over microbatches."""
+    parts = tuple(_parts(array, config.microbatches) for array in (x, z, keep))
+
+    def left(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        x, z, keep = part
+        f = jnp.where(keep, z, 0.0)
+        groups, stripes = (sae.n_features,), config.mesh[1]
+        return x - loss.nested_reconstructions(f, params["W_dec"], params["b_dec"], groups, stripes, config.dtype)[0]
+
+    def variance() -> jax.Array:
+        return loss.spread(lax.map(left, parts).reshape(x.shape))
+
+    # The auxiliary loss is divided by a variance that only the whole batch gives.
+    about = lax.cond(dead.any(), variance, lambda: jnp.ones((), jnp.float32)) if config.auxk_alpha else None
+
+    def of_part(part: tuple[jax.Array, ...]) -> tuple[autoencoder.Params, Terms]:
+        x, z, keep = part
+        return of_tokens(params, x, z, keep, dead, about, sae, config, by_entries=False)
+
+    def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_part(part)), None
+
+    shapes = jax.eval_shape(lambda: of_part(tuple(array[0] for array in parts)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.scan(add, zeros, parts)[0]
+
+
+def _parts(array: jax.Array, n: int) -> jax.Array:
+    """`array [B, ...]` in n interleaved parts `[n, B / n, ...]`, so that each lies evenly on the data axis."""
+    return array.reshape(array.shape[0] // n, n, *array.shape[1:]).swapaxes(0, 1)

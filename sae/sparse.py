@@ -1,0 +1,134 @@
+"""Products with matrices of few entries, which one CPU multiplies far faster than whole ones.
+
+A batch keeps k of thousands of features a token. What follows the choice then costs about as many operations as
+there are kept entries: jaxlib multiplies a compressed matrix (`jax.experimental.sparse.BCSR`) with a dense one on the
+CPU. Accelerators, and meshes, are better served by whole matrices.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import sparse
+
+_WORD = 32
+# Entries whose rows are gathered at once: 2,048 rows of 512 float32 stay in a core's cache.
+_CHUNK_BYTES = 4 * 2**20
+
+
+class Entries(NamedTuple):
+    """The marked entries of a matrix, row by row, in the order of the columns.
+
+    Attributes:
+      starts: place of the first entry of each row, and of each of its spans if it has several; after them the number
+        of entries. int32 [rows * spans + 1]
+      rows: of each entry; 0 in unused places. int32 [size]
+      columns: of each entry; 0 in unused places. int32 [size]
+      used: which places hold an entry: the first ones. bool [size]
+    """
+
+    starts: jax.Array
+    rows: jax.Array
+    columns: jax.Array
+    used: jax.Array
+
+
+def _words(mask: jax.Array, by_column: bool) -> jax.Array:
+    """`mask [rows, columns]`, 32 neighbours a word: uint32 [rows, words], or [columns, words] if `by_column`."""
+    axis = 0 if by_column else 1
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (0, -mask.shape[axis] % _WORD)
+    padded = jnp.pad(mask, padding).astype(jnp.uint32)
+    bits = jnp.arange(_WORD, dtype=jnp.uint32)
+    if by_column:
+        return (padded.reshape(-1, _WORD, mask.shape[1]) << bits[:, None]).sum(1, dtype=jnp.uint32).T
+    return (padded.reshape(mask.shape[0], -1, _WORD) << bits).sum(2, dtype=jnp.uint32)
+
+
+def _place_of_bit(word: jax.Array, rank: jax.Array) -> jax.Array:
+    """The place of the set bit of each `word` that has `rank` set ones below it, by halving."""
+    place = jnp.zeros_like(rank)
+    for half in (16, 8, 4, 2, 1):
+        below = lax.population_count(word & jnp.uint32((1 << half) - 1)).astype(jnp.int32)
+        upper = rank >= below
+        rank = jnp.where(upper, rank - below, rank)
+        word = jnp.where(upper, word >> half, word)
+        place = place + jnp.where(upper, half, 0)
+    return place
+
+
+def entries(mask: jax.Array, size: int, spans: tuple[int, ...] = (), by_column: bool = False) -> Entries:
+    """The True of a mask.
+
+    Args:
+      mask: bool [rows, columns].
+      size: at least the number of True.
+      spans: lengths of consecutive spans of columns, all of them together, to be told apart in `starts`.
+      by_column: go through the matrix column by column: the entries of `mask.T`, which is not formed.
+
+    Returns:
+      `size` places.
+    """
+    words = _words(mask, by_column)
+    rows, per_row = words.shape
+    counts = lax.population_count(words).astype(jnp.int32).reshape(-1)
+    ends = jnp.cumsum(counts)
+    firsts = ends - counts
+    slots = jnp.arange(size, dtype=jnp.int32)
+    used = slots < ends[-1]
+    # The word of each place: as many words have begun as there are marks up to it.
+    begun = jnp.zeros(size, jnp.int32).at[firsts].add(1, mode="drop", indices_are_sorted=True)
+    word = jnp.cumsum(begun) - 1
+    column = _WORD * (word % per_row) + _place_of_bit(words.reshape(-1)[word], slots - firsts[word])
+    starts = []
+    for begin in itertools.accumulate(spans[:-1], initial=0):
+        low = words[:, begin // _WORD] & jnp.uint32((1 << begin % _WORD) - 1)
+        before = firsts.reshape(rows, per_row)[:, begin // _WORD]
+        starts.append(before + lax.population_count(low).astype(jnp.int32))
+    return Entries(
+        starts=jnp.append(jnp.stack(starts, 1).reshape(-1), ends[-1]),
+        rows=jnp.where(used, word // per_row, 0),
+        columns=jnp.where(used, column, 0),
+        used=used,
+    )
+
+
+def product(values: jax.Array, columns: jax.Array, starts: jax.Array, dense: jax.Array) -> jax.Array:
+    """A matrix, given by its entries, times a dense one.
+
+    Args:
+      values: 0 in unused places. [size]
+      columns: of each entry. int32 [size]
+      starts: see `Entries`. int32 [rows + 1]
+      dense: [columns, d] or [columns]
+
+    Returns:
+      [rows, d] or [rows], summed in the dtype of the factors.
+    """
+    shape = (starts.shape[0] - 1, dense.shape[0])
+    return sparse.BCSR((values, columns, starts), shape=shape, indices_sorted=True, unique_indices=True) @ dense
+
+
+def sampled_product(a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Single entries of `a b^T`.
+
+    Args:
+      a: [n, d]
+      b: [m, d]
+      rows: of a. int32 [size]
+      columns: rows of b. int32 [size]
+
+    Returns:
+      The products of row `rows[i]` of a with row `columns[i]` of b. [size]
+    """
+    size, d = rows.shape[0], a.shape[1]
+    chunk = max(1, min(size, _CHUNK_BYTES // (a.dtype.itemsize * d)))
+    parts = -(-size // chunk)
+
+    def of_chunk(places: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return (a[places[0]] * b[places[1]]).sum(1)
+
+    padded = tuple(jnp.pad(places, (0, parts * chunk - size)).reshape(parts, chunk) for places in (rows, columns))
+    return lax.map(of_chunk, padded).reshape(-1)[:size]
