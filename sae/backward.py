@@ -80,9 +80,7 @@ def _by_entries(
     pulls = jnp.cumsum((2.0 * weights / config.batch_size * residuals)[:, ::-1], 1)[:, ::-1]
 
     by_feature = sparse.entries(keep, size, by_column=True)
-    group_of = jnp.repeat(
-        jnp.arange(groups, dtype=jnp.int32), jnp.array(sae.group_sizes), total_repeat_length=z.shape[1]
-    )
+    group_of = jnp.asarray(np.repeat(np.arange(groups, dtype=np.int32), sae.group_sizes))
     pull_of = by_feature.columns * groups + group_of[by_feature.rows]
     flat = factor(pulls).reshape(tokens * groups, -1)
     f = jnp.where(by_feature.used, z[by_feature.columns, by_feature.rows], 0.0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae import autoencoder, resample
+from sae import autoencoder, resample, select
 from sae.config import SaeConfig, TrainConfig
 from sae.trainer import State, Trainer, _gradients
 from tests.sae_helpers import activations
@@ -38,9 +38,11 @@ def batches(steps: int = 20) -> np.ndarray:
     return activations(B * steps, D, n_true=32).reshape(steps, B, D) / np.float32(3)
 
 
-def start(sae: SaeConfig = SAE, config: TrainConfig = CONFIG) -> tuple[Trainer, State]:
+def start(
+    sae: SaeConfig = SAE, config: TrainConfig = CONFIG, method: select.Method | None = None
+) -> tuple[Trainer, State]:
     """A fresh state in which some features have long been silent and are too weak to be kept at first."""
-    trainer = Trainer(sae, config)
+    trainer = Trainer(sae, config, method)
     state = trainer.init(batches()[0], 1.0)
     silent = np.where(np.arange(F) % 5 == 0, 1000, 0).astype(np.int32)
     w_enc = state.params["W_enc"] * np.where(silent > 0, 0.02, 1.0).astype(np.float32)
@@ -74,14 +76,13 @@ def expected_keep(z: np.ndarray, kind: str) -> np.ndarray:
     return (z >= np.sort(z.reshape(-1))[-K * B]) & (z > 0)
 
 
+@pytest.mark.parametrize("method", ["candidates", "bisection"])
 @pytest.mark.parametrize("kind, l1", KINDS)
-def test_gradients_are_those_of_the_loss(kind, l1):
+def test_gradients_are_those_of_the_loss(kind, l1, method):
     sae = dataclasses.replace(SAE, kind=kind, l1=l1)
     _, state = start(sae)
     x = jnp.asarray(batches()[3])
-    gradients, smallest, silent, metrics = jax.jit(_gradients, static_argnums=(2, 3, 4))(
-        state, x, sae, CONFIG, "bisection"
-    )
+    gradients, smallest, silent, metrics = jax.jit(_gradients, static_argnums=(2, 3, 4))(state, x, sae, CONFIG, method)
     z = np.asarray(jax.nn.relu(autoencoder.pre_activations(state.params, x)))
     keep = expected_keep(z, kind)
     dead = jnp.asarray(np.where(keep.any(0), 0, np.asarray(state.silent) + B) >= CONFIG.dead_tokens)
@@ -103,9 +104,10 @@ def whole():
     return trainer.run(state, trainer.place(batches()), 1.0)
 
 
-def test_microbatches_change_nothing(whole):
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_whole_matrices_in_one_or_more_parts_give_what_the_kept_entries_give(whole, microbatches):
     one, first = whole
-    trainer, state = start(config=dataclasses.replace(CONFIG, microbatches=3))
+    trainer, state = start(config=dataclasses.replace(CONFIG, microbatches=microbatches), method="bisection")
     many, second = trainer.run(state, trainer.place(batches()), 1.0)
     assert np.asarray(first["dead"]).max() > 0
     for name in ("loss", "auxk", "threshold", "gradient_norm", "l0"):
@@ -114,8 +116,9 @@ def test_microbatches_change_nothing(whole):
         assert np.linalg.norm(many.params[name] - value) < 1e-3 * np.linalg.norm(value), name
 
 
-def test_bfloat16_follows_float32(whole):
-    trainer, state = start(config=dataclasses.replace(CONFIG, dtype="bfloat16"))
+@pytest.mark.parametrize("method", ["candidates", "bisection"])
+def test_bfloat16_follows_float32(whole, method):
+    trainer, state = start(config=dataclasses.replace(CONFIG, dtype="bfloat16"), method=method)
     state, metrics = trainer.run(state, trainer.place(batches()), 1.0)
     assert all(value.dtype == np.float32 for value in jax.tree.leaves(state.params))
     ours, exact = np.asarray(metrics["loss"]), np.asarray(whole[1]["loss"])
