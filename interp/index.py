@@ -1,11 +1,14 @@
 """The exemplar index: one pass over an activation store that finds, for every feature, where it is active.
 
 The pass keeps, for each feature and each split, its strongest contexts, a uniform sample of its activating contexts,
-counts and a histogram. Memory depends on features and exemplars, not on tokens: for each feature and split 8 bytes a
-strongest context, 12 a sampled one, 1 a context of the pool and about 250 of counters, on the device; beside them the
-autoencoder and a few blocks of tokens x features. Uniform sampling is by random
-priority: every (context, feature) pair has a hash, and the activating contexts with the largest hashes are a uniform
-sample, whatever the order or the block size of the pass.
+counts and a histogram. Memory depends on features and exemplars, not on tokens: for each feature and split twice 8
+bytes a strongest context (at least 64 of them), twice 12 a sampled one, 1 a context of the pool and about 300 of
+counters, on the device; beside them the autoencoder, a block of tokens x features and the block's active entries.
+Uniform sampling is by random priority: every (context, feature) pair has a hash, and the activating contexts with the
+largest hashes are a uniform sample, whatever the order or the block size of the pass.
+
+Few features are active on a token, so after encoding a block only its active entries are handled, listed by feature.
+The program has room for so many; a block with more is taken again by a program with more room.
 """
 
 import dataclasses
@@ -18,11 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from interp import strongest
 from interp.contexts import Contexts
 from maira_jax.errors import UserError
 from maira_jax.processing.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
+from sae import sparse
 from sae.autoencoder import Params, Sae, encode
 
 SPLITS = ("train", "held_out")
@@ -34,9 +39,10 @@ _BLOCKS_PER_READ = 16
 
 # Counters are int32 on the device; before one could overflow, all are added to int64 ones of the host.
 _MOST = 2**31 - 1
-_COUNTERS = ("n_contexts", "n_tokens", "position_sum", "above")
+_COUNTERS = ("n_contexts", "n_tokens", "position_sum", "histogram")
+_NO_PEAK, _NO_PRIORITY = 0.0, -1.0
 
-State = dict[str, jax.Array]
+State = dict[str, Any]
 
 
 class Rows(Protocol):
@@ -150,20 +156,32 @@ def build(
     last = int((contexts.position + contexts.length).max(initial=1))
     if last > 2**16:
         raise UserError(f"a study has {last} tokens, and exemplars can be found in at most {2**16}: shorten it")
+    size = _room(sae.k * cfg.block_tokens)
     drain_after = max(_MOST // (cfg.block_tokens * last), 1)
     with progress(total=int(contexts.length.sum()), unit="tok", desc="interpret: exemplars") as bar:
         for number, (split, chosen, x) in enumerate(_blocks(store, contexts, context_split, cfg), 1):
             block, studies = _block_arrays(contexts, chosen, cfg, pool_slot, counts_for_study)
-            states[split], peak = _update(states[split], sae.params, threshold, x, block, cfg, sae.top_k)
+            while True:
+                states[split], peak, n = _update(states[split], sae.params, threshold, x, block, cfg, sae.top_k, size)
+                if n <= size:
+                    break
+                size = _room(int(n))
             study_peak[studies] = np.maximum(study_peak[studies], np.asarray(peak)[: len(studies)])
             if number % drain_after == 0:
                 states = [_drain(state, total) for state, total in zip(states, counters, strict=True)]
             bar.update(int(contexts.length[chosen].sum()))
     states = [_drain(state, total) for state, total in zip(states, counters, strict=True)]
     return {
-        name: _to_host(states[split], counters[split], pools[split], contexts.length[context_split == split])
+        name: _to_host(states[split], counters[split], pools[split], contexts.length[context_split == split], cfg)
         for split, name in enumerate(SPLITS)
     }
+
+
+def _room(n: int) -> int:
+    """Room for n active entries and some more, one of few sizes, so that few programs are compiled."""
+    wanted = n + n // 8
+    step = 1 << max(wanted.bit_length() - 4, 0)
+    return -(-wanted // step) * step
 
 
 def _drain(state: State, total: dict[str, np.ndarray]) -> State:
@@ -247,21 +265,21 @@ def _block_arrays(
 
 
 def _empty_state(cfg: IndexConfig, n_features: int) -> State:
+    context = (-1, jnp.int32)
     return {
-        "top_peak": jnp.zeros((n_features, cfg.n_top), jnp.float32),
-        "top_context": jnp.full((n_features, cfg.n_top), -1, jnp.int32),
-        "sample_priority": jnp.full((n_features, cfg.n_sample), -1.0, jnp.float32),
-        "sample_peak": jnp.zeros((n_features, cfg.n_sample), jnp.float32),
-        "sample_context": jnp.full((n_features, cfg.n_sample), -1, jnp.int32),
+        "top": strongest.empty(n_features, cfg.n_top, _NO_PEAK, {"context": context}),
+        "sample": strongest.empty(
+            n_features, cfg.n_sample, _NO_PRIORITY, {"context": context, "peak": (0, jnp.float32)}
+        ),
         "n_contexts": jnp.zeros(n_features, jnp.int32),
-        "n_tokens": jnp.zeros((N_KINDS, n_features), jnp.int32),
+        "n_tokens": jnp.zeros((n_features, N_KINDS), jnp.int32),
         "position_sum": jnp.zeros(n_features, jnp.int32),
-        "above": jnp.zeros((len(EDGES), n_features), jnp.int32),
+        "histogram": jnp.zeros((n_features, len(EDGES) + 1), jnp.int32),
         "pool_active": jnp.zeros((cfg.n_pool, n_features), bool),
     }
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "top_k"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("cfg", "top_k", "size"), donate_argnums=0)
 def _update(
     state: State,
     params: Params,
@@ -269,8 +287,9 @@ def _update(
     x: jax.Array,
     block: dict[str, jax.Array],
     cfg: IndexConfig,
-    top_k: int | None = None,
-) -> tuple[State, jax.Array]:
+    top_k: int | None,
+    size: int,
+) -> tuple[State, jax.Array, jax.Array]:
     """Adds a block to a split's state.
 
     Args:
@@ -279,72 +298,102 @@ def _update(
       x: float32 [block_tokens, d_model].
       block: of `_block_arrays`.
       cfg: sizes.
+      size: room for active entries.
 
     Returns:
-      The new state, and the peak activations of the block's studies, float32 [_STUDIES_PER_BLOCK, F].
+      The new state, the peak activations of the block's studies, float32 [_STUDIES_PER_BLOCK, F], and the number of
+      active entries; if that is above `size`, the state is the old one and the peaks are 0.
     """
     f = encode(params, x, threshold, top_k)  # [tokens, F]
-    # segment_max gives -inf for an empty segment: padding, and studies without a counted token.
-    peak = jnp.maximum(jax.ops.segment_max(f, block["slot"], cfg.block_contexts, indices_are_sorted=True), 0.0)
-    study_peak = jnp.maximum(jax.ops.segment_max(peak, block["study"], _STUDIES_PER_BLOCK), 0.0)
-    # [kinds + 2, tokens]; padding is a zero column. All numbers are below 256 and the sums below 2^24, so that the
-    # product is exact in any precision that a device may choose for it.
-    per_token = jnp.concatenate(
-        [
-            jax.nn.one_hot(block["kind"], N_KINDS, axis=0),
-            jnp.where(block["kind"] < 0, 0, jnp.stack([block["position"] % 256, block["position"] // 256])),
-        ]
+    real = block["slot"] < cfg.block_contexts
+    active = sparse.entries((f > 0) & real[:, None], size, by_column=True)
+    n = active.starts[-1]
+    study_peak = jnp.zeros((_STUDIES_PER_BLOCK, f.shape[1]), jnp.float32)
+    state, study_peak = jax.lax.cond(
+        n <= size, lambda: _with_entries(state, f, active, block, cfg), lambda: (state, study_peak)
     )
-    sums = jnp.round(per_token @ (f > 0).astype(jnp.float32)).astype(jnp.int32)  # [kinds + 2, F]
-    peak = peak.T  # [F, contexts]
-    active = peak > 0
-    feature = jnp.arange(peak.shape[0])[:, None]
-    priority = jnp.where(active, hashed(block["context"][None], feature, cfg.seed), -1.0)
+    return state, study_peak, n
+
+
+def _with_entries(
+    state: State, f: jax.Array, active: sparse.Entries, block: dict[str, jax.Array], cfg: IndexConfig
+) -> tuple[State, jax.Array]:
+    """The state with a block's active entries, and the peak activations of its studies; see `_update`.
+
+    Args:
+      state: of the split.
+      f: [tokens, F]
+      active: its positive entries on real tokens, `rows` the features and `columns` the tokens.
+      block: of `_block_arrays`.
+      cfg: sizes.
+    """
+    n_features = f.shape[1]
+    used, feature, token = active.used, active.rows, active.columns
+    nowhere = jnp.where(used, feature, n_features)  # unused places are dropped
     new = dict(state)
-    new["top_peak"], (new["top_context"],) = _keep_largest(
-        (state["top_peak"], peak),
-        ((state["top_context"], jnp.where(active, block["context"], -1)),),
-    )
-    new["sample_priority"], (new["sample_peak"], new["sample_context"]) = _keep_largest(
-        (state["sample_priority"], priority),
-        (
-            (state["sample_peak"], peak),
-            (state["sample_context"], jnp.where(active, block["context"], -1)),
-        ),
-    )
-    new["n_contexts"] += active.sum(1, dtype=jnp.int32)
-    new["n_tokens"] += sums[:N_KINDS]
-    new["position_sum"] += sums[N_KINDS] + 256 * sums[N_KINDS + 1]
-    edges = jnp.asarray(EDGES, jnp.float32)
-    new["above"] += jax.lax.map(lambda edge: (peak > edge).sum(1, dtype=jnp.int32), edges)
-    new["pool_active"] = state["pool_active"].at[block["pool"]].set(active.T, mode="drop")
+    new["n_tokens"] = state["n_tokens"].at[nowhere, block["kind"][token]].add(1, mode="drop")
+    new["position_sum"] = state["position_sum"].at[nowhere].add(block["position"][token], mode="drop")
+
+    pairs = _pairs(f, active, block["slot"])
+    slot, peak = pairs.values["slot"], pairs.key
+    nowhere = jnp.where(pairs.used, pairs.row, n_features)
+    bins = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), peak, method="compare_all")
+    new["histogram"] = state["histogram"].at[nowhere, bins].add(1, mode="drop")
+    new["n_contexts"] = state["n_contexts"] + pairs.starts[1:] - pairs.starts[:-1]
+    new["pool_active"] = state["pool_active"].at[block["pool"][slot], nowhere].set(True, mode="drop")
+    study_peak = jnp.zeros((_STUDIES_PER_BLOCK, n_features), jnp.float32)
+    study_peak = study_peak.at[block["study"][slot], nowhere].max(peak, mode="drop")
+
+    context = block["context"][slot]
+    tops = pairs._replace(values={"context": context})
+    new["top"] = strongest.add(state["top"], tops, cfg.n_top, _NO_PEAK)
+    priority = hashed(context, pairs.row, cfg.seed)
+    drawn = pairs._replace(key=priority, values={"context": context, "peak": peak})
+    new["sample"] = strongest.add(state["sample"], drawn, cfg.n_sample, _NO_PRIORITY)
     return new, study_peak
 
 
-def _keep_largest(
-    key: tuple[jax.Array, jax.Array], values: tuple[tuple[jax.Array, jax.Array], ...]
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Merges kept entries [F, k] with new ones [F, n]: the k largest keys and their values; the earlier wins a tie."""
-    kept, order = jax.lax.top_k(jnp.concatenate(key, axis=1), key[0].shape[1])
-    return kept, tuple(jnp.take_along_axis(jnp.concatenate(pair, axis=1), order, axis=1) for pair in values)
+def _pairs(f: jax.Array, active: sparse.Entries, slot_of: jax.Array) -> strongest.Newcomers:
+    """The pairs of a feature and a context in which it is active, by feature and in the order of the contexts.
+
+    Args:
+      f: [tokens, F]
+      active: see `_with_entries`.
+      slot_of: of each token's context. int32 [tokens]
+
+    Returns:
+      With the peak activation as `key` and the context's "slot".
+    """
+    used, feature, token = active.used, active.rows, active.columns
+    size = len(used)
+    slot = slot_of[token]
+    begins = used.at[1:].set(used[1:] & ((feature[1:] != feature[:-1]) | (slot[1:] != slot[:-1])))
+    number = jnp.cumsum(begins, dtype=jnp.int32) - 1
+    first = sparse.entries(begins[None], size)
+    peak = jnp.zeros(size, jnp.float32).at[jnp.where(used, number, size)].max(f[token, feature], mode="drop")
+    before = jnp.concatenate([jnp.zeros(1, jnp.int32), number + 1])  # pairs that begin before each entry
+    return strongest.Newcomers(
+        row=jnp.where(first.used, feature[first.columns], 0),
+        key=peak,
+        values={"slot": slot[first.columns]},
+        used=first.used,
+        starts=before[active.starts],
+    )
 
 
-def _to_host(state: State, counters: dict[str, np.ndarray], pool: np.ndarray, lengths: np.ndarray) -> SplitIndex:
-    host = {name: np.asarray(value) for name, value in state.items()} | counters
-    n_contexts = host["n_contexts"]
-    above = np.concatenate([n_contexts[None], host["above"]])  # contexts above each lower bin edge
-    histogram = above - np.concatenate([above[1:], np.zeros_like(above[:1])])
+def _to_host(
+    state: State, counters: dict[str, np.ndarray], pool: np.ndarray, lengths: np.ndarray, cfg: IndexConfig
+) -> SplitIndex:
+    top_peak, top = strongest.cut(state["top"], cfg.n_top)
+    _, sample = strongest.cut(state["sample"], cfg.n_sample)
     return SplitIndex(
-        top_context=host["top_context"],
-        top_peak=host["top_peak"],
-        sample_context=host["sample_context"],
-        sample_peak=host["sample_peak"],
-        n_contexts=n_contexts,
-        n_tokens=host["n_tokens"].T,
-        position_sum=host["position_sum"],
-        histogram=histogram.T,
+        top_context=np.asarray(top["context"]),
+        top_peak=np.asarray(top_peak),
+        sample_context=np.asarray(sample["context"]),
+        sample_peak=np.asarray(sample["peak"]),
+        **{name: counters[name] for name in _COUNTERS},
         pool=pool.astype(np.int64),
-        pool_active=host["pool_active"][: len(pool)],
+        pool_active=np.asarray(state["pool_active"])[: len(pool)],
         total_contexts=len(lengths),
         total_tokens=int(lengths.sum()),
     )

@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import sparse
 
 _WORD = 32
+_WORDS = 8
 # Entries whose rows are gathered at once: 2,048 rows of 512 float32 stay in a core's cache.
 _CHUNK_BYTES = 4 * 2**20
 
@@ -35,16 +36,24 @@ class Entries(NamedTuple):
     used: jax.Array
 
 
-def _words(mask: jax.Array, by_column: bool) -> jax.Array:
-    """`mask [rows, columns]`, 32 neighbours a word: uint32 [rows, words], or [columns, words] if `by_column`."""
-    axis = 0 if by_column else 1
-    padding = [(0, 0), (0, 0)]
-    padding[axis] = (0, -mask.shape[axis] % _WORD)
-    padded = jnp.pad(mask, padding).astype(jnp.uint32)
-    bits = jnp.arange(_WORD, dtype=jnp.uint32)
-    if by_column:
-        return (padded.reshape(-1, _WORD, mask.shape[1]) << bits[:, None]).sum(1, dtype=jnp.uint32).T
-    return (padded.reshape(mask.shape[0], -1, _WORD) << bits).sum(2, dtype=jnp.uint32)
+def _words(mask: jax.Array) -> jax.Array:
+    """`mask [rows, columns]`, 32 neighbours of a row a word. uint32 [rows, ceil(columns / 32)]"""
+    padded = jnp.pad(mask, ((0, 0), (0, -mask.shape[1] % _WORD))).reshape(mask.shape[0], -1, _WORD)
+    return (padded.astype(jnp.uint32) << jnp.arange(_WORD, dtype=jnp.uint32)).sum(2, dtype=jnp.uint32)
+
+
+def _words_of_columns(mask: jax.Array) -> jax.Array:
+    """`mask [rows, columns]`, 32 neighbours of a column a word. uint32 [8 * ceil(rows / 256), columns]
+
+    A few words' rows at a time: XLA makes a slow loop of the whole sum on the CPU.
+    """
+    padded = jnp.pad(mask, ((0, -mask.shape[0] % (_WORDS * _WORD)), (0, 0)))
+    bits = jnp.arange(_WORD, dtype=jnp.uint32)[:, None]
+
+    def of_piece(piece: jax.Array) -> jax.Array:
+        return (piece.astype(jnp.uint32) << bits).sum(1, dtype=jnp.uint32)
+
+    return lax.map(of_piece, padded.reshape(-1, _WORDS, _WORD, mask.shape[1])).reshape(-1, mask.shape[1])
 
 
 def _place_of_bit(word: jax.Array, rank: jax.Array) -> jax.Array:
@@ -71,25 +80,33 @@ def entries(mask: jax.Array, size: int, spans: tuple[int, ...] = (), by_column: 
     Returns:
       `size` places.
     """
-    words = _words(mask, by_column)
-    rows, per_row = words.shape
-    counts = lax.population_count(words).astype(jnp.int32).reshape(-1)
-    ends = jnp.cumsum(counts)
-    firsts = ends - counts
+    axis = 0 if by_column else 1
+    words = _words_of_columns(mask) if by_column else _words(mask)
+    per_line = words.shape[axis]
+    counts = lax.population_count(words).astype(jnp.int32)
+    # The place of each word's first entry. Nothing is transposed: XLA would lay all that leads here out by columns.
+    if by_column:
+        ends = jnp.cumsum(counts.sum(0))
+        firsts = ends - counts.sum(0) + jnp.cumsum(counts, 0) - counts
+    else:
+        ends = jnp.cumsum(counts.reshape(-1))
+        firsts = (ends - counts.reshape(-1)).reshape(counts.shape)
     slots = jnp.arange(size, dtype=jnp.int32)
     used = slots < ends[-1]
     # The word of each place: as many words have begun as there are marks up to it.
-    begun = jnp.zeros(size, jnp.int32).at[firsts].add(1, mode="drop", indices_are_sorted=True)
-    word = jnp.cumsum(begun) - 1
-    column = _WORD * (word % per_row) + _place_of_bit(words.reshape(-1)[word], slots - firsts[word])
+    begun = jnp.zeros(size, jnp.int32).at[firsts.reshape(-1)].add(1, mode="drop")
+    number = jnp.cumsum(begun) - 1
+    row, place = number // per_line, number % per_line
+    at = (place, row) if by_column else (row, place)
+    column = _WORD * place + _place_of_bit(words[at], slots - firsts[at])
     starts = []
     for begin in itertools.accumulate(spans[:-1], initial=0):
-        low = words[:, begin // _WORD] & jnp.uint32((1 << begin % _WORD) - 1)
-        before = firsts.reshape(rows, per_row)[:, begin // _WORD]
+        low = lax.index_in_dim(words, begin // _WORD, axis, keepdims=False) & jnp.uint32((1 << begin % _WORD) - 1)
+        before = lax.index_in_dim(firsts, begin // _WORD, axis, keepdims=False)
         starts.append(before + lax.population_count(low).astype(jnp.int32))
     return Entries(
         starts=jnp.append(jnp.stack(starts, 1).reshape(-1), ends[-1]),
-        rows=jnp.where(used, word // per_row, 0),
+        rows=jnp.where(used, row, 0),
         columns=jnp.where(used, column, 0),
         used=used,
     )

@@ -1,5 +1,7 @@
 """The streaming exemplar index against a slow oracle that holds everything in memory."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pyarrow as pa
@@ -250,6 +252,19 @@ def test_counters_are_drained_before_they_overflow(world, monkeypatch):
             np.testing.assert_array_equal(getattr(drained[name], field), getattr(whole[name], field))
 
 
+def test_blocks_with_more_active_entries_than_room_are_taken_again(world, monkeypatch):
+    rooms = []
+    room = index._room
+    monkeypatch.setattr(index, "_room", lambda n: rooms.append(n) or room(n))
+    whole = build(world | {"sae": dataclasses.replace(world["sae"], k=24)}, 64)[0]
+    assert len(rooms) == 1
+    retaken = build(world | {"sae": dataclasses.replace(world["sae"], k=1)}, 64)[0]
+    assert len(rooms) > 2
+    for name in index.SPLITS:
+        for field in dataclasses.fields(index.SplitIndex):
+            np.testing.assert_array_equal(getattr(retaken[name], field.name), getattr(whole[name], field.name))
+
+
 def test_section_runs_are_those_of_a_loop(world):
     contexts = world["contexts"]
     begin, end = contexts.section_runs()
@@ -304,8 +319,10 @@ def test_memory_of_the_pass_follows_the_formula():
         }
         shaped = jax.ShapeDtypeStruct
         state = jax.eval_shape(lambda: index._empty_state(cfg, n_features))
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in state.values())
-        assert size == n_features * (8 * n_top + 12 * n_sample + n_pool + 4 * (2 + index.N_KINDS + len(index.EDGES)))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        room = [kept + max(kept, 64) for kept in (n_top, n_sample)]
+        counters = 4 * (2 + 2 * 2 + index.N_KINDS + len(index.EDGES) + 1)
+        assert size == n_features * (8 * room[0] + 12 * room[1] + n_pool + counters)
         plan = (
             index._update.lower(
                 state,
@@ -314,6 +331,8 @@ def test_memory_of_the_pass_follows_the_formula():
                 shaped((256, d), np.float32),
                 {name: shaped((n,), np.int32) for name, n in block.items()},
                 cfg,
+                None,
+                256 * n_features // 64,
             )
             .compile()
             .memory_analysis()
