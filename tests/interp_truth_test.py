@@ -65,9 +65,11 @@ def test_pure_features_are_described_by_their_statement(features):
     for i, statement in described:
         # Another statement can hold in the same sentences ("no pneumothorax" is said of effusions too).
         assert statement in features[4 * i]["true_description"] or features[4 * i]["true_f1"] > 0.9
-        assert features[4 * i]["fact_f1"] > 0.85
-        f1 = [features[4 * i + j]["true_f1"] for j in range(4)]
-        assert f1[0] > max(f1[2:]) and f1[0] > 0.85
+        fact_f1 = [features[4 * i + j]["fact_f1"] for j in range(4)]
+        assert 0.95 < fact_f1[0] > fact_f1[1] > fact_f1[2] > fact_f1[3] - 0.05
+        # A few words may fit the few contexts of an impure feature by chance, but none as well as a pure one.
+        true_f1 = [features[4 * i + j]["true_f1"] for j in range(4)]
+        assert true_f1[0] == max(true_f1) > 0.95
 
 
 def test_statements_table_names_the_planted_features(finished):
