@@ -3,9 +3,7 @@
 b: tokens of a part of the batch, d: width of the activations, F: features, G: groups.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +16,32 @@ from sae.config import SaeConfig, TrainConfig
 Terms = dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Main:
+# Where at most one in so many features is dead, the auxiliary loss is computed for the dead ones alone.
+_FEW = 4
+
+
+class _Main(NamedTuple):
     """What the squared errors of all levels, and the L1 term, give.
 
     Attributes:
+      gradients: of the parameters.
       left: what the whole reconstruction leaves over. [b, d]
       errors: of each level, summed over its tokens and over d. [G]
       l1: the sum of all features. []
-      w_dec: gradient. [F, d]
-      b_dec: gradient through the decoder alone. [d]
-      encoder: the gradients of W_enc [d, F] and b_enc [F], with a further gradient with respect to the
-        pre-activations [b, F] or None.
     """
 
+    gradients: autoencoder.Params
     left: jax.Array
     errors: jax.Array
     l1: jax.Array
-    w_dec: jax.Array
-    b_dec: jax.Array
-    encoder: Callable[[jax.Array | None], tuple[jax.Array, jax.Array]]
+
+
+def _gradients(
+    params: autoencoder.Params, w_enc: jax.Array, b_enc: jax.Array, w_dec: jax.Array, b_dec: jax.Array
+) -> autoencoder.Params:
+    """From the gradients of the arrays, of which `b_dec [d]` is what comes through the decoder alone."""
+    through_encoder = loss.contract("f,df->d", b_enc, params["W_enc"], "float32")
+    return {"W_enc": w_enc, "b_enc": b_enc, "W_dec": w_dec, "b_dec": b_dec - through_encoder}
 
 
 def _by_matrices(
@@ -51,13 +55,10 @@ def _by_matrices(
     pulls = loss.level_pulls(residuals, sae.group_weights, tokens)
     d_f, d_w_dec = loss.nested_gradients(f, params["W_dec"], pulls, sae.group_sizes, stripes, dtype)
     d_z = jnp.where(keep, d_f + sae.l1 / tokens, 0.0)
-
-    def encoder(extra: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        total = d_z if extra is None else d_z + extra
-        return loss.encoder_gradients(x - params["b_dec"], total, dtype)
-
+    d_w_enc, d_b_enc = loss.encoder_gradients(x - params["b_dec"], d_z, dtype)
+    gradients = _gradients(params, d_w_enc, d_b_enc, d_w_dec, pulls[0].sum(0))
     errors = jnp.stack([jnp.square(residual).sum() for residual in residuals])
-    return _Main(-residuals[-1], errors, f.sum(), d_w_dec, pulls[0].sum(0), encoder)
+    return _Main(gradients, -residuals[-1], errors, f.sum())
 
 
 def _by_entries(
@@ -87,18 +88,50 @@ def _by_entries(
     d_w_dec = sparse.product(factor(f), pull_of, by_feature.starts, flat)
     d_z = sparse.sampled_product(flat, w_dec, pull_of, by_feature.rows) + sae.l1 / config.batch_size
     d_z = jnp.where(by_feature.used, d_z, 0.0)
-    centred = x - params["b_dec"]
-    d_w_enc = sparse.product(factor(d_z), by_feature.columns, by_feature.starts, factor(centred)).T
+    centred = factor(x - params["b_dec"])
+    d_w_enc = sparse.product(factor(d_z), by_feature.columns, by_feature.starts, centred).T
     d_b_enc = sparse.product(d_z, by_feature.columns, by_feature.starts, jnp.ones(tokens, jnp.float32))
+    gradients = _gradients(params, d_w_enc, d_b_enc, d_w_dec, pulls[:, 0].sum(0))
+    return _Main(gradients, -residuals[:, -1], jnp.square(residuals).sum((0, 2)), f.sum())
 
-    def encoder(extra: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        if extra is None:
-            return d_w_enc, d_b_enc
-        d_w, d_b = loss.encoder_gradients(centred, extra, config.dtype)
-        return d_w_enc + d_w, d_b_enc + d_b
 
-    errors = jnp.square(residuals).sum((0, 2))
-    return _Main(-residuals[:, -1], errors, f.sum(), d_w_dec, pulls[:, 0].sum(0), encoder)
+def _auxk(
+    params: autoencoder.Params,
+    x: jax.Array,
+    z: jax.Array,
+    left: jax.Array,
+    dead: jax.Array,
+    scale: jax.Array,
+    config: TrainConfig,
+) -> tuple[jax.Array, autoencoder.Params]:
+    """`loss.auxk`, of the dead features alone where they are few and no feature lies on another device."""
+
+    def of_all() -> tuple[jax.Array, autoencoder.Params]:
+        return loss.auxk(params, x, z, left, dead, scale, config.dtype)
+
+    def of_dead() -> tuple[jax.Array, autoencoder.Params]:
+        places = jnp.nonzero(dead, size=few, fill_value=len(dead))[0]
+        among = jnp.arange(few) < dead.sum()
+        part = {
+            "W_enc": params["W_enc"].at[:, places].get(mode="fill", fill_value=0),
+            "b_enc": params["b_enc"].at[places].get(mode="fill", fill_value=0),
+            "W_dec": params["W_dec"].at[places].get(mode="fill", fill_value=0),
+            "b_dec": params["b_dec"],
+        }
+        of_part = z.at[:, places].get(mode="fill", fill_value=0)
+        value, found = loss.auxk(part, x, of_part, left, among, scale, config.dtype)
+        whole = jax.tree.map(jnp.zeros_like, params)
+        return value, {
+            "W_enc": whole["W_enc"].at[:, places].set(found["W_enc"], mode="drop"),
+            "b_enc": whole["b_enc"].at[places].set(found["b_enc"], mode="drop"),
+            "W_dec": whole["W_dec"].at[places].set(found["W_dec"], mode="drop"),
+            "b_dec": found["b_dec"],
+        }
+
+    few = len(dead) // _FEW
+    if config.mesh[1] > 1 or not few:
+        return of_all()
+    return lax.cond(dead.sum() <= few, of_dead, of_all)
 
 
 def of_tokens(
@@ -128,20 +161,14 @@ def of_tokens(
     tokens = config.batch_size
     main = (_by_entries if by_entries else _by_matrices)(params, x, z, keep, sae, config)
 
-    def gradients(extra: jax.Array | None, d_w_dec: jax.Array) -> autoencoder.Params:
-        d_w_enc, d_b_enc = main.encoder(extra)
-        d_b_dec = main.b_dec - loss.contract("f,df->d", d_b_enc, params["W_enc"], "float32")
-        return {"W_enc": d_w_enc, "b_enc": d_b_enc, "W_dec": d_w_dec, "b_dec": d_b_dec}
-
     def with_auxk() -> tuple[autoencoder.Params, jax.Array]:
         about = loss.spread(main.left) if variance is None else variance
         scale = jnp.where(about > 0, config.auxk_alpha / jnp.where(about > 0, tokens * about, 1.0), 0.0)
-        # Dead features are no features of this batch, so the two gradients lie in different columns.
-        auxk, d_z, d_w_dec = loss.auxk(z, params["W_dec"], main.left, dead, scale, config.dtype)
-        return gradients(d_z, main.w_dec + d_w_dec), auxk / config.auxk_alpha
+        auxk, gradients = _auxk(params, x, z, main.left, dead, scale, config)
+        return jax.tree.map(jnp.add, main.gradients, gradients), auxk / config.auxk_alpha
 
     def without() -> tuple[autoencoder.Params, jax.Array]:
-        return gradients(None, main.w_dec), jnp.zeros((), jnp.float32)
+        return main.gradients, jnp.zeros((), jnp.float32)
 
     total, auxk = lax.cond(dead.any(), with_auxk, without) if config.auxk_alpha else without()
     return total, {"level_errors": main.errors / tokens, "auxk": auxk, "l1": main.l1 / tokens}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sae import select
+from sae.autoencoder import Params
 
 
 def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
@@ -121,31 +122,38 @@ def spread(residual: jax.Array) -> jax.Array:
 
 
 def auxk(
-    z: jax.Array, w_dec: jax.Array, left: jax.Array, dead: jax.Array, scale: jax.Array, dtype: str
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    params: Params, x: jax.Array, z: jax.Array, left: jax.Array, dead: jax.Array, scale: jax.Array, dtype: str
+) -> tuple[jax.Array, Params]:
     """How well the strongest dead features of each token explain what the others left over.
 
     The min(d // 2, dead) largest dead entries of each token reconstruct `left` without bias.
 
     Args:
+      params: of the autoencoder, or of a part of its features that has all dead ones.
+      x: activations. [B, d]
       z: pre-activations after the ReLU. [B, F]
-      w_dec: [F, d]
       left: activation minus reconstruction, taken as a constant. [B, d]
       dead: bool [F]
       scale: factor of the summed squared error; 0 gives 0. []
       dtype: of the factors of products.
 
     Returns:
-      The loss, and its gradients with respect to z [B, F] and w_dec [F, d].
+      The loss and its gradients.
     """
     candidates = jnp.where(dead, z, 0.0)
-    wanted = jnp.minimum(w_dec.shape[1] // 2, dead.sum())
+    wanted = jnp.minimum(x.shape[1] // 2, dead.sum())
     cut = _auxk_cut(candidates, wanted)
     kept = jnp.where(candidates >= cut[:, None], candidates, 0.0)
-    error = contract("bf,fd->bd", kept, w_dec, dtype) - left
+    error = contract("bf,fd->bd", kept, params["W_dec"], dtype) - left
     pull = 2.0 * scale * error
-    d_z = jnp.where(kept > 0, contract("bd,fd->bf", pull, w_dec, dtype), 0.0)
-    return scale * jnp.square(error).sum(), d_z, contract("bf,bd->fd", kept, pull, dtype)
+    d_z = jnp.where(kept > 0, contract("bd,fd->bf", pull, params["W_dec"], dtype), 0.0)
+    d_w_enc, d_b_enc = encoder_gradients(x - params["b_dec"], d_z, dtype)
+    return scale * jnp.square(error).sum(), {
+        "W_enc": d_w_enc,
+        "b_enc": d_b_enc,
+        "W_dec": contract("bf,bd->fd", kept, pull, dtype),
+        "b_dec": -contract("f,df->d", d_b_enc, params["W_enc"], "float32"),
+    }
 
 
 def _auxk_cut(candidates: jax.Array, wanted: jax.Array) -> jax.Array:

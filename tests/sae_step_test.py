@@ -39,12 +39,12 @@ def batches(steps: int = 20) -> np.ndarray:
 
 
 def start(
-    sae: SaeConfig = SAE, config: TrainConfig = CONFIG, method: select.Method | None = None
+    sae: SaeConfig = SAE, config: TrainConfig = CONFIG, method: select.Method | None = None, every: int = 5
 ) -> tuple[Trainer, State]:
-    """A fresh state in which some features have long been silent and are too weak to be kept at first."""
+    """A fresh state in which one in `every` features has long been silent and is too weak to be kept at first."""
     trainer = Trainer(sae, config, method)
     state = trainer.init(batches()[0], 1.0)
-    silent = np.where(np.arange(F) % 5 == 0, 1000, 0).astype(np.int32)
+    silent = np.where(np.arange(F) % every == 0, 1000, 0).astype(np.int32)
     w_enc = state.params["W_enc"] * np.where(silent > 0, 0.02, 1.0).astype(np.float32)
     return trainer, dataclasses.replace(state, params=state.params | {"W_enc": w_enc}, silent=jnp.asarray(silent))
 
@@ -76,17 +76,19 @@ def expected_keep(z: np.ndarray, kind: str) -> np.ndarray:
     return (z >= np.sort(z.reshape(-1))[-K * B]) & (z > 0)
 
 
+@pytest.mark.parametrize("every", [5, 2], ids=["few dead", "many dead"])
 @pytest.mark.parametrize("method", ["candidates", "bisection"])
 @pytest.mark.parametrize("kind, l1", KINDS)
-def test_gradients_are_those_of_the_loss(kind, l1, method):
+def test_gradients_are_those_of_the_loss(kind, l1, method, every):
     sae = dataclasses.replace(SAE, kind=kind, l1=l1)
-    _, state = start(sae)
+    _, state = start(sae, every=every)
     x = jnp.asarray(batches()[3])
     gradients, smallest, silent, metrics = jax.jit(_gradients, static_argnums=(2, 3, 4))(state, x, sae, CONFIG, method)
     z = np.asarray(jax.nn.relu(autoencoder.pre_activations(state.params, x)))
     keep = expected_keep(z, kind)
     dead = jnp.asarray(np.where(keep.any(0), 0, np.asarray(state.silent) + B) >= CONFIG.dead_tokens)
     assert int(dead.sum()) == int(metrics["dead"])
+    assert kind == "relu" or (0 < int(dead.sum()) <= F // 4) == (every == 5)
     value, expected = jax.value_and_grad(plain_loss)(state.params, x, keep, dead, sae, CONFIG)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     if kind != "relu":  # there, what is dead has nothing positive to start from
