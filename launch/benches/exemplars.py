@@ -5,6 +5,7 @@ several times. Ours: the pass over all tokens, then exemplars with their tokens,
 written to a file. Delphi's: `LatentCache.run` and `save_splits`, then one pass over `LatentDataset`, which samples each
 latent's examples and random non-activating ones; its model is a table of the activations. Both with delphi's numbers of
 examples (40 to explain, 50 to score). `encode_only` is what multiplying by the encoder costs us alone.
+`--side=ours` runs ours alone, on any number of tokens.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from launch.benches import peers
 
 _STUDY, _CONTEXT = 256, 32  # tokens; delphi's sequence and window
 _SIDES = ("ours", "delphi")
+_MOST_IN_MEMORY = 2**18  # tokens
 
 
 def main(options: Sequence[str]) -> None:
@@ -34,7 +36,7 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--d_model", type=int, default=512, help="width of the activations")
     parser.add_argument("--n_features", type=int, default=4096)
     parser.add_argument("--k", type=int, default=32, help="mean number of active features a token")
-    parser.add_argument("--tokens", type=int, default=131072, help="a multiple of 4096")
+    parser.add_argument("--tokens", type=int, default=131072, help="a multiple of 4096; above 2^18, of that")
     parser.add_argument("--turns", type=int, default=3, help="how often each is timed")
     parser.add_argument("--side", choices=_SIDES, help="time one of the two, once, in this process")
     arguments = parser.parse_args(options)
@@ -69,9 +71,12 @@ def main(options: Sequence[str]) -> None:
 
 
 def _world(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
-    """Activations [tokens, d_model], the autoencoder's arrays, and its threshold for `k` active features a token."""
+    """Activations [tokens, d_model], the autoencoder's arrays, and its threshold for `k` active features a token.
+
+    Of very many tokens, the first, which are to be repeated.
+    """
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(arguments.tokens // _STUDY * _STUDY, arguments.d_model)).astype(np.float32)
+    x = rng.normal(size=(min(arguments.tokens, _MOST_IN_MEMORY), arguments.d_model)).astype(np.float32)
     w_dec = rng.normal(size=(arguments.n_features, arguments.d_model)).astype(np.float32)
     w_dec /= np.linalg.norm(w_dec, axis=1, keepdims=True)
     params = {
@@ -100,13 +105,15 @@ def _peak_mib() -> float:
 
 
 class _Rows:
-    """Activations in memory with the reading methods of a store."""
+    """Activations in memory, over and over, with the reading method of a store."""
 
     def __init__(self, x: np.ndarray):
         self.x = x
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.x[start:stop]
+        if start // len(self.x) == (stop - 1) // len(self.x):
+            return self.x[start % len(self.x) :][: stop - start]
+        return self.x[np.arange(start, stop) % len(self.x)]
 
 
 def _ours(arguments: argparse.Namespace) -> dict[str, float]:
@@ -119,7 +126,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     from sae.autoencoder import Sae, encode
 
     x, params, threshold = _world(arguments)
-    n, n_studies = len(x), len(x) // _STUDY
+    n, n_studies = arguments.tokens, arguments.tokens // _STUDY
     sae = Sae(
         {name: jax.numpy.asarray(value) for name, value in params.items()},
         threshold,
@@ -131,9 +138,9 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     run = jax.jit(lambda part: encode(sae.params, part, threshold).sum())
     run(x[:block]).block_until_ready()
     clock = _Clock()
-    for begin in range(0, n, block):
+    for begin in range(0, len(x), block):
         run(x[begin : begin + block]).block_until_ready()
-    times = clock.read("encode_only_")
+    times = {name: seconds * n / len(x) for name, seconds in clock.read("encode_only_").items()}
     clock = _Clock()
     study = np.repeat(np.arange(n_studies, dtype=np.int32), _STUDY)
     position = np.tile(np.arange(_STUDY, dtype=np.int32), n_studies)
@@ -144,12 +151,13 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     rows: Any = _Rows(x)
     corpus = Corpus(rows, studies, token_id, [" a"], cut, held_out)
     sizes = index.IndexConfig(n_top=10, n_sample=200, n_pool=2048, block_tokens=block, seed=0)
-    peak = np.zeros((n_studies, arguments.n_features), np.float32)
-    found = index.build(sae, rows, cut, held_out, sizes, peak, frozenset({Kind.FINDINGS}))
-    times |= clock.read("pass_")
     n_decile = {"train": 40, "held_out": 50}
-    similar, _ = lens.nearest(lens.activity(index.pooled(found)), 8)
     with tempfile.TemporaryDirectory() as folder:
+        shape = (n_studies, arguments.n_features)
+        peak = np.lib.format.open_memmap(Path(folder) / "peak.npy", "w+", np.float32, shape)
+        found = index.build(sae, rows, cut, held_out, sizes, peak, frozenset({Kind.FINDINGS}))
+        times |= clock.read("pass_")
+        similar, _ = lens.nearest(lens.activity(index.pooled(found)), 8)
         exemplars.collect(Path(folder) / "exemplars.parquet", sae, corpus, found, similar, n_decile, 0, 256)
     return times | clock.read("") | {"peak_mib": _peak_mib(), "start_mib": before}
 
