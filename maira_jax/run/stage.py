@@ -1,8 +1,10 @@
 """A stage of a run: one folder, one manifest, resumed or refused."""
 
 import datetime
+import fcntl
 import importlib.metadata
 import math
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -87,7 +89,8 @@ class Stage:
       UserError: a field of the section is NaN or infinite.
 
     Raises (on entering):
-      UserError: an input stage is not finished, or the folder holds a result of another config.
+      UserError: an input stage is not finished, the folder holds a result of another config, or another process is
+        at work in it.
     """
 
     def __init__(self, workdir: Path, name: str, section: Mapping[str, Any], inputs: tuple[str, ...] = ()):
@@ -99,9 +102,21 @@ class Stage:
         self.inputs = inputs
         self.finished = False
         self.manifest: dict[str, Any] = {}
+        self._folder: int | None = None  # open while it is locked
 
     def __enter__(self) -> Self:
         identity = {"section": self.section, "inputs": self._input_digests()}
+        if not (self.dir / MANIFEST).is_file():
+            self._lock()
+        try:
+            self._open(identity)
+        except BaseException:
+            self._unlock()
+            raise
+        return self
+
+    def _open(self, identity: Mapping[str, Any]) -> None:
+        """Finds out how far the folder is; marks it as begun if it is empty."""
         manifest, unfinished = self.dir / MANIFEST, self.dir / _UNFINISHED
         for leftover in self.dir.glob(".*.tmp"):  # of a run that was killed while it wrote
             files.remove(leftover)
@@ -114,10 +129,10 @@ class Stage:
             self.manifest = there
             if self.finished:
                 print(f"{self.name}: already finished in {self.dir}", file=sys.stderr)
-            return self
-        if self.dir.is_dir() and any(self.dir.iterdir()):
+            return
+        if any(self.dir.iterdir()):
             raise UserError(f"{self.dir} holds files that no stage wrote: choose another --workdir or move them")
-        self.manifest = identity | {
+        self.manifest = dict(identity) | {
             "stage": self.name,
             "versions": _versions(),
             "device": str(jax.devices()[0].device_kind),
@@ -125,7 +140,6 @@ class Stage:
             "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         files.write_json(unfinished, self.manifest)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -134,6 +148,29 @@ class Stage:
             left = [path.name for path in self.dir.iterdir()]
             if left == [_UNFINISHED]:
                 shutil.rmtree(self.dir)
+        self._unlock()
+
+    def _lock(self) -> None:
+        """Keeps other processes out of the folder until this one leaves it or dies."""
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self._folder = os.open(self.dir, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"could not write {self.dir} ({error.strerror or error}): choose another --workdir"
+            ) from error
+        try:
+            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._unlock()
+            raise UserError(f"another command is at work in {self.dir}: wait until it has ended") from None
+        except OSError:  # a file system without locks
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Marks the stage as finished; `counts` is what it did, in plain numbers."""
