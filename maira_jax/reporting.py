@@ -206,8 +206,14 @@ def _resume(path: Path, plans: Sequence[Plan], identities: Sequence[dict[str, An
             break
         place += len(lines)
         for row, line in zip(batch.rows, lines, strict=True):
-            if not identities[row].items() <= json.loads(line).items():
-                raise UserError(f"{path} is of other studies than these: delete {path.parent} and generate again")
+            try:
+                same = identities[row].items() <= json.loads(line).items()
+            except (ValueError, AttributeError):
+                same = False
+            if not same:
+                raise UserError(
+                    f"{path} is damaged or of other studies than these: delete {path.parent} and generate again"
+                )
             yield row, f"{line.decode()}\n"
     if path.exists():
         os.truncate(path, sum(len(line) + 1 for line in whole[:place]))

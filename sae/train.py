@@ -294,7 +294,10 @@ class _Log:
 def _reopened(path: Path, step: int) -> TextIO:
     """Opens a file of JSON lines for more of them, without those of `step` and later."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    try:
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete {path.parent} and train again") from error
     with files.atomic_path(path) as temporary:
         temporary.write_text("".join(kept))
     return path.open("a")

@@ -115,6 +115,15 @@ def run_and(stop, workdir: Path) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.parametrize("line", ["{", "[]", '{"loss": 1}'])
+def test_a_damaged_log_is_refused(tmp_path, line):
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"step": 0}}\n{line}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl is damaged .*: delete"):
+        train._reopened(log, 2)
+    assert log.read_text() == f'{{"step": 0}}\n{line}\n'
+
+
 def test_stopped_runs_end_with_the_same_bits(tmp_path):
     """Terminated once and killed at random moments; and each of the two autoencoders alone."""
     values = activations(6000, 24)
