@@ -1,11 +1,12 @@
 """The exemplar index: one pass over an activation store that finds, for every feature, where it is active.
 
 The pass keeps, for each feature and each split, its strongest contexts, a uniform sample of its activating contexts,
-counts and a histogram. Memory depends on features and exemplars, not on tokens: for each feature and split twice 8
-bytes a strongest context (at least 64 of them), twice 12 a sampled one, 1 a context of the pool and about 300 of
-counters, on the device; beside them the autoencoder, a block of tokens x features and the block's active entries.
-Uniform sampling is by random priority: every (context, feature) pair has a hash, and the activating contexts with the
-largest hashes are a uniform sample, whatever the order or the block size of the pass.
+counts and a histogram. Memory depends on features and exemplars, not on tokens: for each feature and split there is
+room for twice as many contexts as are kept (and for 64 more, if that is more), 8 bytes a strongest and 12 a sampled
+one, and 1 byte a context of the pool and about 270 of counters, on the device; beside them the autoencoder, a block
+of tokens x features and about 50 bytes for each of the block's active entries. Uniform sampling is by random
+priority: every (context, feature) pair has a hash, and the activating contexts with the largest hashes are a uniform
+sample, whatever the order or the block size of the pass.
 
 Few features are active on a token, so after encoding a block only its active entries are handled, listed by feature.
 The program has room for so many; a block with more is taken again by a program with more room.
@@ -156,7 +157,8 @@ def build(
     last = int((contexts.position + contexts.length).max(initial=1))
     if last > 2**16:
         raise UserError(f"a study has {last} tokens, and exemplars can be found in at most {2**16}: shorten it")
-    size = _room(sae.k * cfg.block_tokens)
+    most = cfg.block_tokens * sae.n_features
+    size = _room(sae.k * cfg.block_tokens, most)
     drain_after = max(_MOST // (cfg.block_tokens * last), 1)
     with progress(total=int(contexts.length.sum()), unit="tok", desc="interpret: exemplars") as bar:
         for number, (split, chosen, x) in enumerate(_blocks(store, contexts, context_split, cfg), 1):
@@ -165,7 +167,7 @@ def build(
                 states[split], peak, n = _update(states[split], sae.params, threshold, x, block, cfg, sae.top_k, size)
                 if n <= size:
                     break
-                size = _room(int(n))
+                size = _room(int(n), most)
             study_peak[studies] = np.maximum(study_peak[studies], np.asarray(peak)[: len(studies)])
             if number % drain_after == 0:
                 states = [_drain(state, total) for state, total in zip(states, counters, strict=True)]
@@ -177,11 +179,11 @@ def build(
     }
 
 
-def _room(n: int) -> int:
-    """Room for n active entries and some more, one of few sizes, so that few programs are compiled."""
+def _room(n: int, most: int) -> int:
+    """Room for n active entries and an eighth more, at most `most`; of few sizes, so that few programs are compiled."""
     wanted = n + n // 8
     step = 1 << max(wanted.bit_length() - 4, 0)
-    return -(-wanted // step) * step
+    return min(max(-(-wanted // step) * step, 1), most)
 
 
 def _drain(state: State, total: dict[str, np.ndarray]) -> State:
@@ -237,7 +239,7 @@ def _block_arrays(
     pool_slot: np.ndarray,
     counts_for_study: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Index arrays of a block, padded with out-of-range numbers, which segment operations drop, and its studies."""
+    """Index arrays of a block, padded with numbers of nothing, and its studies. Padding has no active entries."""
     length = contexts.length[chosen]
     rows, _ = contexts.rows(chosen)
     studies, study_slot = np.unique(contexts.study[chosen], return_inverse=True)
@@ -337,7 +339,7 @@ def _with_entries(
     pairs = _pairs(f, active, block["slot"])
     slot, peak = pairs.values["slot"], pairs.key
     nowhere = jnp.where(pairs.used, pairs.row, n_features)
-    bins = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), peak, method="compare_all")
+    bins = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), peak)
     new["histogram"] = state["histogram"].at[nowhere, bins].add(1, mode="drop")
     new["n_contexts"] = state["n_contexts"] + pairs.starts[1:] - pairs.starts[:-1]
     new["pool_active"] = state["pool_active"].at[block["pool"][slot], nowhere].set(True, mode="drop")

@@ -102,7 +102,7 @@ class TrainConfig:
       steps: number of updates.
       batch_size: tokens an update.
       microbatches: parts in which a batch's gradients are computed, one after the other; the result is the same.
-        One CPU needs none: what it keeps of a batch is small.
+        One CPU handles the kept entries of the whole batch and makes no parts.
       dtype: of the factors of matrix products, which are summed in float32; everything else is float32.
       lr: peak learning rate.
       warmup_steps: length of the linear warmup from 0.

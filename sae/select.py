@@ -1,7 +1,7 @@
 """Exact selection of the largest entries of a matrix, without a sort.
 
 For non-negative floats the IEEE bits are monotone in the value, so the k-th largest value is an integer search:
-one bit (or sixteen) a pass over the matrix, each pass a count. Counts add up over devices, so the same function is
+one bit a pass over the matrix, each pass a count. Counts add up over devices, so the same function is
 exact on a sharded matrix, where it costs one scalar all-reduce a pass.
 The idea is that of t5x's `binary_search.topk_mask`. One CPU looks among few candidates instead of everywhere.
 """
@@ -16,10 +16,11 @@ from jax import lax
 from sae import sparse
 
 Method = Literal["candidates", "bisection"]
-# Rows that the search for candidates looks at, and how many more candidates than wanted entries it aims at: with
-# that many rows the estimate is off by a few percent.
+# The least number of rows that the search for candidates looks at, and how many more candidates than wanted entries it
+# aims at: with that many rows the estimate is off by a few percent.
 _SAMPLE_ROWS = 128
 _CANDIDATES = 1.3
+_CANDIDATE_COLUMNS = 1024
 
 
 def default_method(n_devices: int) -> Method:
@@ -57,13 +58,14 @@ def _kth_among_candidates(z: jax.Array, count: int) -> jax.Array:
     Should they mislead, the whole matrix is searched.
     """
     rows, columns = z.shape
-    size = min(2 * count, rows * columns)
+    size = -(-min(2 * count, rows * columns) // _CANDIDATE_COLUMNS) * _CANDIDATE_COLUMNS
     sample = z[:: max(1, rows // _SAMPLE_ROWS)]
     low = _kth_by_bisection(sample, math.ceil(_CANDIDATES * count * sample.shape[0] / rows), passes=16)
     found = sparse.entries((z >= low) & (z > 0), size)
     n = found.starts[-1]
     enough = (n <= size) & ((n >= count) | (low == 0))
-    candidates = jnp.where(found.used, z[found.rows, found.columns], 0.0)[None]
+    # In several rows: a row is counted in float32.
+    candidates = jnp.where(found.used, z[found.rows, found.columns], 0.0).reshape(-1, _CANDIDATE_COLUMNS)
     return lax.cond(enough, lambda: _kth_by_bisection(candidates, count), lambda: _kth_by_bisection(z, count))
 
 

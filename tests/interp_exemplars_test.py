@@ -255,7 +255,7 @@ def test_counters_are_drained_before_they_overflow(world, monkeypatch):
 def test_blocks_with_more_active_entries_than_room_are_taken_again(world, monkeypatch):
     rooms = []
     room = index._room
-    monkeypatch.setattr(index, "_room", lambda n: rooms.append(n) or room(n))
+    monkeypatch.setattr(index, "_room", lambda n, most: rooms.append(n) or room(n, most))
     whole = build(world | {"sae": dataclasses.replace(world["sae"], k=24)}, 64)[0]
     assert len(rooms) == 1
     retaken = build(world | {"sae": dataclasses.replace(world["sae"], k=1)}, 64)[0]

@@ -38,6 +38,15 @@ def test_the_cut_is_that_of_a_partition(method):
         assert cut == np.partition(z.reshape(-1), -count)[-count]
 
 
+def test_more_entries_than_float32_counts():
+    """Above 2^24 in one row a float32 sum would no longer count."""
+    n = 4100
+    z = np.random.default_rng(0).permutation(np.arange(n * n, dtype=np.int32) + 0x3F000000).view(np.float32)
+    count = n * n - 1001
+    cut = select.kth_largest(jnp.asarray(z.reshape(n, n)), count, "candidates")
+    assert np.asarray(cut).view(np.int32) == 0x3F000000 + 1001
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "z, count",

@@ -43,6 +43,8 @@ def main(options: Sequence[str]) -> None:
     if arguments.side:
         print(json.dumps((_ours if arguments.side == "ours" else _delphi)(arguments)))
         return
+    if arguments.tokens > _MOST_IN_MEMORY:
+        parser.error(f"delphi takes at most {_MOST_IN_MEMORY} tokens here: lower --tokens or say --side=ours")
     peers.delphi("latents")  # says what to install before anything is measured
     own = [f"--{name}={value}" for name, value in vars(arguments).items() if name not in ("turns", "side")]
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in _SIDES}

@@ -1,5 +1,6 @@
 """A stage of a run: one folder, one manifest, resumed or refused."""
 
+import contextlib
 import datetime
 import fcntl
 import importlib.metadata
@@ -152,20 +153,25 @@ class Stage:
 
     def _lock(self) -> None:
         """Keeps other processes out of the folder until this one leaves it or dies."""
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            self._folder = os.open(self.dir, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(
-                f"could not write {self.dir} ({error.strerror or error}): choose another --workdir"
-            ) from error
-        try:
-            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._unlock()
-            raise UserError(f"another command is at work in {self.dir}: wait until it has ended") from None
-        except OSError:  # a file system without locks
-            self._unlock()
+        while True:
+            try:
+                self.dir.mkdir(parents=True, exist_ok=True)
+                self._folder = os.open(self.dir, os.O_RDONLY)
+            except OSError as error:
+                raise UserError(
+                    f"could not write {self.dir} ({error.strerror or error}): choose another --workdir"
+                ) from error
+            try:
+                fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._unlock()
+                raise UserError(f"another command is at work in {self.dir}: wait until it has ended") from None
+            except OSError:  # a file system without locks
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._folder), self.dir.stat()):
+                    return
+            self._unlock()  # the one before has just removed the folder
 
     def _unlock(self) -> None:
         if self._folder is not None:
