@@ -17,6 +17,9 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m launch.demo --workdir=$(WORKDIR)
 
+# Many tests run the same commands in processes of their own: what one compiled, the next ones read.
+test: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
+test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
