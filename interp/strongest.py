@@ -67,7 +67,7 @@ def empty(n_rows: int, k: int, floor: float, values: dict[str, tuple[float, jnp.
 
 
 def cut(kept: Strongest, k: int) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Keys and values of the k strongest of each row by falling key, [rows, k]; of equal keys the earlier is kept."""
+    """Keys and values of the k strongest of each row by falling key, [rows, k] each; the earlier wins a tie."""
     key, order = lax.top_k(kept.key, k)
     return key, {name: jnp.take_along_axis(value, order, axis=1) for name, value in kept.values.items()}
 
@@ -90,6 +90,9 @@ def add(kept: Strongest, new: Newcomers, k: int, floor: float) -> Strongest:
       new: n entries.
       k: as for `empty`.
       floor: as for `empty`.
+
+    Returns:
+      The rows with all that may yet be among the k strongest. Of equal keys the earlier counts as the stronger.
     """
     room = kept.key.shape[1]
     ordinal = jnp.arange(new.row.shape[0], dtype=jnp.int32) - new.starts[new.row]  # among its row's newcomers

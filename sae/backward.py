@@ -64,7 +64,7 @@ def _by_matrices(
 def _by_entries(
     params: autoencoder.Params, x: jax.Array, z: jax.Array, keep: jax.Array, sae: SaeConfig, config: TrainConfig
 ) -> _Main:
-    """See `of_tokens`. The same sums as `_by_matrices`, without the zeros."""
+    """See `of_tokens`. The sums of `_by_matrices`, without the zeros. E: places for kept entries, k a token."""
     tokens, groups = x.shape[0], len(sae.group_sizes)
     size = min(sae.k * tokens, z.size)
 
@@ -72,19 +72,19 @@ def _by_entries(
         return array.astype(config.dtype).astype(jnp.float32)
 
     by_token = sparse.entries(keep, size, sae.group_sizes)
-    f = jnp.where(by_token.used, z[by_token.rows, by_token.columns], 0.0)
+    f = jnp.where(by_token.used, z[by_token.rows, by_token.columns], 0.0)  # [E]
     w_dec = factor(params["W_dec"])
-    parts = sparse.product(factor(f), by_token.columns, by_token.starts, w_dec)
+    parts = sparse.product(factor(f), by_token.columns, by_token.starts, w_dec)  # [b * G, d]
     levels = params["b_dec"] + jnp.cumsum(parts.reshape(tokens, groups, -1), 1)
-    residuals = levels - x[:, None]
-    weights = jnp.array(sae.group_weights, jnp.float32)[:, None]
-    pulls = jnp.cumsum((2.0 * weights / config.batch_size * residuals)[:, ::-1], 1)[:, ::-1]
+    residuals = levels - x[:, None]  # [b, G, d]
+    by_level = [residuals[:, level] for level in range(groups)]
+    pulls = jnp.stack(loss.level_pulls(by_level, sae.group_weights, config.batch_size), 1)  # [b, G, d]
 
     by_feature = sparse.entries(keep, size, by_column=True)
     group_of = jnp.asarray(np.repeat(np.arange(groups, dtype=np.int32), sae.group_sizes))
-    pull_of = by_feature.columns * groups + group_of[by_feature.rows]
+    pull_of = by_feature.columns * groups + group_of[by_feature.rows]  # [E], rows of `flat`
     flat = factor(pulls).reshape(tokens * groups, -1)
-    f = jnp.where(by_feature.used, z[by_feature.columns, by_feature.rows], 0.0)
+    f = jnp.where(by_feature.used, z[by_feature.columns, by_feature.rows], 0.0)  # [E]
     d_w_dec = sparse.product(factor(f), pull_of, by_feature.starts, flat)
     d_z = sparse.sampled_product(flat, w_dec, pull_of, by_feature.rows) + sae.l1 / config.batch_size
     d_z = jnp.where(by_feature.used, d_z, 0.0)

@@ -164,7 +164,8 @@ class Trainer:
     Args:
       sae: the autoencoder.
       config: the training.
-      method: how the batch's cut is searched; None for what suits the devices.
+      method: how the batch's cut is searched; None for what suits the devices. With "candidates", which is for one
+        CPU, the gradients are computed from the kept entries alone.
     """
 
     def __init__(self, sae: SaeConfig, config: TrainConfig, method: select.Method | None = None):
