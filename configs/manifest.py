@@ -1,4 +1,4 @@
-"""Your own studies, listed in a JSON Lines file (see `maira_jax/studies/manifest.py`); all else as for the phantom.
+"""Your own studies, listed in a JSON Lines file (`maira_jax/studies/readers/manifest.py`); else as for the phantom.
 
 python -m launch.demo --config=configs/manifest.py:studies.jsonl --workdir=runs/mine
 """

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 
 _SENTENCE_ENDS = (".", "?", "!")
 

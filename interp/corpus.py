@@ -10,7 +10,7 @@ import pyarrow as pa
 from interp import contexts
 from interp.contexts import Contexts
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import Tokenizer
+from maira_jax.inputs.tokens import Tokenizer
 from sae.activations import HELD_OUT, Store
 
 

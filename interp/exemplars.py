@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from interp.contexts import SECTION_NAMES, Contexts
 from interp.corpus import Corpus
 from interp.index import SPLITS, Rows, SplitIndex, hashed
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from sae.autoencoder import Params, Sae, pre_activations

@@ -7,7 +7,7 @@ from typing import Any
 
 from interp.contexts import SECTION_NAMES
 from interp.exemplars import shown_silent
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 
 # Tokens above this share of an example's largest activation are marked (delphi's choice).
 MARK_ABOVE = 0.3

@@ -18,7 +18,7 @@ from interp.judge import Judge
 from interp.summary import summarise
 from interp.truth import Statements, describe
 from maira_jax.checkpoint.store import load_unembedding
-from maira_jax.processing.tokens import Kind, Tokenizer
+from maira_jax.inputs.tokens import Kind, Tokenizer
 from maira_jax.run import files
 from sae.autoencoder import Sae
 

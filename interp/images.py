@@ -11,10 +11,11 @@ from PIL import Image
 
 from interp.explain import ImageAt
 from maira_jax.errors import UserError
-from maira_jax.processing.image import read_grey, stretch
-from maira_jax.processing.prompt import study_images
-from maira_jax.processing.tokens import Kind
-from maira_jax.studies import Study, load_studies
+from maira_jax.inputs.image import read_grey, stretch
+from maira_jax.inputs.prompt import study_images
+from maira_jax.inputs.tokens import Kind
+from maira_jax.studies.readers import load_studies
+from maira_jax.studies.study import Study
 from sae.activations import Store
 
 _KEPT = 256  # encoded images kept in memory

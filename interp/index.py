@@ -25,7 +25,7 @@ import numpy as np
 from interp import strongest
 from interp.contexts import Contexts
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from sae import sparse

@@ -19,10 +19,10 @@ from interp.corpus import Corpus
 from interp.judge import Judge, OfflineJudge
 from interp.judging import Judging
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
-from maira_jax.studies import load_stated
+from maira_jax.studies.readers import load_stated
 from sae.autoencoder import Sae
 from sae.checkpoint import load_sae
 

@@ -23,7 +23,7 @@ from interp import monosemanticity
 from interp.concepts import Labels
 from interp.contexts import SECTION_NAMES
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage

@@ -20,8 +20,8 @@ from interp.contexts import SECTION_NAMES
 from interp.corpus import Corpus
 from interp.index import SPLITS, SplitIndex
 from interp.rules import words
-from maira_jax.processing.prompt import NOT_AVAILABLE
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.prompt import NOT_AVAILABLE
+from maira_jax.inputs.tokens import Kind
 
 _REPORTS = (Kind.FINDINGS, Kind.PRIOR_REPORT)
 # That a section is empty, which the prompt says.

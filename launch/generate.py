@@ -8,7 +8,7 @@ Result: WORKDIR/reports, grounded or phrases: generations.jsonl, a line a study.
 """
 
 from launch import _main
-from maira_jax import reporting
+from maira_jax.generation import stage
 
 _main.define_shortcut(
     "task",
@@ -18,7 +18,7 @@ _main.define_shortcut(
 _main.define_shortcut(
     "phrase",
     "Finding to locate in every study. Sets generate.phrase, and generate.task to phrase.",
-    lambda text: {"generate.phrase": text, "generate.task": reporting.PHRASE},
+    lambda text: {"generate.phrase": text, "generate.task": stage.PHRASE},
 )
 _main.define_shortcut(
     "limit",
@@ -30,4 +30,4 @@ _main.define_switch(
 )
 
 if __name__ == "__main__":
-    _main.main(reporting.run, __doc__ or "", reads=("seed", "studies", "generate"))
+    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "generate"))

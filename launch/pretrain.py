@@ -11,15 +11,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from launch import _main
-from maira_jax.pretrain import run as pretrain
-from steer import examine
+from maira_jax.phantom import evaluate
+from maira_jax.phantom.pretraining import stage as pretrain
 
 
 def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
     """Trains, and marks the result where the truth is known."""
     counts = pretrain.run(config, workdir)
     if config.studies.source == "phantom":
-        print(examine.run(config, workdir))
+        print(evaluate.run(config, workdir))
     return counts
 
 

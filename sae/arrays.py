@@ -28,7 +28,7 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from maira_jax.studies import split_of
+from maira_jax.studies.splits import split_of
 from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
 
 _NAMES = ("study_id", "patient_id", "split")

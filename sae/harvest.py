@@ -21,17 +21,19 @@ import pyarrow as pa
 
 from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
+from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Encoded, Tokenizer, policy_mask
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
-from maira_jax.processing.image import ImageConfig, preprocess
-from maira_jax.processing.prompt import reporting_prompt, study_images
-from maira_jax.processing.tokens import Encoded, Tokenizer, policy_mask
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from maira_jax.studies import Study, load_studies, split_of
+from maira_jax.studies.readers import load_studies
+from maira_jax.studies.splits import split_of
+from maira_jax.studies.study import Study
 from sae import arrays
 from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
 

@@ -23,18 +23,19 @@ import numpy as np
 import pyarrow as pa
 from flax import struct
 
-from maira_jax import inputs
 from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
+from maira_jax.inputs import batches
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.model import language, maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
-from maira_jax.processing.image import ImageConfig
-from maira_jax.processing.prompt import reporting_prompt, study_images
-from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.run.progress import progress
-from maira_jax.studies import Study, load_studies
+from maira_jax.studies.readers import load_studies
+from maira_jax.studies.study import Study
 from sae import autoencoder
 from sae.activations import HELD_OUT
 from sae.autoencoder import Sae
@@ -128,12 +129,12 @@ def _batches(
 ) -> Iterator[_Batch]:
     """The studies in a deterministic order; a row that only fills a batch up has no token that counts."""
     requests = [
-        inputs.Request(tokenizer.encode(reporting_prompt(study), study.findings), study_images(study))
+        batches.Request(tokenizer.encode(reporting_prompt(study), study.findings), study_images(study))
         for study in studies
     ]
-    for rows, length in inputs.plan(requests, batch_size, _LENGTH_STEP):
+    for rows, length in batches.plan(requests, batch_size, _LENGTH_STEP):
         filled = [*rows, *rows[-1:] * (batch_size - len(rows))]
-        batch = inputs.assemble([requests[row] for row in filled], tokenizer, images, length)
+        batch = batches.assemble([requests[row] for row in filled], tokenizer, images, length)
         there = np.arange(batch_size)[:, None] < len(rows)
         replaced = there & batch.mask & policy_mask(batch.kinds, policy)
         scored = there & (batch.kinds == Kind.FINDINGS)

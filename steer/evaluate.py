@@ -5,7 +5,7 @@ strength) or away from it ("vanish": negative strength):
 
 * eligible: the unsteered report does not have the concept ("appear"), or has it ("vanish").
 * on-target, the success: eligible, and the steered report has the concept (or no longer has it), as
-  `steer.labels.concepts` reads both reports. Its rate is over eligible generations.
+  `maira_jax.reports.labeller.concepts` reads both reports. Its rate is over eligible generations.
 * off-target: a finding that the concept is not about became present, uncertain or neither. Its rate
   is over all generations. Attributes (size, comparison, tip) of other findings are counted apart.
 * no change: no finding, attribute or concept changed; "identical": not one character did.
@@ -41,10 +41,10 @@ import pyarrow.parquet as pq
 from interp import ask, llm
 from interp.judge import SteerTask
 from maira_jax.errors import UserError
+from maira_jax.reports.changes import compare, degenerate, edit_distance, reading, repetition, words_of
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from steer.changes import compare, degenerate, edit_distance, reading, repetition, words_of
 from steer.directions import NONE
 from steer.sweep import DIRECTIONS, GENERATIONS, folder
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from maira_jax.generate import Sampling, choose
+from maira_jax.generation.decode import Sampling, choose
 from maira_jax.model import language, maira2
 from maira_jax.model.cache import Cache, Heads, SharedCache, heads_first
 from maira_jax.model.config import Maira2Config, TextConfig

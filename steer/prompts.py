@@ -9,9 +9,9 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.processing.image import ImageConfig, preprocess
-from maira_jax.processing.prompt import reporting_prompt, study_images
-from maira_jax.processing.tokens import Encoded, Tokenizer
+from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Encoded, Tokenizer
 from maira_jax.studies.study import Study
 
 

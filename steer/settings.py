@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import FRONTAL, Kind, policy_mask
+from maira_jax.inputs.tokens import FRONTAL, Kind, policy_mask
 from maira_jax.run import fields
 from steer import directions
 
@@ -44,7 +44,7 @@ class Settings:
       batch_rows: of each of these studies.
       workers: batches that are written side by side.
       max_new_tokens: longest report.
-      temperature, top_p: see `maira_jax.generate.Sampling`; a temperature of 0 takes the most likely token.
+      temperature, top_p: see `maira_jax.generation.decode.Sampling`; a temperature of 0 takes the most likely token.
     """
 
     name: str

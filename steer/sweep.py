@@ -17,7 +17,8 @@ from maira_jax.model.sites import Site
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from maira_jax.studies import Study, load_studies, manifest
+from maira_jax.studies.readers import load_studies, manifest
+from maira_jax.studies.study import Study
 from sae import formats
 from sae.activations import HELD_OUT, Store
 from sae.autoencoder import Sae

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maira_jax.generate import Sampling, row_keys
+from maira_jax.generation.decode import Sampling, row_keys
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maira_jax.generate import Sampling, choose, generate, keep_top_p, row_keys
+from maira_jax.generation.decode import Sampling, choose, generate, keep_top_p, row_keys
 from tests.model_parity_test import CFG, batch, both  # noqa: F401
 
 

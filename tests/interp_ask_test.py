@@ -16,9 +16,9 @@ from interp.images import StudyImages
 from interp.judge import DetectTask, FuzzTask
 from interp.llm import LlmJudge
 from maira_jax.errors import UserError
-from maira_jax.processing.prompt import study_images
-from maira_jax.processing.tokens import Kind
-from maira_jax.studies import phantom
+from maira_jax.inputs.prompt import study_images
+from maira_jax.inputs.tokens import Kind
+from maira_jax.studies.readers import phantom
 from sae.activations import Store
 from tests import judge_server
 from tests.interp_helpers import config, make_workdir

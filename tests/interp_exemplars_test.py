@@ -10,7 +10,7 @@ import pytest
 from interp import contexts as contexts_lib
 from interp import exemplars, index, lens
 from interp.corpus import Corpus
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 from sae.autoencoder import Sae, encode, init
 
 PIECES = [" lungs", " are", " clear", ".", " 2", "5", " no", "ing", "\n"]

@@ -13,12 +13,13 @@ from scipy.stats import ortho_group
 
 from configs import phantom as phantom_config
 from maira_jax.checkpoint import store as model_store
-from maira_jax.processing import build_tokenizer
-from maira_jax.processing.prompt import reporting_prompt
-from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.inputs.prompt import reporting_prompt
+from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
-from maira_jax.studies import Study, phantom
+from maira_jax.studies.readers import phantom
+from maira_jax.studies.study import Study
 from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
 from sae.autoencoder import Sae
 from sae.checkpoint import save_sae
@@ -56,7 +57,7 @@ def make_workdir(
     studies = phantom.studies(0, n_studies, seed=seed, size=8)
     with Stage(workdir, "model", {}) as stage:
         texts = [f"{reporting_prompt(study).content} {study.findings}" for study in studies]
-        build_tokenizer.from_corpus(texts, 500, stage.dir)
+        tokenizer_files.from_corpus(texts, 500, stage.dir)
         files.write_json(stage.dir / "config.json", {"vision_config": {"image_size": 28, "patch_size": 14}})
         tokenizer = Tokenizer.from_dir(workdir / "model")
         head = np.random.default_rng(seed).normal(size=(d_model, tokenizer.vocab_size)).astype(np.float32)

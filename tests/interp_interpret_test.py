@@ -15,7 +15,7 @@ from interp.judge import OfflineJudge
 from interp.rules import Rule
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import Tokenizer
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.run import files
 from sae.activations import Store
 from sae.checkpoint import load_sae

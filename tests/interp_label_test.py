@@ -7,7 +7,7 @@ import pytest
 from interp import label, monosemanticity
 from interp.concepts import Labels
 from maira_jax.errors import UserError
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from sae.activations import Store
 from sae.checkpoint import load_sae

@@ -8,9 +8,9 @@ from scipy.stats import spearmanr
 from interp import interpret, truth
 from interp.corpus import Corpus
 from interp.rules import words
-from maira_jax.processing.tokens import Kind
+from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
-from maira_jax.studies import phantom
+from maira_jax.studies.readers import phantom
 from sae.checkpoint import load_sae
 from tests.interp_helpers import config, make_workdir, sentences
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maira_jax.generate import generate
+from maira_jax.generation.decode import generate
 from maira_jax.model import layers
 from tests.model_parity_test import CFG, all_sites, forward, make, worst
 

@@ -11,7 +11,7 @@ import pytest
 
 from maira_jax.checkpoint import convert
 from maira_jax.checkpoint.layout import entries
-from maira_jax.generate import generate
+from maira_jax.generation.decode import generate
 from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
 from maira_jax.run import files
 from tests.model_parity_test import CFG, all_sites, batch, forward, make, worst

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from maira_jax.checkpoint import convert
-from maira_jax.generate import generate
+from maira_jax.generation.decode import generate
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
 from maira_jax.model.sites import Site

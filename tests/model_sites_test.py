@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from maira_jax.generate import generate
+from maira_jax.generation.decode import generate
 from maira_jax.model import maira2
 from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import TOWERS, Site

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from maira_jax.studies import phantom
-from maira_jax.studies.phantom.latents import COLUMN
+from maira_jax.phantom.world.latents import COLUMN
+from maira_jax.studies.readers import phantom
 
 TRAIN, TEST = 6000, 1000
 

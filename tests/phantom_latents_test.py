@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from maira_jax.studies import phantom
-from maira_jax.studies.phantom.latents import COLUMN, prior_truth, uniforms
+from maira_jax.phantom.world.latents import COLUMN, prior_truth, uniforms
+from maira_jax.studies.readers import phantom
 
 N = 8000
 

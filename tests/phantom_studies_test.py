@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from maira_jax.studies import phantom
+from maira_jax.studies.readers import phantom
 
 # Of the reports of studies 0 to 199 of world 0. A checkpoint that was trained on the phantom is only as good as the
 # phantom stays the same: whoever changes it on purpose trains the checkpoint again and then changes this.

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from maira_jax.studies import Finding, Study, phantom
-from maira_jax.studies.phantom.write import COMMUNICATED, is_critical
+from maira_jax.phantom.world.write import COMMUNICATED, is_critical
+from maira_jax.studies.readers import phantom
+from maira_jax.studies.study import Finding, Study
 
 _NOUNS = {
     "cardiomegaly": r"cardiomegaly|heart|cardiac silhouette",

@@ -8,14 +8,14 @@ import safetensors.numpy
 from configs import phantom as phantom_config
 from maira_jax.checkpoint import convert
 from maira_jax.errors import UserError
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
-from maira_jax.pretrain import run, source, text
-from maira_jax.pretrain.stream import TextStream
-from maira_jax.processing.image import ImageConfig
-from maira_jax.processing.tokens import Tokenizer
-from maira_jax.studies import phantom
-from steer.examine import examine
+from maira_jax.phantom.evaluate import examine
+from maira_jax.phantom.pretraining import source, stage, text_phase
+from maira_jax.phantom.pretraining.stream import TextStream
+from maira_jax.studies.readers import phantom
 
 
 def tiny():
@@ -34,16 +34,16 @@ def tiny():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrain")
-    return workdir, run.run(tiny(), workdir)
+    return workdir, stage.run(tiny(), workdir)
 
 
 def checkpoint(workdir):
-    return workdir / "pretrain" / run.CHECKPOINT
+    return workdir / "pretrain" / stage.CHECKPOINT
 
 
 def test_a_resumed_run_is_bit_identical(trained, tmp_path, monkeypatch):
     whole, counts = trained
-    calls, step = 0, text.step
+    calls, step = 0, text_phase.step
 
     def dies(*args, **kwargs):
         nonlocal calls
@@ -52,11 +52,11 @@ def test_a_resumed_run_is_bit_identical(trained, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(*args, **kwargs)
 
-    monkeypatch.setattr(text, "step", dies)
+    monkeypatch.setattr(text_phase, "step", dies)
     with pytest.raises(KeyboardInterrupt):
-        run.run(tiny(), tmp_path)
+        stage.run(tiny(), tmp_path)
     monkeypatch.undo()
-    assert run.run(tiny(), tmp_path) == counts
+    assert stage.run(tiny(), tmp_path) == counts
     ours = (checkpoint(tmp_path) / "model.safetensors").read_bytes()
     assert ours == (checkpoint(whole) / "model.safetensors").read_bytes()
 
@@ -65,7 +65,7 @@ def test_frozen_parts_stay_as_the_vision_phase_left_them(trained, tmp_path):
     config = tiny()
     config.pretrain.text_phases = config.pretrain.text_phases[:1]
     config.pretrain.n_held_out = 4
-    run.run(config, tmp_path)
+    stage.run(config, tmp_path)
     once, thrice = (safetensors.numpy.load_file(checkpoint(d) / "model.safetensors") for d in (tmp_path, trained[0]))
     same = {name: np.array_equal(once[name], thrice[name]) for name in once}
     assert all(equal == (not name.startswith("language_model")) for name, equal in same.items() if "norm" not in name)
@@ -89,7 +89,7 @@ def test_the_loss_counts_the_findings_and_nothing_else(trained):
     params = convert.to_flax(directory, cfg, np.dtype(np.float32))
     stream = stream_of(directory)
     batch = stream.take()
-    total, count = text.loss(params, cfg, batch, 250)
+    total, count = text_phase.loss(params, cfg, batch, 250)
 
     logits = np.asarray(maira2.forward(params, cfg, batch.tokens, batch.mask, batch.pixels).logits, np.float64)
     slow, number = 0.0, 0
@@ -144,5 +144,5 @@ def test_a_warmup_longer_than_its_phase_is_refused(tmp_path):
     config = phantom_config.get_config()
     config.pretrain.prose.steps = 50
     with pytest.raises(UserError, match=r"pretrain.prose.warmup is 100, but must be below pretrain.prose.steps \(50\)"):
-        run.run(config, tmp_path)
+        stage.run(config, tmp_path)
     assert not (tmp_path / "pretrain").exists()

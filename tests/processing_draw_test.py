@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maira_jax.processing.draw import draw
-from maira_jax.processing.grounding import Box, Phrase
+from maira_jax.generation.grounding import Box, Phrase
+from maira_jax.generation.overlay import draw
 
 GREY = np.tile(np.arange(60, dtype=np.uint8), (40, 1))
 corner = st.floats(0, 1)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maira_jax.processing.grounding import (
+from maira_jax.generation.grounding import (
     Box,
     GroundedReport,
     Phrase,
@@ -15,7 +15,7 @@ from maira_jax.processing.grounding import (
     parse,
     to_text,
 )
-from maira_jax.processing.image import to_grey_square
+from maira_jax.inputs.image import to_grey_square
 
 CARD = (
     "<obj>There is a large right pleural effusion.<box><x5><y27><x44><y66></box></obj>"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maira_jax.errors import UserError
-from maira_jax.processing.image import ImageConfig, preprocess, preprocess_batch, read_grey, stretch
+from maira_jax.inputs.image import ImageConfig, preprocess, preprocess_batch, read_grey, stretch
 
 CONFIG = {
     "crop_size": {"height": 518, "width": 518},

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.processing.build_tokenizer import CHAT_TEMPLATE
-from maira_jax.processing.prompt import (
+from maira_jax.inputs.prompt import (
     MAIRA2_CHAT,
     ChatTemplate,
     Section,
@@ -15,6 +14,7 @@ from maira_jax.processing.prompt import (
     reporting_prompt,
     study_images,
 )
+from maira_jax.phantom.pretraining.tokenizer_files import CHAT_TEMPLATE
 from maira_jax.studies.study import Study
 
 IMAGE = np.arange(16, dtype=np.uint8).reshape(4, 4)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maira_jax.errors import UserError
-from maira_jax.processing import build_tokenizer
-from maira_jax.processing.prompt import phrase_grounding_prompt, reporting_prompt
-from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.inputs.prompt import phrase_grounding_prompt, reporting_prompt
+from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.studies.study import Study
 
 IMAGE = np.arange(16, dtype=np.uint8).reshape(4, 4)
@@ -35,7 +35,7 @@ def with_config(directory, image_size):
 @pytest.fixture(scope="module")
 def small_dir(tmp_path_factory):
     directory = with_config(tmp_path_factory.mktemp("small"), 28)
-    build_tokenizer.from_corpus(CORPUS, 330, directory)
+    tokenizer_files.from_corpus(CORPUS, 330, directory)
     return directory
 
 
@@ -47,7 +47,7 @@ def small(small_dir) -> Tokenizer:
 @pytest.fixture(scope="module")
 def llama_dir(shared_data, tmp_path_factory):
     directory = with_config(tmp_path_factory.mktemp("llama"), 518)
-    build_tokenizer.from_sentencepiece(shared_data / "llama-tokenizer" / "tokenizer.model", directory)
+    tokenizer_files.from_sentencepiece(shared_data / "llama-tokenizer" / "tokenizer.model", directory)
     return directory
 
 
@@ -295,9 +295,9 @@ def test_bad_folders_are_refused_by_name(tmp_path, small_dir):
 
 def test_builders_refuse_bad_input(tmp_path):
     with pytest.raises(UserError, match="choose that number"):
-        build_tokenizer.from_corpus(CORPUS, 5000, tmp_path)
+        tokenizer_files.from_corpus(CORPUS, 5000, tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
     with pytest.raises(UserError, match="not a sentencepiece model"):
-        build_tokenizer.from_sentencepiece(tmp_path / "tokenizer.model", tmp_path)
+        tokenizer_files.from_sentencepiece(tmp_path / "tokenizer.model", tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        build_tokenizer.from_sentencepiece(tmp_path / "absent.model", tmp_path)
+        tokenizer_files.from_sentencepiece(tmp_path / "absent.model", tmp_path)

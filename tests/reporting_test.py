@@ -8,13 +8,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from maira_jax import reporting
 from maira_jax.errors import UserError
-from maira_jax.generate import generate
-from maira_jax.processing.grounding import parse
-from maira_jax.report import Writer, Written
+from maira_jax.generation import stage
+from maira_jax.generation.decode import generate
+from maira_jax.generation.grounding import parse
+from maira_jax.generation.report_writer import Writer, Written
 from maira_jax.run.stage import Stage
-from maira_jax.studies import load_studies
+from maira_jax.studies.readers import load_studies
 from tests.launch_flags_test import launch
 from tests.steer_sweep_test import write_model
 
@@ -81,12 +81,12 @@ def workdir(inputs, tmp_path) -> Path:
 def written(inputs) -> tuple[dict, list[dict], int]:
     """Sampled reports, what was counted, and how many programs were compiled."""
     before = generate._cache_size()
-    counts = reporting.run(make_config(inputs[1]), inputs[0])
+    counts = stage.run(make_config(inputs[1]), inputs[0])
     return counts, lines_of(inputs[0] / "reports"), generate._cache_size() - before
 
 
 def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / reporting.RESULT).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / stage.RESULT).read_text().splitlines()]
 
 
 def test_a_line_a_study_in_their_order(inputs, written):
@@ -101,7 +101,7 @@ def test_a_line_a_study_in_their_order(inputs, written):
 def test_a_program_a_shape_whatever_the_temperature(inputs, written, workdir):
     assert written[2] == 2  # one image and two; the first has two batches
     before = generate._cache_size()
-    reporting.run(make_config(inputs[1], temperature=0.0, top_p=1.0), workdir)
+    stage.run(make_config(inputs[1], temperature=0.0, top_p=1.0), workdir)
     assert generate._cache_size() == before
     assert lines_of(workdir / "reports") != written[1]
 
@@ -110,7 +110,7 @@ def test_samples_do_not_depend_on_the_batches(inputs, written, workdir):
     """Three rows in one batch, in reverse, where there were two batches."""
     one_image = inputs[1].read_text().splitlines()[::-2]
     (inputs[1].parent / "reverse.jsonl").write_text("\n".join(one_image))
-    reporting.run(make_config(inputs[1].parent / "reverse.jsonl", batch_size=3), workdir)
+    stage.run(make_config(inputs[1].parent / "reverse.jsonl", batch_size=3), workdir)
     assert lines_of(workdir / "reports") == written[1][::-2]
 
 
@@ -129,15 +129,13 @@ def test_killed_it_ends_with_the_same_file(inputs, written, workdir, monkeypatch
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Writer, "write", failing)
-        reporting.run(make_config(inputs[1]), workdir)
+        stage.run(make_config(inputs[1]), workdir)
     path = workdir / "reports" / "unfinished.jsonl"
     path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
     done = []
     monkeypatch.setattr(Writer, "write", lambda *args: done.extend(args[3]) or write(*args))
-    reporting.run(make_config(inputs[1]), workdir)
-    assert (workdir / "reports" / reporting.RESULT).read_bytes() == (
-        inputs[0] / "reports" / reporting.RESULT
-    ).read_bytes()
+    stage.run(make_config(inputs[1]), workdir)
+    assert (workdir / "reports" / stage.RESULT).read_bytes() == (inputs[0] / "reports" / stage.RESULT).read_bytes()
     assert len(done) == 3 - batches + bool(cut) and not path.exists()
 
 
@@ -152,15 +150,15 @@ def test_an_attempt_on_other_studies_is_not_continued(inputs, workdir, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Writer, "write", failing)
-        reporting.run(make_config(manifest), workdir)
+        stage.run(make_config(manifest), workdir)
     manifest.write_text(inputs[1].read_text().replace("Cough.", "Fever."))
     with pytest.raises(UserError, match="of other studies"):
-        reporting.run(make_config(manifest), workdir)
+        stage.run(make_config(manifest), workdir)
     manifest.write_text(inputs[1].read_text())
     unfinished = next((workdir / "reports").glob("*.jsonl"))
     unfinished.write_bytes(unfinished.read_bytes().replace(b"{", b"", 1))
     with pytest.raises(UserError, match="is damaged or of other studies"):
-        reporting.run(make_config(manifest), workdir)
+        stage.run(make_config(manifest), workdir)
 
 
 def say(monkeypatch, texts: dict[str, str]) -> list:
@@ -179,7 +177,7 @@ def say(monkeypatch, texts: dict[str, str]) -> list:
 def test_grounded_reports_and_their_pictures(inputs, workdir, monkeypatch):
     say(monkeypatch, dict.fromkeys(IDS, WHOLE) | {"s3": CUT, "s5": "Plain."})
     config = make_config(inputs[1], task="grounded", save_images=True)
-    counts = reporting.run(config, workdir)
+    counts = stage.run(config, workdir)
     assert {name: counts[name] for name in ("phrases", "boxes", "with_text_cut")} == {
         "phrases": 8,
         "boxes": 4,
@@ -208,22 +206,22 @@ def test_grounded_reports_and_their_pictures(inputs, workdir, monkeypatch):
     pictures[3].unlink()
     (pictures[0].parent / ".00003-_4.png.1.tmp").write_bytes(b"half")
     monkeypatch.setattr(Writer, "write", None)  # nothing is generated again
-    reporting.run(config, workdir)
+    stage.run(config, workdir)
     assert {path: path.read_bytes() for path in pictures[0].parent.iterdir()} == before
 
 
 def test_phrases_of_the_manifest_or_one_for_all(inputs, workdir, monkeypatch):
     with pytest.raises(UserError, match="study s1 has no phrase to locate"):
-        reporting.run(make_config(inputs[1], task="phrase"), workdir)
+        stage.run(make_config(inputs[1], task="phrase"), workdir)
     seen = say(monkeypatch, dict.fromkeys(IDS, WHOLE))
-    reporting.run(make_config(inputs[1], task="phrase", phrase="Effusion."), workdir)
+    stage.run(make_config(inputs[1], task="phrase", phrase="Effusion."), workdir)
     assert all(len(request.images) == 1 for request in seen)  # the frontal one alone
     assert {line["phrase"] for line in lines_of(workdir / "phrases")} == {"Effusion."}
 
 
 def test_a_models_own_grounded_text_is_taken_apart(inputs, workdir):
     """Random tokens, coordinates among them, which decoding must not drop."""
-    reporting.run(make_config(inputs[1], task="grounded", studies=1, max_new_tokens=60, temperature=3.0), workdir)
+    stage.run(make_config(inputs[1], task="grounded", studies=1, max_new_tokens=60, temperature=3.0), workdir)
     (line,) = lines_of(workdir / "grounded")
     report = parse(line["text"])
     assert "<x" in line["text"] and line["findings"] == report.plain and line["cut"] == list(report.cut)
@@ -244,7 +242,7 @@ def test_a_models_own_grounded_text_is_taken_apart(inputs, workdir):
 )
 def test_wrong_settings_are_refused(inputs, workdir, field, value, words):
     with pytest.raises(UserError, match=words):
-        reporting.run(make_config(inputs[1], **{field: value}), workdir)
+        stage.run(make_config(inputs[1], **{field: value}), workdir)
     assert not (workdir / "reports").exists()
 
 

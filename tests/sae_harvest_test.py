@@ -13,13 +13,13 @@ from tensorboardX.proto import event_pb2
 from configs import phantom
 from maira_jax.checkpoint import convert, store
 from maira_jax.errors import UserError
+from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.model import maira2
 from maira_jax.model.sites import Site
-from maira_jax.processing.image import ImageConfig, preprocess
-from maira_jax.processing.prompt import reporting_prompt, study_images
-from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.run import files
-from maira_jax.studies import load_studies
+from maira_jax.studies.readers import load_studies
 from sae import data, harvest, live, train
 from sae.activations import HELD_OUT, TRAIN, Store
 from tests.sae_helpers import make_model

@@ -13,13 +13,13 @@ import pyarrow as pa
 
 from configs import phantom
 from maira_jax.checkpoint import convert
+from maira_jax.inputs.prompt import reporting_prompt
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
-from maira_jax.processing import build_tokenizer
-from maira_jax.processing.prompt import reporting_prompt
+from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
-from maira_jax.studies import load_studies
+from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations import Layout, StoreWriter
 from sae.autoencoder import Sae
@@ -100,7 +100,7 @@ def make_model(directory: Path, studies: ml_collections.ConfigDict) -> None:
     """A checkpoint with random weights and a tokenizer for the phantom's `studies`, in the Hugging Face layout."""
     directory.mkdir(parents=True)
     texts = [reporting_prompt(study).content + f" {study.findings}" for study in load_studies(studies)]
-    build_tokenizer.from_corpus(texts, 420, directory)
+    tokenizer_files.from_corpus(texts, 420, directory)
     image_id = files.read_json(directory / "added_tokens.json")["<image>"]
     vision = VisionConfig(32, 1, 2, 64, 28, 56, 1e-6)
     text = TextConfig(image_id + 3, 48, 96, 3, 4, 4, 12, 1e-5, 10000.0, 1.5)

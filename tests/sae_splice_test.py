@@ -11,12 +11,12 @@ from flax import struct
 from configs import phantom
 from maira_jax.checkpoint import convert, store
 from maira_jax.errors import UserError
+from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.model import maira2
 from maira_jax.model.sites import Site
-from maira_jax.processing.image import ImageConfig, preprocess
-from maira_jax.processing.prompt import reporting_prompt, study_images
-from maira_jax.processing.tokens import Kind, Tokenizer, policy_mask
-from maira_jax.studies import load_studies
+from maira_jax.studies.readers import load_studies
 from sae import splice
 from sae.autoencoder import Sae
 from tests.sae_helpers import make_model, random_sae

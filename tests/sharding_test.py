@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from maira_jax.checkpoint import store
-from maira_jax.generate import generate
+from maira_jax.generation.decode import generate
 from maira_jax.model import maira2, sharding
 from tests.model_parity_test import CFG, all_sites, batch, make, relative
 

@@ -12,11 +12,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
+from maira_jax.reports.changes import Scope, compare, degenerate, edit_distance, repetition, words_of
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
-from maira_jax.studies import phantom
+from maira_jax.studies.readers import phantom
 from steer import evaluate
-from steer.changes import Scope, compare, degenerate, edit_distance, repetition, words_of
 from tests.judge_helpers import judge_config, serve
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maira_jax.generate import generate
+from maira_jax.generation.decode import generate
 from maira_jax.model.sites import Site
 from sae import autoencoder
 from steer import generate as sweep

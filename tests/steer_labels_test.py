@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from maira_jax.studies import phantom
+from maira_jax.phantom.accuracy import report_card
+from maira_jax.reports.labeller import chexpert, concepts, extract, has_comparison, is_communication
+from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Finding
-from steer.labels import chexpert, concepts, extract, has_comparison, is_communication
-from steer.report_card import report_card
 
 
 def found(text: str) -> set[tuple[str | None, ...]]:

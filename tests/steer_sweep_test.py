@@ -14,16 +14,16 @@ from ml_collections import ConfigDict
 
 from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
-from maira_jax.generate import Sampling, generate, row_keys
+from maira_jax.generation.decode import Sampling, generate, row_keys
+from maira_jax.inputs.prompt import reporting_prompt
+from maira_jax.inputs.tokens import Kind
 from maira_jax.model import maira2
 from maira_jax.model.config import to_hf_dict
-from maira_jax.pretrain.run import model_config
-from maira_jax.processing import build_tokenizer
-from maira_jax.processing.prompt import reporting_prompt
-from maira_jax.processing.tokens import Kind
+from maira_jax.phantom.pretraining import tokenizer_files
+from maira_jax.phantom.pretraining.stage import model_config
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
-from maira_jax.studies import load_studies
+from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations import Layout, StoreWriter
 from sae.autoencoder import Sae
@@ -78,7 +78,7 @@ def make_config() -> ConfigDict:
 
 def write_model(directory: Path, studies: list) -> None:
     texts = [t for s in studies for t in (reporting_prompt(s).content.replace("<image>", " "), s.findings)]
-    build_tokenizer.from_corpus(texts, 400, directory)
+    tokenizer_files.from_corpus(texts, 400, directory)
     section = ConfigDict(
         {
             "vision": {"width": 32, "layers": 1, "heads": 2, "patch_size": 14, "image_size": 28},

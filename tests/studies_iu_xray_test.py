@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.studies import iu_xray
+from maira_jax.studies.readers import iu_xray
 
 _HEADER = "uid,MeSH,Problems,image,indication,comparison,findings,impression\n"
 

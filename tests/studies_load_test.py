@@ -7,7 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
-from maira_jax.studies import Finding, load_studies, phantom, split_of
+from maira_jax.studies.readers import load_studies, phantom
+from maira_jax.studies.splits import split_of
+from maira_jax.studies.study import Finding
 
 
 def test_phantom_by_section() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.studies import Finding, manifest
+from maira_jax.studies.readers import manifest
+from maira_jax.studies.study import Finding
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.studies import mimic_cxr
+from maira_jax.studies.readers import mimic_cxr
 from maira_jax.studies.sections import split_sections
 
 _REPORT = """                                 FINAL REPORT

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from maira_jax.errors import UserError
-from maira_jax.studies import nih_cxr14
+from maira_jax.studies.readers import nih_cxr14
 
 _HEADER = "image_id,patient_id,follow_up,age_years,sex,view,labels,prior_image_id,boxes_xywh_fraction\n"
 

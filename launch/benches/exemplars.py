@@ -124,7 +124,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
 
     from interp import contexts, exemplars, index, lens
     from interp.corpus import Corpus
-    from maira_jax.processing.tokens import Kind
+    from maira_jax.inputs.tokens import Kind
     from sae.autoencoder import Sae, encode
 
     x, params, threshold = _world(arguments)

@@ -52,7 +52,7 @@ def checkpoint_dir(name: str) -> Path:
     Raises:
       UserError: there is no such folder.
     """
-    path = Path(str(resources.files("maira_jax") / "data" / PHANTOM)) if name == PHANTOM else Path(name).expanduser()
+    path = Path(str(resources.files("maira_jax.phantom") / "data")) if name == PHANTOM else Path(name).expanduser()
     if not path.is_dir():
         raise UserError(f"model.checkpoint {name!r} is not a folder: give a checkpoint's folder, or {PHANTOM!r}")
     return path

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from maira_jax.errors import UserError
-from maira_jax.processing.prompt import IMAGE_TOKEN, MAIRA2_CHAT, SYSTEM
+from maira_jax.inputs.prompt import IMAGE_TOKEN, MAIRA2_CHAT, SYSTEM
 from maira_jax.run import files
 
 BASE_SPECIAL = ("<unk>", "<s>", "</s>")

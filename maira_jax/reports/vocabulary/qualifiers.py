@@ -2,7 +2,7 @@
 
 import re
 
-from steer.vocabulary.pattern import any_of
+from maira_jax.reports.vocabulary.pattern import any_of
 
 #: "no evidence of change" and friends first: pseudo-negations that state a change class.
 CHANGES: tuple[tuple[str, re.Pattern[str]], ...] = (

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from maira_jax.studies.phantom.latents import DEGREES, FINDINGS, Latents, prior_truth, truth
+from maira_jax.phantom.world.latents import DEGREES, FINDINGS, Latents, prior_truth, truth
 from maira_jax.studies.study import Finding
 
 MOST_WORDS = 72  # longer reports are written again, a few times, in the hope of shorter phrasings

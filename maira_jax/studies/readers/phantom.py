@@ -10,17 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maira_jax.studies.phantom.draw import UNITS, draw
-from maira_jax.studies.phantom.latents import (
-    DEGREES,
-    FINDINGS,
-    SLOTS,
-    Latents,
-    Slot,
-    sample,
-    truth,
-)
-from maira_jax.studies.phantom.write import has_communication, names, write
+from maira_jax.phantom.world.latents import DEGREES, FINDINGS, SLOTS, Latents, Slot, sample, truth
+from maira_jax.phantom.world.render import UNITS, draw
+from maira_jax.phantom.world.write import has_communication, names, write
 from maira_jax.studies.study import SIDES, SIZES, ZONES, Finding, Study
 
 __all__ = [

@@ -7,14 +7,14 @@ import ml_collections
 import numpy as np
 
 from maira_jax.checkpoint import convert
+from maira_jax.generation.report_writer import Writer, write_reports
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model.config import Maira2Config
-from maira_jax.pretrain import source
-from maira_jax.pretrain.run import CHECKPOINT
-from maira_jax.processing.image import ImageConfig
-from maira_jax.processing.tokens import Tokenizer
-from maira_jax.report import Writer, write_reports
+from maira_jax.phantom.accuracy import ReportCard, report_card
+from maira_jax.phantom.pretraining import source
+from maira_jax.phantom.pretraining.stage import CHECKPOINT
 from maira_jax.run import files
-from steer.report_card import ReportCard, report_card
 
 _BATCH_SIZE = 50
 

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from maira_jax.reports.labeller import extract
 from maira_jax.studies.study import Finding, Study
-from steer.labels import extract
 
 MEASURES = ("presence", "found", "denied", "side", "size", "zone", "tip", "comparison", "invented")
 _HELP = """presence: stated present where it is, absent where it is not (silence is wrong)
@@ -50,7 +50,7 @@ class ReportCard:
 
 
 def report_card(studies: Sequence[Study], reports: Sequence[str]) -> ReportCard:
-    """Compares what reports state (`steer.labels.extract`) with `Study.truth`.
+    """Compares what reports state (`maira_jax.reports.labeller.extract`) with `Study.truth`.
 
     For each finding of the truth, with `asked` in brackets:
 

@@ -2,7 +2,7 @@
 
 import re
 
-from steer.vocabulary.pattern import any_of
+from maira_jax.reports.vocabulary.pattern import any_of
 
 CHEXPERT: tuple[str, ...] = (
     "no finding",

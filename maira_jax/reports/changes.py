@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maira_jax.studies.phantom import FINDINGS
+from maira_jax.reports.labeller import Reading, read
+from maira_jax.reports.vocabulary.terms import CHEXPERT, DEVICES
+from maira_jax.studies.readers.phantom import FINDINGS
 from maira_jax.studies.study import SIDES, ZONES, Finding
-from steer.labels import Reading, read
-from steer.vocabulary.terms import CHEXPERT, DEVICES
 
 _EVERYTHING = ("normal study", "no finding")
 _ATTRIBUTES = ("size", "change", "tip")
@@ -71,7 +71,7 @@ class Changes:
 
     @property
     def none(self) -> bool:
-        """Whether nothing that the reader of `steer.labels` understands has changed."""
+        """Whether nothing that the reader of `maira_jax.reports.labeller` understands has changed."""
         return not (self.appeared or self.vanished or self.changed or self.concepts)
 
 

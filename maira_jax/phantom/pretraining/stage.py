@@ -13,16 +13,15 @@ import optax
 
 from maira_jax.checkpoint import convert
 from maira_jax.errors import UserError
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.prompt import IMAGE_TOKEN, reporting_prompt
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
 from maira_jax.model.layers import Params
-from maira_jax.pretrain import source, text, vision
-from maira_jax.pretrain.loop import fit
-from maira_jax.pretrain.stream import PictureStream, TextStream
-from maira_jax.processing import build_tokenizer
-from maira_jax.processing.image import ImageConfig
-from maira_jax.processing.prompt import IMAGE_TOKEN, reporting_prompt
-from maira_jax.processing.tokens import Tokenizer
+from maira_jax.phantom.pretraining import source, text_phase, tokenizer_files, vision_phase
+from maira_jax.phantom.pretraining.loop import fit
+from maira_jax.phantom.pretraining.stream import PictureStream, TextStream
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
 
@@ -55,9 +54,9 @@ def model_config(section: ml_collections.ConfigDict, n_base: int) -> Maira2Confi
 def _write_companions(section: ml_collections.ConfigDict, directory: Path, corpus: list[str]) -> Maira2Config:
     """Tokenizer files, `config.json` and `preprocessor_config.json`, as a MAIRA-2 checkpoint has them."""
     if section.tokenizer_model:
-        build_tokenizer.from_sentencepiece(Path(section.tokenizer_model), directory)
+        tokenizer_files.from_sentencepiece(Path(section.tokenizer_model), directory)
     else:
-        build_tokenizer.from_corpus(corpus, section.n_base, directory)
+        tokenizer_files.from_corpus(corpus, section.n_base, directory)
     image_id = files.read_json(directory / "added_tokens.json")["<image>"]
     cfg = model_config(section, image_id - _ADDED_BEFORE_IMAGE)
     files.write_json(directory / "config.json", to_hf_dict(cfg))
@@ -100,11 +99,11 @@ def _pretrain_vision(
     phase = section.vision_phase
     optimiser = _optimiser(phase.learning_rate, phase.steps, phase.warmup, section.weight_decay)
     params_key, directions_key = jax.random.split(jax.random.key(section.seed))
-    params = vision.init(cfg, params_key)
-    along = vision.directions(cfg, len(studies.labels), directions_key)
+    params = vision_phase.init(cfg, params_key)
+    along = vision_phase.directions(cfg, len(studies.labels), directions_key)
 
     def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        *state, loss = vision.step(*state, along, *batch, cfg=cfg, optimiser=optimiser)
+        *state, loss = vision_phase.step(*state, along, *batch, cfg=cfg, optimiser=optimiser)
         return state, loss
 
     stream = PictureStream(studies, image_cfg, phase.batch_size)
@@ -129,7 +128,7 @@ def _pretrain_text(
     params = {part: tree for part, tree in params.items() if part not in frozen}
 
     def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        *state, loss = text.step(*state, frozen, batch, cfg=cfg, optimiser=optimiser, n_tail=phase.max_findings)
+        *state, loss = text_phase.step(*state, frozen, batch, cfg=cfg, optimiser=optimiser, n_tail=phase.max_findings)
         return state, loss
 
     state, history = fit(
@@ -143,7 +142,7 @@ def validation_loss(params: Params, cfg: Maira2Config, stream: TextStream, n_tai
     """Mean cross-entropy in nats of the held-out studies' findings, a token."""
     total, count = 0.0, 0.0
     for batch in stream.held_out():
-        value, number = text.evaluate(params, cfg, batch, n_tail)
+        value, number = text_phase.evaluate(params, cfg, batch, n_tail)
         total, count = total + float(value), count + float(number)
     if not count:
         raise UserError("no held-out study's findings fit: raise the lengths of the last of pretrain.text_phases")

@@ -6,10 +6,10 @@ from typing import Protocol
 import ml_collections
 import numpy as np
 
-from maira_jax import studies as readers
 from maira_jax.errors import UserError
-from maira_jax.processing.image import to_grey_square
-from maira_jax.studies import phantom
+from maira_jax.inputs.image import to_grey_square
+from maira_jax.studies import readers, splits
+from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Study
 
 _HELD_OUT = 1 << 20  # first index of the phantom's held-out studies: training never gets this far
@@ -53,7 +53,7 @@ class FiniteSource:
         train: list[Study] = []
         held_out: list[Study] = []
         for study in studies:
-            split = readers.split_of(study.patient_id, held_out_fraction, seed)
+            split = splits.split_of(study.patient_id, held_out_fraction, seed)
             (train if split == "train" else held_out).append(study)
         self.held_out = held_out
         self.train = [study for study in train if study.findings]

@@ -1,6 +1,6 @@
 """The words of chest X-ray reports: which phrases name a finding, negate, hedge or qualify it.
 
-Everything here is data for `steer.labels`. All patterns run on lower-case text in which runs of
+Everything here is data for `maira_jax.reports.labeller`. All patterns run on lower-case text in which runs of
 white space are one space. Gaps inside a pattern are bounded, so that text of any kind (a steered
 model may repeat itself for ever) is read in linear time.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maira_jax.studies.phantom.latents import SLOTS, Latents, uniforms
+from maira_jax.phantom.world.latents import SLOTS, Latents, uniforms
 
 UNITS = 112
 BODIES = 16

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maira_jax import inputs
-from maira_jax.generate import Sampling, generate, row_keys
-from maira_jax.inputs import Plan, Request
+from maira_jax.generation.decode import Sampling, generate, row_keys
+from maira_jax.inputs import batches
+from maira_jax.inputs.batches import Plan, Request
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
-from maira_jax.processing.image import ImageConfig
-from maira_jax.processing.prompt import reporting_prompt, study_images
-from maira_jax.processing.tokens import Tokenizer
 from maira_jax.run.progress import progress
 from maira_jax.studies.study import Study
 
@@ -36,7 +36,7 @@ class Writer:
     Attributes:
       params, cfg, tokenizer, image_cfg: the model.
       batch_size: rows of every batch; one with fewer is filled up with its last.
-      length_step: see `inputs.plan`.
+      length_step: see `batches.plan`.
       max_new_tokens: longest text.
       temperature, top_p: see `Sampling`.
       seed: of what is drawn.
@@ -55,7 +55,7 @@ class Writer:
 
     def plan(self, requests: Sequence[Request]) -> list[Plan]:
         """The batches that answer `requests`."""
-        return inputs.plan(requests, self.batch_size, self.length_step)
+        return batches.plan(requests, self.batch_size, self.length_step)
 
     def write(
         self, requests: Sequence[Request], names: Sequence[str], plans: Sequence[Plan]
@@ -80,7 +80,7 @@ class Writer:
             yield self._texts(*before)
 
     def _start(self, requests: Sequence[Request], names: Sequence[str], length: int) -> tuple[jax.Array, jax.Array]:
-        batch = inputs.assemble(requests, self.tokenizer, self.image_cfg, length)
+        batch = batches.assemble(requests, self.tokenizer, self.image_cfg, length)
         sampling = Sampling(row_keys(names, self.seed), jnp.float32(self.temperature), jnp.float32(self.top_p))
         return generate(
             self.params, self.cfg, batch.tokens, batch.mask, batch.pixels,

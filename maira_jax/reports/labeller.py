@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from maira_jax.studies.phantom import labels
+from maira_jax.reports.vocabulary import cues, qualifiers, terms
+from maira_jax.studies.readers.phantom import labels
 from maira_jax.studies.study import Finding
-from steer.vocabulary import cues, qualifiers, terms
 
 _SENTENCE_END = re.compile(r"(?<![0-9])[.!?]+(?=\s|$|[a-z])|(?<=[0-9])\.(?=\s|$)|[;\n]+|\b\d\. (?=[a-z])")
 _LONGEST = 100  # words of a clause

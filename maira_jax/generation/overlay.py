@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maira_jax.processing.grounding import Phrase
+from maira_jax.generation.grounding import Phrase
 
 _LONG_EDGE = 1024  # pixels of the picture of the X-ray
 _MARGIN, _FONT_SIZE, _LINE_HEIGHT = 16, 20, 28

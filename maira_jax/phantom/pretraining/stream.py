@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from maira_jax import inputs
 from maira_jax.errors import UserError
-from maira_jax.pretrain.source import Source
-from maira_jax.pretrain.text import Batch
-from maira_jax.processing.image import ImageConfig, preprocess_batch
-from maira_jax.processing.prompt import reporting_prompt, study_images
-from maira_jax.processing.tokens import Encoded, Kind, Tokenizer
+from maira_jax.inputs import batches
+from maira_jax.inputs.image import ImageConfig, preprocess_batch
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Encoded, Kind, Tokenizer
+from maira_jax.phantom.pretraining.source import Source
+from maira_jax.phantom.pretraining.text_phase import Batch
 from maira_jax.studies.study import Study
 
 _CHUNK = 64  # studies fetched at once
@@ -119,8 +119,8 @@ class TextStream:
 
     def batch(self, rows: list[_Row], length: int) -> Batch:
         """Pads rows with the same number of images to `length`."""
-        requests = [inputs.Request(row.encoded, study_images(row.study)) for row in rows]
-        full = inputs.assemble(requests, self.tokenizer, self.image_cfg, length)
+        requests = [batches.Request(row.encoded, study_images(row.study)) for row in rows]
+        full = batches.assemble(requests, self.tokenizer, self.image_cfg, length)
         target = (full.kinds == Kind.FINDINGS) | (full.kinds == Kind.EOS)
         return Batch(*jax.device_put((full.tokens, full.mask, target, full.pixels)))
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maira_jax.processing.image import ImageConfig, preprocess
-from maira_jax.processing.tokens import Encoded, Tokenizer
+from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.tokens import Encoded, Tokenizer
 from maira_jax.studies.study import ImageSource
 
 

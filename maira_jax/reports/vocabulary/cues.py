@@ -2,7 +2,7 @@
 
 import re
 
-from steer.vocabulary.pattern import any_of
+from maira_jax.reports.vocabulary.pattern import any_of
 
 #: Looks like a negation and says nothing about presence: it speaks of a change.
 PSEUDO_NEGATION: re.Pattern[str] = any_of(

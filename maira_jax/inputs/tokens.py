@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from maira_jax.errors import UserError
-from maira_jax.processing.prompt import IMAGE_TOKEN, ChatTemplate, Prompt, Section, check_text
+from maira_jax.inputs.prompt import IMAGE_TOKEN, ChatTemplate, Prompt, Section, check_text
 from maira_jax.run import files
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -147,7 +147,7 @@ class Tokenizer:
         if not path.is_file():
             raise UserError(
                 f"{path} does not exist: copy it from the checkpoint, or build it from tokenizer.model with "
-                "maira_jax.processing.build_tokenizer"
+                "maira_jax.phantom.pretraining.tokenizer_files"
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))

@@ -13,18 +13,19 @@ import ml_collections
 
 from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
-from maira_jax.inputs import Plan, Request
-from maira_jax.processing import grounding
-from maira_jax.processing.draw import draw
-from maira_jax.processing.grounding import Box, GroundedReport, Phrase
-from maira_jax.processing.image import ImageConfig, to_grey, width_height
-from maira_jax.processing.prompt import phrase_grounding_prompt, reporting_prompt, study_images
-from maira_jax.processing.tokens import Tokenizer
-from maira_jax.report import Writer, Written
+from maira_jax.generation import grounding
+from maira_jax.generation.grounding import Box, GroundedReport, Phrase
+from maira_jax.generation.overlay import draw
+from maira_jax.generation.report_writer import Writer, Written
+from maira_jax.inputs.batches import Plan, Request
+from maira_jax.inputs.image import ImageConfig, to_grey, width_height
+from maira_jax.inputs.prompt import phrase_grounding_prompt, reporting_prompt, study_images
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from maira_jax.studies import Study, load_studies
+from maira_jax.studies.readers import load_studies
+from maira_jax.studies.study import Study
 
 REPORT, GROUNDED, PHRASE = "report", "grounded", "phrase"
 # Each task has a folder of its own, so that one run directory can hold all three. The numbers are the longest texts

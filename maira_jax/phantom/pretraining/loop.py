@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from maira_jax.pretrain.stream import Stream, prefetch
+from maira_jax.phantom.pretraining.stream import Stream, prefetch
 from maira_jax.run.progress import progress
 
 _LOG_EVERY = 20

@@ -1,0 +1,1 @@
+"""Reports from studies: the decoding loop, the stage behind `launch.generate`, grounded phrases and their pictures."""
