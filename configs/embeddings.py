@@ -1,7 +1,7 @@
 """An autoencoder of embeddings that you have as an array: of MedCLIP's or RAD-DINO's images, say.
 
 FILE is a .npy, .safetensors, .zarr or .parquet of [images, width]; --config.harvest.table=TABLE.csv names the images,
-their patients and their labels (see `sae/arrays.py`). No model is needed:
+their patients and their labels (see `sae/activations/imported.py`). No model is needed:
 
   python -m launch.harvest --config=configs/embeddings.py:FILE --workdir=runs/embeddings
   python -m launch.train   --config=configs/embeddings.py:FILE --workdir=runs/embeddings

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interp.index import SplitIndex
-from sae.activations import TRAIN, Store
+from sae.activations.store import TRAIN, Store
 from sae.autoencoder import Sae
 
 RAW, WEIGHTS, ACTIVATIONS = "raw dimensions", "shuffled weights", "shuffled activations"

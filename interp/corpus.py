@@ -11,7 +11,7 @@ from interp import contexts
 from interp.contexts import Contexts
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
-from sae.activations import HELD_OUT, Store
+from sae.activations.store import HELD_OUT, Store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from maira_jax.inputs.prompt import study_images
 from maira_jax.inputs.tokens import Kind
 from maira_jax.studies.readers import load_studies
 from maira_jax.studies.study import Study
-from sae.activations import Store
+from sae.activations.store import Store
 
 _KEPT = 256  # encoded images kept in memory
 

@@ -28,8 +28,8 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
-from sae import sparse
 from sae.autoencoder import Params, Sae, encode
+from sae.kernels import kept_entries
 
 SPLITS = ("train", "held_out")
 # Half octaves, 2^-10 to 2^14, around any scale of residual stream; the outer bins are open.
@@ -308,7 +308,7 @@ def _update(
     """
     f = encode(params, x, threshold, top_k)  # [tokens, F]
     real = block["slot"] < cfg.block_contexts
-    active = sparse.entries((f > 0) & real[:, None], size, by_column=True)
+    active = kept_entries.entries((f > 0) & real[:, None], size, by_column=True)
     n = active.starts[-1]
     study_peak = jnp.zeros((_STUDIES_PER_BLOCK, f.shape[1]), jnp.float32)
     state, study_peak = jax.lax.cond(
@@ -318,7 +318,7 @@ def _update(
 
 
 def _with_entries(
-    state: State, f: jax.Array, active: sparse.Entries, block: dict[str, jax.Array], cfg: IndexConfig
+    state: State, f: jax.Array, active: kept_entries.Entries, block: dict[str, jax.Array], cfg: IndexConfig
 ) -> tuple[State, jax.Array]:
     """The state with a block's active entries, and the peak activations of its studies; see `_update`.
 
@@ -355,7 +355,7 @@ def _with_entries(
     return new, study_peak
 
 
-def _pairs(f: jax.Array, active: sparse.Entries, slot_of: jax.Array) -> strongest.Newcomers:
+def _pairs(f: jax.Array, active: kept_entries.Entries, slot_of: jax.Array) -> strongest.Newcomers:
     """The pairs of a feature and a context in which it is active, by feature and in the order of the contexts.
 
     Args:
@@ -371,7 +371,7 @@ def _pairs(f: jax.Array, active: sparse.Entries, slot_of: jax.Array) -> stronges
     slot = slot_of[token]
     begins = used.at[1:].set(used[1:] & ((feature[1:] != feature[:-1]) | (slot[1:] != slot[:-1])))
     number = jnp.cumsum(begins, dtype=jnp.int32) - 1
-    first = sparse.entries(begins[None], size)
+    first = kept_entries.entries(begins[None], size)
     peak = jnp.zeros(size, jnp.float32).at[jnp.where(used, number, size)].max(f[token, feature], mode="drop")
     before = jnp.concatenate([jnp.zeros(1, jnp.int32), number + 1])  # pairs that begin before each entry
     return strongest.Newcomers(

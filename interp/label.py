@@ -27,9 +27,9 @@ from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from sae.activations import Store
+from sae.activations.store import Store
 from sae.autoencoder import Params, Sae, encode
-from sae.checkpoint import load_sae
+from sae.training.checkpoints import load_sae
 
 FEATURES, DIMENSIONS = "features", "raw dimensions"
 _READ = 1 << 16  # rows of the store that are looked through at a time

@@ -16,13 +16,15 @@ from interp.summary import GOOD_F1
 from launch import _main
 from maira_jax.checkpoint import convert
 from maira_jax.run import files
-from sae import export, harvest, train
+from sae.activations import harvest
+from sae.formats import export
+from sae.training import stage
 from steer import evaluate, sweep
 
 STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("convert", convert.run),
     ("harvest", harvest.run),
-    ("train", train.run),
+    ("train", stage.run),
     ("export", export.run),
     ("interpret", interpret.run),
     ("steer", sweep.run),
@@ -34,9 +36,9 @@ READS = ("seed", "model", "studies", *(name for name, _ in STAGES if name != "co
 
 def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
     """All stages in one process; returns nothing to report, since it prints its own summary."""
-    for number, (name, stage) in enumerate(STAGES, start=1):
+    for number, (name, run_stage) in enumerate(STAGES, start=1):
         start = time.monotonic()
-        result = stage(config, workdir)
+        result = run_stage(config, workdir)
         _main.report(f"[{number}/{len(STAGES)}] {name} ({time.monotonic() - start:.0f} s)", result)
     print(summary(workdir, config.steer.name))
     return {}

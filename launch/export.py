@@ -8,7 +8,7 @@ Result: WORKDIR/export, a folder a format, each with a model card.
 from absl import flags
 
 from launch import _main
-from sae import export
+from sae.formats import export
 
 _main.define_shortcut(
     "to",

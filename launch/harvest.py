@@ -4,7 +4,7 @@ Result: WORKDIR/activations. Interrupted, it resumes at the first shard that is 
 """
 
 from launch import _main
-from sae import harvest
+from sae.activations import harvest
 
 if __name__ == "__main__":
     _main.main(

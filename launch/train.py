@@ -4,11 +4,11 @@ Result: WORKDIR/sae. Interrupted, it resumes from its last checkpoint.
 """
 
 from launch import _main
-from sae import train
+from sae.training import stage
 
 if __name__ == "__main__":
     _main.main(
-        train.run,
+        stage.run,
         __doc__ or "",
         reads=(
             "sae",

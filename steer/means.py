@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from sae.activations import TRAIN, Store
+from sae.activations.store import TRAIN, Store
 
 _ROWS = 8192  # rows of the store in memory at a time
 _PENALTY = 1e-2  # of the probe's squared weights, against a mean log-likelihood

@@ -20,9 +20,9 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies, manifest
 from maira_jax.studies.study import Study
 from sae import formats
-from sae.activations import HELD_OUT, Store
+from sae.activations.store import HELD_OUT, Store
 from sae.autoencoder import Sae
-from sae.checkpoint import load_sae
+from sae.training.checkpoints import load_sae
 from steer import directions
 from steer.beside import side_by_side
 from steer.directions import Direction

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from maira_jax.errors import UserError
 from sae import autoencoder
-from sae.activations import TRAIN, Store
+from sae.activations.store import TRAIN, Store
 from sae.autoencoder import Sae
 from steer.directions import Target
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interp.concepts import Labels
-from sae.activations import Store
+from sae.activations.store import Store
 from sae.autoencoder import Sae
 from steer.means import study_sums
 

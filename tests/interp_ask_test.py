@@ -19,7 +19,7 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.prompt import study_images
 from maira_jax.inputs.tokens import Kind
 from maira_jax.studies.readers import phantom
-from sae.activations import Store
+from sae.activations.store import Store
 from tests import judge_server
 from tests.interp_helpers import config, make_workdir
 from tests.judge_helpers import make_judge, serve

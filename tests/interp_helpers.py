@@ -20,9 +20,9 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Study
-from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
+from sae.activations.store import HELD_OUT, TRAIN, Layout, StoreWriter
 from sae.autoencoder import Sae
-from sae.checkpoint import save_sae
+from sae.training.checkpoints import save_sae
 
 # Feature -> pattern of the sentences (findings unless another kind is given) on whose tokens it fires.
 PLANTED = {

@@ -17,8 +17,8 @@ from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.run import files
-from sae.activations import Store
-from sae.checkpoint import load_sae
+from sae.activations.store import Store
+from sae.training.checkpoints import load_sae
 from tests.interp_helpers import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
 from tests.judge_helpers import serve
 

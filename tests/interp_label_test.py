@@ -9,8 +9,8 @@ from interp.concepts import Labels
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
-from sae.activations import Store
-from sae.checkpoint import load_sae
+from sae.activations.store import Store
+from sae.training.checkpoints import load_sae
 from tests.interp_helpers import config, make_workdir
 
 

@@ -11,7 +11,7 @@ from interp.rules import words
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.studies.readers import phantom
-from sae.checkpoint import load_sae
+from sae.training.checkpoints import load_sae
 from tests.interp_helpers import config, make_workdir, sentences
 
 STATEMENTS = (

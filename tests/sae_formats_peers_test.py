@@ -10,8 +10,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from maira_jax.errors import UserError
-from sae import export, formats
+from sae import formats
 from sae.autoencoder import Sae
+from sae.formats import export
 from tests import peers
 from tests.sae_helpers import activations, random_sae
 

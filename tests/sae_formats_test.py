@@ -17,10 +17,10 @@ from configs import phantom
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
-from sae import autoencoder, export, formats
+from sae import autoencoder, formats
 from sae.autoencoder import Sae
-from sae.checkpoint import load_sae, save_sae
-from sae.formats import card, dictionary_learning, torch_file
+from sae.formats import dictionary_learning, export, model_card, torch_file
+from sae.training.checkpoints import load_sae, save_sae
 from tests.sae_helpers import activations, random_sae
 
 D, F, GROUPS, FACTOR = 24, 96, (48, 24, 12, 6, 6), 5.5
@@ -266,7 +266,7 @@ def test_the_stage(tmp_path, sae):
 def test_the_card_says_what_is_there(tmp_path, sae):
     losses = {"tokens": 900, "ce": 1.5, "ce_spliced": 1.75, "ce_zero": 9.5, "ce_mean": 3.5,
               "recovered_zero": 0.96875, "recovered_mean": 0.875}  # fmt: skip
-    text = card.text(sae, "saelens", True, METRICS | {"loss": losses}, {"section": {"sae": {"k": 4}}})
+    text = model_card.text(sae, "saelens", True, METRICS | {"loss": losses}, {"section": {"sae": {"k": 4}}})
     assert text.startswith("---\nlibrary_name: saelens\n")
     for line in (
         "| site | language.3.resid_post |",
@@ -279,7 +279,7 @@ def test_the_card_says_what_is_there(tmp_path, sae):
         '"section": {',
     ):
         assert line in text, line
-    assert "divided by 5.5" in card.text(sae, "safetensors", False, METRICS, {})
+    assert "divided by 5.5" in model_card.text(sae, "safetensors", False, METRICS, {})
 
 
 def test_torch_is_not_needed(tmp_path, sae):

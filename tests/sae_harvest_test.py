@@ -20,8 +20,9 @@ from maira_jax.model import maira2
 from maira_jax.model.sites import Site
 from maira_jax.run import files
 from maira_jax.studies.readers import load_studies
-from sae import data, harvest, live, train
-from sae.activations import HELD_OUT, TRAIN, Store
+from sae.activations import batches, harvest, live
+from sae.activations.store import HELD_OUT, TRAIN, Store
+from sae.training import stage
 from tests.sae_helpers import make_model
 
 SITE = "language.1.resid_mid"
@@ -138,9 +139,9 @@ def test_the_model_on_the_fly_gives_the_stored_activations(config, workdir):
     for split in (TRAIN, HELD_OUT):
         np.testing.assert_array_equal(running.rows_of(split), stored.rows_of(split))
     rows = running.rows_of(HELD_OUT)
-    found, expected = (np.concatenate(list(data.sequential(source, rows, 150))) for source in (running, stored))
+    found, expected = (np.concatenate(list(batches.sequential(source, rows, 150))) for source in (running, stored))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    shuffled = data.ShuffledBatches(running, running.rows_of(TRAIN), 20, 5, 6, 3)
+    shuffled = batches.ShuffledBatches(running, running.rows_of(TRAIN), 20, 5, 6, 3)
     groups = list(shuffled.iterate(0))
     assert [group.shape for group in groups] == [(5, 20, stored.d_model)] * 6
     every = np.round(stored.read(0, stored.n_tokens)[stored.rows_of(TRAIN)], 2)
@@ -180,7 +181,7 @@ def test_training_from_the_model_on_the_fly(config, workdir, tmp_path):
         "decay_start": 8,
     }
     config.train.update(short | {"source": "model", "buffer_tokens": 400, "splice_studies": 3})
-    counts = train.run(config, tmp_path)
+    counts = stage.run(config, tmp_path)
     assert not (tmp_path / "activations").exists()
     measured = files.read_json(tmp_path / "sae" / "metrics.json")
     loss = measured["loss"]
@@ -197,10 +198,10 @@ def test_training_from_the_model_on_the_fly(config, workdir, tmp_path):
     halfway = json.loads((tmp_path / "sae" / "held_out.jsonl").read_text())
     np.testing.assert_allclose(shown["held_out/fvu"], [(4, halfway["fvu"]), (10, measured["fvu"])], rtol=1e-6)
     np.testing.assert_allclose(shown["held_out/loss/recovered_zero"], [(10, counts["loss_recovered"])], rtol=1e-6)
-    assert train.run(config, tmp_path) == counts
+    assert stage.run(config, tmp_path) == counts
     with pytest.raises(UserError, match="harvest.policy"):
         config.harvest.policy = "findings"
-        train.run(config, tmp_path)
+        stage.run(config, tmp_path)
 
 
 def test_studies_without_images(config, workdir, tmp_path):

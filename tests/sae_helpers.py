@@ -21,7 +21,7 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
-from sae.activations import Layout, StoreWriter
+from sae.activations.store import Layout, StoreWriter
 from sae.autoencoder import Sae
 
 

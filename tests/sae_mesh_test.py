@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from sae import mesh
-from sae.checkpoint import Checkpoints
-from sae.config import SaeConfig, TrainConfig
-from sae.trainer import Trainer
+from sae.training.checkpoints import Checkpoints
+from sae.training.config import SaeConfig, TrainConfig
+from sae.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 MESHES = ((1, 1), (8, 1), (4, 2), (1, 8))
@@ -27,7 +27,7 @@ jax.config.update("jax_num_cpu_devices", {{n_devices}})
 {{start}}
 import numpy as np
 from pathlib import Path
-from sae.checkpoint import Checkpoints
+from sae.training.checkpoints import Checkpoints
 from tests.sae_helpers import activations
 from tests.sae_mesh_test import trainer_on
 

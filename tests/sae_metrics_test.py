@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tqdm
 
-from sae import autoencoder, calibrate, flops, metrics
+from sae import autoencoder
 from sae.autoencoder import Sae
+from sae.evaluation import calibrate, metrics
+from sae.training import flops
 from tests.sae_helpers import activations
 
 D, F, GROUPS = 12, 40, (20, 12, 8)

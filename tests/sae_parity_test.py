@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sae import presets
-from sae.config import SaeConfig, TrainConfig
-from sae.trainer import Trainer
+from sae.training import presets
+from sae.training.config import SaeConfig, TrainConfig
+from sae.training.trainer import Trainer
 from tests import peers
 from tests.sae_helpers import activations
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae import select
+from sae.kernels import kth_largest
 
 METHODS = ["candidates", "bisection"]
-top_k = jax.jit(select.batch_top_k, static_argnames=("count", "method"))
-kth_largest = jax.jit(select.kth_largest, static_argnames=("count", "method"))
+top_k = jax.jit(kth_largest.batch_top_k, static_argnames=("count", "method"))
+kth_largest = jax.jit(kth_largest.kth_largest, static_argnames=("count", "method"))
 
 
 def expected_mask(z: np.ndarray, count: int) -> np.ndarray:
@@ -82,7 +82,7 @@ def test_any_matrix_with_many_ties(data):
 
 def test_columns_that_are_not_in_order_win_ties_by_their_rank():
     order = jnp.array([2, 0, 3, 1], jnp.int32)
-    mask, _ = select.batch_top_k(jnp.ones((2, 4)), 6, "bisection", order)
+    mask, _ = kth_largest.batch_top_k(jnp.ones((2, 4)), 6, "bisection", order)
     np.testing.assert_array_equal(mask, [[True] * 4, [False, True, False, True]])
 
 
@@ -91,7 +91,7 @@ def test_row_cut_keeps_the_largest_of_each_row():
     z = np.maximum(rng.normal(size=(40, 60)), 0).astype(np.float32)
     z[3] = 0
     for count in (1, 7, 25):
-        kept = np.asarray(z >= np.asarray(select.row_cut(jnp.asarray(z), jnp.int32(count)))[:, None]) & (z > 0)
+        kept = np.asarray(z >= np.asarray(kth_largest.row_cut(jnp.asarray(z), jnp.int32(count)))[:, None]) & (z > 0)
         largest = np.sort(z, axis=1)[:, -count:]
         np.testing.assert_array_equal(kept.sum(1), (largest > 0).sum(1))
         np.testing.assert_array_equal(np.where(kept, z, 0).sum(1, dtype=np.float64), largest.sum(1, dtype=np.float64))

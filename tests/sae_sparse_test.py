@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae import sparse
+from sae.kernels import kept_entries
 
-find = jax.jit(sparse.entries, static_argnames=("size", "spans", "by_column"))
+find = jax.jit(kept_entries.entries, static_argnames=("size", "spans", "by_column"))
 
 
 def check(mask: np.ndarray, size: int, spans: tuple[int, ...] = (), by_column: bool = False) -> None:
@@ -47,7 +47,7 @@ def test_products_are_those_of_whole_matrices():
     w = rng.normal(size=(70, 24)).astype(np.float32)
     found = find(jnp.asarray(f != 0), 500)
     values = jnp.where(found.used, f[found.rows, found.columns], 0)
-    product = jax.jit(sparse.product)
+    product = jax.jit(kept_entries.product)
     np.testing.assert_allclose(product(values, found.columns, found.starts, jnp.asarray(w)), f @ w, atol=1e-5)
     sums = product(values, found.columns, found.starts, jnp.ones(70))
     np.testing.assert_allclose(sums, f.sum(1), atol=1e-5)
@@ -55,17 +55,17 @@ def test_products_are_those_of_whole_matrices():
 
 @pytest.mark.parametrize("chunk_bytes", [1, 24 * 4 * 7, 2**22])
 def test_sampled_products_in_chunks_of_any_size(monkeypatch, chunk_bytes):
-    monkeypatch.setattr(sparse, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(kept_entries, "_CHUNK_BYTES", chunk_bytes)
     rng = np.random.default_rng(3)
     a, b = (rng.normal(size=(n, 24)).astype(np.float32) for n in (40, 70))
     rows, columns = rng.integers(0, 40, 100), rng.integers(0, 70, 100)
-    found = jax.jit(functools.partial(sparse.sampled_product))(a, b, rows, columns)
+    found = jax.jit(functools.partial(kept_entries.sampled_product))(a, b, rows, columns)
     np.testing.assert_allclose(found, (a @ b.T)[rows, columns], atol=1e-5)
 
 
 def test_a_compiled_product_has_no_whole_matrix():
     """On the CPU: jaxlib's own routine is called, not a scatter into a matrix with zeros."""
     values, columns, starts = jnp.ones(50), jnp.zeros(50, jnp.int32), jnp.zeros(4001, jnp.int32)
-    program = jax.jit(sparse.product).lower(values, columns, starts, jnp.ones((3000, 8))).compile().as_text()
+    program = jax.jit(kept_entries.product).lower(values, columns, starts, jnp.ones((3000, 8))).compile().as_text()
     assert "cpu_csr_sparse_dense_ffi" in program
     assert "4000,3000" not in program

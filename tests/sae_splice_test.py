@@ -17,8 +17,8 @@ from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.model import maira2
 from maira_jax.model.sites import Site
 from maira_jax.studies.readers import load_studies
-from sae import splice
 from sae.autoencoder import Sae
+from sae.evaluation import loss_recovered
 from tests.sae_helpers import make_model, random_sae
 
 SITE = "language.1.resid_post"
@@ -55,8 +55,8 @@ def linear_sae(width: int, decoder: float) -> Sae:
 
 
 def test_the_identity_recovers_all_and_zero_nothing(model_dir, studies):
-    identity = splice.measure(linear_sae(48, 1.0), model_dir, studies, batch_size=3)
-    nothing = splice.measure(linear_sae(48, 0.0), model_dir, studies, batch_size=3)
+    identity = loss_recovered.measure(linear_sae(48, 1.0), model_dir, studies, batch_size=3)
+    nothing = loss_recovered.measure(linear_sae(48, 0.0), model_dir, studies, batch_size=3)
     tokenizer = Tokenizer.from_dir(model_dir)
     encoded = [tokenizer.encode(reporting_prompt(study), study.findings) for study in studies]
     assert identity["tokens"] == sum(int((row.kinds == Kind.FINDINGS).sum()) for row in encoded)
@@ -122,7 +122,7 @@ def test_the_losses_are_those_of_the_definition(model_dir, studies, per_token):
     x = np.random.default_rng(0).normal(size=(50, 48)).astype(np.float32)
     meta = {"source": {"site": SITE, "policy": "method"}}
     sae = random_sae(x, (64, 32), 3, 0.3, meta=meta, per_token=per_token)
-    measured = splice.measure(sae, model_dir, studies[:2], batch_size=2)
+    measured = loss_recovered.measure(sae, model_dir, studies[:2], batch_size=2)
     for name, value in reference(sae, model_dir, studies[:2]).items():
         np.testing.assert_allclose(measured[name], value, rtol=2e-5, err_msg=name)
     gained = measured["ce_zero"] - measured["ce_spliced"]
@@ -131,6 +131,6 @@ def test_the_losses_are_those_of_the_definition(model_dir, studies, per_token):
 
 def test_what_cannot_be_measured_is_refused(model_dir, studies):
     with pytest.raises(UserError, match="width 20"):
-        splice.measure(linear_sae(20, 1.0), model_dir, studies, batch_size=3)
+        loss_recovered.measure(linear_sae(20, 1.0), model_dir, studies, batch_size=3)
     with pytest.raises(UserError, match="no findings token"):
-        splice.measure(linear_sae(48, 1.0), model_dir, [], batch_size=4)
+        loss_recovered.measure(linear_sae(48, 1.0), model_dir, [], batch_size=4)

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae import autoencoder, resample, select
-from sae.config import SaeConfig, TrainConfig
-from sae.trainer import State, Trainer, _gradients
+from sae import autoencoder
+from sae.kernels import kth_largest
+from sae.training import resample
+from sae.training.config import SaeConfig, TrainConfig
+from sae.training.trainer import State, Trainer, _gradients
 from tests.sae_helpers import activations
 
 D, F, K, B = 16, 64, 4, 48
@@ -39,7 +41,7 @@ def batches(steps: int = 20) -> np.ndarray:
 
 
 def start(
-    sae: SaeConfig = SAE, config: TrainConfig = CONFIG, method: select.Method | None = None, every: int = 5
+    sae: SaeConfig = SAE, config: TrainConfig = CONFIG, method: kth_largest.Method | None = None, every: int = 5
 ) -> tuple[Trainer, State]:
     """A fresh state in which one in `every` features has long been silent and is too weak to be kept at first."""
     trainer = Trainer(sae, config, method)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
-from sae import data, held_out
-from sae.activations import HELD_OUT, TRAIN, Layout, Store, StoreWriter
+from sae.activations import batches
+from sae.activations.store import HELD_OUT, TRAIN, Layout, Store, StoreWriter
+from sae.training import held_out
 from tests.sae_helpers import make_store, tables
 
 
@@ -84,7 +85,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(store):
-    return data.ShuffledBatches(store, store.rows_of(TRAIN), batch_size=16, group=10, n_groups=60, seed=5)
+    return batches.ShuffledBatches(store, store.rows_of(TRAIN), batch_size=16, group=10, n_groups=60, seed=5)
 
 
 def test_every_epoch_gives_every_training_row_once(store, source):
@@ -103,14 +104,14 @@ def test_every_epoch_gives_every_training_row_once(store, source):
 def test_the_order_is_shuffled_and_follows_the_seed(store, source):
     first = source[0][..., 0].ravel()
     assert np.abs(np.corrcoef(first, np.arange(160))[0, 1]) < 0.3
-    other = data.ShuffledBatches(store, store.rows_of(TRAIN), 16, 10, 60, seed=6)
+    other = batches.ShuffledBatches(store, store.rows_of(TRAIN), 16, 10, 60, seed=6)
     assert (other[0][..., 0].ravel() != first).mean() > 0.9
 
 
 @pytest.mark.parametrize("buffer_rows", [0, 7 * 160 + 5])
 def test_reading_starts_anywhere(store, buffer_rows):
     store = dataclasses.replace(store, buffer_rows=buffer_rows)
-    source = data.ShuffledBatches(store, store.rows_of(TRAIN), 16, 10, 60, 5)
+    source = batches.ShuffledBatches(store, store.rows_of(TRAIN), 16, 10, 60, 5)
     groups = list(source.iterate(52))
     assert len(groups) == 8
     for index, group in zip(range(52, 60), groups, strict=True):
@@ -120,8 +121,8 @@ def test_reading_starts_anywhere(store, buffer_rows):
 def test_a_buffer_shuffles_its_groups_together(store):
     """The same rows as without it, in seven groups at a time."""
     rows = store.rows_of(TRAIN)
-    alone = data.ShuffledBatches(store, rows, 16, 10, 14, 5)
-    together = data.ShuffledBatches(dataclasses.replace(store, buffer_rows=7 * 160), rows, 16, 10, 14, 5)
+    alone = batches.ShuffledBatches(store, rows, 16, 10, 14, 5)
+    together = batches.ShuffledBatches(dataclasses.replace(store, buffer_rows=7 * 160), rows, 16, 10, 14, 5)
     one, seven = (np.stack([source[i][..., 0].ravel() for i in range(14)]) for source in (alone, together))
     np.testing.assert_array_equal(np.sort(one[:7], axis=None), np.sort(seven[:7], axis=None))
     np.testing.assert_array_equal(np.sort(one[7:], axis=None), np.sort(seven[7:], axis=None))
@@ -132,9 +133,9 @@ def test_a_buffer_shuffles_its_groups_together(store):
 
 def test_sequential_reading(store):
     rows = store.rows_of(HELD_OUT)
-    batches = list(data.sequential(store, rows, 100))
-    assert {len(batch) for batch in batches[:-1]} == {100}
-    np.testing.assert_array_equal(np.concatenate(batches)[:, 0], rows)
+    found = list(batches.sequential(store, rows, 100))
+    assert {len(batch) for batch in found[:-1]} == {100}
+    np.testing.assert_array_equal(np.concatenate(found)[:, 0], rows)
 
 
 def test_a_sample_of_held_out_tokens_is_of_whole_chunks(store, monkeypatch):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
-from sae import train
-from sae.activations import HELD_OUT, Store
-from sae.checkpoint import load_sae
+from sae.activations.store import HELD_OUT, Store
+from sae.training import stage
+from sae.training.checkpoints import load_sae
 from tests.sae_helpers import activations, make_store, train_config
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ def workdir(tmp_path_factory):
     """A finished run."""
     path = tmp_path_factory.mktemp("run")
     make_store(path, activations(6000, 24))
-    train.run(train_config(evaluate_every=20), path)
+    stage.run(train_config(evaluate_every=20), path)
     return path
 
 
@@ -64,13 +64,13 @@ def test_held_out_tokens_are_measured_on_the_way(workdir):
 
 def test_a_finished_stage_is_not_run_again(workdir):
     before = (workdir / "sae" / "log.jsonl").stat().st_mtime_ns
-    assert train.run(train_config(evaluate_every=20), workdir)["steps"] == 60
+    assert stage.run(train_config(evaluate_every=20), workdir)["steps"] == 60
     assert (workdir / "sae" / "log.jsonl").stat().st_mtime_ns == before
 
 
 def test_another_config_is_refused(workdir):
     with pytest.raises(UserError, match="train.lr"):
-        train.run(train_config(lr=2e-3, evaluate_every=20), workdir)
+        stage.run(train_config(lr=2e-3, evaluate_every=20), workdir)
 
 
 def kill_when(process: subprocess.Popen, reached, limit: float = 600) -> None:
@@ -120,7 +120,7 @@ def test_a_damaged_log_is_refused(tmp_path, line):
     log = tmp_path / "log.jsonl"
     log.write_text(f'{{"step": 0}}\n{line}\n')
     with pytest.raises(UserError, match=r"log\.jsonl is damaged .*: delete"):
-        train._reopened(log, 2)
+        stage._reopened(log, 2)
     assert log.read_text() == f'{{"step": 0}}\n{line}\n'
 
 
@@ -152,16 +152,16 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path):
 
         run_and(lambda process, moment=moment: kill_when(process, moment), tmp_path / "stopped")
         print(f"killed at step {step}, goes on from {latest_checkpoint(sae)}")
-    train.run(long_config(), tmp_path / "stopped")
+    stage.run(long_config(), tmp_path / "stopped")
 
     alone = long_config()
     alone.sae.beside = {}
-    train.run(alone, tmp_path / "alone")
+    stage.run(alone, tmp_path / "alone")
     assert_same_bits(sae, tmp_path / "alone" / "sae")
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "activations").symlink_to(tmp_path / "alone" / "activations")
     alone.sae.update({"expansion": 2, "k": 3})
-    train.run(alone, tmp_path / "second")
+    stage.run(alone, tmp_path / "second")
     assert_same_bits(tmp_path / "stopped" / "sae-x2", tmp_path / "second" / "sae")
 
 
@@ -169,7 +169,7 @@ def test_one_more_autoencoder_is_trained_beside_a_finished_one(workdir):
     before = (workdir / "sae" / "log.jsonl").stat().st_mtime_ns
     config = train_config(evaluate_every=20)
     config.sae.beside = {"topk": {"kind": "top_k", "group_fractions": (1.0,)}, "l1": {"kind": "relu", "l1": 0.1}}
-    train.run(config, workdir)
+    stage.run(config, workdir)
     assert (workdir / "sae" / "log.jsonl").stat().st_mtime_ns == before
     assert load_sae(workdir / "sae-topk").group_sizes == (96,)
     assert load_sae(workdir / "sae-l1").threshold == 0
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     script = f"""
 import resource
 {_RUN}
-from sae.trainer import Trainer
+from sae.training.trainer import Trainer
 run = Trainer.run
 def until_full(self, state, batches, scale):
     if int(state.step) == 20:
@@ -195,7 +195,7 @@ train.run(train_config(chunk_steps=10), Path(sys.argv[1]))
     assert done.returncode and "UserError: could not write a checkpoint" in done.stderr, done.stderr
     # The one of step 20 was perhaps still being written.
     assert latest_checkpoint(tmp_path / "full" / "sae") in (10, 20)
-    assert train.run(train_config(chunk_steps=10), tmp_path / "full")["steps"] == 60
+    assert stage.run(train_config(chunk_steps=10), tmp_path / "full")["steps"] == 60
 
 
 def test_infinite_activations_are_refused(tmp_path, monkeypatch):
@@ -209,14 +209,14 @@ def test_infinite_activations_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Store, "read_ranges", with_an_infinity)
     with pytest.raises(UserError, match="not finite"):
-        train.run(train_config(normalize=False), tmp_path)
+        stage.run(train_config(normalize=False), tmp_path)
 
 
 def test_divergence_is_one_sentence(tmp_path):
     values = activations(3000, 24)
     make_store(tmp_path, values * np.float32(1e25))
     with pytest.raises(UserError, match="not finite at step 0"):
-        train.run(train_config(normalize=False, steps=50), tmp_path)
+        stage.run(train_config(normalize=False, steps=50), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -246,5 +246,5 @@ def test_fields_out_of_range(workdir, tmp_path, section, field, value, message):
     config[section][field] = value
     (tmp_path / "activations").symlink_to(workdir / "activations")
     with pytest.raises(UserError, match=message):
-        train.run(config, tmp_path)
+        stage.run(config, tmp_path)
     assert not (tmp_path / "sae").exists()

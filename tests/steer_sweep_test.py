@@ -25,10 +25,10 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
-from sae.activations import Layout, StoreWriter
+from sae.activations.store import Layout, StoreWriter
 from sae.autoencoder import Sae
-from sae.checkpoint import load_sae, save_sae
-from sae.formats import plain as plain_file
+from sae.formats import safetensors_file as plain_file
+from sae.training.checkpoints import load_sae, save_sae
 from steer import evaluate, sweep
 from steer import generate as programs
 from steer.directions import ARMS, members
@@ -311,7 +311,7 @@ def test_combinations_of_features(inputs: Path, workdir: Path) -> None:
 
 
 def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
-    from sae.activations import Store
+    from sae.activations.store import Store
 
     own = load_sae(inputs / "sae")
     plain_file.save(workdir, own)
@@ -344,7 +344,7 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
 
 
 def test_what_labelled_studies_say(inputs: Path) -> None:
-    from sae.activations import Store
+    from sae.activations.store import Store
 
     activations = Store.open(inputs / "activations")
     means = StudyMeans.of(activations, lambda kinds: kinds == Kind.FINDINGS)

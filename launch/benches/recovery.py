@@ -1,7 +1,7 @@
 """True features recovered from synthetic activations: ours, dictionary_learning's and SAELens'.
 
 All see the same tokens, have the same width and groups, and are measured on the same held-out tokens at the same L0:
-the mean number of true features a token has. Each one's threshold is set for that exactly (`sae.calibrate`). Ours is
+the mean number of true features a token has. Each one's threshold is set for that exactly (see `sae.evaluation.calibrate`). Ours is
 the default preset as it is; each peer is trained once with each of `--peer_lr` and the one with the lower error
 counts. dictionary_learning decays over the last fifth, as in its demo, and so does SAELens.
 
@@ -21,10 +21,12 @@ import numpy as np
 
 from launch.benches import peers
 from launch.benches.synthetic import World
-from sae import autoencoder, calibrate, metrics, presets
+from sae import autoencoder
 from sae.autoencoder import Sae
-from sae.config import SaeConfig, TrainConfig, group_sizes
-from sae.trainer import Trainer
+from sae.evaluation import calibrate, metrics
+from sae.training import presets
+from sae.training.config import SaeConfig, TrainConfig, group_sizes
+from sae.training.trainer import Trainer
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
 _HELD_OUT = 20_000

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from launch.benches import peers
-from sae import presets
-from sae.config import SaeConfig, TrainConfig, group_sizes
-from sae.trainer import Trainer
+from sae.training import presets
+from sae.training.config import SaeConfig, TrainConfig, group_sizes
+from sae.training.trainer import Trainer
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
 _STEPS = 10_000

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maira_jax.errors import UserError
-from sae import checkpoint
 from sae.autoencoder import Sae
-from sae.formats import dictionary_learning, others, plain, saelens
+from sae.formats import dictionary_learning, others, saelens, safetensors_file
+from sae.training import checkpoints
 
 # By name, in a folder; the first that is there is read.
 _FILES: dict[str, Callable[[Path], Sae]] = {
@@ -21,7 +21,7 @@ _FILES: dict[str, Callable[[Path], Sae]] = {
 _ENDINGS: dict[str, Callable[[Path], Sae]] = {
     ".pt": dictionary_learning.load,
     ".npz": others.load_gemma_scope,
-    ".safetensors": plain.load,
+    ".safetensors": safetensors_file.load,
 }
 
 
@@ -33,15 +33,15 @@ def load(path: Path) -> Sae:
     """
     path = Path(path)
     if path.is_dir():
-        found = next((name for name in (*_FILES, plain.FILE) if (path / name).is_file()), None)
-        return checkpoint.load_sae(path) if found is None else load(path / found)
+        found = next((name for name in (*_FILES, safetensors_file.FILE) if (path / name).is_file()), None)
+        return checkpoints.load_sae(path) if found is None else load(path / found)
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the path")
-    if path.name == plain.FILE and path.with_name(others.SPARSIFY_CONFIG).is_file():
+    if path.name == safetensors_file.FILE and path.with_name(others.SPARSIFY_CONFIG).is_file():
         return others.load_sparsify(path)
     if path.name not in _FILES and path.suffix not in _ENDINGS:
         raise UserError(
             f"{path} is not a known format: give a file or folder of dictionary_learning, SAELens, sparsify, "
             "Gemma Scope or launch.export"
         )
-    return _FILES.get(path.name, _ENDINGS.get(path.suffix, plain.load))(path)
+    return _FILES.get(path.name, _ENDINGS.get(path.suffix, safetensors_file.load))(path)

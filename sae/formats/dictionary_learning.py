@@ -17,7 +17,7 @@ import numpy as np
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.autoencoder import Sae
-from sae.formats import torch_file, units
+from sae.formats import raw_units, torch_file
 
 FILE = "ae.pt"
 _CONFIG = "config.json"
@@ -32,7 +32,7 @@ def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
     Raises:
       UserError: dictionary_learning has no class for this autoencoder.
     """
-    params, threshold, factor = units.exported(sae, fold_normalization)
+    params, threshold, factor = raw_units.exported(sae, fold_normalization)
     if isinstance(threshold, np.ndarray) or not sae.k:
         lacking = "one threshold for all features" if isinstance(threshold, np.ndarray) else "a known k"
         raise UserError(
@@ -68,22 +68,22 @@ def load(path: Path) -> Sae:
     trainer = files.read_json(config).get("trainer", {}) if config.is_file() else {}
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise UserError(f"{path} holds no named tensors: give a dictionary_learning file")
-    known = {name: units.as_float32(value) for name, value in state.items()}
+    known = {name: raw_units.as_float32(value) for name, value in state.items()}
     linear = "encoder.weight" in known
     arrays = {
         _LINEAR.get(name, name): value.T if value.ndim == 2 and linear else value for name, value in known.items()
     }
     kind = str(trainer.get("dict_class", _class_of(known)))
-    wanted = {*units.ARRAYS} | _NEEDS.get(kind, set())
+    wanted = {*raw_units.ARRAYS} | _NEEDS.get(kind, set())
     if kind not in _NEEDS or not wanted <= set(arrays):
         lacking = ", ".join(sorted(wanted - set(arrays)))
         said = f"lacks {lacking}" if lacking else f"is of class {kind}"
         raise UserError(f"{path} {said}: give a file of one of {', '.join(_NEEDS)}")
     if kind == "JumpReluAutoEncoder":
-        arrays = units.centred(arrays)
-    return units.imported(
+        arrays = raw_units.centred(arrays)
+    return raw_units.imported(
         path,
-        {name: arrays[name] for name in units.ARRAYS},
+        {name: arrays[name] for name in raw_units.ARRAYS},
         threshold=-1.0 if kind == _TOP_K or "threshold" not in arrays else arrays["threshold"],
         k=int(arrays.get("k", 0)),
         group_sizes=tuple(arrays["group_sizes"].reshape(-1)) if kind == _MATRYOSHKA else (),

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.autoencoder import Sae
-from sae.formats import units
+from sae.formats import raw_units
 
 FILE = "sae_weights.safetensors"
 _CONFIG = "cfg.json"
@@ -37,7 +37,7 @@ def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
             "SAELens' files have no field for a normalisation factor: leave export.fold_normalization on, or take "
             "saelens out of export.to"
         )
-    params, threshold, _ = units.exported(sae, fold_normalization)
+    params, threshold, _ = raw_units.exported(sae, fold_normalization)
     if not sae.per_token:
         params["threshold"] = np.broadcast_to(np.maximum(threshold, 0).astype(np.float32), sae.n_features).copy()
     directory = Path(directory)
@@ -96,7 +96,7 @@ def load(path: Path) -> Sae:
     """
     path = Path(path)
     config = _flat(files.read_object(path.with_name(_CONFIG)))
-    arrays, _ = units.read_safetensors(path)
+    arrays, _ = raw_units.read_safetensors(path)
     kind = config.get("architecture", "standard")
     if kind not in ("jumprelu", "standard", "topk", *_BATCH_TOP_K):
         raise UserError(f"{path} is of SAELens' architecture {kind!r}: give a jumprelu, standard or topk autoencoder")
@@ -105,22 +105,22 @@ def load(path: Path) -> Sae:
             raise UserError(f"{path} was saved with {field} = {config[field]!r}: fold it in with SAELens first")
     if config.get("finetuning_scaling_factor"):
         raise UserError(f"{path} was saved with a finetuning scaling factor: fold it in with SAELens first")
-    missing = {*units.ARRAYS} - set(arrays)
+    missing = {*raw_units.ARRAYS} - set(arrays)
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}: give a whole autoencoder")
     if not config.get("apply_b_dec_to_input", True):
-        arrays = units.centred(arrays)
+        arrays = raw_units.centred(arrays)
     if config.get("rescale_acts_by_decoder_norm", kind in _BATCH_TOP_K):
-        arrays = units.unit_decoder(arrays)
+        arrays = raw_units.unit_decoder(arrays)
     name = "topk_threshold" if kind in _BATCH_TOP_K else "threshold"
     everything = np.asarray(-1.0, np.float32)
     if kind not in ("standard", "topk") and name not in arrays:
         raise UserError(f"{path} lacks {name}: give a whole autoencoder")
     details = config.get("training_architecture_details") or config
     metadata = config.get("maira_jax") or {"saelens": config}
-    return units.imported(
+    return raw_units.imported(
         path,
-        {array: arrays[array] for array in units.ARRAYS},
+        {array: arrays[array] for array in raw_units.ARRAYS},
         threshold=arrays.get(name, everything),
         k=int(details.get("k", 0)),
         group_sizes=_sizes(details.get("matryoshka_widths") or (), arrays["b_enc"].size),

@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae import autoencoder, calibrate, data
-from sae.activations import HELD_OUT, Store
+from sae import autoencoder
+from sae.activations import batches
+from sae.activations.live import LiveStore
+from sae.activations.store import HELD_OUT, Store
 from sae.autoencoder import Sae
-from sae.config import SaeConfig, TrainConfig
-from sae.live import LiveStore
-from sae.trainer import State, Trainer
+from sae.evaluation import calibrate
+from sae.training.config import SaeConfig, TrainConfig
+from sae.training.trainer import State, Trainer
 
 BATCH = 4096
 # Tokens on which a run is measured on its way.
@@ -29,7 +31,7 @@ def sample(store: Store | LiveStore, seed: int) -> list[np.ndarray]:
     sizes = np.diff(np.append(first, len(rows)))
     order = np.random.default_rng((seed, 4)).permutation(len(first))
     drawn = order[: np.searchsorted(np.cumsum(sizes[order]), _SAMPLE) + 1]
-    return list(data.sequential(store, rows[np.isin(chunk, chunk[first[drawn]])], BATCH))
+    return list(batches.sequential(store, rows[np.isin(chunk, chunk[first[drawn]])], BATCH))
 
 
 def calibrated(

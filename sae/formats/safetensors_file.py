@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.autoencoder import Sae
-from sae.formats import units
+from sae.formats import raw_units
 
 FILE = "sae.safetensors"
 _HEADER, _FORMAT = "sae", "maira-jax-sae"
@@ -20,7 +20,7 @@ _HEADER, _FORMAT = "sae", "maira-jax-sae"
 
 def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
     """Writes `sae.safetensors` into `directory`."""
-    params, threshold, factor = units.exported(sae, fold_normalization)
+    params, threshold, factor = raw_units.exported(sae, fold_normalization)
     header = {
         "format": _FORMAT,
         "k": sae.k,
@@ -44,7 +44,7 @@ def load(path: Path) -> Sae:
     Raises:
       UserError: the file is truncated, or is another kind of safetensors file.
     """
-    arrays, metadata = units.read_safetensors(path)
+    arrays, metadata = raw_units.read_safetensors(path)
     try:
         header = json.loads(metadata.get(_HEADER, "null"))
     except json.JSONDecodeError as error:
@@ -52,7 +52,7 @@ def load(path: Path) -> Sae:
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise UserError(f"{path} has no autoencoder header: give a file that launch.export wrote")
     try:
-        return units.imported(
+        return raw_units.imported(
             path,
             arrays,
             threshold=arrays["threshold"] if "threshold" in arrays else float(header["threshold"]),

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sae import select
 from sae.autoencoder import Params
+from sae.kernels import kth_largest
 
 
 def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
@@ -164,6 +164,6 @@ def _auxk_cut(candidates: jax.Array, wanted: jax.Array) -> jax.Array:
     most = (candidates > 0).sum(1).max()
     return lax.cond(
         most > wanted,
-        lambda: select.row_cut(candidates, wanted),
+        lambda: kth_largest.row_cut(candidates, wanted),
         lambda: jnp.zeros(candidates.shape[0], candidates.dtype),
     )

@@ -34,8 +34,8 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from maira_jax.studies.splits import split_of
 from maira_jax.studies.study import Study
-from sae import arrays
-from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
+from sae.activations import imported
+from sae.activations.store import HELD_OUT, TRAIN, Layout, StoreWriter
 
 # Padded lengths are multiples of this.
 _LENGTH_STEP = 8
@@ -90,7 +90,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     harvest, workdir = config.harvest, Path(workdir)
     if harvest.arrays:
-        return arrays.run(config, workdir)
+        return imported.run(config, workdir)
     section = {"harvest": harvest.to_dict(), "studies": config.studies.to_dict(), "seed": config.seed}
     with Stage(workdir, "activations", section, inputs=("model",)) as stage:
         if stage.finished:

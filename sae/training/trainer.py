@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sae import autoencoder, backward, loss, mesh, resample, select
-from sae.config import SaeConfig, TrainConfig
+from sae import autoencoder, mesh
+from sae.kernels import kth_largest
+from sae.training import gradients, loss, resample
+from sae.training.config import SaeConfig, TrainConfig
 
 _CLIP_NORM = 1.0
 # Silent tokens are counted in int32 and stop here, far above any sensible limit for a dead feature.
@@ -80,19 +82,19 @@ def _next_threshold(threshold: jax.Array, smallest: jax.Array, step: jax.Array, 
     return jnp.where(step > config.threshold_start, moved, threshold)
 
 
-def _keep(z: jax.Array, sae: SaeConfig, method: select.Method, stripes: int) -> tuple[jax.Array, jax.Array]:
+def _keep(z: jax.Array, sae: SaeConfig, method: kth_largest.Method, stripes: int) -> tuple[jax.Array, jax.Array]:
     """Which of the positive pre-activations `z [B, F]` are features of this batch, bool [B, F]; the least of them."""
     if sae.kind == "relu":
         smallest = jnp.min(jnp.where(z > 0, z, jnp.inf))
         return z > 0, jnp.where(jnp.isfinite(smallest), smallest, 0.0)
     order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), stripes)
     if sae.kind == "top_k":
-        return select.row_top_k(z, sae.k, order)
-    return select.batch_top_k(z, sae.k * z.shape[0], method, order)
+        return kth_largest.row_top_k(z, sae.k, order)
+    return kth_largest.batch_top_k(z, sae.k * z.shape[0], method, order)
 
 
 def _gradients(
-    state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: select.Method
+    state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: kth_largest.Method
 ) -> tuple[autoencoder.Params, jax.Array, jax.Array, Metrics]:
     """Gradients of the loss on `x [B, d]`, and what the step learns on the way.
 
@@ -110,9 +112,9 @@ def _gradients(
     dead = silent >= config.dead_tokens
     by_entries = method == "candidates" and sae.kind != "relu"
     if by_entries or config.microbatches == 1:
-        gradients, terms = backward.of_tokens(params, x, z, keep, dead, None, sae, config, by_entries)
+        found, terms = gradients.of_tokens(params, x, z, keep, dead, None, sae, config, by_entries)
     else:
-        gradients, terms = backward.in_parts(params, x, z, keep, dead, sae, config)
+        found, terms = gradients.in_parts(params, x, z, keep, dead, sae, config)
     errors = terms["level_errors"]
     main = (jnp.array(sae.group_weights, jnp.float32) * errors).sum()
     metrics = {
@@ -125,7 +127,7 @@ def _gradients(
         "l1": terms["l1"],
         "dead": dead.sum(),
     }
-    return gradients, smallest, silent, metrics
+    return found, smallest, silent, metrics
 
 
 def _resampled(state: State, x: jax.Array, config: TrainConfig) -> State:
@@ -140,7 +142,7 @@ def _resampled(state: State, x: jax.Array, config: TrainConfig) -> State:
 
 
 def step(
-    state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: select.Method
+    state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: kth_largest.Method
 ) -> tuple[State, Metrics]:
     """One update on normalised activations `x [B, d]`, float32."""
     gradients, smallest, silent, metrics = _gradients(state, x, sae, config, method)
@@ -168,10 +170,10 @@ class Trainer:
         CPU, the gradients are computed from the kept entries alone.
     """
 
-    def __init__(self, sae: SaeConfig, config: TrainConfig, method: select.Method | None = None):
+    def __init__(self, sae: SaeConfig, config: TrainConfig, method: kth_largest.Method | None = None):
         self.sae, self.config = sae, config
         self.mesh = mesh.make_mesh(config.mesh)
-        self.method = method or select.default_method(self.mesh.size)
+        self.method = method or kth_largest.default_method(self.mesh.size)
         self.shardings = self._state_shardings()
         self._batches = mesh.sharding(self.mesh, None, mesh.DATA, None)
         single = mesh.sharding(self.mesh)

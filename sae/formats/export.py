@@ -8,13 +8,13 @@ import ml_collections
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.stage import MANIFEST, Stage
-from sae import checkpoint
-from sae.formats import card, dictionary_learning, plain, saelens
+from sae.formats import dictionary_learning, model_card, saelens, safetensors_file
+from sae.training import checkpoints
 
 WRITERS = {
     "dictionary_learning": dictionary_learning.save,
     "saelens": saelens.save,
-    "safetensors": plain.save,
+    "safetensors": safetensors_file.save,
 }
 
 
@@ -48,9 +48,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _write(trained: Path, directory: Path, wanted: tuple[str, ...], fold: bool) -> None:
     """Writes the autoencoder of the stage's folder `trained` to `directory/<format>/`."""
-    sae = checkpoint.load_sae(trained)
+    sae = checkpoints.load_sae(trained)
     metrics, manifest = files.read_json(trained / "metrics.json"), files.read_json(trained / MANIFEST)
     for name in wanted:
         WRITERS[name](directory / name, sae, fold)
         with files.atomic_path(directory / name / "README.md") as path:
-            path.write_text(card.text(sae, name, fold, metrics, manifest))
+            path.write_text(model_card.text(sae, name, fold, metrics, manifest))

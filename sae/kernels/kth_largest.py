@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sae import sparse
+from sae.kernels import kept_entries
 
 Method = Literal["candidates", "bisection"]
 # The least number of rows that the search for candidates looks at, and how many more candidates than wanted entries it
@@ -61,7 +61,7 @@ def _kth_among_candidates(z: jax.Array, count: int) -> jax.Array:
     size = -(-min(2 * count, rows * columns) // _CANDIDATE_COLUMNS) * _CANDIDATE_COLUMNS
     sample = z[:: max(1, rows // _SAMPLE_ROWS)]
     low = _kth_by_bisection(sample, math.ceil(_CANDIDATES * count * sample.shape[0] / rows), passes=16)
-    found = sparse.entries((z >= low) & (z > 0), size)
+    found = kept_entries.entries((z >= low) & (z > 0), size)
     n = found.starts[-1]
     enough = (n <= size) & ((n >= count) | (low == 0))
     # In several rows: a row is counted in float32.

@@ -18,7 +18,7 @@ class Preset:
 
     Attributes:
       group_weights: number of groups -> weight of each in the loss.
-      train: (steps, batch size, features) -> fields of `sae.config.TrainConfig`.
+      train: (steps, batch size, features) -> fields of `sae.training.config.TrainConfig`.
     """
 
     group_weights: Callable[[int], tuple[float, ...]]

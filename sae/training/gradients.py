@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sae import autoencoder, loss, sparse
-from sae.config import SaeConfig, TrainConfig
+from sae import autoencoder
+from sae.kernels import kept_entries
+from sae.training import loss
+from sae.training.config import SaeConfig, TrainConfig
 
 Terms = dict[str, jax.Array]
 
@@ -71,26 +73,26 @@ def _by_entries(
     def factor(array: jax.Array) -> jax.Array:
         return array.astype(config.dtype).astype(jnp.float32)
 
-    by_token = sparse.entries(keep, size, sae.group_sizes)
+    by_token = kept_entries.entries(keep, size, sae.group_sizes)
     f = jnp.where(by_token.used, z[by_token.rows, by_token.columns], 0.0)  # [E]
     w_dec = factor(params["W_dec"])
-    parts = sparse.product(factor(f), by_token.columns, by_token.starts, w_dec)  # [b * G, d]
+    parts = kept_entries.product(factor(f), by_token.columns, by_token.starts, w_dec)  # [b * G, d]
     levels = params["b_dec"] + jnp.cumsum(parts.reshape(tokens, groups, -1), 1)
     residuals = levels - x[:, None]  # [b, G, d]
     by_level = [residuals[:, level] for level in range(groups)]
     pulls = jnp.stack(loss.level_pulls(by_level, sae.group_weights, config.batch_size), 1)  # [b, G, d]
 
-    by_feature = sparse.entries(keep, size, by_column=True)
+    by_feature = kept_entries.entries(keep, size, by_column=True)
     group_of = jnp.asarray(np.repeat(np.arange(groups, dtype=np.int32), sae.group_sizes))
     pull_of = by_feature.columns * groups + group_of[by_feature.rows]  # [E], rows of `flat`
     flat = factor(pulls).reshape(tokens * groups, -1)
     f = jnp.where(by_feature.used, z[by_feature.columns, by_feature.rows], 0.0)  # [E]
-    d_w_dec = sparse.product(factor(f), pull_of, by_feature.starts, flat)
-    d_z = sparse.sampled_product(flat, w_dec, pull_of, by_feature.rows) + sae.l1 / config.batch_size
+    d_w_dec = kept_entries.product(factor(f), pull_of, by_feature.starts, flat)
+    d_z = kept_entries.sampled_product(flat, w_dec, pull_of, by_feature.rows) + sae.l1 / config.batch_size
     d_z = jnp.where(by_feature.used, d_z, 0.0)
     centred = factor(x - params["b_dec"])
-    d_w_enc = sparse.product(factor(d_z), by_feature.columns, by_feature.starts, centred).T
-    d_b_enc = sparse.product(d_z, by_feature.columns, by_feature.starts, jnp.ones(tokens, jnp.float32))
+    d_w_enc = kept_entries.product(factor(d_z), by_feature.columns, by_feature.starts, centred).T
+    d_b_enc = kept_entries.product(d_z, by_feature.columns, by_feature.starts, jnp.ones(tokens, jnp.float32))
     gradients = _gradients(params, d_w_enc, d_b_enc, d_w_dec, pulls[:, 0].sum(0))
     return _Main(gradients, -residuals[:, -1], jnp.square(residuals).sum((0, 2)), f.sum())
 

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.autoencoder import Sae
-from sae.trainer import State, Trainer
+from sae.training.trainer import State, Trainer
 
 _WEIGHTS = "weights"
 _HEADER = "sae.json"

@@ -8,7 +8,7 @@ import ml_collections
 
 from maira_jax.errors import UserError
 from maira_jax.run import fields
-from sae import presets
+from sae.training import presets
 
 # Counts of kept entries are int32 on the device.
 _LARGEST_MATRIX = 2**31 - 1

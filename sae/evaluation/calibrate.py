@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae import autoencoder, select
+from sae import autoencoder
+from sae.kernels import kth_largest
 
 # Bit patterns counted one by one: two octaves, of 2^23 floats each.
 _BINS = 2**24
@@ -28,7 +29,7 @@ def _add_counts(counts: jax.Array, params: autoencoder.Params, x: jax.Array, low
 def _guess(params: autoencoder.Params, x: jax.Array, k: int) -> jax.Array:
     """Bits of the cut of one batch. int32 []"""
     z = autoencoder.pre_activations(params, x)
-    cut = select.kth_largest(z, k * x.shape[0] + 1, select.default_method(1))
+    cut = kth_largest.kth_largest(z, k * x.shape[0] + 1, kth_largest.default_method(1))
     return jax.lax.bitcast_convert_type(cut, jnp.int32)
 
 

@@ -18,13 +18,15 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from sae import data, flops, held_out, live, metrics, splice
-from sae.activations import HELD_OUT, TRAIN, Store
+from sae.activations import batches, live
+from sae.activations.store import HELD_OUT, TRAIN, Store
 from sae.autoencoder import Sae
-from sae.board import Board
-from sae.checkpoint import Checkpoints, save_sae
-from sae.config import SaeConfig, TrainConfig
-from sae.trainer import Metrics, State, Trainer
+from sae.evaluation import loss_recovered, metrics
+from sae.training import flops, held_out
+from sae.training.checkpoints import Checkpoints, save_sae
+from sae.training.config import SaeConfig, TrainConfig
+from sae.training.tensorboard import Board
+from sae.training.trainer import Metrics, State, Trainer
 
 # Batches that set the normalisation factor, as in dictionary_learning.
 _SCALE_BATCHES = 100
@@ -38,8 +40,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
     All of them are trained from one stream of activations. `sae/` and, for each one beside it, `sae-NAME/` hold:
     checkpoints, `log.jsonl` (a line a step), `held_out.jsonl` (one an evaluation on the way, on a sample of held-out
-    tokens), the finished autoencoder (`sae.checkpoint.load_sae`), `metrics.json` and `density.npy` (of each feature, on
-    all held-out tokens). A killed run resumes from its latest checkpoints and ends
+    tokens), the finished autoencoder (`sae.training.checkpoints.load_sae`), `metrics.json` and
+    `density.npy` (of each feature, on all held-out tokens). A killed run resumes from its latest checkpoints and ends
     with the same bits, and so does an autoencoder that is trained alone; SIGTERM saves one before the process ends.
 
     Returns:
@@ -58,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         unfinished = [stage for stage in stages.values() if not stage.finished]
         if unfinished:
             store = live.open_source(config, workdir)
-            loss = splice.of_run(config, workdir, store.studies)
+            loss = loss_recovered.of_run(config, workdir, store.studies)
             configs = [_configs(stage.section, store.d_model) for stage in unfinished]
             trainers = [Trainer(*pair) for pair in configs]
             runs = [_Run(stage, trainer) for stage, trainer in zip(unfinished, trainers, strict=True)]
@@ -93,7 +95,7 @@ def _configs(section: dict[str, Any], d_model: int) -> tuple[SaeConfig, TrainCon
     return sae, TrainConfig.from_section(config.train, sae, config.seed)
 
 
-def _scale(source: data.ShuffledBatches, config: TrainConfig) -> float:
+def _scale(source: batches.ShuffledBatches, config: TrainConfig) -> float:
     """The root mean squared norm over the first batches."""
     groups = min(-(-_SCALE_BATCHES // config.chunk_steps), len(source))
     means = [np.square(source[i].astype(np.float32)).sum(-1).mean(-1, dtype=np.float64) for i in range(groups)]
@@ -114,7 +116,7 @@ class _Run:
         self._saved = 0
         self._log: _Log
 
-    def start(self, source: data.ShuffledBatches, scale: float | None) -> float:
+    def start(self, source: batches.ShuffledBatches, scale: float | None) -> float:
         """Resumes from the latest checkpoint, or begins; returns the normalisation factor, `scale` if it is known."""
         resumed = self._checkpoints.load_latest()
         if resumed is not None:
@@ -151,7 +153,7 @@ class _Run:
         self._log.close()
         self._checkpoints.close()
 
-    def finish(self, scale: float, store: Store | live.LiveStore, loss: splice.Loss | None) -> None:
+    def finish(self, scale: float, store: Store | live.LiveStore, loss: loss_recovered.Loss | None) -> None:
         """Sets the threshold, measures, writes the autoencoder and ends the stage."""
         every = store.rows_of(HELD_OUT)
         rows = every
@@ -160,9 +162,9 @@ class _Run:
             rows = np.sort(rng.choice(every, self.config.calibration_tokens, replace=False))
         meta = {"source": dict(store.source), "calibration_tokens": len(rows)}
         sae = held_out.calibrated(
-            self.trainer, self.state, scale, lambda: data.sequential(store, rows, held_out.BATCH), meta
+            self.trainer, self.state, scale, lambda: batches.sequential(store, rows, held_out.BATCH), meta
         )
-        measured, density = metrics.evaluate(sae, data.sequential(store, every, held_out.BATCH))
+        measured, density = metrics.evaluate(sae, batches.sequential(store, every, held_out.BATCH))
         measured["loss"] = None if loss is None else loss(sae)
         save_sae(self.stage.dir, sae)
         with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
@@ -193,7 +195,7 @@ def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
     rows = store.rows_of(TRAIN)
     if not len(store.rows_of(HELD_OUT)):
         raise UserError("there is no held-out token to measure on: raise harvest.held_out_fraction")
-    source = data.ShuffledBatches(store, rows, config.batch_size, config.chunk_steps, n_groups, config.seed)
+    source = batches.ShuffledBatches(store, rows, config.batch_size, config.chunk_steps, n_groups, config.seed)
     scale = None
     with contextlib.ExitStack() as stack, _termination() as terminated:
         for run in runs:
@@ -209,12 +211,12 @@ def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
         stack.enter_context(bar)
         work = sum(flops.per_token(store.d_model, run.trainer.sae.n_features) for run in runs)
         for chunk in chunks:
-            batches = runs[0].trainer.place(chunk[: config.steps - done])
+            placed = runs[0].trainer.place(chunk[: config.steps - done])
             for run in runs:
                 if run.done == done:  # one whose checkpoint is ahead of the others' waits for them
-                    run.advance(batches, scale, sample)
-            done += len(batches)
-            bar.update(len(batches) * config.batch_size)
+                    run.advance(placed, scale, sample)
+            done += len(placed)
+            bar.update(len(placed) * config.batch_size)
             flops.show(bar, work)
             if terminated.is_set():
                 for run in runs:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from maira_jax.errors import UserError
-from sae.activations import Store, rows_of
-from sae.harvest import Reader, touching
+from sae.activations.harvest import Reader, touching
+from sae.activations.store import Store, rows_of
 
 
 class LiveStore:

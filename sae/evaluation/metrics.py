@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from maira_jax.errors import UserError
-from sae import autoencoder, loss
+from sae import autoencoder
 from sae.autoencoder import Sae
+from sae.training import loss
 
 DENSE = 0.1
 # Edges of the density histogram, half decades of log10.

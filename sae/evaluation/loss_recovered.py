@@ -37,7 +37,7 @@ from maira_jax.run.progress import progress
 from maira_jax.studies.readers import load_studies
 from maira_jax.studies.study import Study
 from sae import autoencoder
-from sae.activations import HELD_OUT
+from sae.activations.store import HELD_OUT
 from sae.autoencoder import Sae
 
 # From an autoencoder to what `recovered` gives.

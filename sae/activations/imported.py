@@ -29,7 +29,7 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.splits import split_of
-from sae.activations import HELD_OUT, TRAIN, Layout, StoreWriter
+from sae.activations.store import HELD_OUT, TRAIN, Layout, StoreWriter
 
 _NAMES = ("study_id", "patient_id", "split")
 # Of activations that are not a language model's.
