@@ -4,7 +4,7 @@ import dataclasses
 
 import ml_collections
 
-from interp import contexts, exemplars
+from interp.exemplars import contexts, selection
 from maira_jax.errors import UserError
 from maira_jax.run import fields
 
@@ -61,9 +61,9 @@ class InterpretConfig:
             )
         for name in ("n_explain", "n_score"):
             count = getattr(cfg, name)
-            if count % exemplars.N_DECILES or count > min(cfg.n_sample, cfg.n_pool):
+            if count % selection.N_DECILES or count > min(cfg.n_sample, cfg.n_pool):
                 raise UserError(
-                    f"interpret.{name} is {count}, but must be a multiple of {exemplars.N_DECILES} and not above "
+                    f"interpret.{name} is {count}, but must be a multiple of {selection.N_DECILES} and not above "
                     "interpret.n_sample or interpret.n_pool: change it"
                 )
         if cfg.n_least > min(cfg.n_explain, cfg.n_score):

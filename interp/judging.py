@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from interp import detect, exemplars
 from interp.config import InterpretConfig
-from interp.explain import ExplainTask, assemble
-from interp.judge import Judge, Task
+from interp.exemplars import selection
+from interp.explainers.evidence import ExplainTask, assemble
+from interp.explainers.judge import Judge, Task
+from interp.scorers import detection
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 
@@ -94,18 +95,18 @@ class Judging:
 
         def records(begin: int, stop: int) -> Rows:
             made: Rows = []
-            sets: list[detect.ScoringSet] = []
-            fuzzed: list[detect.ScoringSet] = []
+            sets: list[detection.ScoringSet] = []
+            fuzzed: list[detection.ScoringSet] = []
             for feature, rows in _by_feature(self.path, begin, stop).items():
                 record = {"feature": feature, "reason": explained[feature]["reason"], "cost": 0.0}
                 made.append(record | {"score": None, "control": None, "fuzz": None})
                 if texts[feature] is None:
                     continue
-                detection, fuzzing = self._sets(feature, rows)
-                if isinstance(detection, str):
-                    made[-1]["reason"] = detection
+                unfuzzed, fuzzing = self._sets(feature, rows)
+                if isinstance(unfuzzed, str):
+                    made[-1]["reason"] = unfuzzed
                     continue
-                sets.append(detection)
+                sets.append(unfuzzed)
                 fuzzed += [fuzzing] if fuzzing else []
             for name, shown, source in (
                 ("score", sets, texts),
@@ -113,7 +114,7 @@ class Judging:
                 ("fuzz", fuzzed, texts),
             ):
                 explanations = [source[examples.feature] for examples in shown]
-                scores = detect.run(
+                scores = detection.run(
                     self.judge, shown, explanations, self.cfg.n_prompt, self.cfg.bootstrap, self.cfg.seed
                 )
                 for examples, (result, cost) in zip(shown, scores, strict=True):
@@ -140,9 +141,9 @@ class Judging:
             return f"silent in fewer than {self.cfg.n_least} of the sampled train contexts"
         return task
 
-    def _sets(self, feature: int, rows: Rows) -> tuple[detect.ScoringSet | str, detect.ScoringSet | None]:
-        detection = detect.detection_set(feature, rows, self.cfg.n_least, self.cfg.seed)
-        return detection, detect.fuzzing_set(feature, rows, self.cfg.seed)
+    def _sets(self, feature: int, rows: Rows) -> tuple[detection.ScoringSet | str, detection.ScoringSet | None]:
+        found = detection.detection_set(feature, rows, self.cfg.n_least, self.cfg.seed)
+        return found, detection.fuzzing_set(feature, rows, self.cfg.seed)
 
     def _scoring_tasks(
         self, rows: dict[int, Rows], texts: dict[int, Any], others: dict[int, Any]
@@ -151,9 +152,9 @@ class Judging:
         out: dict[int, list[Task]] = {}
         for feature, own in rows.items():
             out[feature] = []
-            detection, fuzzing = self._sets(feature, own) if texts[feature] else ("", None)
-            if isinstance(detection, detect.ScoringSet):
-                for examples, source in ((detection, texts), (detection, others), (fuzzing, texts)):
+            unfuzzed, fuzzing = self._sets(feature, own) if texts[feature] else ("", None)
+            if isinstance(unfuzzed, detection.ScoringSet):
+                for examples, source in ((unfuzzed, texts), (unfuzzed, others), (fuzzing, texts)):
                     text = source.get(feature)
                     out[feature] += examples.tasks(text, self.cfg.n_prompt) if examples and text else []
         return out
@@ -204,6 +205,6 @@ def shuffled(texts: dict[int, Any], seed: int) -> dict[int, Any]:
 
 def _by_feature(path: Path, begin: int, stop: int) -> dict[int, Rows]:
     rows: dict[int, Rows] = {feature: [] for feature in range(begin, stop)}
-    for row in exemplars.read(path, begin, stop).to_pylist():
+    for row in selection.read(path, begin, stop).to_pylist():
         rows[row["feature"]].append(row)
     return rows

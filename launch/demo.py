@@ -11,20 +11,20 @@ from typing import Any
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
-from interp import atlas, interpret
-from interp.summary import GOOD_F1
+from interp import atlas
+from interp import stage as interpret
+from interp.features.summary import GOOD_F1
 from launch import _main
 from maira_jax.checkpoint import convert
 from maira_jax.run import files
 from sae.activations import harvest
 from sae.formats import export
-from sae.training import stage
 from steer import evaluate, sweep
 
 STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("convert", convert.run),
     ("harvest", harvest.run),
-    ("train", stage.run),
+    ("train", train.run),
     ("export", export.run),
     ("interpret", interpret.run),
     ("steer", sweep.run),

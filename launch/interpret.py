@@ -5,7 +5,7 @@ Result: WORKDIR/interp. A language model's answers are kept in WORKDIR/judge and
   python -m launch.interpret --config.interpret.judge=llm --config.judge.model=NAME
 """
 
-from interp import interpret
+from interp import stage
 from launch import _main
 
 _main.define_switch(
@@ -25,4 +25,4 @@ _main.define_shortcut(
 )
 
 if __name__ == "__main__":
-    _main.main(interpret.run, __doc__ or "", reads=("seed", "studies", "interpret", "judge"))
+    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "interpret", "judge"))

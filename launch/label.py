@@ -3,8 +3,8 @@
 Result: WORKDIR/label.
 """
 
-from interp import label
+from interp.medsae import stage
 from launch import _main
 
 if __name__ == "__main__":
-    _main.main(label.run, __doc__ or "", reads=("label",))
+    _main.main(stage.run, __doc__ or "", reads=("label",))

@@ -38,8 +38,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp import ask, llm
-from interp.judge import SteerTask
+from interp.explainers import llm
+from interp.explainers.judge import SteerTask
+from interp.llm import requests
 from maira_jax.errors import UserError
 from maira_jax.reports.changes import compare, degenerate, edit_distance, reading, repetition, words_of
 from maira_jax.run import files
@@ -107,7 +108,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     judge = llm.from_config(config, Path(workdir)) if settings["judge"] == "llm" else None
     section = {"evaluate": settings, "seed": config.seed}
     if judge:
-        section["judge"] = {**judge.identity, "prompts": [ask.STEER]}
+        section["judge"] = {**judge.identity, "prompts": [requests.STEER]}
     sweep = folder(config.steer.name)
     stage = Stage(workdir, f"{FOLDER}/{config.steer.name}", section, inputs=(sweep,))
     with contextlib.closing(judge) if judge else contextlib.nullcontext(), stage:

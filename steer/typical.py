@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from interp.concepts import Labels
+from interp.features.concepts import Labels
 from sae.activations.store import Store
 from sae.autoencoder import Sae
 from steer.means import study_sums

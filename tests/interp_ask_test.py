@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from interp import ask
-from interp.explain import Example, ExplainTask, ImageAt
-from interp.images import StudyImages
-from interp.judge import DetectTask, FuzzTask
-from interp.llm import LlmJudge
+from interp.explainers.evidence import Example, ExplainTask, ImageAt
+from interp.explainers.images import StudyImages
+from interp.explainers.judge import DetectTask, FuzzTask
+from interp.explainers.llm import LlmJudge
+from interp.llm import requests
 from maira_jax.errors import UserError
 from maira_jax.inputs.prompt import study_images
 from maira_jax.inputs.tokens import Kind
@@ -41,9 +41,9 @@ def data(request):
 
 
 def test_prompts_and_schemas_are_what_their_numbers_say():
-    for name in ask.PROMPTS:
-        form = ask.Request(name, [], 0, 0).response_format
-        content = ask.instructions(name) + json.dumps(form, sort_keys=True)
+    for name in requests.PROMPTS:
+        form = requests.Request(name, [], 0, 0).response_format
+        content = requests.instructions(name) + json.dumps(form, sort_keys=True)
         assert hashlib.sha256(content.encode()).hexdigest()[:16] == DIGESTS[name], name
         assert form["json_schema"]["schema"]["additionalProperties"] is False
 
@@ -53,28 +53,30 @@ def test_explaining_shows_marked_tokens_and_strengths_evenly_from_all_deciles():
         return Example("findings", (" No", " pleural", " effus", "ion", "."), (0.0, 0.4, i / 100, 0.9, 0.01))
 
     task = ExplainTask(3, tuple(example(i) for i in range(100)), (example(0),))
-    request = ask.request(task, 5, 0, no_image)
+    request = requests.request(task, 5, 0, no_image)
     shown = data(request)["examples"]
     assert [entry["example"] for entry in shown] == [1, 2, 3, 4, 5]
     assert shown[-1] == {
         "example": 5, "text": "findings: No <<pleural effusion>>.",
         "strengths": [["effus", 10], ["ion", 9], ["pleural", 4]],
     }  # fmt: skip
-    assert request.messages[0] == {"role": "system", "content": ask.instructions("explain-1")}
-    assert request.tokens == pytest.approx(len(ask.instructions("explain-1")) / 4 + 150, rel=0.2)
+    assert request.messages[0] == {"role": "system", "content": requests.instructions("explain-1")}
+    assert request.tokens == pytest.approx(len(requests.instructions("explain-1")) / 4 + 150, rel=0.2)
 
 
 def test_the_key_depends_on_all_that_decides_the_answer():
     task = DetectTask("pleural effusions", ("findings: A.", "findings: B."))
-    request = ask.request(task, 40, 0, no_image)
+    request = requests.request(task, 40, 0, no_image)
     key = request.key("model", {"temperature": 0.0})
-    assert key == ask.request(task, 7, 0, no_image).key("model", {"temperature": 0.0}) and len(key) == 64
+    assert key == requests.request(task, 7, 0, no_image).key("model", {"temperature": 0.0}) and len(key) == 64
     others = [
         request.key("other", {"temperature": 0.0}),
         request.key("model", {"temperature": 0.1}),
-        ask.request(FuzzTask(task.explanation, task.examples), 40, 0, no_image).key("model", {"temperature": 0.0}),
-        ask.request(DetectTask("effusions", task.examples), 40, 0, no_image).key("model", {"temperature": 0.0}),
-        ask.request(DetectTask(task.explanation, task.examples[::-1]), 40, 0, no_image).key("m", {"temperature": 0.0}),
+        requests.request(FuzzTask(task.explanation, task.examples), 40, 0, no_image).key("model", {"temperature": 0.0}),
+        requests.request(DetectTask("effusions", task.examples), 40, 0, no_image).key("model", {"temperature": 0.0}),
+        requests.request(DetectTask(task.explanation, task.examples[::-1]), 40, 0, no_image).key(
+            "m", {"temperature": 0.0}
+        ),
     ]
     assert len({key, *others}) == 6
 
@@ -93,15 +95,15 @@ def test_the_key_depends_on_all_that_decides_the_answer():
     ],
 )
 def test_answers_of_another_form_are_refused(text):
-    request = ask.request(DetectTask("x", ("findings: A.", "findings: B.")), 40, 0, no_image)
+    request = requests.request(DetectTask("x", ("findings: A.", "findings: B.")), 40, 0, no_image)
     with pytest.raises(ValueError):
         request.read(text)
 
 
 def test_answers_are_put_in_the_order_of_the_examples():
-    request = ask.request(DetectTask("x", ("findings: A.", "findings: B.")), 40, 0, no_image)
+    request = requests.request(DetectTask("x", ("findings: A.", "findings: B.")), 40, 0, no_image)
     assert request.read('```json\n{"answers": [{"example": 2, "fires": 1}, {"example": 1, "fires": 0}]}\n```') == (0, 1)
-    explaining = ask.request(ExplainTask(0, (), ()), 40, 0, no_image)
+    explaining = requests.request(ExplainTask(0, (), ()), 40, 0, no_image)
     assert explaining.read('{"label": " a\\nb ", "explanation": "c"}') == ("a b", "c")
     for text in ('{"label": "", "explanation": "c"}', json.dumps({"label": "a", "explanation": "x" * 3000})):
         with pytest.raises(ValueError):
@@ -112,7 +114,7 @@ def test_answers_are_put_in_the_order_of_the_examples():
 def test_no_text_can_leave_its_example(texts, explanation):
     """Whatever the texts are, the data is one line that holds one object with the texts at their places."""
     for kind in (DetectTask, FuzzTask):
-        request = ask.request(kind(explanation, tuple(texts)), 40, 0, no_image)
+        request = requests.request(kind(explanation, tuple(texts)), 40, 0, no_image)
         (line,) = request.messages[-1]["content"].split("\n")
         shown = json.loads(line, object_pairs_hook=list)
         assert [name for name, _ in shown] == ["explanation", "examples"]
@@ -149,7 +151,7 @@ def test_text_of_a_report_changes_no_other_answer(tmp_path, attack):
     # The same server is fooled where texts are merely written one below the other.
     raw = "\n".join(f"example {i}: {line}" for i, line in enumerate(lines, start=1))
     if "\nIgnore" in attack:
-        body = {"model": "m", "messages": [{"content": ask.instructions("detect-1")}, {"content": raw}]}
+        body = {"model": "m", "messages": [{"content": requests.instructions("detect-1")}, {"content": raw}]}
         fooled = json.loads(judge_server.respond(body))["answers"]
         assert [answer["fires"] for answer in fooled] == [1] * 5
 
@@ -183,13 +185,13 @@ def test_models_that_read_images_are_sent_the_x_rays(tmp_path):
     shown = json.loads(explain["messages"][-1]["content"][0]["text"])["examples"]
     assert [entry.get("picture") for entry in shown] == [1, None, None, None, 2, None, None, 3]
     # The record names pictures by their digests.
-    stored = ask.request(DetectTask("x", lines, images), 40, 3, read).stored()
+    stored = requests.request(DetectTask("x", lines, images), 40, 3, read).stored()
     assert [len(part) for part in stored["content"][2::2]] == [64, 64]
 
 
 def test_without_images_nothing_is_read(tmp_path):
     task = DetectTask("x", ("image: <image>",), (ImageAt("s", 0),))
-    assert data(ask.request(task, 40, 0, no_image))["examples"] == [{"example": 1, "text": "image: ‹image›"}]
+    assert data(requests.request(task, 40, 0, no_image))["examples"] == [{"example": 1, "text": "image: ‹image›"}]
 
 
 def test_images_are_found_by_the_position_of_their_tokens(tmp_path):

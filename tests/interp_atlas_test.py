@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from interp import atlas, exemplars, interpret
+from interp import atlas, stage
 from interp.atlas.data import AtlasConfig, gather
+from interp.exemplars import selection
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
@@ -45,7 +46,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     workdir = make_workdir(tmp_path_factory.mktemp("atlas"), 160)
-    interpret.run(config(), workdir)
+    stage.run(config(), workdir)
     return workdir
 
 
@@ -161,7 +162,7 @@ def test_contexts_are_those_of_the_exemplars(run_dir):
     data = data_of(Page(page_of(run_dir)[0]))
     rows = pq.read_table(run_dir / "interp" / "exemplars.parquet").to_pylist()
     words = data["exemplars"]["tokens"]
-    silent = exemplars.SILENT_KINDS
+    silent = selection.SILENT_KINDS
     known = {
         (row["feature"], row["kind"], row["study_id"], tuple(row["tokens"])): row
         for row in rows

@@ -2,7 +2,7 @@
 
 import pytest
 
-from interp import batch
+from interp.llm import batch_api
 from maira_jax.errors import UserError
 from tests.interp_client_test import tasks
 from tests.judge_helpers import make_judge, serve
@@ -11,8 +11,8 @@ from tests.judge_helpers import make_judge, serve
 @pytest.fixture
 def small(monkeypatch):
     """Files of ten requests, looked at often."""
-    monkeypatch.setattr(batch, "_MOST_REQUESTS", 10)
-    monkeypatch.setattr(batch, "_SHORTEST_POLL_S", 0.01)
+    monkeypatch.setattr(batch_api, "_MOST_REQUESTS", 10)
+    monkeypatch.setattr(batch_api, "_SHORTEST_POLL_S", 0.01)
 
 
 def test_batches_give_the_answers_of_single_requests(tmp_path, small):
@@ -45,7 +45,7 @@ def test_a_killed_run_waits_for_the_batches_that_it_gave_away(tmp_path, small, m
 
         with monkeypatch.context() as patched:
             if moment == "noted":
-                patched.setattr(batch, "_collect", killed)
+                patched.setattr(batch_api, "_collect", killed)
             else:
                 patched.setattr(type(judge._client.cache), "keep_batch", lambda *a, **k: 1 / 0)
             with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):

@@ -12,9 +12,10 @@ import zlib
 
 import pytest
 
-from interp import llm, pace
-from interp.cache import Answer, Cache
-from interp.judge import DetectTask
+from interp.explainers import llm
+from interp.explainers.judge import DetectTask
+from interp.llm import rate_limit
+from interp.llm.answer_cache import Answer, Cache
 from maira_jax.errors import UserError
 from tests.judge_helpers import ROOT, explain_task, judge_config, make_judge, serve, word
 
@@ -35,7 +36,7 @@ STORED = {"prompt": "detect-1", "content": "data"}
 @pytest.fixture
 def quick(monkeypatch):
     """Waits after failures last no time; their lengths are tested by themselves."""
-    monkeypatch.setattr("interp.client.wait_s", lambda failures, headers: 0.0)
+    monkeypatch.setattr("interp.llm.client.wait_s", lambda failures, headers: 0.0)
 
 
 def test_answers_of_another_form_are_asked_for_again_then_counted_apart(tmp_path, quick):
@@ -177,8 +178,8 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.waits = 100.0, []
-        monkeypatch.setattr(pace.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(pace.asyncio, "sleep", self.sleep)
+        monkeypatch.setattr(rate_limit.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(rate_limit.asyncio, "sleep", self.sleep)
 
     async def sleep(self, seconds):
         self.waits.append(seconds)
@@ -195,31 +196,31 @@ def test_rates_are_kept_and_corrected(monkeypatch):
         return clock.now - begin
 
     # A second's worth is free, so that 60 a minute are 1 + 10 in ten seconds.
-    assert asyncio.run(take(pace.Pace(60.0), [1] * 12)) == pytest.approx(10.0)
-    assert asyncio.run(take(pace.Pace(6000.0), [1000] * 4)) == pytest.approx(29.0)
-    assert asyncio.run(take(pace.Pace(0.0), [1e9] * 4)) == 0.0
-    limit = pace.Pace(6000.0)
+    assert asyncio.run(take(rate_limit.Pace(60.0), [1] * 12)) == pytest.approx(10.0)
+    assert asyncio.run(take(rate_limit.Pace(6000.0), [1000] * 4)) == pytest.approx(29.0)
+    assert asyncio.run(take(rate_limit.Pace(0.0), [1e9] * 4)) == 0.0
+    limit = rate_limit.Pace(6000.0)
     asyncio.run(take(limit, [1000]))
     limit.correct(-900)
     assert asyncio.run(take(limit, [1000])) == pytest.approx(0.0)
 
 
 def test_waits_follow_the_server_and_grow_with_jitter():
-    waits = [[pace.wait_s(n, None) for _ in range(50)] for n in (1, 2, 5, 20)]
+    waits = [[rate_limit.wait_s(n, None) for _ in range(50)] for n in (1, 2, 5, 20)]
     for got, longest in zip(waits, (0.5, 1.0, 8.0, 60.0), strict=True):
         assert longest / 2 <= min(got) < max(got) <= longest
-    assert 7.0 <= pace.wait_s(1, {"retry-after": "7"}) <= 8.0
-    assert 0.25 <= pace.wait_s(1, {"retry-after-ms": "250"}) <= 1.25
+    assert 7.0 <= rate_limit.wait_s(1, {"retry-after": "7"}) <= 8.0
+    assert 0.25 <= rate_limit.wait_s(1, {"retry-after-ms": "250"}) <= 1.25
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
-    assert 28.0 <= pace.wait_s(1, {"retry-after": email.utils.format_datetime(later)}) <= 31.0
-    assert pace.wait_s(1, {"retry-after": "99999999"}) <= 601.0
-    assert pace.wait_s(1, {"retry-after": "soon"}) <= 0.5
+    assert 28.0 <= rate_limit.wait_s(1, {"retry-after": email.utils.format_datetime(later)}) <= 31.0
+    assert rate_limit.wait_s(1, {"retry-after": "99999999"}) <= 601.0
+    assert rate_limit.wait_s(1, {"retry-after": "soon"}) <= 0.5
 
 
 def test_answers_survive_a_torn_last_write(tmp_path):
     code = (
         "import os, pathlib, signal, sys\n"
-        "from interp.cache import Answer, Cache\n"
+        "from interp.llm.answer_cache import Answer, Cache\n"
         "cache = Cache(pathlib.Path(sys.argv[1]))\n"
         "for i in range(50):\n"
         "    cache.add(f'key {i}', 0, 'm', {'prompt': 'detect-1', 'content': 'x' * 3000}, Answer('{}', 1, 1, 0.5))\n"

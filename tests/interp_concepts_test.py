@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from interp import concepts
+from interp.features import concepts
 
 
 def slow_f1(score, value, threshold):

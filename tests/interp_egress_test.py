@@ -8,8 +8,9 @@ import sys
 import httpx2
 import pytest
 
-from interp import egress, interpret
-from interp.judge import DetectTask
+from interp import stage
+from interp.explainers.judge import DetectTask
+from interp.llm import egress
 from maira_jax.errors import UserError
 from tests.interp_helpers import config, make_workdir
 from tests.judge_helpers import explain_task, make_judge, serve
@@ -52,7 +53,7 @@ def test_another_machine_is_refused_before_any_byte(tmp_path, network, url, imag
     cfg = config(judge="llm")
     cfg.judge.update({"base_url": url, "model": "m", "images": images})
     with pytest.raises(UserError, match="MIMIC-CXR's data-use agreement forbids.*--allow_remote"):
-        interpret.run(cfg, tmp_path)
+        stage.run(cfg, tmp_path)
     assert network == [] and list(tmp_path.iterdir()) == []
 
 
@@ -141,7 +142,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch, capf
     with serve(key=secret) as server:
         cfg = config(judge="llm", n_score=20)
         cfg.judge.update({"base_url": server.url, "model": "rule"})
-        interpret.run(cfg, workdir)
+        stage.run(cfg, workdir)
         assert {headers["authorization"] for headers in server.record()["headers"]} == {f"Bearer {secret}"}
         monkeypatch.setenv("OPENAI_API_KEY", f"{secret}-wrong")
         with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY") as error:

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from interp import contexts as contexts_lib
-from interp import exemplars, index, lens
-from interp.corpus import Corpus
+from interp.exemplars import contexts as contexts_lib
+from interp.exemplars import index, selection
+from interp.exemplars.corpus import Corpus
+from interp.features import lens
 from maira_jax.inputs.tokens import Kind
 from sae.autoencoder import Sae, encode, init
 
@@ -150,7 +151,7 @@ def test_index_does_not_depend_on_the_block_size(world):
 def test_chosen_exemplars_are_uniform_within_true_deciles(world):
     """With a sample as large as the split, deciles are exact and every context of a decile is as likely as another."""
     found, _ = build(world, 512, n_sample=400)
-    chosen = exemplars.choose(found, world["contexts"], {"train": 20, "held_out": 20}, seed=5)
+    chosen = selection.choose(found, world["contexts"], {"train": 20, "held_out": 20}, seed=5)
     peak, contexts = world["peak"], world["contexts"]
     for split, name in enumerate(index.SPLITS):
         for feature in range(2, 24):
@@ -158,16 +159,16 @@ def test_chosen_exemplars_are_uniform_within_true_deciles(world):
             numbers = np.flatnonzero(world["held_out"][contexts.study] == bool(split))
             active = numbers[peak[numbers, feature] > 0]
             ranked = active[np.argsort(peak[active, feature], kind="stable")].tolist()
-            by_decile = here & (chosen.kind == exemplars.DECILE)
+            by_decile = here & (chosen.kind == selection.DECILE)
             for number, decile in zip(chosen.context[by_decile], chosen.decile[by_decile], strict=True):
                 assert ranked.index(number) * 10 // len(ranked) == decile
             assert np.bincount(chosen.decile[by_decile], minlength=10).tolist() == [2] * 10
-            silent = chosen.context[here & (chosen.kind == exemplars.RANDOM)]
+            silent = chosen.context[here & (chosen.kind == selection.RANDOM)]
             assert len(silent) == len(set(silent.tolist())) > 0
             assert not np.isin(silent, active).any() and np.isin(silent, numbers).all()
         assert found[name].n_contexts[0] == 0
     assert not (chosen.feature == 0).any()
-    assert not ((chosen.feature == 1) & (chosen.kind == exemplars.RANDOM)).any()
+    assert not ((chosen.feature == 1) & (chosen.kind == selection.RANDOM)).any()
 
 
 def test_sample_is_uniform_over_the_contexts():
@@ -192,8 +193,8 @@ def test_silent_contexts_are_drawn_as_often_as_they_are_long():
     )  # fmt: skip
     start = np.concatenate([[0], np.cumsum(length)[:-1]])
     contexts = contexts_lib.Contexts(start, length, *(np.zeros(n, np.int32),) * 3)
-    chosen = exemplars.choose({name: found for name in index.SPLITS}, contexts, {"train": 10, "held_out": 10}, 0)
-    silent = chosen.take(np.flatnonzero((chosen.kind == exemplars.RANDOM) & (chosen.split == 0)))
+    chosen = selection.choose({name: found for name in index.SPLITS}, contexts, {"train": 10, "held_out": 10}, 0)
+    silent = chosen.take(np.flatnonzero((chosen.kind == selection.RANDOM) & (chosen.split == 0)))
     first = silent.context[np.flatnonzero(np.diff(silent.feature, prepend=-1))]
     share = np.array([(length[first] == size).mean() for size in (1, 4, 15)])
     assert len(first) == n_features
@@ -211,7 +212,7 @@ def test_every_kind_of_autoencoder_is_indexed_as_it_encodes(world, kind):
         np.testing.assert_array_equal(found[name].n_tokens.sum(1), (f[mask] > 0).sum(0))
     contexts = world["contexts"]
     number, feature = np.divmod(np.arange(24 * 200), 24)
-    values = exemplars.token_activations(sae, world["corpus"], feature, number)
+    values = selection.token_activations(sae, world["corpus"], feature, number)
     for i, (context, own) in enumerate(zip(number, feature, strict=True)):
         part = f[contexts.start[context] :][: contexts.length[context], own]
         np.testing.assert_allclose(values[i, : len(part)], part, rtol=1e-4, atol=1e-5)
@@ -219,15 +220,15 @@ def test_every_kind_of_autoencoder_is_indexed_as_it_encodes(world, kind):
 
 def test_written_exemplars_trace_back_to_their_tokens(world, tmp_path):
     found, _ = build(world, 512)
-    chosen = exemplars.choose(found, world["contexts"], {"train": 10, "held_out": 10}, seed=5)
+    chosen = selection.choose(found, world["contexts"], {"train": 10, "held_out": 10}, seed=5)
     contexts, f = world["contexts"], world["f"]
-    active = chosen.kind != exemplars.RANDOM
-    values = exemplars.token_activations(world["sae"], world["corpus"], chosen.feature[active], chosen.context[active])
+    active = chosen.kind != selection.RANDOM
+    values = selection.token_activations(world["sae"], world["corpus"], chosen.feature[active], chosen.context[active])
     path = tmp_path / "exemplars.parquet"
-    exemplars.write(path, chosen, values, world["corpus"], 24, 10)
-    table = exemplars.read(path, 0, 24)
+    selection.write(path, chosen, values, world["corpus"], 24, 10)
+    table = selection.read(path, 0, 24)
     assert table.num_rows == len(chosen)
-    assert exemplars.read(path, 10, 13).column("feature").unique().to_pylist() == [10, 11, 12]
+    assert selection.read(path, 10, 13).column("feature").unique().to_pylist() == [10, 11, 12]
     for row, number in zip(table.to_pylist(), chosen.context, strict=True):
         start, stop = contexts.start[number], contexts.start[number] + contexts.length[number]
         assert row["tokens"] == [PIECES[i] for i in world["token_id"][start:stop]]
@@ -279,14 +280,14 @@ def test_hard_exemplars_are_silent_and_where_they_should_be(world, tmp_path):
     n_decile = {"train": 20, "held_out": 20}
     similar, _ = lens.nearest(lens.activity(index.pooled(found)), 4)
     path = tmp_path / "exemplars.parquet"
-    exemplars.collect(path, world["sae"], world["corpus"], found, similar, n_decile, 5, 10)
+    selection.collect(path, world["sae"], world["corpus"], found, similar, n_decile, 5, 10)
     place = {(f"study {s}", p): i for i, (s, p) in enumerate(zip(contexts.study, contexts.position, strict=True))}
     begin, end = contexts.section_runs()
     seen = set()
-    rows = exemplars.read(path, 0, 24).to_pylist()
+    rows = selection.read(path, 0, 24).to_pylist()
     for row in rows:
         number, feature = place[row["study_id"], row["position"]], row["feature"]
-        if row["kind"] in exemplars.SILENT_KINDS:
+        if row["kind"] in selection.SILENT_KINDS:
             assert peak[number, feature] == 0 and row["max_activation"] == 0
         if row["kind"] == "nearest":
             assert (peak[number, similar[feature]] > 0).any()
@@ -301,7 +302,7 @@ def test_hard_exemplars_are_silent_and_where_they_should_be(world, tmp_path):
             own = [row for row in rows if row["feature"] == feature and row["split"] == split]
             counts.append([sum(row["kind"] == kind for row in own) for kind in ("nearest", "same study")])
             assert max(counts[-1]) <= 5
-            shown = exemplars.shown_silent(own, 20)
+            shown = selection.shown_silent(own, 20)
             assert len({(row["study_id"], row["position"]) for row in shown}) == len(shown) <= 20
             assert sum(row["kind"] not in ("random", "top", "decile") for row in shown) <= 10
         assert np.mean(counts) > 2

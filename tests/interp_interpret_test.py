@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from interp import arms, interpret
-from interp.judge import OfflineJudge
-from interp.rules import Rule
+from interp import stage
+from interp.explainers.judge import OfflineJudge
+from interp.explainers.rules import Rule
+from interp.scorers import controls
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
@@ -42,7 +43,7 @@ def inputs(tmp_path_factory):
 def finished(inputs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     shutil.copytree(inputs, workdir)
-    counts = interpret.run(config(), workdir)
+    counts = stage.run(config(), workdir)
     return workdir, counts
 
 
@@ -93,7 +94,7 @@ def test_shuffled_explanations_score_near_chance(features):
 
 def test_control_arms_are_scored_like_features(finished, features):
     rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
-    assert [row["arm"] for row in rows] == [arm for arm in arms.ARMS for _ in range(8)]
+    assert [row["arm"] for row in rows] == [arm for arm in controls.ARMS for _ in range(8)]
     scored = {row["feature"]: row for row in features if row["detection"] is not None}
     for row in rows:
         assert (row["direction"] != "") == (row["arm"] == "raw dimensions")
@@ -101,7 +102,7 @@ def test_control_arms_are_scored_like_features(finished, features):
         assert row["density"] == pytest.approx(scored[row["matched"]]["density"], rel=0.25)
         assert (row["detection"] is None) != (row["reason"] is None)
     summary = files.read_json(finished[0] / "interp" / "summary.json")
-    for arm in arms.ARMS:
+    for arm in controls.ARMS:
         detection = [row["detection"] for row in rows if row["arm"] == arm and row["detection"] is not None]
         found = summary["controls"][arm]["detection"]
         assert found["scored"] == len(detection) > 0 and found["mean"] == pytest.approx(np.mean(detection))
@@ -113,26 +114,26 @@ def test_control_arms_are_scored_like_features(finished, features):
 def test_activations_of_other_tokens_are_as_dense_and_say_nothing(finished):
     """Eight of them: the standard error of their mean is about 0.03."""
     store = Store.open(finished[0] / "activations")
-    shifted, n = arms.Shifted(**vars(store)), store.n_tokens
+    shifted, n = controls.Shifted(**vars(store)), store.n_tokens
     rows = np.roll(store.read(0, n), -(n // 2), axis=0)
     for start, stop in ((0, 5), (n // 2 - 3, n - n // 2 + 3), (n - 4, n), (0, n), (n - n // 2 - 2, n - n // 2)):
         np.testing.assert_array_equal(shifted.read(start, stop), rows[start:stop])
-    controls = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
-    scores = [row["detection"] for row in controls if row["arm"] == arms.ACTIVATIONS]
+    rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
+    scores = [row["detection"] for row in rows if row["arm"] == controls.ACTIVATIONS]
     assert abs(np.mean([score for score in scores if score is not None]) - 0.5) < 0.1
 
 
 def test_only_the_features_asked_for_are_explained(inputs, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(inputs, workdir)
-    interpret.run(config(features=(0, 5), n_control=1), workdir)
+    stage.run(config(features=(0, 5), n_control=1), workdir)
     rows = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
     assert [row["feature"] for row in rows if row["explanation"]] == [0, 5]
     assert {row["reason"] for row in rows if not row["explanation"]} == {"not asked for"}
     assert all(row["density"] is not None for row in rows)
     shutil.rmtree(workdir / "interp")
     with pytest.raises(UserError, match="interpret.features names 12, but the features are 0 to 11"):
-        interpret.run(config(features=(12,)), workdir)
+        stage.run(config(features=(12,)), workdir)
 
 
 def test_statistics_match_the_store(features, finished):
@@ -190,7 +191,7 @@ def results(workdir):
 def test_a_second_run_does_nothing(finished, capsys):
     workdir, counts = finished
     before = results(workdir)
-    assert interpret.run(config(), workdir) == counts
+    assert stage.run(config(), workdir) == counts
     assert "already finished" in capsys.readouterr().err
     assert results(workdir) == before
 
@@ -219,7 +220,7 @@ def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp
     exemplars = workdir / "interp" / "exemplars.parquet"
     assert len(list((workdir / "interp" / "phases" / "scores").iterdir())) == 1
     changed = exemplars.stat().st_mtime_ns
-    interpret.run(config(), workdir)
+    stage.run(config(), workdir)
     assert exemplars.stat().st_mtime_ns == changed  # not made again
     assert not (workdir / "interp" / "phases").exists()
     assert results(workdir) == results(finished[0])
@@ -236,13 +237,13 @@ def test_wrong_configs_are_refused_in_one_sentence(inputs, tmp_path):
         ({"n_least": 60}, "interpret.n_least must not be above"),
     ):
         with pytest.raises(UserError, match=message):
-            interpret.run(config(**change), inputs)
+            stage.run(config(**change), inputs)
     cfg = config()
     cfg.interpret.unknown = 1
     with pytest.raises(UserError, match=r"interpret.unknown is unknown"):
-        interpret.run(cfg, inputs)
+        stage.run(cfg, inputs)
     with pytest.raises(UserError, match="no finished stage wrote"):
-        interpret.run(config(), tmp_path)
+        stage.run(config(), tmp_path)
     assert not (inputs / "interp").exists()
 
 
@@ -255,17 +256,17 @@ def test_a_language_model_judges_through_the_same_stages(inputs, tmp_path, capsy
     with serve(too_many=0.1, malformed=0.05, retry_after="0") as server:
         cfg.judge.update({"base_url": server.url, "model": "rule", "max_cost": 3.0} | prices)
         with pytest.raises(UserError, match="judge.max_cost"):
-            interpret.run(cfg, workdir)
+            stage.run(cfg, workdir)
         first = server.record()
         cfg.judge.max_cost = 1000.0
-        interpret.run(cfg, workdir)
+        stage.run(cfg, workdir)
         record = server.record()
         assert record["answered_twice"] == 0 and record["requests"] > first["requests"] > 0
         cfg.judge.model = "other"
         with pytest.raises(UserError, match="judge.model"):
-            interpret.run(cfg, workdir)
+            stage.run(cfg, workdir)
     cfg.judge.model = "rule"
-    interpret.run(cfg, workdir)  # finished: needs no server
+    stage.run(cfg, workdir)  # finished: needs no server
     said = capsys.readouterr().err
     assert "requests to rule at http://127.0.0.1" in said and "already finished" in said
     rows = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
@@ -275,8 +276,8 @@ def test_a_language_model_judges_through_the_same_stages(inputs, tmp_path, capsy
     # Every study of this section has few words, so the most frequent one is in most examples.
     assert rows[2]["detection"] > 0.6 and rows[2]["explanation"].startswith("Text that mentions")
     assert summary["scored"] == len(PLANTED) + 1 and summary["examples_failed"] == 0
-    controls = pq.read_table(workdir / "interp" / "controls.parquet").to_pylist()
+    control_rows = pq.read_table(workdir / "interp" / "controls.parquet").to_pylist()
     # Two features may ask the same question, which is paid once.
-    assert 3.0 < summary["cost"] == summary["usage"]["cost"] <= sum(row["cost"] for row in rows + controls) + 1e-9
+    assert 3.0 < summary["cost"] == summary["usage"]["cost"] <= sum(row["cost"] for row in rows + control_rows) + 1e-9
     assert summary["usage"]["answers"] >= record["distinct"] and summary["usage"]["failed"] == {}
     assert summary["usage"]["endpoint"] == server.url

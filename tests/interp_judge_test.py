@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp import detect, exemplars, rules, scores
-from interp.explain import Example, ExplainTask, assemble, shown_text
-from interp.judge import DetectTask, OfflineJudge, Verdict
-from interp.rules import AFFIRMS, ANY, DENIES, MENTIONS, STARTS, Rule, Term
+from interp.exemplars import selection
+from interp.explainers import rules
+from interp.explainers.evidence import Example, ExplainTask, assemble, shown_text
+from interp.explainers.judge import DetectTask, OfflineJudge, Verdict
+from interp.explainers.rules import AFFIRMS, ANY, DENIES, MENTIONS, STARTS, Rule, Term
+from interp.scorers import detection, statistics
 
 PHRASES = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
 SECTIONS = st.sampled_from([None, "findings", "prior report", "image"])
@@ -173,23 +175,23 @@ def test_explainer_and_scorer_see_different_splits():
     shown = assemble(7, table, 20)
     assert all("train" in e.text and "top" not in e.text for e in (*shown.activating, *shown.others))
     assert (len(shown.activating), len(shown.others)) == (20, 20)
-    examples = detect.detection_set(7, table, 10, seed=0)
+    examples = detection.detection_set(7, table, 10, seed=0)
     assert all("held_out" in line and "top" not in line for line in examples.lines)
     assert examples.truth.sum() == 20 and len(examples.truth) == 40
     assert np.bincount(examples.decile[examples.truth]).tolist() == [2] * 10
     assert 0 < examples.truth[:20].sum() < 20  # shuffled
     prompts = examples.tasks("x", 7)
     assert [len(prompt.examples) for prompt in prompts] == [7] * 5 + [5]
-    assert detect.detection_set(7, table, 10, seed=0).lines == examples.lines
-    assert detect.detection_set(7, table, 10, seed=1).lines != examples.lines
+    assert detection.detection_set(7, table, 10, seed=0).lines == examples.lines
+    assert detection.detection_set(7, table, 10, seed=1).lines != examples.lines
 
 
 def test_detection_set_is_balanced_or_refused():
     table = rows("held_out", "decile", 20, True) + rows("held_out", "random", 12)
-    examples = detect.detection_set(0, table, 10, seed=0)
+    examples = detection.detection_set(0, table, 10, seed=0)
     assert examples.truth.sum() == 12 and len(examples.truth) == 24
-    assert detect.detection_set(0, table, 15, seed=0) == "silent in fewer than 15 of the sampled held-out contexts"
-    assert detect.detection_set(0, table, 25, seed=0) == "active in fewer than 25 held-out contexts"
+    assert detection.detection_set(0, table, 15, seed=0) == "silent in fewer than 15 of the sampled held-out contexts"
+    assert detection.detection_set(0, table, 25, seed=0) == "active in fewer than 25 held-out contexts"
 
 
 def test_score_against_counting():
@@ -197,10 +199,10 @@ def test_score_against_counting():
     decile = np.array([0, 0, 1, 9, 9, 9] + [-1] * 6)
     answers = np.array([1, 0, 1, 1, 1, -1, 0, 0, 0, 1, -1, 0])
     kind = np.array(
-        [exemplars.DECILE] * 6 + [exemplars.RANDOM] * 3 + [exemplars.NEAREST, exemplars.NEAREST, exemplars.STUDY]
+        [selection.DECILE] * 6 + [selection.RANDOM] * 3 + [selection.NEAREST, selection.NEAREST, selection.STUDY]
     )
     study = np.array([0, 0, 1, 2, 3, 4, 0, 5, 6, 7, 7, 4])
-    found = scores.score(truth, decile, kind, study, answers, 500, 0)
+    found = statistics.score(truth, decile, kind, study, answers, 500, 0)
     assert found.against_random == pytest.approx((4 / 5 + 1) / 2)
     assert found.against_hard == pytest.approx((4 / 5 + 1 / 2) / 2)
     assert found.by_negative == {"random": 1.0, "nearest": 0.0, "same study": 1.0}
@@ -230,8 +232,8 @@ class HalfDeafJudge:
 
 def test_a_judge_without_skill_scores_at_chance_and_failures_are_counted_apart():
     table = rows("held_out", "decile", 50, True) + rows("held_out", "random", 50)
-    sets = [detect.detection_set(feature, table, 10, seed=0) for feature in range(60)]
-    found = detect.run(HalfDeafJudge(), sets, ["x"] * 60, 5, 100, 0)
+    sets = [detection.detection_set(feature, table, 10, seed=0) for feature in range(60)]
+    found = detection.run(HalfDeafJudge(), sets, ["x"] * 60, 5, 100, 0)
     assert all(score.n_failed == 25 and score.n_examples == 75 and cost == 7.5 for score, cost in found)
     # 60 sets of 75 coins: standard error 0.5 / sqrt(4500) = 0.0075.
     assert np.mean([score.balanced_accuracy for score, _ in found]) == pytest.approx(0.5, abs=0.03)
@@ -246,13 +248,13 @@ def test_intervals_cover_the_truth_and_widen_with_dependence():
     n, studies = 120, 30
     truth = np.arange(n) % 2 == 0
     study = np.arange(n) // 4
-    kind = np.where(truth, exemplars.DECILE, exemplars.RANDOM)
+    kind = np.where(truth, selection.DECILE, selection.RANDOM)
     for alike in (False, True):
         covered, width = 0, []
         for _ in range(200):
             luck = rng.random(studies)[study] if alike else rng.random(n)
             answers = np.where(luck < 0.7, truth, ~truth).astype(int)
-            found = scores.score(truth, np.where(truth, 3, -1), kind, study, answers, 400, 0)
+            found = statistics.score(truth, np.where(truth, 3, -1), kind, study, answers, 400, 0)
             low, high = found.intervals["balanced_accuracy"]
             covered += low <= 0.7 <= high
             width.append(high - low)
@@ -264,13 +266,13 @@ def test_intervals_cover_the_truth_and_widen_with_dependence():
 def test_measures_equal_their_definitions_on_random_answers():
     rng = np.random.default_rng(1)
     truth, answers = rng.random(80) < 0.5, rng.integers(-1, 2, 80)
-    kind = np.where(truth, exemplars.DECILE, rng.integers(exemplars.RANDOM, len(exemplars.KINDS), 80))
-    found = scores.score(truth, np.where(truth, 0, -1), kind, rng.integers(0, 20, 80), answers, 50, 0)
+    kind = np.where(truth, selection.DECILE, rng.integers(selection.RANDOM, len(selection.KINDS), 80))
+    found = statistics.score(truth, np.where(truth, 0, -1), kind, rng.integers(0, 20, 80), answers, 50, 0)
     kept = answers >= 0
     yes, true = answers[kept] == 1, truth[kept]
     assert found.accuracy == pytest.approx((yes == true).mean())
     assert found.precision == pytest.approx(true[yes].mean()) and found.recall == pytest.approx(yes[true].mean())
     assert found.f1 == pytest.approx(2 * (yes & true).sum() / (yes.sum() + true.sum()))
     assert found.balanced_accuracy == pytest.approx((yes[true].mean() + (~yes[~true]).mean()) / 2)
-    hard = kind[kept] > exemplars.RANDOM
+    hard = kind[kept] > selection.RANDOM
     assert found.against_hard == pytest.approx((yes[true].mean() + (~yes[~true & hard]).mean()) / 2)

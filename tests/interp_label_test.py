@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from interp import label, monosemanticity
-from interp.concepts import Labels
+from interp.features.concepts import Labels
+from interp.medsae import monosemanticity, stage
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
@@ -21,7 +21,7 @@ def run_dir(tmp_path_factory):
 
 def test_study_vectors_equal_a_loop(run_dir, tmp_path):
     sae, store = load_sae(run_dir / "sae"), Store.open(run_dir / "activations")
-    found = label.study_vectors(sae, store, ("findings", "technique"), 100, tmp_path / "feature.npy")
+    found = stage.study_vectors(sae, store, ("findings", "technique"), 100, tmp_path / "feature.npy")
     x, tokens = store.read(0, store.n_tokens), store.tokens
     kind, study = tokens["kind"].to_numpy(), tokens["study"].to_numpy()
     f = np.asarray(sae.encode(x))
@@ -37,9 +37,9 @@ def test_study_vectors_equal_a_loop(run_dir, tmp_path):
 def test_results_are_those_of_the_measures(run_dir, tmp_path):
     cfg = config()
     cfg.label.sections = ("findings",)
-    counts = label.run(cfg, run_dir)
+    counts = stage.run(cfg, run_dir)
     sae, store = load_sae(run_dir / "sae"), Store.open(run_dir / "activations")
-    vectors = label.study_vectors(sae, store, ("findings",), 4096, tmp_path / "feature.npy")
+    vectors = stage.study_vectors(sae, store, ("findings",), 4096, tmp_path / "feature.npy")
     labels = Labels.from_json(store.studies["labels"].to_pylist())
     rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()
     for arm, activation in (("features", vectors.feature), ("raw dimensions", vectors.dimension)):
@@ -60,7 +60,7 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     # Feature 4 is active where somebody is told.
     assert summary["arms"]["features"]["classes"]["communication"]["neuron"] == 4
     assert not (run_dir / "label" / "feature.npy").exists()
-    assert label.run(cfg, run_dir) == counts
+    assert stage.run(cfg, run_dir) == counts
 
 
 def test_wrong_configs_are_refused(run_dir, tmp_path):
@@ -73,9 +73,9 @@ def test_wrong_configs_are_refused(run_dir, tmp_path):
     for i, (change, message) in enumerate(changes):
         workdir = tmp_path / str(i)
         workdir.mkdir()
-        for stage in ("model", "activations", "sae"):
-            (workdir / stage).symlink_to(run_dir / stage)
+        for folder in ("model", "activations", "sae"):
+            (workdir / folder).symlink_to(run_dir / folder)
         cfg = config()
         cfg.label.update(change)
         with pytest.raises(UserError, match=message):
-            label.run(cfg, workdir)
+            stage.run(cfg, workdir)

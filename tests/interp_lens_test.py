@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from interp import lens
+from interp.features import lens
 
 
 @pytest.mark.parametrize("n", [1030, 40])

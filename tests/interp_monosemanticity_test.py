@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from interp import monosemanticity
-from interp.concepts import Labels
+from interp.features.concepts import Labels
+from interp.medsae import monosemanticity
 
 
 def by_definition(a, e):

@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interp import strongest
+from interp.exemplars import streaming_top_k
 
 FLOOR = -1.0
-add = jax.jit(strongest.add, static_argnames=("k", "floor"))
+add = jax.jit(streaming_top_k.add, static_argnames=("k", "floor"))
 
 
-def newcomers(rows: np.ndarray, keys: np.ndarray, numbers: np.ndarray, n_rows: int, size: int) -> strongest.Newcomers:
+def newcomers(
+    rows: np.ndarray, keys: np.ndarray, numbers: np.ndarray, n_rows: int, size: int
+) -> streaming_top_k.Newcomers:
     """Entries sorted by row, with unused places after them."""
     order = np.argsort(rows, kind="stable")
     rest = size - len(rows)
@@ -19,7 +21,7 @@ def newcomers(rows: np.ndarray, keys: np.ndarray, numbers: np.ndarray, n_rows: i
     arrays = [np.pad(values[order], (0, rest)) for values in (rows, keys, numbers)]
     row, key, number = (jnp.asarray(array) for array in arrays)
     used = jnp.arange(size) < len(rows)
-    return strongest.Newcomers(row, key, {"number": number}, used, jnp.asarray(starts))
+    return streaming_top_k.Newcomers(row, key, {"number": number}, used, jnp.asarray(starts))
 
 
 @pytest.mark.parametrize("distinct", [False, True], ids=["many ties", "distinct"])
@@ -28,7 +30,7 @@ def test_as_a_sort_keeps_them(k, distinct):
     """Blocks of very different sizes: empty ones, and ones that fill a row's room several times over."""
     rng = np.random.default_rng(k)
     n_rows = 5
-    kept = strongest.empty(n_rows, k, FLOOR, {"number": (-1, jnp.int32)})
+    kept = streaming_top_k.empty(n_rows, k, FLOOR, {"number": (-1, jnp.int32)})
     room = kept.key.shape[1]
     rows, keys = [], []
     for size in (3, 0, 40, 5 * n_rows * room, 2, 300, 3000):
@@ -41,7 +43,7 @@ def test_as_a_sort_keeps_them(k, distinct):
         rows.append(row)
         keys.append(key.astype(np.float32))
     row, key = np.concatenate(rows), np.concatenate(keys)
-    found_key, found = strongest.cut(kept, k)
+    found_key, found = streaming_top_k.cut(kept, k)
     for number in range(n_rows):
         own = np.flatnonzero(row == number)
         best = own[np.argsort(-key[own], kind="stable")[:k]]

@@ -5,9 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
-from interp import interpret, truth
-from interp.corpus import Corpus
-from interp.rules import words
+from interp import stage
+from interp.exemplars.corpus import Corpus
+from interp.explainers.rules import words
+from interp.scorers import ground_truth
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.studies.readers import phantom
@@ -40,7 +41,7 @@ def graded(study, pieces, kinds, rng):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = make_workdir(tmp_path_factory.mktemp("graded"), 240, strengths_of=graded, group_sizes=(N,))
-    interpret.run(config(n_control=4), workdir)
+    stage.run(config(n_control=4), workdir)
     return workdir
 
 
@@ -84,7 +85,7 @@ def test_statements_table_names_the_planted_features(finished):
 def test_statements_of_contexts_are_those_of_their_sentences(finished):
     corpus = Corpus.open(finished, 32)
     studies = {study.study_id: study for study in phantom.studies(0, 240, seed=0, size=8)}
-    found = truth.statements(corpus, {name: study.stated for name, study in studies.items()}, 20)
+    found = ground_truth.statements(corpus, {name: study.stated for name, study in studies.items()}, 20)
     contexts = corpus.contexts
     reports = np.isin(contexts.kind, [Kind.FINDINGS, Kind.PRIOR_REPORT])
     assert found.known[reports].mean() > 0.75  # the others are pieces of long sentences
@@ -96,14 +97,14 @@ def test_statements_of_contexts_are_those_of_their_sentences(finished):
         true = {name for name, holds in zip(found.names, found.holds[i], strict=True) if holds}
         assert true & set(found.facts().names) == said | {section}
         assert {f'"{word}"' for word in words(text)} & set(found.names) == true - said - {section}
-    assert truth.statements(corpus, {}, 20) is None
+    assert ground_truth.statements(corpus, {}, 20) is None
 
 
 def test_fit_of_a_statement_equals_counting(finished):
     """Over all held-out contexts, by the definition, within the sampling error of a pool that is the whole split."""
     corpus = Corpus.open(finished, 32)
     studies = phantom.studies(0, 240, seed=0, size=8)
-    found = truth.statements(corpus, {study.study_id: study.stated for study in studies}, 20).facts()
+    found = ground_truth.statements(corpus, {study.study_id: study.stated for study in studies}, 20).facts()
     rows = pq.read_table(finished / "interp" / "statements.parquet").to_pylist()
     x = corpus.store.read(0, corpus.store.n_tokens)
     sae = load_sae(finished / "sae")

@@ -8,9 +8,10 @@ import urllib.request
 from pathlib import Path
 
 from configs import phantom as phantom_config
-from interp import detect, llm
-from interp.client import ClientConfig
-from interp.explain import Example, ExplainTask
+from interp.explainers import llm
+from interp.explainers.evidence import Example, ExplainTask
+from interp.llm.client import ClientConfig
+from interp.scorers import detection
 
 ROOT = Path(__file__).resolve().parents[1]
 # Words that a feature's examples have in common; each feature has one, made of these.
@@ -105,6 +106,6 @@ def study(url, workdir, n, **judge):
     asked = make_judge(url, workdir, **judge)
     asked.prepare("explain", lambda: ([explain_task(feature)] for feature in range(n)), n)
     texts = [answer.text for answer in asked.explain([explain_task(feature) for feature in range(n)])]
-    sets = [detect.detection_set(feature, rows(feature, 5), 5, 0) for feature in range(n)]
+    sets = [detection.detection_set(feature, rows(feature, 5), 5, 0) for feature in range(n)]
     asked.prepare("score", lambda: (examples.tasks(texts[examples.feature], 5) for examples in sets), n)
-    return [score for score, _ in detect.run(asked, sets, texts, 5, 100, 0)]
+    return [score for score, _ in detection.run(asked, sets, texts, 5, 100, 0)]

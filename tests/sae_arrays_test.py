@@ -12,13 +12,12 @@ import tensorstore as ts
 from safetensors.numpy import save_file
 
 from configs import embeddings
-from interp import label
+from interp.medsae import stage as label
 from maira_jax.errors import UserError
 from sae import formats
 from sae.activations import harvest
 from sae.activations.store import HELD_OUT, TRAIN, Store
 from sae.formats import export
-from sae.training import stage
 from tests.sae_helpers import activations
 
 X = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
@@ -143,7 +142,7 @@ def test_the_whole_way_from_embeddings_to_measured_features(tmp_path):
     config.sae.k = 4
     config.train.update({"steps": 300, "batch_size": 64, "checkpoint_every": 300})
     harvest.run(config, tmp_path / "run")
-    counts = stage.run(config, tmp_path / "run")
+    counts = train.run(config, tmp_path / "run")
     assert (counts["n_features"], counts["l0"]) == (256, pytest.approx(4, abs=0.02))
     assert counts["fvu"] < 0.45
     export.run(config, tmp_path / "run")

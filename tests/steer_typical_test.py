@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from interp.concepts import Labels
+from interp.features.concepts import Labels
 from maira_jax.model.sites import Site
 from sae import autoencoder
 from sae.autoencoder import Sae

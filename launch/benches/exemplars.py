@@ -122,8 +122,9 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     import jax
     import pyarrow as pa
 
-    from interp import contexts, exemplars, index, lens
-    from interp.corpus import Corpus
+    from interp.exemplars import contexts, index, selection
+    from interp.exemplars.corpus import Corpus
+    from interp.features import lens
     from maira_jax.inputs.tokens import Kind
     from sae.autoencoder import Sae, encode
 
@@ -160,7 +161,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
         found = index.build(sae, rows, cut, held_out, sizes, peak, frozenset({Kind.FINDINGS}))
         times |= clock.read("pass_")
         similar, _ = lens.nearest(lens.activity(index.pooled(found)), 8)
-        exemplars.collect(Path(folder) / "exemplars.parquet", sae, corpus, found, similar, n_decile, 0, 256)
+        selection.collect(Path(folder) / "exemplars.parquet", sae, corpus, found, similar, n_decile, 0, 256)
     return times | clock.read("") | {"peak_mib": _peak_mib(), "start_mib": before}
 
 

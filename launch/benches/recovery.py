@@ -1,9 +1,10 @@
 """True features recovered from synthetic activations: ours, dictionary_learning's and SAELens'.
 
 All see the same tokens, have the same width and groups, and are measured on the same held-out tokens at the same L0:
-the mean number of true features a token has. Each one's threshold is set for that exactly (see `sae.evaluation.calibrate`). Ours is
-the default preset as it is; each peer is trained once with each of `--peer_lr` and the one with the lower error
-counts. dictionary_learning decays over the last fifth, as in its demo, and so does SAELens.
+the mean number of true features a token has. Each one's threshold is set for that exactly (see
+`sae.evaluation.calibrate`). Ours is the default preset as it is; each peer is trained once with each of `--peer_lr`
+and the one with the lower error counts. dictionary_learning decays over the last fifth, as in its demo, and so does
+SAELens.
 
 fvu        fraction of variance unexplained
 recovered  share of true features to which a feature that is ever active has a cosine above 0.9

@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.contexts import SECTION_NAMES, Contexts
-from interp.corpus import Corpus
-from interp.index import SPLITS, Rows, SplitIndex, hashed
+from interp.exemplars.contexts import SECTION_NAMES, Contexts
+from interp.exemplars.corpus import Corpus
+from interp.exemplars.index import SPLITS, Rows, SplitIndex, hashed
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress

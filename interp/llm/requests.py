@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pydantic
 
-from interp.explain import Example, ExplainTask, ImageAt, safe
-from interp.judge import DetectTask, FuzzTask, SteerTask, Task
+from interp.explainers.evidence import Example, ExplainTask, ImageAt, safe
+from interp.explainers.judge import DetectTask, FuzzTask, SteerTask, Task
 
 EXPLAIN, DETECT, FUZZ, STEER = "explain-1", "detect-1", "fuzz-1", "steer-1"
 PROMPTS = (EXPLAIN, DETECT, FUZZ)  # that decide what the interpret stage finds

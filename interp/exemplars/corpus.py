@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from interp import contexts
-from interp.contexts import Contexts
+from interp.exemplars import contexts
+from interp.exemplars.contexts import Contexts
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
 from sae.activations.store import HELD_OUT, Store

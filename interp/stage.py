@@ -13,11 +13,14 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from interp import arms, concepts, contexts, exemplars, features, index, lens, llm, truth
 from interp.config import InterpretConfig
-from interp.corpus import Corpus
-from interp.judge import Judge, OfflineJudge
+from interp.exemplars import contexts, index, selection
+from interp.exemplars.corpus import Corpus
+from interp.explainers import llm
+from interp.explainers.judge import Judge, OfflineJudge
+from interp.features import concepts, lens, table
 from interp.judging import Judging
+from interp.scorers import controls, ground_truth
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
@@ -75,20 +78,22 @@ def _run(cfg: InterpretConfig, judge: Judge, studies: ml_collections.ConfigDict,
     found = concepts.fit(np.load(phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
     concept_table, left_out = concepts.table(found, labels, corpus.held_out, cfg.n_least_studies)
     judging = Judging(cfg, judge, out / "exemplars.parquet", sae.n_features, phases, cfg.features)
-    judging.announce(len(arms.ARMS) * cfg.n_control)
+    judging.announce(len(controls.ARMS) * cfg.n_control)
     explained = judging.explain()
     scored = judging.score(explained)
-    stated = truth.statements(corpus, load_stated(studies), cfg.n_least)
-    controls = _judge_controls(cfg, judge, sae, corpus, statistics["train"], scored, stated, phases / "controls")
-    known = features.statistics(sae, statistics)
-    known |= features.promoted_tokens(workdir, sae, corpus.store.source["site"])
-    known |= features.detected(labels, found)
+    stated = ground_truth.statements(corpus, load_stated(studies), cfg.n_least)
+    controlled = _judge_controls(cfg, judge, sae, corpus, statistics["train"], scored, stated, phases / "controls")
+    known = table.statistics(sae, statistics)
+    known |= table.promoted_tokens(workdir, sae, corpus.store.source["site"])
+    known |= table.detected(labels, found)
     tables = {"concepts": concept_table}
     if stated:
-        known |= features.described(statistics, stated, cfg.n_least)
-        tables["statements"] = truth.table(statistics, stated, [record["label"] for record in explained], cfg.n_least)
-    tables |= features.tables(known, judge, explained, scored, controls)
-    features.write(out, tables, left_out, judge, cfg.bootstrap)
+        known |= table.described(statistics, stated, cfg.n_least)
+        tables["statements"] = ground_truth.table(
+            statistics, stated, [record["label"] for record in explained], cfg.n_least
+        )
+    tables |= table.tables(known, judge, explained, scored, controlled)
+    table.write(out, tables, left_out, judge, cfg.bootstrap)
 
 
 def _judge_controls(
@@ -98,7 +103,7 @@ def _judge_controls(
     corpus: Corpus,
     train: index.SplitIndex,
     scored: Sequence[Mapping[str, Any]],
-    stated: truth.Statements | None,
+    stated: ground_truth.Statements | None,
     phases: Path,
 ) -> list[dict[str, Any]]:
     """A record for each feature of the control arms; none if no feature was scored that they could be like."""
@@ -106,17 +111,17 @@ def _judge_controls(
     if not len(eligible):
         return []
     records: list[dict[str, Any]] = []
-    for number, controls in enumerate(arms.build(sae, corpus.store, train, eligible, cfg.n_control, cfg.seed)):
+    for number, control in enumerate(controls.build(sae, corpus.store, train, eligible, cfg.n_control, cfg.seed)):
         own = phases / str(number)
         path = own / "exemplars.parquet"
-        found = _collect(cfg, controls.sae, dataclasses.replace(corpus, store=controls.store), path, own)
-        true = features.described(found, stated, cfg.n_least) if stated else {}
-        judging = Judging(cfg, judge, path, controls.sae.n_features, own, ())
+        found = _collect(cfg, control.sae, dataclasses.replace(corpus, store=control.store), path, own)
+        true = table.described(found, stated, cfg.n_least) if stated else {}
+        judging = Judging(cfg, judge, path, control.sae.n_features, own, ())
         explained = judging.explain()
         n_active = sum(part.n_tokens.sum(1) for part in found.values())
         density = n_active / sum(part.total_tokens for part in found.values())
         records += [
-            {"arm": controls.arm[i], "direction": controls.direction[i], "matched": int(controls.matched[i])}
+            {"arm": control.arm[i], "direction": control.direction[i], "matched": int(control.matched[i])}
             | {"density": float(density[i]), "label": said["label"], "explanation": said["text"]}
             | {"reason": record["reason"], "cost": said["cost"] + record["cost"], "score": record["score"]}
             | {name: column[i] for name, column in true.items()}
@@ -139,5 +144,5 @@ def _collect(cfg: InterpretConfig, sae: Sae, corpus: Corpus, path: Path, phases:
     index.save(phases / "index.npz", found)
     n_decile = {"train": cfg.n_explain, "held_out": cfg.n_score}
     similar, _ = lens.nearest(lens.activity(index.pooled(found)), _N_NEIGHBOURS)
-    exemplars.collect(path, sae, corpus, found, similar, n_decile, cfg.seed, cfg.feature_batch)
+    selection.collect(path, sae, corpus, found, similar, n_decile, cfg.seed, cfg.feature_batch)
     return found

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
-from interp.index import EDGES
-from interp.judge import Judge
-from interp.scores import mean_interval
+from interp.exemplars.index import EDGES
+from interp.explainers.judge import Judge
+from interp.scorers.statistics import mean_interval
 
 GOOD_SCORE, CHANCE = 0.75, 0.5
 GOOD_F1 = 0.8

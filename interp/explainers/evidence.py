@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from interp.contexts import SECTION_NAMES
-from interp.exemplars import shown_silent
+from interp.exemplars.contexts import SECTION_NAMES
+from interp.exemplars.selection import shown_silent
 from maira_jax.inputs.tokens import Kind
 
 # Tokens above this share of an example's largest activation are marked (delphi's choice).

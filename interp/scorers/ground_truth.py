@@ -16,10 +16,10 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from interp.contexts import SECTION_NAMES
-from interp.corpus import Corpus
-from interp.index import SPLITS, SplitIndex
-from interp.rules import words
+from interp.exemplars.contexts import SECTION_NAMES
+from interp.exemplars.corpus import Corpus
+from interp.exemplars.index import SPLITS, SplitIndex
+from interp.explainers.rules import words
 from maira_jax.inputs.prompt import NOT_AVAILABLE
 from maira_jax.inputs.tokens import Kind
 

@@ -18,10 +18,10 @@ from typing import Any
 import httpx2
 import openai
 
-from interp import egress
-from interp.ask import Request
-from interp.cache import Answer, Cache
-from interp.pace import Pace, wait_s
+from interp.llm import egress
+from interp.llm.answer_cache import Answer, Cache
+from interp.llm.rate_limit import Pace, wait_s
+from interp.llm.requests import Request
 from maira_jax.errors import UserError
 from maira_jax.run.progress import progress
 

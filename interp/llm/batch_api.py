@@ -14,9 +14,9 @@ from typing import Final, NamedTuple, TypeVar
 
 import openai
 
-from interp.ask import Request
-from interp.client import NO_SCHEMA, PASSING, Client, connect, fatal
-from interp.pace import wait_s
+from interp.llm.client import NO_SCHEMA, PASSING, Client, connect, fatal
+from interp.llm.rate_limit import wait_s
+from interp.llm.requests import Request
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from interp.exemplars import KINDS, shown_silent
-from interp.explain import MARK_ABOVE, ImageAt, image_at, marked, shown_text
-from interp.judge import DetectTask, FuzzTask, Judge
-from interp.scores import Score, score
+from interp.exemplars.selection import KINDS, shown_silent
+from interp.explainers.evidence import MARK_ABOVE, ImageAt, image_at, marked, shown_text
+from interp.explainers.judge import DetectTask, FuzzTask, Judge
+from interp.scorers.statistics import Score, score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ScoringSet:
       images: for each the image that it is a part of, or None.
       truth: bool [n], whether the feature fires; or whether the marked tokens are the activating ones.
       decile: int [n], -1 where it does not fire.
-      source: int [n], the examples' kinds in `interp.exemplars.KINDS`.
+      source: int [n], the examples' kinds in `interp.exemplars.selection.KINDS`.
       study: int [n], which examples are of the same study.
     """
 
@@ -55,7 +55,7 @@ def detection_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int,
 
     Args:
       feature: its number.
-      rows: of `interp.exemplars.SCHEMA`.
+      rows: of `interp.exemplars.selection.SCHEMA`.
       n_least: fewest examples of each class.
       seed: of the shuffle and of what is left out to balance.
 

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp import monosemanticity
-from interp.concepts import Labels
-from interp.contexts import SECTION_NAMES
+from interp.exemplars.contexts import SECTION_NAMES
+from interp.features.concepts import Labels
+from interp.medsae import monosemanticity
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import scipy.sparse as sp
 
-from interp.explain import MARK_BEGIN, MARK_END, ExplainTask, shown_text, split_shown
+from interp.explainers.evidence import MARK_BEGIN, MARK_END, ExplainTask, shown_text, split_shown
 
 MENTIONS, STARTS, ANY = "mentions", "starts with", "is any part of"
 # Mentions without, and with, a negating word somewhere before.
@@ -129,7 +129,7 @@ class Rule:
         return cls(tuple(terms), tuple(_QUOTED.findall(exceptions)))
 
     def holds(self, line: str) -> bool:
-        """Whether the rule holds for a context, given as `interp.explain.shown_text` writes it."""
+        """Whether the rule holds for a context, given as `interp.explainers.evidence.shown_text` writes it."""
         section, text = split_shown(line)
         padded = f" {' '.join(words(text))} "
         return any(term.holds(section, padded) for term in self.terms) and not any(
@@ -137,7 +137,7 @@ class Rule:
         )
 
     def holds_for_marks(self, line: str) -> bool:
-        """Whether it holds for a context, given as `interp.explain.marked` writes it, because of a marked word."""
+        """Whether it holds for a context (as `evidence.marked` writes it) because of a marked word."""
         section, text = split_shown(line)
         plain, inside = "", []
         for i, run in enumerate(_MARKS.split(text)):  # outside and inside the marks in turn

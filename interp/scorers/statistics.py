@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from interp.exemplars import KINDS, N_DECILES, NEAREST, RANDOM
+from interp.exemplars.selection import KINDS, N_DECILES, NEAREST, RANDOM
 
 LEVEL = 0.95  # of every interval
 # Columns of the counts: yes to true examples, true examples; then yes and all for each kind of false ones.
@@ -26,7 +26,7 @@ class Score:
       accuracy, balanced_accuracy, precision, recall, f1: over the answered examples; a ratio without cases is 0.
       against_random, against_hard: balanced accuracy with the random, or the hard, false examples alone; None without.
       by_decile: accuracy on the true examples of each decile, weakest first; None without answered examples.
-      by_negative: accuracy on the false examples of each kind (see `interp.exemplars.SILENT_KINDS`); None without.
+      by_negative: accuracy on the false examples of each kind (see `selection.SILENT_KINDS`); None without.
       intervals: measure -> 95 % bootstrap interval over studies.
       n_examples: answered examples.
       n_failed: examples without an answer; they count nowhere else.
@@ -60,7 +60,7 @@ def score(
     Args:
       truth: bool [n].
       decile: int [n], -1 where there is none.
-      kind: int [n], into `interp.exemplars.KINDS`: where false examples come from.
+      kind: int [n], into `interp.exemplars.selection.KINDS`: where false examples come from.
       study: int [n], numbers of their studies.
       answers: int [n]: 0, 1, or -1 for none.
       n_bootstrap: resamples of the studies.

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interp import strongest
-from interp.contexts import Contexts
+from interp.exemplars import streaming_top_k
+from interp.exemplars.contexts import Contexts
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
@@ -269,8 +269,8 @@ def _block_arrays(
 def _empty_state(cfg: IndexConfig, n_features: int) -> State:
     context = (-1, jnp.int32)
     return {
-        "top": strongest.empty(n_features, cfg.n_top, _NO_PEAK, {"context": context}),
-        "sample": strongest.empty(
+        "top": streaming_top_k.empty(n_features, cfg.n_top, _NO_PEAK, {"context": context}),
+        "sample": streaming_top_k.empty(
             n_features, cfg.n_sample, _NO_PRIORITY, {"context": context, "peak": (0, jnp.float32)}
         ),
         "n_contexts": jnp.zeros(n_features, jnp.int32),
@@ -348,14 +348,14 @@ def _with_entries(
 
     context = block["context"][slot]
     tops = pairs._replace(values={"context": context})
-    new["top"] = strongest.add(state["top"], tops, cfg.n_top, _NO_PEAK)
+    new["top"] = streaming_top_k.add(state["top"], tops, cfg.n_top, _NO_PEAK)
     priority = hashed(context, pairs.row, cfg.seed)
     drawn = pairs._replace(key=priority, values={"context": context, "peak": peak})
-    new["sample"] = strongest.add(state["sample"], drawn, cfg.n_sample, _NO_PRIORITY)
+    new["sample"] = streaming_top_k.add(state["sample"], drawn, cfg.n_sample, _NO_PRIORITY)
     return new, study_peak
 
 
-def _pairs(f: jax.Array, active: kept_entries.Entries, slot_of: jax.Array) -> strongest.Newcomers:
+def _pairs(f: jax.Array, active: kept_entries.Entries, slot_of: jax.Array) -> streaming_top_k.Newcomers:
     """The pairs of a feature and a context in which it is active, by feature and in the order of the contexts.
 
     Args:
@@ -374,7 +374,7 @@ def _pairs(f: jax.Array, active: kept_entries.Entries, slot_of: jax.Array) -> st
     first = kept_entries.entries(begins[None], size)
     peak = jnp.zeros(size, jnp.float32).at[jnp.where(used, number, size)].max(f[token, feature], mode="drop")
     before = jnp.concatenate([jnp.zeros(1, jnp.int32), number + 1])  # pairs that begin before each entry
-    return strongest.Newcomers(
+    return streaming_top_k.Newcomers(
         row=jnp.where(first.used, feature[first.columns], 0),
         key=peak,
         values={"slot": slot[first.columns]},
@@ -386,8 +386,8 @@ def _pairs(f: jax.Array, active: kept_entries.Entries, slot_of: jax.Array) -> st
 def _to_host(
     state: State, counters: dict[str, np.ndarray], pool: np.ndarray, lengths: np.ndarray, cfg: IndexConfig
 ) -> SplitIndex:
-    top_peak, top = strongest.cut(state["top"], cfg.n_top)
-    _, sample = strongest.cut(state["sample"], cfg.n_sample)
+    top_peak, top = streaming_top_k.cut(state["top"], cfg.n_top)
+    _, sample = streaming_top_k.cut(state["sample"], cfg.n_sample)
     return SplitIndex(
         top_context=np.asarray(top["context"]),
         top_peak=np.asarray(top_peak),

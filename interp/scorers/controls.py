@@ -17,7 +17,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from interp.index import SplitIndex
+from interp.exemplars.index import SplitIndex
 from sae.activations.store import TRAIN, Store
 from sae.autoencoder import Sae
 

@@ -5,8 +5,8 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from interp import rules
-from interp.explain import ExplainTask, ImageAt
+from interp.explainers import rules
+from interp.explainers.evidence import ExplainTask, ImageAt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class DetectTask:
 
     Attributes:
       explanation: `Explanation.text`.
-      examples: contexts as `interp.explain.shown_text` writes them.
+      examples: contexts as `interp.explainers.evidence.shown_text` writes them.
       images: for each example the image that it is a part of, or None; empty: none is part of an image.
     """
 
@@ -45,7 +45,7 @@ class FuzzTask:
 
     Attributes:
       explanation: `Explanation.text`.
-      examples: contexts as `interp.explain.marked` writes them.
+      examples: contexts as `interp.explainers.evidence.marked` writes them.
     """
 
     explanation: str

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.concepts import Labels
+from interp.features.concepts import Labels
 
 # A neuron fires above this quantile of its positive activations.
 FIRES = 0.7

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp import lens
-from interp.concepts import Fit, Labels
-from interp.contexts import SECTION_NAMES
-from interp.exemplars import SILENT_KINDS
-from interp.index import SplitIndex, pooled
-from interp.judge import Judge
-from interp.summary import summarise
-from interp.truth import Statements, describe
+from interp.exemplars.contexts import SECTION_NAMES
+from interp.exemplars.index import SplitIndex, pooled
+from interp.exemplars.selection import SILENT_KINDS
+from interp.explainers.judge import Judge
+from interp.features import lens
+from interp.features.concepts import Fit, Labels
+from interp.features.summary import summarise
+from interp.scorers.ground_truth import Statements, describe
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.inputs.tokens import Kind, Tokenizer
 from maira_jax.run import files
@@ -116,7 +116,7 @@ CONTROL_SCHEMA = pa.schema(
         ("fact_f1", pa.float64()),
     ]
 )
-# Column -> measure of `interp.scores.Score`.
+# Column -> measure of `interp.scorers.statistics.Score`.
 _MEASURES = {
     "detection": "balanced_accuracy",
     "detection_random": "against_random",
@@ -158,8 +158,8 @@ def write(
 
     Args:
       out: the folder.
-      found: the tables "features", "controls", "concepts" (see `interp.concepts`) and, if anybody knows, "statements"
-        (see `interp.truth`).
+      found: the tables "features", "controls", "concepts" (see `interp.features.concepts`) and, if anybody knows,
+        "statements" (see `interp.scorers.ground_truth`).
       left_out: concepts that are not in their table, and why.
       judge: of the explanations.
       n_bootstrap: resamples for the intervals of means.
@@ -277,7 +277,7 @@ def _control_columns(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def described(found: Mapping[str, SplitIndex], stated: Statements, n_least: int) -> dict[str, Any]:
-    """Columns of what features truly detect; arguments as for `interp.truth.describe`."""
+    """Columns of what features truly detect; arguments as for `interp.scorers.ground_truth.describe`."""
     whole, facts = (describe(found, known, n_least) for known in (stated, stated.facts()))
     return {
         "true_description": [list(names) or None for names in whole.statements],

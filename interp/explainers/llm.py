@@ -8,11 +8,11 @@ from typing import Any
 
 import ml_collections
 
-from interp import ask, batch
-from interp.client import TYPICAL_ANSWER, Client, ClientConfig
-from interp.explain import ExplainTask
-from interp.images import StudyImages
-from interp.judge import Comparison, DetectTask, Explanation, FuzzTask, Groups, SteerTask, Task, Verdict
+from interp.explainers.evidence import ExplainTask
+from interp.explainers.images import StudyImages
+from interp.explainers.judge import Comparison, DetectTask, Explanation, FuzzTask, Groups, SteerTask, Task, Verdict
+from interp.llm import batch_api, requests
+from interp.llm.client import TYPICAL_ANSWER, Client, ClientConfig
 from maira_jax.errors import UserError
 
 MODES = ("live", "batch")
@@ -21,7 +21,7 @@ _OWN = ("mode", "images", "image_size", "n_examples")  # fields of the section t
 
 
 class LlmJudge:
-    """Explains, detects and fuzzes by prompts (see `interp.ask`).
+    """Explains, detects and fuzzes by prompts (see `interp.llm.requests`).
 
     All tasks of a phase are asked in `prepare`; afterwards the answers come from the cache. Whatever is asked without
     having been prepared is asked then.
@@ -29,18 +29,18 @@ class LlmJudge:
     Args:
       client: asks, and keeps the answers.
       mode: "live", or "batch" for the provider's batch API.
-      n_examples, n_images, read_image: see `ask.request`.
+      n_examples, n_images, read_image: see `interp.llm.requests.request`.
     """
 
-    def __init__(self, client: Client, mode: str, n_examples: int, n_images: int, read_image: ask.ReadImage):
+    def __init__(self, client: Client, mode: str, n_examples: int, n_images: int, read_image: requests.ReadImage):
         self._client, self._mode = client, mode
-        self._render = lambda task: ask.request(task, n_examples, n_images, read_image)
+        self._render = lambda task: requests.request(task, n_examples, n_images, read_image)
         self.name = client.cfg.model
-        self.prompt_version = " ".join(ask.PROMPTS)
+        self.prompt_version = " ".join(requests.PROMPTS)
         self.identity: Mapping[str, Any] = {
             "model": client.cfg.model,
             "parameters": dict(client.cfg.parameters),
-            "prompts": list(ask.PROMPTS),
+            "prompts": list(requests.PROMPTS),
             "n_examples": n_examples,
             "images": n_images,
         }
@@ -64,13 +64,13 @@ class LlmJudge:
         )
 
     def prepare(self, what: str, tasks: Groups, n_features: int) -> None:
-        def requests() -> Iterator[list[ask.Request]]:
+        def rendered() -> Iterator[list[requests.Request]]:
             return ([self._render(task) for task in group] for group in tasks())
 
         if self._mode == "batch":
-            batch.ask(self._client, what, requests)
+            batch_api.ask(self._client, what, rendered)
         else:
-            self._client.ask(what, requests(), n_features)
+            self._client.ask(what, rendered(), n_features)
 
     def explain(self, tasks: Sequence[ExplainTask]) -> list[Explanation | None]:
         return self._answers("explain", tasks, lambda answer, cost: Explanation(answer[0], answer[1], cost))
@@ -100,10 +100,10 @@ class LlmJudge:
         self._client.close()
 
     def _answers(self, what: str, tasks: Sequence[Task], make: Callable[[Any, float], Any]) -> list[Any]:
-        requests = [self._render(task) for task in tasks]
-        if not all(self._client.is_settled(request, self._client.key(request)) for request in requests):
+        wanted = [self._render(task) for task in tasks]
+        if not all(self._client.is_settled(request, self._client.key(request)) for request in wanted):
             self.prepare(what, lambda: ([task] for task in tasks), len(tasks))
-        return [make(*found) if found else None for found in map(self._client.answer, requests)]
+        return [make(*found) if found else None for found in map(self._client.answer, wanted)]
 
 
 def from_config(config: ml_collections.ConfigDict, workdir: Path) -> LlmJudge:

@@ -1,0 +1,1 @@
+"""Where features are active: contexts, the index of activations, and the exemplars chosen from it."""

@@ -1,0 +1,1 @@
+"""MedSAE's measures of features against the studies' labels."""
