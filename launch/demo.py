@@ -19,6 +19,7 @@ from maira_jax.checkpoint import convert
 from maira_jax.run import files
 from sae.activations import harvest
 from sae.formats import export
+from sae.training import stage as train
 from steer import evaluate, sweep
 
 STAGES: tuple[tuple[str, _main.Run], ...] = (

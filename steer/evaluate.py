@@ -46,7 +46,7 @@ from maira_jax.reports.changes import compare, degenerate, edit_distance, readin
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from steer.directions import NONE
+from steer.methods.directions import NONE
 from steer.sweep import DIRECTIONS, GENERATIONS, folder
 
 FOLDER = "evaluation"  # with a folder for each sweep in it

@@ -23,15 +23,15 @@ from sae import formats
 from sae.activations.store import HELD_OUT, Store
 from sae.autoencoder import Sae
 from sae.training.checkpoints import load_sae
-from steer import directions
-from steer.beside import side_by_side
-from steer.directions import Direction
-from steer.means import StudyMeans
-from steer.prompts import Prompts
-from steer.settings import Settings
-from steer.targets import Catalogue
-from steer.typical import Typical
-from steer.writer import Report, Row, Writer, plan
+from steer.config import Settings
+from steer.methods import directions
+from steer.methods.directions import Direction
+from steer.methods.means import StudyMeans
+from steer.methods.typical import Typical
+from steer.program.beside import side_by_side
+from steer.program.prompts import Prompts
+from steer.program.sweep_writer import Report, Row, Writer, plan
+from steer.selection.targets import Catalogue
 
 GENERATIONS = "generations.jsonl"
 DIRECTIONS = "directions.json"

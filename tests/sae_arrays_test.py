@@ -18,6 +18,7 @@ from sae import formats
 from sae.activations import harvest
 from sae.activations.store import HELD_OUT, TRAIN, Store
 from sae.formats import export
+from sae.training import stage as train
 from tests.sae_helpers import activations
 
 X = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from steer.beside import side_by_side
+from steer.program.beside import side_by_side
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -11,8 +11,8 @@ import torch
 from maira_jax.generation.decode import generate
 from maira_jax.model.sites import Site
 from sae import autoencoder
-from steer import generate as sweep
-from steer.edit import Edits
+from steer.program import decode as sweep
+from steer.program.edit import Edits
 from tests import torch_sites
 from tests.model_parity_test import CFG, batch, make
 

@@ -30,13 +30,13 @@ from sae.autoencoder import Sae
 from sae.formats import safetensors_file as plain_file
 from sae.training.checkpoints import load_sae, save_sae
 from steer import evaluate, sweep
-from steer import generate as programs
-from steer.directions import ARMS, members
-from steer.means import StudyMeans
-from steer.prompts import Prompts
-from steer.settings import Settings
-from steer.targets import Catalogue
-from steer.writer import Writer
+from steer.config import Settings
+from steer.methods.directions import ARMS, members
+from steer.methods.means import StudyMeans
+from steer.program import decode as programs
+from steer.program.prompts import Prompts
+from steer.program.sweep_writer import Writer
+from steer.selection.targets import Catalogue
 
 N_STUDIES, D_MODEL, N_FEATURES, SITE = 12, 32, 64, "language.1.resid_post"
 PREPROCESSOR = {

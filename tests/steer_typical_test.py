@@ -8,10 +8,10 @@ from interp.features.concepts import Labels
 from maira_jax.model.sites import Site
 from sae import autoencoder
 from sae.autoencoder import Sae
-from steer import directions
-from steer.directions import Target
-from steer.means import StudyMeans
-from steer.typical import Typical
+from steer.methods import directions
+from steer.methods.directions import Target
+from steer.methods.means import StudyMeans
+from steer.methods.typical import Typical
 from tests.model_parity_test import CFG
 
 EFFUSION, SMALL, LARGE, CLEAR, HEART, LINE = range(6)

@@ -30,9 +30,9 @@ from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
 from maira_jax.model.sites import Site
 from maira_jax.run import files
-from steer import generate
-from steer.beside import side_by_side
-from steer.edit import Edits
+from steer.program import decode
+from steer.program.beside import side_by_side
+from steer.program.edit import Edits
 
 # (vision: width, layers, heads, patch, image), (text: width, MLP, layers, heads, vocabulary), words of a prompt.
 SIZES = {
@@ -152,18 +152,18 @@ def _timed(
 
 def _ours(arguments: argparse.Namespace, folder: Path, who: str) -> Run:
     cfg = Maira2Config.from_dir(folder)
-    params = generate.apart(convert.to_flax(folder, cfg, np.dtype(np.float32)))
+    params = decode.apart(convert.to_flax(folder, cfg, np.dtype(np.float32)))
     inputs, site = np.load(folder / "inputs.npz"), Site.parse("language.2.resid_post", cfg)
     tokens, mask, pixels, vectors = (inputs[name] for name in ("tokens", "mask", "pixels", "vectors"))
-    shape = generate.Shape.of(site, False, slots=arguments.rows, max_new_tokens=arguments.tokens, eos_id=-1)
+    shape = decode.Shape.of(site, False, slots=arguments.rows, max_new_tokens=arguments.tokens, eos_id=-1)
     n = arguments.rows
     edits = Edits(jnp.full(n, site.code, jnp.int32), jnp.asarray(vectors), jnp.ones(n))
     each = -(-arguments.studies // arguments.workers)
     parts = [slice(start, start + each) for start in range(0, arguments.studies, each)]
 
     def write(part: slice) -> np.ndarray:
-        prompts = generate.read(params, cfg, shape, tokens[part], mask[part], pixels[part], np.zeros_like(mask[part]))
-        return generate.write(params, cfg, shape, prompts, edits, True, np.full(len(tokens[part]), n))[0]
+        prompts = decode.read(params, cfg, shape, tokens[part], mask[part], pixels[part], np.zeros_like(mask[part]))
+        return decode.write(params, cfg, shape, prompts, edits, True, np.full(len(tokens[part]), n))[0]
 
     def run() -> np.ndarray:
         return np.concatenate(list(side_by_side(write, parts, arguments.workers)))

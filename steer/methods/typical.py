@@ -9,7 +9,7 @@ import numpy as np
 from interp.features.concepts import Labels
 from sae.activations.store import Store
 from sae.autoencoder import Sae
-from steer.means import study_sums
+from steer.methods.means import study_sums
 
 _SURE = 5.0  # standard errors
 _MUCH = 0.2  # of a feature's usual activation where it is active
@@ -34,7 +34,7 @@ class Typical:
 
     @classmethod
     def of(cls, store: Store, taken: Callable[[np.ndarray], np.ndarray], sae: Sae) -> "Typical":
-        """Of the training split of a store; `taken` is as in `steer.means.study_sums`."""
+        """Of the training split of a store; `taken` is as in `steer.methods.means.study_sums`."""
         sums, counts = study_sums(store, taken, sae.n_features, lambda x: np.asarray(sae.encode(jnp.asarray(x))))
         there = np.flatnonzero(counts)
         rows = store.studies["labels"].to_pylist()

@@ -16,7 +16,7 @@ from maira_jax.errors import UserError
 from sae import autoencoder
 from sae.activations.store import TRAIN, Store
 from sae.autoencoder import Sae
-from steer.directions import Target
+from steer.methods.directions import Target
 
 _AS_GOOD = 0.9  # of the best feature's F1: what a feature needs to be steered together with it
 _ROWS = 16384  # rows of the store that are encoded at a time

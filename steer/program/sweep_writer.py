@@ -13,12 +13,12 @@ from maira_jax.generation.decode import Sampling, row_keys
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
-from steer import generate
-from steer.directions import PROMPT, Direction, edits, none
-from steer.edit import Edits
-from steer.generate import Prefixes, Shape
-from steer.prompts import Prompts
-from steer.settings import Settings
+from steer.config import Settings
+from steer.methods.directions import PROMPT, Direction, edits, none
+from steer.program import decode
+from steer.program.decode import Prefixes, Shape
+from steer.program.edit import Edits
+from steer.program.prompts import Prompts
 
 _MEASURED = 6  # tokens
 _LENGTHS = 4  # to which texts are cut when their surprise is measured, each a program
@@ -111,7 +111,7 @@ class Writer:
         table = edits([row.direction for row in own], [row.strength for row in own], site)
         said = tuple(SAID[row.strength].format(row.direction.target.concept) for row in rows[len(own) :])  # type: ignore[union-attr]
         length = prompts.length_with(said) if said else 0
-        return cls(generate.apart(params), cfg, prompts, site, settings, seed, rows, table, said, length)
+        return cls(decode.apart(params), cfg, prompts, site, settings, seed, rows, table, said, length)
 
     @property
     def shape(self) -> Shape:
@@ -142,7 +142,7 @@ class Writer:
         filled = self._filled(studies)
         batch = self.prompts.batch(filled)
         edited = self.settings.edited(batch.kinds)
-        return generate.read(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, edited)
+        return decode.read(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, edited)
 
     def write(self, studies: Sequence[int], on_rows: Callable[[int], object] = lambda rows: None) -> list[list[Report]]:
         """For each study, at most `batch_studies` of them, the reports of all rows.
@@ -154,7 +154,7 @@ class Writer:
         shape, places = self.shape, self.settings.batch_studies
         prompts = self.read(studies, shape)
         count = np.where(np.arange(places) < len(studies), len(self.table.site), 0)
-        own = generate.write(
+        own = decode.write(
             self.params,
             self.cfg,
             shape,
@@ -170,10 +170,12 @@ class Writer:
         if shape.first_layer is not None:
             prompts = self.read(studies, self._plain)
         nats = self._surprise(prompts, tokens, lengths)
-        eos, decode = self.prompts.tokenizer.eos_id, self.prompts.tokenizer.decode
+        eos, text_of = self.prompts.tokenizer.eos_id, self.prompts.tokenizer.decode
         return [
             [
-                Report(decode(ids[:n]), int(n), int(ids[n - 1]) == eos, bool(finite[s, r]), round(float(nats[s, r]), 5))
+                Report(
+                    text_of(ids[:n]), int(n), int(ids[n - 1]) == eos, bool(finite[s, r]), round(float(nats[s, r]), 5)
+                )
                 for r, (ids, n) in enumerate(zip(tokens[s], lengths[s], strict=True))
             ]
             for s in range(len(studies))
@@ -191,7 +193,7 @@ class Writer:
             each = np.take_along_axis(lengths, rows, axis=1)
             cut = min(-(-int(each.max()) // step) * step, longest)
             texts = np.take_along_axis(tokens, rows[..., None], axis=1)[..., :cut]
-            found = generate.surprise(self.params, self.cfg, prompts, texts, each)
+            found = decode.surprise(self.params, self.cfg, prompts, texts, each)
             np.put_along_axis(nats, rows, np.asarray(found), axis=1)
         return nats
 
@@ -203,10 +205,10 @@ class Writer:
         prompts = jax.block_until_ready(self.read(studies, shape))
         read = time.perf_counter() - start
         count = jnp.full(self.settings.batch_studies, len(self.table.site), jnp.int32)
-        state = generate.begin(self.cfg, shape, prompts, self.table, count)
+        state = decode.begin(self.cfg, shape, prompts, self.table, count)
         generated = jnp.asarray(self.settings.generated)
         sampling = self.sampling(studies)
-        program = generate.advance.lower(
+        program = decode.advance.lower(
             self.params, self.cfg, shape, prompts, self.table, generated, count, state, steps, sampling
         ).compile()
         took = []
@@ -237,12 +239,12 @@ class Writer:
             part = wanted[start : start + places]
             part += [part[-1]] * (places - len(part))
             batch = self.prompts.batch([study for study, _ in part], [said for _, said in part], self.said_length)
-            prompts = generate.read(
+            prompts = decode.read(
                 self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, np.zeros_like(batch.mask)
             )
             count = (start + np.arange(places) < len(studies) * len(self.said)).astype(int)
             drawn = self.sampling([study for study, _ in part])
-            parts.append(generate.write(self.params, self.cfg, shape, prompts, zero, False, count, on_rows, drawn))
+            parts.append(decode.write(self.params, self.cfg, shape, prompts, zero, False, count, on_rows, drawn))
         each = (self.settings.batch_studies, len(self.said))
         whole = [np.concatenate(arrays)[: len(wanted), 0] for arrays in zip(*parts, strict=True)]
         tokens, lengths, finite = (array.reshape(*each, *array.shape[1:]) for array in whole)

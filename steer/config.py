@@ -11,7 +11,7 @@ import numpy as np
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import FRONTAL, Kind, policy_mask
 from maira_jax.run import fields
-from steer import directions
+from steer.methods import directions
 
 UNITS = ("max_activation", "residual_norm", "raw")
 GENERATED = "generated"

@@ -30,9 +30,9 @@ import numpy as np
 from maira_jax.errors import UserError
 from maira_jax.model.sites import Site
 from sae.autoencoder import Sae
-from steer.edit import Edits
-from steer.means import StudyMeans
-from steer.typical import Typical
+from steer.methods.means import StudyMeans
+from steer.methods.typical import Typical
+from steer.program.edit import Edits
 
 ARMS = ("feature", "features", "clamp", "typical", "ablate", "project", "means", "probe", "random", "prompt")
 COMBINATION, NONE, PROMPT = "combination", "none", "prompt"

@@ -1,0 +1,1 @@
+"""Steering methods: which direction of the residual stream is edited, and how."""

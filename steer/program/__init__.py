@@ -1,0 +1,1 @@
+"""The one compiled program that writes all reports of a sweep."""
