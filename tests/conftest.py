@@ -1,14 +1,27 @@
-"""What several tests use."""
+"""What several tests use, and how many tests were skipped for want of data."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+DATA = "MAIRA_JAX_TEST_DATA"
+_WITHOUT_DATA = f"needs the folder of real data that the environment variable {DATA} names"
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real X-rays, reports and the Llama tokenizer file, which are not part of the repository."""
-    path = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not path.is_dir():
-        pytest.skip(f"needs the real data in {path}, which this machine does not have")
+    folder = os.environ.get(DATA)
+    if not folder:
+        pytest.skip(_WITHOUT_DATA)
+    path = Path(folder)
+    assert path.is_dir(), f"{DATA} names {folder}, which is not a folder"
     return path
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Says how many tests did not run because there was no real data."""
+    skipped = sum(_WITHOUT_DATA in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    if skipped:
+        terminalreporter.write_line(f"{skipped} tests were skipped: each {_WITHOUT_DATA}")

@@ -1,0 +1,114 @@
+"""A stand-in for MAIRA-2's checkpoint: its names, shapes, types, shards and file sizes, with random values.
+
+  python -m tests.helpers.random_checkpoint --out=/data/stand-in              # 27.5 GB, as fast as the disk takes it
+  python -m tests.helpers.random_checkpoint --out=/tmp/stand-in --scale=32    # every width a 32nd: 27 MB
+
+What the real files are is published only as far as `SIZES`; the sizes that come out here are checked against it.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from maira_jax.checkpoint import shards
+from maira_jax.checkpoint.layout import entries
+from maira_jax.model.config import Maira2Config, to_hf_dict
+from maira_jax.run import files
+from maira_jax.run.progress import progress
+
+# Bytes of microsoft/maira-2's files at revision 795a2b1cd4a310624b4e3d14b5a23e41fd273deb.
+SIZES = {
+    "model-00001-of-00006.safetensors": 4955289768,
+    "model-00002-of-00006.safetensors": 4857207664,
+    "model-00003-of-00006.safetensors": 4857207704,
+    "model-00004-of-00006.safetensors": 4857207704,
+    "model-00005-of-00006.safetensors": 4857207704,
+    "model-00006-of-00006.safetensors": 3136688192,
+    "model.safetensors.index.json": 49835,
+}
+_BLOCK = 1 << 24  # random values, repeated from another place for every tensor
+
+
+def config(scale: int = 1) -> Maira2Config:
+    """MAIRA-2's configuration, with every width and the vocabulary divided by `scale`; as many layers and tensors."""
+    heads = {"vision": 12, "text": 32}
+    vision, text, vocabulary = 768 // scale, 4096 // scale, 32207 // scale
+    fields = {
+        "model_type": "maira2",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "projector_n_layers": 4,
+        "image_token_index": vocabulary - 3,
+        "text_config": {
+            "vocab_size": vocabulary,
+            "hidden_size": text,
+            "intermediate_size": 11008 // scale,
+            "num_attention_heads": min(heads["text"], text),
+            "rms_norm_eps": 1e-5,
+            "rope_scaling": {"factor": 1.5, "rope_type": "linear"},
+        },
+        "vision_config": {
+            "hidden_size": vision,
+            "num_attention_heads": min(heads["vision"], vision),
+            "image_size": 518,
+            "reshape_hidden_states": False,
+            "out_features": ["stage12"],
+            "out_indices": [12],
+        },
+    }
+    return Maira2Config.from_dict(fields, "the stand-in's configuration")
+
+
+def max_bytes(scale: int) -> int:
+    """The size at which a file is full, so that there are six files at every scale."""
+
+    def size(of: int) -> int:
+        return sum(math.prod(entry.shape) for entry in entries(config(of)))
+
+    return shards.MAX_BYTES * size(scale) // size(1)
+
+
+def write(directory: Path, scale: int = 1, seed: int = 0) -> None:
+    """Writes the stand-in: `config.json`, the shards and their index. Holds 64 MiB of random numbers and a tensor."""
+    cfg = config(scale)
+    shapes = {entry.name: entry.shape for entry in entries(cfg)}
+    dtype = np.dtype(np.float32)
+    values = np.random.default_rng(seed).standard_normal(_BLOCK, np.float32) * np.float32(0.02)
+    order = {name: position for position, name in enumerate(shapes)}
+
+    def read(name: str) -> np.ndarray:
+        size = math.prod(shapes[name])
+        start = order[name] * 7919 % (_BLOCK // 2)
+        tensor = np.empty(size, np.float32)
+        for at in range(0, size, _BLOCK // 2):
+            tensor[at : at + _BLOCK // 2] = values[start : start + min(_BLOCK // 2, size - at)]
+        bar.update(tensor.nbytes)
+        return tensor.reshape(shapes[name])
+
+    total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    parts = shards.plan(shapes, dtype, max_bytes(scale))
+    files.write_json(directory / "config.json", to_hf_dict(cfg))
+    with progress(total=total, unit="B", desc="stand-in") as bar:
+        for name, part in parts.items():
+            shards.write(directory / name, part, dtype, read)
+    (directory / shards.INDEX).write_bytes(shards.index(parts, dtype))
+    written = {name: (directory / name).stat().st_size for name in (*parts, shards.INDEX)}
+    if scale == 1 and written != SIZES:
+        raise AssertionError(f"sizes differ from the published ones: {json.dumps(written)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder that is written")
+    parser.add_argument("--scale", type=int, default=1, help="divides every width (a power of two up to 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the values")
+    arguments = parser.parse_args()
+    write(arguments.out, arguments.scale, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Prompts stay on this machine: what is refused, before what, and what no setting of the environment changes."""
+
+import asyncio
+import logging
+import socket
+import sys
+
+import httpx2
+import pytest
+
+from interp import stage
+from interp.explainers.judge import DetectTask
+from interp.llm import egress
+from maira_jax.errors import UserError
+from tests.helpers.interp_run import config, make_workdir
+from tests.helpers.judge import explain_task, make_judge, serve
+
+EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
+_network: list[tuple[str, tuple]] | None = None
+
+
+def _hook(event, arguments):
+    if _network is not None and event in EVENTS:
+        _network.append((event, arguments))
+
+
+sys.addaudithook(_hook)
+
+
+@pytest.fixture
+def network():
+    """Everything that Python does with sockets and name services while the test runs."""
+    global _network
+    _network = []
+    yield _network
+    _network = None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.openai.com/v1",
+        "http://10.0.0.5:8000/v1",
+        "http://0.0.0.0:8000/v1",
+        "http://[2001:db8::1]:8000/v1",
+        "http://localhost.example.org/v1",
+        "http://127.0.0.1.example.org/v1",
+        "http://hospital-server:8000/v1",
+    ],
+)
+@pytest.mark.parametrize("images", [0, 30])
+def test_another_machine_is_refused_before_any_byte(tmp_path, network, url, images):
+    cfg = config(judge="llm")
+    cfg.judge.update({"base_url": url, "model": "m", "images": images})
+    with pytest.raises(UserError, match="MIMIC-CXR's data-use agreement forbids.*--allow_remote"):
+        stage.run(cfg, tmp_path)
+    assert network == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("127.0.0.1:8000", "is not an address"),
+        ("ftp://127.0.0.1/v1", "is not an address"),
+        ("http://127.0.0.1:port/v1", "is not an address"),
+        ("http://user:secret@127.0.0.1/v1", "holds a user, a password"),
+        ("http://127.0.0.1/v1?key=secret", "holds a user, a password"),
+    ],
+)
+def test_addresses_that_are_none_are_refused_without_repeating_secrets(url, words):
+    with pytest.raises(UserError, match=words) as error:
+        egress.check(url, allow_remote=True)
+    assert "secret" not in str(error.value)
+
+
+def test_this_machine_has_several_names(monkeypatch):
+    for url in ("http://127.0.0.1:8000/v1", "http://127.9.9.9/v1", "http://[::1]:80/v1", "http://localhost:8000/v1"):
+        assert egress.check(url, allow_remote=False).addresses
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: [(2, 1, 6, "", ("10.0.0.5", 0))])
+    with pytest.raises(UserError, match="names localhost, which is not this machine"):
+        egress.check("http://localhost:8000/v1", allow_remote=False)
+
+
+def test_the_flag_allows_one_named_server():
+    endpoint = egress.check("https://api.openai.com/v1", allow_remote=True)
+    assert (endpoint.host, endpoint.port, endpoint.addresses) == ("api.openai.com", 443, ())
+
+
+def test_only_the_checked_address_is_connected_to(tmp_path, network, monkeypatch):
+    """Neither proxies of the environment nor the name service come between."""
+    with serve() as proxy, serve() as server:
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        network.clear()
+        judge = make_judge(server.url.replace("127.0.0.1", "localhost"), tmp_path)
+        assert judge.explain([explain_task(0), explain_task(1)])[1].label
+        touched = {arguments[1][:2] for event, arguments in network if event == "socket.connect"}
+        looked_up = {arguments[0] for event, arguments in network if event == "socket.getaddrinfo"}
+        assert ("127.0.0.1", server.port) in touched
+        assert touched <= {("127.0.0.1", server.port), ("::1", server.port)}
+        assert looked_up <= {"localhost", "127.0.0.1", "::1"}
+        assert server.record()["requests"] == 2
+        assert proxy.record()["outcomes"] == {"connections": 2}  # those of this test
+
+
+def test_a_redirect_is_not_followed(tmp_path):
+    with serve() as other, serve() as server:
+        server.control(redirect=f"{other.url}/chat/completions")
+        with pytest.raises(UserError, match=r"redirects \(HTTP 307\), which is not followed"):
+            make_judge(server.url, tmp_path).explain([explain_task(0)])
+        assert other.record()["outcomes"] == {"connections": 2} and other.record()["requests"] == 0
+
+
+def test_the_transport_itself_sends_nowhere_else(network):
+    endpoint = egress.check("http://127.0.0.1:8000/v1", allow_remote=False)
+
+    async def send(url):
+        transport = egress.GuardedTransport(endpoint, "127.0.0.1", 4)
+        async with httpx2.AsyncClient(transport=transport) as client:
+            await client.post(url, json={})
+
+    before = list(network)
+    for url in ("http://10.0.0.5:8000/v1", "http://127.0.0.1:8001/v1", "https://127.0.0.1:8000/v1", "http://a.test/"):
+        with pytest.raises(UserError, match="was stopped: prompts go to http://127.0.0.1:8000/v1 only"):
+            asyncio.run(send(url))
+    assert network == before
+
+
+def test_a_server_that_is_not_there_is_one_sentence(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match=rf"no server can be reached at http://127.0.0.1:{port}/v1 \(.*\): start it"):
+        make_judge(f"http://127.0.0.1:{port}/v1", tmp_path).explain([explain_task(0)])
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch, capfd, caplog):
+    secret = "sk-no-one-may-read-this"
+    monkeypatch.setenv("OPENAI_API_KEY", secret)
+    caplog.set_level(logging.DEBUG)
+    workdir = make_workdir(tmp_path, 160)
+    with serve(key=secret) as server:
+        cfg = config(judge="llm", n_score=20)
+        cfg.judge.update({"base_url": server.url, "model": "rule"})
+        stage.run(cfg, workdir)
+        assert {headers["authorization"] for headers in server.record()["headers"]} == {f"Bearer {secret}"}
+        monkeypatch.setenv("OPENAI_API_KEY", f"{secret}-wrong")
+        with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY") as error:
+            make_judge(server.url, tmp_path / "other").detect([DetectTask("x", ("findings: A.",))])
+    assert secret not in str(error.value)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"answers.sqlite", "manifest.json", "features.parquet", "summary.json"} <= {path.name for path in written}
+    assert not any(secret.encode() in path.read_bytes() for path in written)
+    out, err = capfd.readouterr()
+    assert secret not in out + err + caplog.text

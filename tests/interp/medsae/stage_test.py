@@ -1,0 +1,81 @@
+"""The label stage on planted features: vectors of studies against a loop, tables, and what it refuses."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from interp.features.concepts import Labels
+from interp.medsae import monosemanticity, stage
+from maira_jax.errors import UserError
+from maira_jax.inputs.tokens import Kind
+from maira_jax.run import files
+from sae.activations.store import Store
+from sae.training.checkpoints import load_sae
+from tests.helpers.interp_run import config, make_workdir
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("label"), 120)
+
+
+def test_study_vectors_equal_a_loop(run_dir, tmp_path):
+    sae, store = load_sae(run_dir / "sae"), Store.open(run_dir / "activations")
+    found = stage.study_vectors(sae, store, ("findings", "technique"), 100, tmp_path / "feature.npy")
+    x, tokens = store.read(0, store.n_tokens), store.tokens
+    kind, study = tokens["kind"].to_numpy(), tokens["study"].to_numpy()
+    f = np.asarray(sae.encode(x))
+    counted = np.isin(kind, [Kind.FINDINGS, Kind.TECHNIQUE])
+    assert found.study.tolist() == sorted(set(study[counted].tolist()))
+    for i in (0, 7, len(found.study) - 1):
+        rows = counted & (study == found.study[i])
+        np.testing.assert_allclose(found.embedding[i], x[rows].mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.dimension[i], x[rows].max(0), rtol=1e-6)
+        np.testing.assert_allclose(found.feature[i], f[rows].max(0), rtol=1e-4, atol=1e-5)
+
+
+def test_results_are_those_of_the_measures(run_dir, tmp_path):
+    cfg = config()
+    cfg.label.sections = ("findings",)
+    counts = stage.run(cfg, run_dir)
+    sae, store = load_sae(run_dir / "sae"), Store.open(run_dir / "activations")
+    vectors = stage.study_vectors(sae, store, ("findings",), 4096, tmp_path / "feature.npy")
+    labels = Labels.from_json(store.studies["labels"].to_pylist())
+    rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()
+    for arm, activation in (("features", vectors.feature), ("raw dimensions", vectors.dimension)):
+        measured = monosemanticity.measure(activation, vectors.embedding, labels)
+        own = [row for row in rows if row["arm"] == arm]
+        assert [row["neuron"] for row in own] == list(range(activation.shape[1]))
+        for name in ("monosemanticity", "entropy"):
+            np.testing.assert_allclose(
+                [np.nan if row[name] is None else row[name] for row in own], getattr(measured, name), rtol=1e-6
+            )
+        c = labels.concepts.index("communication")
+        np.testing.assert_allclose(
+            [np.nan if row["f1"]["communication"] is None else row["f1"]["communication"] for row in own],
+            measured.f1[:, c],
+        )
+    summary = files.read_json(run_dir / "label" / "summary.json")
+    assert counts["studies"] == summary["studies"] == 120
+    # Feature 4 is active where somebody is told.
+    assert summary["arms"]["features"]["classes"]["communication"]["neuron"] == 4
+    assert not (run_dir / "label" / "feature.npy").exists()
+    assert stage.run(cfg, run_dir) == counts
+
+
+def test_wrong_configs_are_refused(run_dir, tmp_path):
+    changes = (
+        ({"sections": ("finding",)}, "label.sections names 'finding'"),
+        ({"sections": ("start token",)}, "has no tokens of the sections start token"),
+        ({"concepts": ("measles",)}, "label.concepts names 'measles'"),
+        ({"block_tokens": 0}, "label.block_tokens be at least 1"),
+    )
+    for i, (change, message) in enumerate(changes):
+        workdir = tmp_path / str(i)
+        workdir.mkdir()
+        for folder in ("model", "activations", "sae"):
+            (workdir / folder).symlink_to(run_dir / folder)
+        cfg = config()
+        cfg.label.update(change)
+        with pytest.raises(UserError, match=message):
+            stage.run(cfg, workdir)

@@ -1,0 +1,123 @@
+"""The whole path as a user runs it, small: its summary, run again, and killed again and again."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+SMALL = {
+    "studies.n": 120,
+    "sae.expansion": 2,
+    "train.steps": 60,
+    "train.warmup_steps": 10,
+    "train.decay_start": 40,
+    "train.threshold_start": 20,
+    "train.checkpoint_every": 20,
+    "interpret.n_explain": 20,
+    "interpret.n_score": 10,
+    "interpret.n_least": 5,
+    "interpret.n_least_studies": 3,
+    "steer.studies": 3,
+    "steer.top": 2,
+    "steer.batch_studies": 2,
+    "steer.batch_rows": 8,
+    "evaluate.bootstrap": 50,
+}
+# One after the other, the demo is killed as soon as such a file is there: in the middle of each long stage.
+KILLS = ("activations/*/*", "sae/checkpoints/*", "interp/phases/*", "steer/*/*.*", "evaluation/*/*")
+RESULTS = (
+    "sae/metrics.json",
+    "interp/summary.json",
+    "interp/features.jsonl",
+    "steer/concepts/generations.jsonl",
+    "evaluation/concepts/summary.json",
+)
+
+
+def demo(workdir):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "launch.demo",
+            f"--workdir={workdir}",
+            *(f"--config.{name}={value}" for name, value in SMALL.items()),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(workdir):
+    process = demo(workdir)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def results(workdir):
+    return {name: (workdir / name).read_bytes() for name in RESULTS}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run without interruption: its directory and what it printed."""
+    workdir = tmp_path_factory.mktemp("demo") / "run"
+    return workdir, finish(workdir)
+
+
+def test_the_summary_is_what_the_stages_wrote(whole):
+    workdir, output = whole
+    lines = output.strip().splitlines()
+    sae, features, *named, steering, atlas = lines[[line[:5] for line in lines].index("SAE: ") :]
+    metrics = json.loads((workdir / "sae" / "metrics.json").read_text())
+    interp = json.loads((workdir / "interp" / "summary.json").read_text())
+    headline = json.loads((workdir / "evaluation" / "concepts" / "summary.json").read_text())["headline"]["feature"]
+    assert sae == (
+        f"SAE: fraction of variance unexplained {metrics['fvu']:.3f}, L0 {metrics['l0']:.1f}, "
+        f"dead features {metrics['dead']}"
+    )
+    scored, above = interp["scored"], interp["detection"]["above_075"]
+    assert features.startswith(f"Features: {scored} scored, {above} above 0.75, mean ")
+    assert all(f"{arm} " in features for arm in interp["controls"])
+    f1_08, tested = interp["concepts"]["f1_08"], interp["concepts"]["tested"]
+    assert features.endswith(f"; {f1_08} of {tested} concepts found with F1 of 0.8 or more")
+    found = interp["concepts"]["found"]
+    assert sorted(line.partition(" F1 ")[0].strip() for line in named) == sorted(found)
+    rate = headline["no_change"]["rate"]
+    assert steering.endswith("no change not measured" if rate is None else f"no change {rate:.0%}")
+    page = Path(atlas.removeprefix("Atlas: "))
+    assert page == workdir / "atlas" / "index.html" and "<html" in page.read_text()
+    assert [line for line in output.splitlines() if re.match(r"\[\d/8\] \w+", line)][-1].startswith("[8/8] atlas")
+
+
+def test_run_again_everything_is_finished(whole):
+    workdir, output = whole
+    before = results(workdir)
+    again = finish(workdir)
+    assert again.count("already finished") == 8
+    assert again.strip().splitlines()[-4:] == output.strip().splitlines()[-4:]
+    assert results(workdir) == before
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_results(whole, tmp_path):
+    workdir = tmp_path / "run"
+    for pattern in KILLS:
+        process = demo(workdir)
+        while process.poll() is None and not any(workdir.glob(pattern)):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert any(workdir.glob(pattern))
+    finish(workdir)
+    assert results(workdir) == results(whole[0])

@@ -1,0 +1,114 @@
+"""The command line as a user meets it: help, flags, errors in one sentence, exit codes."""
+
+import pytest
+
+from configs import phantom
+from launch import _help
+from tests.helpers.commands import launch
+from tests.helpers.paths import ROOT
+
+# The stages; the benchmarks have options of their own.
+COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("[!_]*.py") if path.stem != "bench")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_flag(command):
+    result = launch(command, "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"Usage: python -m launch.{command}" in result.stdout
+    lines = result.stdout.splitlines()
+    flags = [i for i, line in enumerate(lines) if line.startswith("  --") and not line.startswith("  --config.")]
+    assert {"  --workdir", "  --config"} <= {lines[i] for i in flags}
+    assert all(lines[i + 1].startswith("      ") for i in flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--nosuch=1"], 2, "Unknown command line flag 'nosuch'"),
+        (["stray"], 2, "'stray' is not a flag"),
+        (["--config.nosuch.x=1"], 2, "no field 'nosuch'"),
+        (["--config.model.dtyp=x"], 2, 'Did you mean "dtype"'),
+        (["--config.seed=abc"], 2, "--config.seed=abc"),
+        (["--config=absent.py"], 2, "No such file or directory: 'absent.py'"),
+        (["--config=broken.py"], 2, "ZeroDivisionError: division by zero"),
+        (["--config=poor.py"], 2, "no field model"),
+        (["--dtype=float64"], 1, "model.dtype is 'float64'"),
+        (["--reverse"], 2, "--reverse needs --out"),
+        (["--reverse", "--out=back", "--dtype=bfloat16"], 2, "At most one of (reverse, dtype)"),
+        (["--reverse", "--out=back"], 1, "holds no converted model"),
+        (["--mesh=8"], 1, "model.mesh is (8,)"),
+        (["--checkpoint=absent"], 1, "'absent' is not a folder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_a_failure(tmp_path, arguments, code, words):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
+    (tmp_path / "poor.py").write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({'seed': 0})\n"
+    )
+    result = launch("convert", "--workdir=run", *arguments, cwd=tmp_path)
+    assert result.returncode == code
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ") and words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_without_its_input_says_which_stage_to_run(tmp_path):
+    result = launch("train", f"--workdir={tmp_path}")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "activations" in result.stderr
+
+
+def test_shortcuts_set_the_configuration_or_say_why_not(tmp_path):
+    result = launch("steer", f"--workdir={tmp_path}", "--features=1,b")
+    assert result.returncode == 2 and "--features=1,b cannot be read" in result.stderr
+
+
+def test_another_machine_needs_a_flag_of_its_own(tmp_path):
+    arguments = [f"--workdir={tmp_path}", "--config.interpret.judge=llm", "--config.judge.model=m", "--max_cost=2"]
+    arguments += ["--config.judge.base_url=http://10.0.0.5:8000/v1", "--config.judge.price_in=1"]
+    result = launch("interpret", *arguments)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "--allow_remote" in result.stderr
+    result = launch("interpret", *arguments, "--allow_remote")
+    assert result.returncode == 1 and "no finished stage wrote" in result.stderr
+
+
+def test_fields_are_explained_by_the_comments_of_the_file():
+    source = """
+def get_config():
+    config = ConfigDict()
+    config.seed = 0  # of everything
+    config.a, config.b = get_a(), ConfigDict({"x": 1, "y": {"z": (2, 3)}})
+    # on the line above
+    config.c = ConfigDict(dict(d="e"))
+    helper = get_a
+    return config
+
+def get_a():
+    a = ConfigDict()
+    a.one = 1e-3
+    a.two = ConfigDict(
+        {
+            "three": None,  # in a dictionary
+        }
+    )
+    a.open = placeholder(int)  # left to the user
+    return a
+"""
+    assert list(_help.explained(source)) == [
+        ("seed", "of everything"),
+        ("a.one", ""),
+        ("a.two.three", "in a dictionary"),
+        ("a.open", "left to the user"),
+        ("b.x", ""),
+        ("b.y.z", ""),
+        ("c.d", "on the line above"),
+    ]
+
+
+def test_help_has_every_field_of_the_section_with_its_value():
+    lines = launch("train", "--help").stdout.splitlines()
+    shown = {line.strip().removeprefix("--config."): i for i, line in enumerate(lines) if "--config." in line}
+    for path, value in phantom.get_config().train.items(preserve_field_references=False):
+        assert lines[shown[f"train.{path}={value!r}"] + 1].startswith("      ")

@@ -1,0 +1,157 @@
+"""Users' own arrays, in every kind of file, become the same activation store."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import tensorstore as ts
+from safetensors.numpy import save_file
+
+from configs import embeddings
+from interp.medsae import stage as label
+from maira_jax.errors import UserError
+from sae import formats
+from sae.activations import harvest
+from sae.activations.store import HELD_OUT, TRAIN, Store
+from sae.formats import export
+from sae.training import stage as train
+from tests.helpers.sae import activations
+
+X = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
+
+
+def write_npy(path, x, name):
+    np.save(path, x)
+
+
+def write_safetensors(path, x, name):
+    save_file({name: x, "other": x[:, :1].copy()}, path)
+
+
+def write_zarr(path, x, name, driver="zarr3"):
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path)}}
+    ts.open(spec, create=True, shape=x.shape, dtype=ts.dtype(x.dtype.name)).result().write(x).result()
+
+
+def write_zarr2(path, x, name):
+    write_zarr(path, x, name, "zarr")
+
+
+def write_parquet(path, x, name):
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
+    pq.write_table(pa.table({name: lists, "n": np.arange(len(x)) + 7}), path, row_group_size=16)
+
+
+def config_of(*paths, **fields):
+    config = embeddings.get_config(str(paths[0]))
+    config.harvest.arrays = tuple(map(str, paths))
+    config.harvest.update({"shard_rows": 32, "chunk_rows": 8} | fields)
+    return config
+
+
+@pytest.mark.parametrize(
+    "write, ending, column",
+    [
+        (write_npy, "npy", ""),
+        (write_safetensors, "safetensors", "x"),
+        (write_zarr, "zarr", ""),
+        (write_zarr2, "zarr", ""),
+        (write_parquet, "parquet", ""),
+    ],
+)
+def test_every_kind_of_file_gives_its_rows(tmp_path, write, ending, column):
+    first, second = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    write(first, X[:45], "x")
+    write(second, X[45:], "x")
+    counts = harvest.run(config_of(first, second, column=column, held_out_fraction=0.3), tmp_path / "run")
+    assert (counts["studies"], counts["tokens"], counts["d_model"]) == (70, 70, 6)
+    store = Store.open(tmp_path / "run" / "activations")
+    np.testing.assert_array_equal(store.read(0, 70), X)
+    assert set(store.source["arrays"]) == {str(first), str(second)}
+    held_out, train = store.rows_of(HELD_OUT), store.rows_of(TRAIN)
+    assert len(held_out) > 5 and sorted([*held_out, *train]) == list(range(70))
+    assert harvest.run(config_of(first, second, column=column, held_out_fraction=0.3), tmp_path / "run") == counts
+
+
+def test_several_tokens_a_study_and_bfloat16(tmp_path):
+    x = X.reshape(14, 5, 6).astype(ml_dtypes.bfloat16)
+    save_file({"patches": x}, tmp_path / "x.safetensors")
+    harvest.run(config_of(tmp_path / "x.safetensors", dtype="bfloat16", shard_rows=24), tmp_path / "run")
+    store = Store.open(tmp_path / "run" / "activations")
+    np.testing.assert_array_equal(store.read(0, 70), x.reshape(70, 6).astype(np.float32))
+    assert store.studies["stop"].to_pylist() == list(range(5, 75, 5))
+    tokens = store.tokens
+    assert tokens["study"].to_pylist()[4:6] == [0, 1] and tokens["position"].to_pylist()[4:6] == [4, 0]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_names_the_studies(tmp_path, ending):
+    np.save(tmp_path / "x.npy", X[:4])
+    table = pa.table(
+        {
+            "study_id": ["a", "b", "c", "d"],
+            "patient_id": [1, 1, 2, 3],
+            "split": ["train", "train", "held_out", "train"],
+            "Edema": pa.array([1.0, 0.0, -1.0, None]),
+            "age": [50, 61, 1, 0],
+            "view": ["PA"] * 4,
+        }
+    )
+    path = tmp_path / f"table.{ending}"
+    pq.write_table(table, path) if ending == "parquet" else pyarrow.csv.write_csv(table, path)
+    harvest.run(config_of(tmp_path / "x.npy", table=str(path)), tmp_path / "run")
+    studies = Store.open(tmp_path / "run" / "activations").studies
+    assert studies["study_id"].to_pylist() == ["a", "b", "c", "d"]
+    assert studies["patient_id"].to_pylist() == ["1", "1", "2", "3"]
+    assert studies["split"].to_pylist() == ["train", "train", "held_out", "train"]
+    assert [json.loads(row) for row in studies["labels"].to_pylist()] == [{"Edema": True}, {"Edema": False}, {}, {}]
+    with pytest.raises(UserError, match="4 rows for 3 studies"):
+        np.save(tmp_path / "y.npy", X[:3])
+        harvest.run(config_of(tmp_path / "y.npy", table=str(path)), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("x.npy", lambda path: path.write_bytes(b"nothing"), "cannot be read"),
+        ("x.npy", lambda path: np.save(path, np.array([{"a": 1}], object)), "cannot be read"),
+        ("x.npy", lambda path: np.save(path, np.zeros(7)), r"shape \(7,\)"),
+        ("x.npy", lambda path: np.save(path, np.zeros((7, 2), np.int64)), "type int64"),
+        ("x.npy", lambda path: np.save(path, np.full((7, 2), np.nan)), "not finite"),
+        ("x.safetensors", lambda path: write_safetensors(path, X, "x"), "name one with harvest.column"),
+        ("x.csv", lambda path: path.write_text("1,2"), "is not one of"),
+        ("x.zarr", lambda path: None, "does not exist"),
+    ],
+)
+def test_what_is_no_array_is_refused(tmp_path, name, content, message):
+    content(tmp_path / name)
+    with pytest.raises(UserError, match=message) as caught:
+        harvest.run(config_of(tmp_path / name), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_whole_way_from_embeddings_to_measured_features(tmp_path):
+    """As configs/embeddings.py says; a label is what one direction of the embedding decides."""
+    x = activations(400, 16)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 16)
+    pq.write_table(pa.table({"embedding": lists, "Edema": x[:, 0] > np.median(x[:, 0])}), tmp_path / "x.parquet")
+    config = config_of(tmp_path / "x.parquet", held_out_fraction=0.2, shard_rows=256, chunk_rows=16)
+    config.sae.k = 4
+    config.train.update({"steps": 300, "batch_size": 64, "checkpoint_every": 300})
+    harvest.run(config, tmp_path / "run")
+    counts = train.run(config, tmp_path / "run")
+    assert (counts["n_features"], counts["l0"]) == (256, pytest.approx(4, abs=0.02))
+    assert counts["fvu"] < 0.45
+    export.run(config, tmp_path / "run")
+    expected = np.asarray(formats.load(tmp_path / "run" / "sae").encode(x))
+    for name in config.export.to:
+        found = np.asarray(formats.load(tmp_path / "run" / "export" / name).encode(x))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert label.run(config, tmp_path / "run")["studies"] == 400
+    rows = pq.read_table(tmp_path / "run" / "label" / "neurons.parquet").to_pylist()
+    dimensions = [row for row in rows if row["arm"] == "raw dimensions"]
+    assert len(rows) == 256 + 16 and max(dimensions, key=lambda row: row["f1"]["Edema"] or 0)["neuron"] == 0

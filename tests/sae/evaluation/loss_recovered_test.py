@@ -1,0 +1,136 @@
+"""Loss recovered: autoencoders whose effect is known, and the definition written out in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from configs import phantom
+from maira_jax.checkpoint import convert, store
+from maira_jax.errors import UserError
+from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.model import maira2
+from maira_jax.model.sites import Site
+from maira_jax.studies.readers import load_studies
+from sae.autoencoder import Sae
+from sae.evaluation import loss_recovered
+from tests.helpers.sae import make_model, random_sae
+
+SITE = "language.1.resid_post"
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    config = phantom.get_config()
+    config.studies.n = 12
+    path = tmp_path_factory.mktemp("run")
+    make_model(path / "hf", config.studies)
+    config.model.checkpoint = str(path / "hf")
+    convert.run(config, path)
+    return path / "model"
+
+
+@pytest.fixture(scope="module")
+def studies():
+    config = phantom.get_config()
+    config.studies.n = 12
+    return load_studies(config.studies)[:4]
+
+
+def linear_sae(width: int, decoder: float) -> Sae:
+    """Gives back `decoder` times any activation, exactly: x = relu(x) - relu(-x)."""
+    eye = jnp.eye(width)
+    params = {
+        "W_enc": jnp.concatenate([eye, -eye], axis=1),
+        "b_enc": jnp.zeros(2 * width),
+        "W_dec": decoder * jnp.concatenate([eye, -eye]),
+        "b_dec": jnp.zeros(width),
+    }
+    return Sae(params, -1.0, width, (2 * width,), {"source": {"site": SITE, "policy": "method"}})
+
+
+def test_the_identity_recovers_all_and_zero_nothing(model_dir, studies):
+    identity = loss_recovered.measure(linear_sae(48, 1.0), model_dir, studies, batch_size=3)
+    nothing = loss_recovered.measure(linear_sae(48, 0.0), model_dir, studies, batch_size=3)
+    tokenizer = Tokenizer.from_dir(model_dir)
+    encoded = [tokenizer.encode(reporting_prompt(study), study.findings) for study in studies]
+    assert identity["tokens"] == sum(int((row.kinds == Kind.FINDINGS).sum()) for row in encoded)
+    assert identity["replaced"] == sum(int(policy_mask(row.kinds, "method").sum()) for row in encoded)
+    assert identity["ce_spliced"] == identity["ce"]
+    assert (identity["recovered_zero"], identity["recovered_mean"]) == (1.0, 1.0)
+    assert nothing["ce_spliced"] == nothing["ce_zero"] != nothing["ce"]
+    assert nothing["recovered_zero"] == 0.0
+    assert len({round(identity[name], 4) for name in ("ce", "ce_zero", "ce_mean")}) == 3
+
+
+@struct.dataclass
+class Added:
+    """Adds `delta [1, T, d]` at the site, by the model's own way of editing."""
+
+    delta: jax.Array
+    code: int
+    mask: None = None
+
+    def tap(self, mask):
+        return lambda x, code: jnp.where(code == self.code, x + self.delta, x)
+
+
+def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
+    """Each study alone and unpadded, read at the site and then run again with what the replacement differs by."""
+    params, cfg = store.load(model_dir)
+    site, tokenizer = Site.parse(SITE, cfg), Tokenizer.from_dir(model_dir)
+    images = ImageConfig.from_dir(model_dir)
+    forward = jax.jit(functools.partial(maira2.forward, params, cfg, read=(site,)))
+    rows = []
+    for study in studies:
+        encoded = tokenizer.encode(reporting_prompt(study), study.findings)
+        pixels = np.stack([preprocess(image, images) for image in study_images(study)])[None]
+        run = functools.partial(forward, encoded.ids[None], np.ones((1, len(encoded)), bool), pixels)
+        x = np.asarray(
+            run(edits={"language": Added(jnp.zeros((1, len(encoded), sae.d_model)), site.code)}).sites[SITE][0]
+        )
+        rows.append((encoded, run, x, policy_mask(encoded.kinds, "method")))
+    mean = np.concatenate([x[kept] for *_, x, kept in rows]).mean(0)
+
+    def loss(new) -> float:
+        total, tokens = 0.0, 0
+        for encoded, run, x, kept in rows:
+            delta = jnp.asarray(np.where(kept[:, None], new(x) - x, 0))[None]
+            scored = np.flatnonzero(encoded.kinds == Kind.FINDINGS)
+            log_p = np.asarray(
+                jax.nn.log_softmax(run(edits={"language": Added(delta, site.code)}).logits[0]), np.float64
+            )
+            total -= log_p[scored - 1, encoded.ids[scored]].sum()
+            tokens += len(scored)
+        return total / tokens
+
+    return {
+        "ce": loss(lambda x: x),
+        "ce_spliced": loss(lambda x: np.asarray(sae.decode(sae.encode(x)))),
+        "ce_zero": loss(np.zeros_like),
+        "ce_mean": loss(lambda x: np.broadcast_to(mean, x.shape)),
+    }
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_the_losses_are_those_of_the_definition(model_dir, studies, per_token):
+    x = np.random.default_rng(0).normal(size=(50, 48)).astype(np.float32)
+    meta = {"source": {"site": SITE, "policy": "method"}}
+    sae = random_sae(x, (64, 32), 3, 0.3, meta=meta, per_token=per_token)
+    measured = loss_recovered.measure(sae, model_dir, studies[:2], batch_size=2)
+    for name, value in reference(sae, model_dir, studies[:2]).items():
+        np.testing.assert_allclose(measured[name], value, rtol=2e-5, err_msg=name)
+    gained = measured["ce_zero"] - measured["ce_spliced"]
+    np.testing.assert_allclose(measured["recovered_zero"], gained / (measured["ce_zero"] - measured["ce"]))
+
+
+def test_what_cannot_be_measured_is_refused(model_dir, studies):
+    with pytest.raises(UserError, match="width 20"):
+        loss_recovered.measure(linear_sae(20, 1.0), model_dir, studies, batch_size=3)
+    with pytest.raises(UserError, match="no findings token"):
+        loss_recovered.measure(linear_sae(48, 1.0), model_dir, [], batch_size=4)

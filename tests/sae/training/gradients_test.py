@@ -1,0 +1,171 @@
+"""The written-out step against automatic differentiation of the loss as the papers state it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae import autoencoder
+from sae.kernels import kth_largest
+from sae.training import resample
+from sae.training.config import SaeConfig, TrainConfig
+from sae.training.trainer import State, Trainer, _gradients
+from tests.helpers.sae import activations
+
+D, F, K, B = 16, 64, 4, 48
+SAE = SaeConfig(D, F, K, (32, 16, 16), (0.2, 0.5, 0.3))
+CONFIG = TrainConfig(
+    steps=20,
+    batch_size=B,
+    lr=3e-3,
+    warmup_steps=2,
+    decay_start=20,
+    auxk_alpha=0.5,
+    dead_tokens=100,
+    threshold_beta=0.9,
+    threshold_start=1,
+    normalize=False,
+    calibration_tokens=1,
+    chunk_steps=20,
+    checkpoint_every=20,
+    mesh=(1, 1),
+    seed=0,
+)
+KINDS = [("batch_top_k", 0.0), ("top_k", 0.0), ("relu", 0.05)]
+
+
+def batches(steps: int = 20) -> np.ndarray:
+    return activations(B * steps, D, n_true=32).reshape(steps, B, D) / np.float32(3)
+
+
+def start(
+    sae: SaeConfig = SAE, config: TrainConfig = CONFIG, method: kth_largest.Method | None = None, every: int = 5
+) -> tuple[Trainer, State]:
+    """A fresh state in which one in `every` features has long been silent and is too weak to be kept at first."""
+    trainer = Trainer(sae, config, method)
+    state = trainer.init(batches()[0], 1.0)
+    silent = np.where(np.arange(F) % every == 0, 1000, 0).astype(np.int32)
+    w_enc = state.params["W_enc"] * np.where(silent > 0, 0.02, 1.0).astype(np.float32)
+    return trainer, dataclasses.replace(state, params=state.params | {"W_enc": w_enc}, silent=jnp.asarray(silent))
+
+
+def plain_loss(params, x, keep, dead, sae: SaeConfig, config: TrainConfig):
+    """The loss, given which entries are features."""
+    z = jax.nn.relu((x - params["b_dec"]) @ params["W_enc"] + params["b_enc"])
+    f = jnp.where(keep, z, 0.0)
+    total, end = sae.l1 * f.sum(1).mean(), 0
+    for size, weight in zip(sae.group_sizes, sae.group_weights, strict=True):
+        end += size
+        x_hat = f[:, :end] @ params["W_dec"][:end] + params["b_dec"]
+        total += weight * jnp.square(x - x_hat).sum(1).mean()
+    left = jax.lax.stop_gradient(x - x_hat)
+    candidates = jnp.where(dead, z, 0.0)
+    cut = jnp.sort(candidates, axis=1)[:, -max(1, min(D // 2, int(dead.sum())))]
+    error = left - jnp.where(candidates >= cut[:, None], candidates, 0.0) @ params["W_dec"]
+    variance = jnp.square(left - left.mean(0)).sum(1).mean()
+    if not dead.any():
+        return total
+    return total + config.auxk_alpha * jnp.square(error).sum(1).mean() / variance
+
+
+def expected_keep(z: np.ndarray, kind: str) -> np.ndarray:
+    if kind == "relu":
+        return z > 0
+    if kind == "top_k":
+        return (z >= np.sort(z, axis=1)[:, -K][:, None]) & (z > 0)
+    return (z >= np.sort(z.reshape(-1))[-K * B]) & (z > 0)
+
+
+@pytest.mark.parametrize("every", [5, 2], ids=["few dead", "many dead"])
+@pytest.mark.parametrize("method", ["candidates", "bisection"])
+@pytest.mark.parametrize("kind, l1", KINDS)
+def test_gradients_are_those_of_the_loss(kind, l1, method, every):
+    sae = dataclasses.replace(SAE, kind=kind, l1=l1)
+    _, state = start(sae, every=every)
+    x = jnp.asarray(batches()[3])
+    gradients, smallest, silent, metrics = jax.jit(_gradients, static_argnums=(2, 3, 4))(state, x, sae, CONFIG, method)
+    z = np.asarray(jax.nn.relu(autoencoder.pre_activations(state.params, x)))
+    keep = expected_keep(z, kind)
+    dead = jnp.asarray(np.where(keep.any(0), 0, np.asarray(state.silent) + B) >= CONFIG.dead_tokens)
+    assert int(dead.sum()) == int(metrics["dead"])
+    assert kind == "relu" or (0 < int(dead.sum()) <= F // 4) == (every == 5)
+    value, expected = jax.value_and_grad(plain_loss)(state.params, x, keep, dead, sae, CONFIG)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    if kind != "relu":  # there, what is dead has nothing positive to start from
+        assert metrics["auxk"] > 0
+        assert np.abs(gradients["W_dec"])[np.asarray(dead)].max() > 0
+    assert smallest == z[keep].min()
+    assert metrics["l0"] == pytest.approx(keep.sum(1).mean())
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(gradients[name], gradient, atol=2e-6, rtol=2e-5, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    trainer, state = start()
+    return trainer.run(state, trainer.place(batches()), 1.0)
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_whole_matrices_in_one_or_more_parts_give_what_the_kept_entries_give(whole, microbatches):
+    one, first = whole
+    trainer, state = start(config=dataclasses.replace(CONFIG, microbatches=microbatches), method="bisection")
+    many, second = trainer.run(state, trainer.place(batches()), 1.0)
+    assert np.asarray(first["dead"]).max() > 0
+    for name in ("loss", "auxk", "threshold", "gradient_norm", "l0"):
+        np.testing.assert_allclose(second[name], first[name], rtol=2e-4, err_msg=name)
+    for name, value in one.params.items():
+        assert np.linalg.norm(many.params[name] - value) < 1e-3 * np.linalg.norm(value), name
+
+
+@pytest.mark.parametrize("method", ["candidates", "bisection"])
+def test_bfloat16_follows_float32(whole, method):
+    trainer, state = start(config=dataclasses.replace(CONFIG, dtype="bfloat16"), method=method)
+    state, metrics = trainer.run(state, trainer.place(batches()), 1.0)
+    assert all(value.dtype == np.float32 for value in jax.tree.leaves(state.params))
+    ours, exact = np.asarray(metrics["loss"]), np.asarray(whole[1]["loss"])
+    assert (ours != exact).any()
+    np.testing.assert_allclose(ours, exact, rtol=2e-2)
+
+
+def test_one_token_kind_keeps_k_of_each_token():
+    sae = dataclasses.replace(SAE, kind="top_k")
+    trainer, state = start(sae, dataclasses.replace(CONFIG, auxk_alpha=0.0))
+    _, metrics = trainer.run(state, trainer.place(batches()), 1.0)
+    assert (np.asarray(metrics["l0"]) <= K).all() and np.asarray(metrics["l0"])[-1] > K - 0.5
+    assert (np.asarray(metrics["auxk"]) == 0).all()
+
+
+def test_dead_features_are_made_anew():
+    _, state = start()
+    x = jnp.asarray(batches()[1])
+    dead = jnp.asarray(np.arange(F) % 5 == 0)
+    mu = jax.tree.map(lambda p: jnp.ones_like(p), state.params)
+    adam = state.adam._replace(mu=mu, nu=mu)
+    params, adam, replaced = resample.replace_dead(state.params, adam, dead, x, jax.random.key(0), 1)
+    np.testing.assert_array_equal(replaced, dead)  # there are more tokens than dead features
+    centred = np.asarray(x - state.params["b_dec"])
+    cosines = np.asarray(params["W_dec"])[dead] @ (centred / np.linalg.norm(centred, axis=1, keepdims=True)).T
+    np.testing.assert_allclose(cosines.max(1), 1, atol=1e-5)
+    assert len(set(cosines.argmax(1))) == int(dead.sum())  # drawn without replacement
+    lengths = np.linalg.norm(params["W_enc"], axis=0)
+    np.testing.assert_allclose(lengths[dead], 0.2 * lengths[~dead].mean(), rtol=1e-4)
+    for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
+        moved = [np.moveaxis(np.asarray(t[name]), axis, 0) for t in (params, state.params, adam.mu, adam.nu)]
+        np.testing.assert_array_equal(moved[0][~dead], moved[1][~dead], err_msg=name)
+        assert (moved[2][dead] == 0).all() and (moved[3][dead] == 0).all() and (moved[2][~dead] == 1).all()
+    assert (np.asarray(params["b_enc"])[dead] == 0).all()
+
+
+def test_resampling_keeps_to_its_steps():
+    config = dataclasses.replace(CONFIG, resample_every=6, auxk_alpha=0.0, dead_tokens=2 * B)
+    trainer, state = start(dataclasses.replace(SAE, kind="relu", l1=0.1), config)
+    b_enc = np.where(np.asarray(state.silent) > 0, -100.0, 0.0).astype(np.float32)
+    state = dataclasses.replace(state, params=state.params | {"b_enc": b_enc})
+    state, metrics = trainer.run(state, trainer.place(batches()), 1.0)
+    dead = np.asarray(metrics["dead"])
+    assert (dead[:6] == np.sum(b_enc < 0)).all()  # the sixth step ends with the replacement
+    assert (dead[6:] == 0).all()
+    assert np.asarray(state.params["b_enc"]).min() > -1

@@ -1,0 +1,252 @@
+"""The train stage: resumed runs, refusals, and what it reaches."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maira_jax.errors import UserError
+from sae.activations.store import HELD_OUT, Store
+from sae.training import stage
+from sae.training.checkpoints import load_sae
+from tests.helpers.paths import ROOT
+from tests.helpers.sae import activations, make_store, train_config
+
+# At how many random moments a run is killed: SAE_TEST_KILLS=10 pytest -s tests/sae/training/stage_test.py -k stopped
+KILLS = int(os.environ.get("SAE_TEST_KILLS", "1"))
+# In a process of its own, so that it can be killed.
+_RUN = "import sys; from pathlib import Path; from tests.helpers.sae import *; from sae import train; "
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run."""
+    path = tmp_path_factory.mktemp("run")
+    make_store(path, activations(6000, 24))
+    stage.run(train_config(evaluate_every=20), path)
+    return path
+
+
+def test_results(workdir):
+    sae = load_sae(workdir / "sae")
+    assert (sae.d_model, sae.n_features, sae.k, sum(sae.group_sizes)) == (24, 96, 4, 96)
+    np.testing.assert_allclose(np.linalg.norm(sae.params["W_dec"], axis=1), 1, atol=1e-5)
+    measured = json.loads((workdir / "sae" / "metrics.json").read_text())
+    store = Store.open(workdir / "activations")
+    assert measured["tokens"] == len(store.rows_of(HELD_OUT))
+    assert measured["l0"] == pytest.approx(4, abs=1 / measured["tokens"])  # calibrated on these tokens
+    assert measured["fvu"] < 0.65
+    assert measured["fvu"] <= measured["prefixes"][0]["fvu"]
+    assert sae.meta["source"]["site"] == "language.3.resid_post"
+    lines = [json.loads(line) for line in (workdir / "sae" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(60))
+    assert all(line["l0"] == 4 for line in lines)
+    assert lines[-1]["main"] < 0.7 * lines[0]["main"]
+    assert (lines[10]["threshold"], lines[0]["lr"]) == (-1, 0)
+    assert lines[11]["threshold"] > 0
+
+
+def test_held_out_tokens_are_measured_on_the_way(workdir):
+    final = json.loads((workdir / "sae" / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (workdir / "sae" / "held_out.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [19, 39]
+    assert lines[0]["fvu"] > lines[1]["fvu"] > final["fvu"]
+    for line in lines:
+        assert line.keys() - {"step"} == final.keys() - {"loss"}
+        assert line["l0"] == pytest.approx(4, abs=1 / line["tokens"])
+
+
+def test_a_finished_stage_is_not_run_again(workdir):
+    before = (workdir / "sae" / "log.jsonl").stat().st_mtime_ns
+    assert stage.run(train_config(evaluate_every=20), workdir)["steps"] == 60
+    assert (workdir / "sae" / "log.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_config_is_refused(workdir):
+    with pytest.raises(UserError, match="train.lr"):
+        stage.run(train_config(lr=2e-3, evaluate_every=20), workdir)
+
+
+def kill_when(process: subprocess.Popen, reached, limit: float = 600) -> None:
+    end = time.monotonic() + limit
+    while process.poll() is None and time.monotonic() < end:
+        if reached():
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stderr.read()
+
+
+def latest_checkpoint(sae: Path) -> int:
+    """The step of the latest whole checkpoint, 0 if there is none."""
+    return max((int(path.name) for path in (sae / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def long_config():
+    """Two autoencoders from one stream, trained long enough to be killed on the way."""
+    config = train_config(steps=400, decay_start=300, evaluate_every=200)
+    config.sae.beside = {"x2": {"expansion": 2, "k": 3}}
+    return config
+
+
+def assert_same_bits(sae: Path, whole: Path) -> None:
+    ours, theirs = load_sae(sae), load_sae(whole)
+    for name, value in theirs.params.items():
+        np.testing.assert_array_equal(ours.params[name], value, err_msg=name)
+    assert ours.threshold == theirs.threshold
+    assert dict(ours.meta) == dict(theirs.meta)
+    for name in ("log.jsonl", "held_out.jsonl", "metrics.json", "density.npy"):
+        assert (sae / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def run_and(stop, workdir: Path) -> subprocess.Popen:
+    """Trains in a process of its own, to which `stop` is applied."""
+    script = (
+        f"{_RUN} from tests.sae.training.stage_test import long_config; train.run(long_config(), Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", script, str(workdir)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        stop(process)
+    return process
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"loss": 1}'])
+def test_a_damaged_log_is_refused(tmp_path, line):
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"step": 0}}\n{line}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl is damaged .*: delete"):
+        stage._reopened(log, 2)
+    assert log.read_text() == f'{{"step": 0}}\n{line}\n'
+
+
+def test_stopped_runs_end_with_the_same_bits(tmp_path):
+    """Terminated once and killed at random moments; and each of the two autoencoders alone."""
+    values = activations(6000, 24)
+    for name in ("stopped", "alone"):
+        make_store(tmp_path / name, values)
+    sae = tmp_path / "stopped" / "sae"
+
+    def terminate(process: subprocess.Popen) -> None:
+        while process.poll() is None and latest_checkpoint(sae) < 10:
+            time.sleep(0.005)
+        process.terminate()
+        assert process.wait(500) == 143
+        assert "terminated after step" in process.stderr.read()
+
+    run_and(terminate, tmp_path / "stopped")
+    saved = latest_checkpoint(sae)
+    assert 10 <= saved < 400 and saved == latest_checkpoint(tmp_path / "stopped" / "sae-x2")
+    rng = np.random.default_rng()
+    for step in sorted(rng.integers(saved + 5, 395, KILLS)):
+
+        def moment(step=step, log=sae / "log.jsonl") -> bool:
+            if len(log.read_bytes().splitlines()) < step:
+                return False
+            time.sleep(rng.uniform(0, 0.05))
+            return True
+
+        run_and(lambda process, moment=moment: kill_when(process, moment), tmp_path / "stopped")
+        print(f"killed at step {step}, goes on from {latest_checkpoint(sae)}")
+    stage.run(long_config(), tmp_path / "stopped")
+
+    alone = long_config()
+    alone.sae.beside = {}
+    stage.run(alone, tmp_path / "alone")
+    assert_same_bits(sae, tmp_path / "alone" / "sae")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "activations").symlink_to(tmp_path / "alone" / "activations")
+    alone.sae.update({"expansion": 2, "k": 3})
+    stage.run(alone, tmp_path / "second")
+    assert_same_bits(tmp_path / "stopped" / "sae-x2", tmp_path / "second" / "sae")
+
+
+def test_one_more_autoencoder_is_trained_beside_a_finished_one(workdir):
+    before = (workdir / "sae" / "log.jsonl").stat().st_mtime_ns
+    config = train_config(evaluate_every=20)
+    config.sae.beside = {"topk": {"kind": "top_k", "group_fractions": (1.0,)}, "l1": {"kind": "relu", "l1": 0.1}}
+    stage.run(config, workdir)
+    assert (workdir / "sae" / "log.jsonl").stat().st_mtime_ns == before
+    assert load_sae(workdir / "sae-topk").group_sizes == (96,)
+    assert load_sae(workdir / "sae-l1").threshold == 0
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
+    """Writing fails as on a full disk after step 20, and then there is room again."""
+    make_store(tmp_path / "full", activations(3000, 24))
+    script = f"""
+import resource
+{_RUN}
+from sae.training.trainer import Trainer
+run = Trainer.run
+def until_full(self, state, batches, scale):
+    if int(state.step) == 20:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    return run(self, state, batches, scale)
+Trainer.run = until_full
+train.run(train_config(chunk_steps=10), Path(sys.argv[1]))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "full")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode and "UserError: could not write a checkpoint" in done.stderr, done.stderr
+    # The one of step 20 was perhaps still being written.
+    assert latest_checkpoint(tmp_path / "full" / "sae") in (10, 20)
+    assert stage.run(train_config(chunk_steps=10), tmp_path / "full")["steps"] == 60
+
+
+def test_infinite_activations_are_refused(tmp_path, monkeypatch):
+    make_store(tmp_path, activations(3000, 24))
+    read = Store.read_ranges
+
+    def with_an_infinity(self, ranges):
+        values = [np.array(part) for part in read(self, ranges)]
+        values[0][0, 3] = np.inf
+        return values
+
+    monkeypatch.setattr(Store, "read_ranges", with_an_infinity)
+    with pytest.raises(UserError, match="not finite"):
+        stage.run(train_config(normalize=False), tmp_path)
+
+
+def test_divergence_is_one_sentence(tmp_path):
+    values = activations(3000, 24)
+    make_store(tmp_path, values * np.float32(1e25))
+    with pytest.raises(UserError, match="not finite at step 0"):
+        stage.run(train_config(normalize=False, steps=50), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "section, field, value, message",
+    [
+        ("sae", "k", 0, "sae.k is 0"),
+        ("sae", "k", 97, "between 1 and the 96 features"),
+        ("sae", "group_fractions", (0.5, 0.4), "sum to 1"),
+        ("sae", "group_weights", (1.0,), "1 entries for 5 groups"),
+        ("train", "batch_size", 0, "train.batch_size is 0"),
+        ("train", "warmup_steps", 60, "below the 60 steps"),
+        ("train", "decay_start", 61, "train.decay_start is 61"),
+        ("train", "preset", "best", "choose one of dictionary_learning, default"),
+        ("train", "dtype", "float16", "train.dtype is 'float16'"),
+        ("train", "microbatches", 3, "times train.microbatches"),
+        ("sae", "kind", "topk", "choose one of batch_top_k"),
+        ("sae", "beside", {"x2": {"expansions": 2}}, "sae.beside.x2 sets expansions"),
+        ("train", "checkpoint_every", 7, "multiple of train.chunk_steps"),
+        ("train", "evaluate_every", 7, "evaluate_every is 7"),
+        ("train", "mesh", (3, 1), "multiple of the data axis"),
+        ("train", "mesh", (1, 64), "cannot be split"),
+        ("train", "mesh", (32, 1), "needs 32 devices"),
+    ],
+)
+def test_fields_out_of_range(workdir, tmp_path, section, field, value, message):
+    config = train_config()
+    config[section][field] = value
+    (tmp_path / "activations").symlink_to(workdir / "activations")
+    with pytest.raises(UserError, match=message):
+        stage.run(config, tmp_path)
+    assert not (tmp_path / "sae").exists()

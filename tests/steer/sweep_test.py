@@ -1,0 +1,387 @@
+"""The steering sweep and its evaluation on a small random model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ml_collections import ConfigDict
+
+from maira_jax.checkpoint import store
+from maira_jax.errors import UserError
+from maira_jax.generation.decode import Sampling, generate, row_keys
+from maira_jax.inputs.tokens import Kind
+from maira_jax.run import files
+from maira_jax.run.stage import Stage
+from maira_jax.studies.readers import load_studies
+from sae import autoencoder
+from sae.activations.store import Layout, StoreWriter
+from sae.autoencoder import Sae
+from sae.formats import safetensors_file as plain_file
+from sae.training.checkpoints import load_sae, save_sae
+from steer import evaluate, sweep
+from steer.config import Settings
+from steer.methods.directions import ARMS, members
+from steer.methods.means import StudyMeans
+from steer.program import decode as programs
+from steer.program.prompts import Prompts
+from steer.program.sweep_writer import Writer
+from steer.selection.targets import Catalogue
+from tests.helpers.phantom_model import D_MODEL, write_model
+
+N_STUDIES, N_FEATURES, SITE = 12, 64, "language.1.resid_post"
+
+
+def make_config() -> ConfigDict:
+    steer = {
+        "name": "test",
+        "features": (),
+        "match": "",
+        "top": 2,
+        "combinations": (),
+        "arms": ARMS,
+        "strengths": (-4.0, 4.0),
+        "unit": "max_activation",
+        "positions": ("generated",),
+        "sae": "",
+        "manifest": "",
+        "studies": 5,
+        "batch_studies": 2,
+        "batch_rows": 6,
+        "workers": 2,
+        "max_new_tokens": 12,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "dry_run": False,
+    }
+    studies = {"source": "phantom", "n": N_STUDIES, "seed": 2, "size": 28}
+    evaluate = {"bootstrap": 50, "judge": "none", "judge_studies": 1}
+    return ConfigDict({"seed": 0, "studies": studies, "steer": steer, "evaluate": evaluate})
+
+
+def write_activations(directory: Path, studies: list, rng: np.random.Generator) -> None:
+    per_study = 6
+    n = per_study * len(studies)
+    tokens = pa.table(
+        {
+            "study": np.repeat(np.arange(len(studies)), per_study).astype(np.int32),
+            "position": np.tile(np.arange(per_study), len(studies)).astype(np.int32),
+            "token_id": np.full(n, 7, np.int32),
+            "kind": np.tile([Kind.INDICATION, *[Kind.FINDINGS] * 5], len(studies)).astype(np.int8),
+        }
+    )
+    table = pa.table(
+        {
+            "study_id": [s.study_id for s in studies],
+            "patient_id": [s.patient_id for s in studies],
+            "split": ["train"] * 6 + ["held_out"] * 6,
+            "labels": [json.dumps({"cardiomegaly": i % 2 == 0, "oedema": False}) for i in range(len(studies))],
+            "start": np.arange(len(studies)) * per_study,
+            "stop": (np.arange(len(studies)) + 1) * per_study,
+        }
+    )
+    layout = Layout(n, D_MODEL, "float32", 128, 64)
+    writer = StoreWriter(directory, layout, tokens, table, {"site": SITE})
+    writer.write(0, rng.normal(size=(n, D_MODEL)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with everything that steering reads."""
+    workdir = tmp_path_factory.mktemp("run")
+    config, rng = make_config(), np.random.default_rng(0)
+    studies = list(load_studies(config.studies))
+    for name in ("model", "activations", "sae", "interp"):
+        with Stage(workdir, name, {"test": name}) as stage:
+            if name == "model":
+                write_model(stage.dir, studies)
+            elif name == "activations":
+                write_activations(stage.dir, studies, rng)
+            elif name == "sae":
+                params = autoencoder.init(jax.random.key(1), D_MODEL, N_FEATURES, jnp.zeros(D_MODEL))
+                save_sae(stage.dir, Sae(params, 0.1, 4, (32, 32), {"site": SITE}))
+            else:
+                features = {
+                    "feature": np.arange(N_FEATURES, dtype=np.int32),
+                    "explanation": [f"mentions word {i}" for i in range(N_FEATURES - 1)] + ["oedema of the lung"],
+                    "max_activation": np.full(N_FEATURES, 6.0),
+                }
+                pq.write_table(pa.table(features), stage.dir / "features.parquet")
+                concepts = {
+                    "concept": ["cardiomegaly", "oedema", "pneumothorax"],
+                    "feature": np.array([5, 9, 5], np.int32),
+                    "f1": [0.9, 0.8, 0.95],
+                    "runners_up": [[1], [2, 3], [7, 8]],
+                    "runners_up_f1": [[0.2], [0.79, 0.1], [0.9, 0.86]],
+                }
+                pq.write_table(pa.table(concepts), stage.dir / "concepts.parquet")
+            stage.finish({})
+    return workdir
+
+
+@pytest.fixture()
+def workdir(inputs: Path, tmp_path: Path) -> Path:
+    """A fresh run directory on the same inputs."""
+    for name in ("model", "activations", "sae", "interp"):
+        (tmp_path / name).symlink_to(inputs / name)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def swept(inputs: Path) -> tuple[Path, dict]:
+    counts = sweep.run(make_config(), inputs)
+    return inputs, counts
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "steer" / "test" / sweep.GENERATIONS).read_text().splitlines()]
+
+
+def test_a_line_a_study_direction_and_strength(swept: tuple[Path, dict]) -> None:
+    workdir, counts = swept
+    lines = lines_of(workdir)
+    # Feature 5 is best for two concepts and takes the better one; oedema is in no training study,
+    # so what compares studies with and without it does not exist.
+    numbered = ("feature", "features", "clamp", "ablate", "project", "random")
+    keys = [f"{arm}-5" for arm in numbered] + ["prompt-pneumothorax"] + [f"{arm}-9" for arm in numbered]
+    described = files.read_json(workdir / "steer" / "test" / sweep.DIRECTIONS)
+    assert {d["key"] for d in described} == {*keys, "prompt-oedema"}
+    assert {d["target"]["concept"] for d in described if d["key"].endswith("-5")} == {"pneumothorax"}
+    assert next(d for d in described if d["key"] == "features-5")["target"]["others"] == [[7, 6.0], [8, 6.0]]
+    assert np.load(workdir / "steer" / "test" / "directions.npy").shape == (14, D_MODEL)
+    # A concept has 4 arms with two strengths, two with none of their own, and two sentences.
+    assert counts["generations"] == len(lines) == 5 * (1 + 2 * (4 * 2 + 2 + 2))
+    triples = [(line["study"], line["direction"], line["strength"]) for line in lines]
+    assert len(set(triples)) == len(triples)
+    by_study = {line["study"]: line["steered"] for line in lines if line["direction"] == "none"}
+    assert all(line["original"] == by_study[line["study"]] for line in lines)
+    assert len(by_study) == 5
+    assert all(line["finite"] and 0 < line["surprise"] < 20 for line in lines)
+
+
+def plain(workdir: Path, ids: list[str], sampling: Sampling | None = None) -> list[str]:
+    """What plain generation, another program without edits, writes for some studies."""
+    params, cfg = store.load(workdir / "model")
+    by_id = {study.study_id: study for study in load_studies(make_config().studies)}
+    prompts = Prompts.of([by_id[study] for study in ids], workdir / "model")
+    tokens, mask, _, pixels = prompts.batch(range(len(ids)))
+    eos = prompts.tokenizer.eos_id
+    ids, lengths = generate(params, cfg, tokens, mask, pixels, max_new_tokens=12, eos_id=eos, sampling=sampling)
+    return [prompts.tokenizer.decode(row[:n]) for row, n in zip(np.asarray(ids), np.asarray(lengths), strict=True)]
+
+
+def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None:
+    """Byte for byte."""
+    workdir, _ = swept
+    originals = {line["study"]: line["original"] for line in lines_of(workdir)}
+    assert plain(workdir, list(originals)) == list(originals.values())
+    assert all(originals.values())
+
+
+def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:
+    config = make_config()
+    config.steer.update({"temperature": 0.8, "top_p": 0.9, "arms": ("random",), "strengths": (1e-20, 9.0)})
+    sweep.run(config, workdir)
+    lines = lines_of(workdir)
+    assert all(line["steered"] == line["original"] for line in lines if line["strength"] == 1e-20)
+    originals = {line["study"]: line["original"] for line in lines}
+    sampling = Sampling(row_keys(list(originals), 0), jnp.float32(0.8), jnp.float32(0.9))
+    assert plain(workdir, list(originals), sampling) == list(originals.values())
+    assert plain(workdir, list(originals)) != list(originals.values())
+
+
+def test_every_arm_changes_reports_and_nothing_recompiles(swept: tuple[Path, dict]) -> None:
+    workdir, _ = swept
+    lines = lines_of(workdir)
+    for arm in {line["settings"]["arm"] for line in lines} - {"none"}:
+        assert any(line["steered"] != line["original"] for line in lines if line["settings"]["arm"] == arm), arm
+    used = (programs.read, programs.begin, programs.advance)
+    before = [program._cache_size() for program in used]
+    again = make_config()
+    again.steer.update({"name": "again", "strengths": (1.0, 16.0)})
+    sweep.run(again, workdir)
+    assert [program._cache_size() for program in used] == before
+    assert (workdir / "steer" / "again" / sweep.GENERATIONS).is_file(), "two sweeps in one run directory"
+
+
+def test_how_many_are_written_side_by_side_decides_nothing(swept: tuple[Path, dict], workdir: Path) -> None:
+    config = make_config()
+    config.steer.update({"workers": 1, "studies": 4})
+    sweep.run(config, workdir)
+    whole = lines_of(swept[0])
+    assert lines_of(workdir) == whole[: len(whole) * 4 // 5]
+
+
+def test_every_arm_that_adds_moves_equally_far(swept: tuple[Path, dict]) -> None:
+    workdir, _ = swept
+    vectors = np.load(workdir / "steer" / "test" / "directions.npy")
+    described = files.read_json(workdir / "steer" / "test" / sweep.DIRECTIONS)
+    adds = np.array([d["arm"] in ("feature", "features", "random") for d in described])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), adds, rtol=1e-6)
+    assert {d["unit"] for d in described if d["arm"] != "prompt"} == {6.0}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize(("batches", "cut"), [(0, 0), (1, 0), (2, 57)])
+def test_a_killed_sweep_ends_with_the_same_file(
+    swept: tuple[Path, dict], workdir: Path, monkeypatch: pytest.MonkeyPatch, batches: int, cut: int
+) -> None:
+    """Killed after some batches, the last `cut` bytes of which did not reach the disk."""
+    calls = []
+    write = Writer.write
+
+    def failing(self: Writer, studies: range, *args: object) -> list:
+        if len(calls) == batches:
+            raise Killed
+        calls.append(len(studies))
+        return write(self, studies, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Writer, "write", failing)
+        sweep.run(make_config(), workdir)
+    path = workdir / "steer" / "test" / sweep.GENERATIONS
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - cut])
+    redone = []
+    monkeypatch.setattr(Writer, "write", lambda self, *args: redone.append(1) or write(self, *args))
+    sweep.run(make_config(), workdir)
+    assert path.read_bytes() == (swept[0] / "steer" / "test" / sweep.GENERATIONS).read_bytes()
+    assert len(redone) == 3 - batches + (1 if cut else 0)
+
+
+def test_a_dry_run_estimates_and_writes_nothing(swept: tuple[Path, dict]) -> None:
+    workdir, counts = swept
+    config = make_config()
+    config.steer.update({"name": "dry", "dry_run": True})
+    found = sweep.run(config, workdir)
+    assert found["generations"] == counts["generations"]
+    assert found["reports_together"] == 12
+    assert found["memory_gib"] > 0 and found["tokens_per_second"] > 0
+    assert not (workdir / "steer" / "dry").exists()
+
+
+def test_combinations_of_features(inputs: Path, workdir: Path) -> None:
+    config = make_config()
+    config.steer.update({"combinations": ("5-9", "9+3"), "studies": 1})
+    sweep.run(config, workdir)
+    lines = [line for line in lines_of(workdir) if line["strength"]]
+    assert {line["direction"] for line in lines} == {"5-9", "9+3"}
+    pair = next(line["settings"] for line in lines if line["direction"] == "5-9")
+    assert (pair["concept"], pair["also"], pair["arm"]) == ("pneumothorax", ["oedema"], "combination")
+    w_dec = np.asarray(load_sae(inputs / "sae").params["W_dec"])
+    expected = 6.0 * (w_dec[5] - w_dec[9])
+    np.testing.assert_allclose(
+        np.load(workdir / "steer" / "test" / "directions.npy")[0] * pair["unit_size"], expected, atol=1e-5
+    )
+    assert members("12+3-4") == [("", 12), ("+", 3), ("-", 4)]
+
+
+def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
+    from sae.activations.store import Store
+
+    own = load_sae(inputs / "sae")
+    plain_file.save(workdir, own)
+    path = workdir / "sae.safetensors"
+    store_ = Store.open(inputs / "activations")
+    x = jnp.asarray(store_.read(0, 36).astype(np.float32))
+    limits = np.linspace(0.1, 2.0, own.n_features, dtype=np.float32)
+    # As BatchTopK's, JumpReLU's and TopK's files are.
+    for sae in (own, dataclasses.replace(own, threshold=limits), dataclasses.replace(own, k=2, per_token=True)):
+        f = np.asarray(sae.encode(x))
+        measured = Catalogue.measured(sae, store_, (4, 11), "there")
+        for number in (4, 11):
+            np.testing.assert_allclose(measured.target(number).max_activation, f[:, number].max(), rtol=1e-5)
+    config = make_config()
+    config.steer.update({"sae": str(path), "features": (4, 11), "arms": ("feature",), "studies": 1})
+    for stage in ("sae", "interp"):
+        (workdir / stage).unlink()
+    sweep.run(config, workdir)
+    assert {line["direction"] for line in lines_of(workdir)} == {"none", "feature-4", "feature-11"}
+
+
+def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
+    config = make_config()
+    config.steer.match = "Oedema of"
+    config.steer.studies, config.steer.arms = 1, ("feature",)
+    sweep.run(config, workdir)
+    steered = [line for line in lines_of(workdir) if line["strength"]]
+    assert {line["settings"]["feature"] for line in steered} == {N_FEATURES - 1}
+    assert {line["settings"]["concept"] for line in steered} == {"oedema"}
+
+
+def test_what_labelled_studies_say(inputs: Path) -> None:
+    from sae.activations.store import Store
+
+    activations = Store.open(inputs / "activations")
+    means = StudyMeans.of(activations, lambda kinds: kinds == Kind.FINDINGS)
+    probe = means.probe("cardiomegaly")
+    centred = means.means[:6] - means.means[:6].mean(axis=0)
+    assert (np.sign(centred @ probe) == [1, -1] * 3).all()
+    assert means.probe("oedema") is None
+    x = activations.read(0, 36).reshape(6, 6, D_MODEL)[:, 1:]  # training studies, findings tokens
+    expected = x[::2].mean((0, 1)) - x[1::2].mean((0, 1))
+    np.testing.assert_allclose(means.difference("cardiomegaly"), expected, atol=1e-6)
+    assert means.difference("oedema") is None
+    np.testing.assert_allclose(means.residual_norm, np.linalg.norm(x, axis=-1).mean(), rtol=1e-6)
+
+
+def test_positions_of_a_prompt() -> None:
+    B, I, L, N = Kind.BOILERPLATE, Kind.IMAGE, Kind.IMAGE_LAST, Kind.INDICATION  # noqa: E741
+    kinds = np.array([[Kind.PAD, Kind.BOS, I, I, L, B, I, I, L, N, B], [Kind.BOS, I, I, L, N, B, B, B, B, B, B]])
+    config = make_config()
+
+    def edited(*positions: str) -> list[str]:
+        config.steer.positions = positions
+        settings = Settings.from_section(config.steer)
+        assert settings.edits_prompt and not settings.generated
+        return ["".join("01"[int(here)] for here in row) for row in settings.edited(kinds)]
+
+    assert edited("image") == ["00111011100", "01110000000"]
+    assert edited("frontal") == ["00111000000", "01110000000"]
+    assert edited("indication", "frontal") == ["00111000010", "01111000000"]
+    assert edited("prompt") == ["01111111111", "11111111111"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("strengths", (0.0,), "steer.strengths"),
+        ("unit", "metres", "steer.unit"),
+        ("features", (N_FEATURES,), f"feature {N_FEATURES}"),
+        ("match", "no such words", "matches no feature"),
+        ("arms", ("magic",), "steer.arms"),
+        ("studies", 0, "steer.studies"),
+        ("workers", 0, "steer.workers"),
+        ("positions", ("findings",), "steer.positions"),
+        ("combinations", ("5*7",), "steer.combinations"),
+        ("name", "../x", "steer.name"),
+        ("sae", "nowhere", "steer.features"),
+        ("temperature", -1.0, "steer.temperature"),
+    ],
+)
+def test_wrong_settings_are_refused(workdir: Path, field: str, value: object, words: str) -> None:
+    config = make_config()
+    with config.unlocked():
+        config.steer[field] = value
+    with pytest.raises(UserError, match=words):
+        sweep.run(config, workdir)
+
+
+def test_evaluation_of_the_sweep(swept: tuple[Path, dict]) -> None:
+    workdir, counts = swept
+    result = evaluate.run(make_config(), workdir)
+    table = pq.read_table(workdir / "evaluation" / "test" / evaluate.RESULTS)
+    assert table.num_rows == counts["generations"] == result["generations"]
+    assert table["line"].to_pylist() == list(range(table.num_rows))
+    zero = [row for row in table.to_pylist() if row["arm"] == "none"]
+    assert all(row["identical"] and row["no_change"] and not row["eligible"] for row in zero)
+    summary = files.read_json(workdir / "evaluation" / "test" / evaluate.SUMMARY)
+    assert set(summary["headline"]) <= set(ARMS)
+    assert all(row["surprise"] > 0 for row in table.to_pylist())
