@@ -85,6 +85,7 @@ class Stage:
       name: the stage's folder.
       section: everything of the config that decides this stage's result, as plain values.
       inputs: folder names of the stages that this one reads.
+      computing: how the result is computed (meshes, sizes of parts, intervals); recorded, never compared.
 
     Raises:
       UserError: a field of the section is NaN or infinite.
@@ -94,13 +95,21 @@ class Stage:
         at work in it.
     """
 
-    def __init__(self, workdir: Path, name: str, section: Mapping[str, Any], inputs: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        workdir: Path,
+        name: str,
+        section: Mapping[str, Any],
+        inputs: tuple[str, ...] = (),
+        computing: Mapping[str, Any] | None = None,
+    ):
         self.workdir = Path(workdir)
         self.name = name
         self.dir = self.workdir / name
         self.section = _plain(section)
         _refuse_not_finite(self.section)
         self.inputs = inputs
+        self.computing = _plain(computing or {})
         self.finished = False
         self.manifest: dict[str, Any] = {}
         self._folder: int | None = None  # open while it is locked
@@ -138,6 +147,7 @@ class Stage:
             "versions": _versions(),
             "device": str(jax.devices()[0].device_kind),
             "device_count": jax.device_count(),
+            "computing": self.computing,
             "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         files.write_json(unfinished, self.manifest)

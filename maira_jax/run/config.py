@@ -1,0 +1,215 @@
+"""Sections of the configuration: every field declared once, with its type, default, bounds and description.
+
+A section is declared in the code that reads it:
+
+    class ExportSection(Section, name="export"):
+        \"\"\"What the autoencoder is written as, for other programs.\"\"\"
+
+        to: tuple[str, ...] = setting(("saelens",), "Formats, each written into its own folder.", choices=formats.names)
+
+`configs/base.py` collects the defaults, `--help` prints the descriptions, `ExportSection.of(config)` checks the values.
+"""
+
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import ml_collections
+import pydantic
+from ml_collections import config_dict
+from pydantic.fields import FieldInfo
+
+from maira_jax.errors import UserError
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least {}"),
+    "greater_than": ("gt", "above {}"),
+    "less_than_equal": ("le", "at most {}"),
+    "less_than": ("lt", "below {}"),
+}
+_TYPES = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "True or False",
+    "tuple_type": "a tuple",
+    "dict_type": "a ConfigDict",
+}
+
+
+def setting(
+    default: Any,
+    description: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Callable[[], Iterable[str]] | None = None,
+    decides: bool = True,
+) -> Any:
+    """Declares a field of a `Section`.
+
+    Args:
+      default: the value where a configuration sets none.
+      description: one sentence for `--help`: what the field means, with its unit.
+      ge, gt, le, lt: bounds of the number, or of every member of the tuple.
+      choices: gives the texts that the field, or every member of the tuple, may be; for what a registry holds. A fixed
+        list is the type `Literal[...]` instead.
+      decides: whether the field decides the result. One that only says how it is computed (a mesh, the size of a part,
+        an interval between checkpoints) is recorded in the manifest and never compared.
+    """
+    extra = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "decides": decides}
+    return pydantic.Field(default, description=description, json_schema_extra=typing.cast(Any, extra))
+
+
+class Section(pydantic.BaseModel):
+    """One section of the configuration. Subclasses declare its fields with `setting`; instances do not change.
+
+    Numbers must be finite, an integer is taken where a number is asked for, and nothing else is converted.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    section: ClassVar[str]
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.section = name
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """The section of a whole configuration, checked; a field that it leaves out has its default.
+
+        Raises:
+          UserError: a field is unknown, of another type or out of range.
+        """
+        return cls.parse(config.get(cls.section) or {})
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """The section with these values, checked as by `of`; lists, as JSON has them, are taken for tuples.
+
+        Raises:
+          UserError: a field is unknown, of another type or out of range.
+        """
+        plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
+        try:
+            found = cls(**{name: _tuples(value) for name, value in plain.items()})
+        except pydantic.ValidationError as error:
+            raise UserError(cls._sentence(error.errors(include_url=False)[0])) from error
+        for name, field in cls.model_fields.items():
+            cls._check_range(name, field, getattr(found, name))
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """Refuses values that do not go together; for subclasses to extend.
+
+        Raises:
+          UserError: two fields contradict each other.
+        """
+
+    @classmethod
+    def defaults(cls) -> ml_collections.ConfigDict:
+        """All fields with their defaults, as a configuration file and the command line change them."""
+        return ml_collections.ConfigDict({name: _changeable(field) for name, field in cls.model_fields.items()})
+
+    @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        """Field name -> what it means, in one sentence."""
+        return {name: _description(field) for name, field in cls.model_fields.items()}
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide the result, for a stage's identity."""
+        return {name: value for name, value in self.model_dump().items() if self._decides(name)}
+
+    def computing(self) -> dict[str, Any]:
+        """The fields that only say how the result is computed, for a stage's record."""
+        return {name: value for name, value in self.model_dump().items() if not self._decides(name)}
+
+    @classmethod
+    def _decides(cls, name: str) -> bool:
+        return bool(_extra(cls.model_fields[name])["decides"])
+
+    @classmethod
+    def _check_range(cls, name: str, field: FieldInfo, value: Any) -> None:
+        """Refuses a value, or a member of a tuple, outside the field's bounds or choices."""
+        extra, members = _extra(field), list(value) if isinstance(value, tuple) else [value]
+        for kind, words in _BOUNDS.values():
+            bound = extra[kind]
+            if bound is None:
+                continue
+            for member in members:
+                if member is not None and not _holds(kind, member, bound):
+                    raise UserError(f"{cls._dotted(name)} is {value}, but must be {words.format(bound)}: change it")
+        if extra["choices"] is not None:
+            known = tuple(extra["choices"]())
+            for member in members:
+                if member is not None and member not in known:
+                    raise UserError(f"{cls._dotted(name)} is {member!r}: choose from {', '.join(known)}")
+
+    @classmethod
+    def _dotted(cls, name: str) -> str:
+        return f"{cls.section}.{name}" if cls.section else name
+
+    @classmethod
+    def _sentence(cls, problem: Mapping[str, Any]) -> str:
+        """What pydantic found wrong, in one sentence that names the field and the fix."""
+        name = cls._dotted(str(problem["loc"][0]) if problem["loc"] else "")
+        kind, given = problem["type"], problem["input"]
+        if kind == "extra_forbidden":
+            return f"{name} is unknown: the fields of {cls.section} are {', '.join(cls.model_fields)}"
+        if kind == "literal_error":
+            return f"{name} is {given!r}: choose from {problem['ctx']['expected'].replace(chr(39), '')}"
+        if kind == "finite_number":
+            return f"{name} is {given}, which is not a finite number: change it"
+        if kind in ("missing", "too_long") and problem["loc"]:
+            count = len(typing.get_args(cls.model_fields[str(problem["loc"][0])].annotation))
+            return f"{name} is {given}, but must have {count} entries: change it"
+        inner = " holds" if len(problem["loc"]) > 1 else " is"
+        return f"{name}{inner} {given!r}, which is not {_TYPES.get(kind, 'valid: ' + problem['msg'])}: change it"
+
+
+class RunSection(Section, name=""):
+    """What the whole run shares, at the top level of the configuration."""
+
+    seed: int = setting(0, "Seed of everything that is drawn at random.", ge=0)
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return typing.cast(dict[str, Any], field.json_schema_extra)
+
+
+def _holds(kind: str, value: float, bound: float) -> bool:
+    return {"ge": value >= bound, "gt": value > bound, "le": value <= bound, "lt": value < bound}[kind]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _changeable(field: FieldInfo) -> Any:
+    """The default; for an open field (None) a placeholder, which takes values of the field's type alone."""
+    if field.default is None:
+        kinds = [kind for kind in _alternatives(field.annotation) if kind is not types.NoneType]
+        return config_dict.placeholder(kinds[0])
+    return ml_collections.ConfigDict(field.default) if isinstance(field.default, dict) else field.default
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        yield from typing.get_args(annotation)
+    else:
+        yield annotation
+
+
+def _description(field: FieldInfo) -> str:
+    """The declared sentence, with the choices where they are listed."""
+    found = field.description or ""
+    fixed = [kind for kind in _alternatives(field.annotation) if typing.get_origin(kind) is typing.Literal]
+    choices = _extra(field)["choices"]
+    listed = [str(value) for kind in fixed for value in typing.get_args(kind)] or list(choices() if choices else ())
+    return f"{found} One of: {', '.join(listed)}." if listed else found
