@@ -118,9 +118,13 @@ class Section(pydantic.BaseModel):
         return ml_collections.ConfigDict({name: _changeable(field) for name, field in cls.model_fields.items()})
 
     @classmethod
-    def descriptions(cls) -> dict[str, str]:
-        """Field name -> what it means, in one sentence."""
-        return {name: _description(field) for name, field in cls.model_fields.items()}
+    def explained(cls, config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any, str]]:
+        """Dotted name, value in a whole configuration, and meaning of every field."""
+        given = config if not cls.section else config.get(cls.section) or {}
+        values = {name: field.default for name, field in cls.model_fields.items()}
+        values |= {name: _plain(given[name]) for name in values if name in given}
+        for name, field in cls.model_fields.items():
+            yield cls._dotted(name), values[name], _description(field)
 
     def deciding(self) -> dict[str, Any]:
         """The fields that decide the result, for a stage's identity."""
@@ -185,6 +189,10 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 def _holds(kind: str, value: float, bound: float) -> bool:
     return {"ge": value >= bound, "gt": value > bound, "le": value <= bound, "lt": value < bound}[kind]
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
 
 
 def _tuples(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import pytest
+from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
 from maira_jax.run.config import Section, setting
@@ -43,9 +44,15 @@ def test_what_decides_is_told_apart_from_how_it_is_computed():
     assert ToySection().deciding().keys() == ToySection.model_fields.keys() - {"mesh"}
 
 
-def test_choices_are_part_of_the_description():
-    assert ToySection.descriptions()["kind"] == "What it is. One of: a, b."
-    assert ToySection.descriptions()["format"] == "As what it is written. One of: x, y."
+def test_every_field_is_explained_with_its_value_and_its_choices():
+    config = ConfigDict({"toy": ToySection.defaults()})
+    config.toy.rate = 0.5
+    fields = {name: (value, meaning) for name, value, meaning in ToySection.explained(config)}
+    assert fields["toy.rate"] == (0.5, "Learning rate.")
+    assert fields["toy.extra"] == ({"a": 1}, "Anything.")
+    assert fields["toy.kind"] == ("a", "What it is. One of: a, b.")
+    assert fields["toy.format"] == ("x", "As what it is written. One of: x, y.")
+    assert fields.keys() == {f"toy.{name}" for name in ToySection.model_fields}
 
 
 @pytest.mark.parametrize(
