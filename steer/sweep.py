@@ -20,7 +20,7 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies, manifest
 from maira_jax.studies.study import Study
 from sae import formats
-from sae.activations.store import HELD_OUT, Store
+from sae.activations.store import HELD_OUT, ActivationStore
 from sae.autoencoder import Sae
 from sae.training.checkpoints import load_sae
 from steer.config import Settings
@@ -69,7 +69,7 @@ class Sweep:
           UserError: a field of `config.steer` is out of range, or an input does not fit the others.
         """
         settings = Settings.from_section(config.steer)
-        activations = Store.open(workdir / "activations")
+        activations = ActivationStore.open(workdir / "activations")
         params, cfg = store.load(workdir / "model")
         site = Site.parse(str(activations.source["site"]), cfg)
         if site.tower != "language" and settings.positions != ("image",):
@@ -142,7 +142,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256("".join(files.sha256(part) for part in parts).encode()).hexdigest()
 
 
-def _studies(config: ml_collections.ConfigDict, settings: Settings, activations: Store) -> list[Study]:
+def _studies(config: ml_collections.ConfigDict, settings: Settings, activations: ActivationStore) -> list[Study]:
     if settings.manifest:
         found = manifest.read(Path(settings.manifest).expanduser())[: settings.studies]
         if not found:
@@ -151,7 +151,7 @@ def _studies(config: ml_collections.ConfigDict, settings: Settings, activations:
     return held_out(load_studies(config.studies), activations, settings.studies)
 
 
-def held_out(studies: Iterable[Study], activations: Store, limit: int) -> list[Study]:
+def held_out(studies: Iterable[Study], activations: ActivationStore, limit: int) -> list[Study]:
     """The first `limit` studies that the autoencoder was not trained on, in the store's order.
 
     Raises:
@@ -171,7 +171,7 @@ def held_out(studies: Iterable[Study], activations: Store, limit: int) -> list[S
     return [by_id[study] for study in wanted]
 
 
-def _directions(settings: Settings, seed: int, workdir: Path, activations: Store) -> list[Direction]:
+def _directions(settings: Settings, seed: int, workdir: Path, activations: ActivationStore) -> list[Direction]:
     combined = [number for text in settings.combinations for _, number in directions.members(text)]
     if settings.sae:
         source = Path(settings.sae).expanduser()

@@ -11,7 +11,7 @@ from interp.exemplars import contexts
 from interp.exemplars.contexts import Contexts
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
-from sae.activations.store import HELD_OUT, Store
+from sae.activations.store import HELD_OUT, ActivationStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Corpus:
       held_out: bool [n_studies].
     """
 
-    store: Store
+    store: ActivationStore
     studies: pa.Table
     token_id: np.ndarray
     pieces: Sequence[str]
@@ -41,7 +41,7 @@ class Corpus:
         Raises:
           UserError: the store cannot be read, or all its studies are of one split.
         """
-        store = Store.open(workdir / "activations")
+        store = ActivationStore.open(workdir / "activations")
         studies = store.studies
         held_out = np.array([split == HELD_OUT for split in studies["split"].to_pylist()], bool)
         if held_out.all() or not held_out.any():

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
+from sae.activations.store import ActivationRows
 from sae.autoencoder import Params, Sae, encode
 from sae.kernels import kept_entries
 
@@ -44,13 +45,6 @@ _COUNTERS = ("n_contexts", "n_tokens", "position_sum", "histogram")
 _NO_PEAK, _NO_PRIORITY = 0.0, -1.0
 
 State = dict[str, Any]
-
-
-class Rows(Protocol):
-    """What the pass needs of an activation store."""
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop as float32 [stop - start, d_model]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +118,7 @@ def hashed(context: Any, feature: Any, seed: int) -> Any:
 
 def build(
     sae: Sae,
-    store: Rows,
+    store: ActivationRows,
     contexts: Contexts,
     held_out: np.ndarray,
     cfg: IndexConfig,
@@ -199,7 +193,7 @@ def _choose_pool(candidates: np.ndarray, cfg: IndexConfig, split: int) -> np.nda
 
 
 def _blocks(
-    store: Rows, contexts: Contexts, context_split: np.ndarray, cfg: IndexConfig
+    store: ActivationRows, contexts: Contexts, context_split: np.ndarray, cfg: IndexConfig
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields (split, context numbers [m], activations float32 [block_tokens, d_model] padded with zeros)."""
     begin, end = 0, len(contexts)

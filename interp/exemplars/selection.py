@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 
 from interp.exemplars.contexts import SECTION_NAMES, Contexts
 from interp.exemplars.corpus import Corpus
-from interp.exemplars.index import SPLITS, Rows, SplitIndex, hashed
+from interp.exemplars.index import SPLITS, SplitIndex, hashed
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
+from sae.activations.store import ActivationRows
 from sae.autoencoder import Params, Sae, pre_activations
 
 N_DECILES = 10
@@ -315,7 +316,7 @@ def _units(context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gather(
-    store: Rows, contexts: Contexts, numbers: np.ndarray, batch: int, longest: int
+    store: ActivationRows, contexts: Contexts, numbers: np.ndarray, batch: int, longest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of sorted contexts: activations, each read once [n, d], their numbers [batch, longest], which are real."""
     unique, place = np.unique(numbers, return_inverse=True)

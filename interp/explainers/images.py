@@ -16,7 +16,7 @@ from maira_jax.inputs.prompt import study_images
 from maira_jax.inputs.tokens import Kind
 from maira_jax.studies.readers import load_studies
 from maira_jax.studies.study import Study
-from sae.activations.store import Store
+from sae.activations.store import ActivationStore
 
 _KEPT = 256  # encoded images kept in memory
 
@@ -64,7 +64,7 @@ class StudyImages:
     @functools.cached_property
     def _last_positions(self) -> dict[str, Any]:
         """Study id -> positions of the last token of each of its images, in order."""
-        store = Store.open(self._activations)
+        store = ActivationStore.open(self._activations)
         tokens, ids = store.tokens, store.studies["study_id"].to_pylist()
         last = np.flatnonzero(tokens["kind"].to_numpy() == Kind.IMAGE_LAST)
         study, position = tokens["study"].to_numpy()[last], tokens["position"].to_numpy()[last]

@@ -27,7 +27,7 @@ from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from sae.activations.store import Store
+from sae.activations.store import ActivationStore
 from sae.autoencoder import Params, Sae, encode
 from sae.training.checkpoints import load_sae
 
@@ -99,7 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _run(cfg: LabelConfig, workdir: Path, out: Path) -> dict[str, Any]:
-    sae, store = load_sae(workdir / "sae"), Store.open(workdir / "activations")
+    sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
     if sae.d_model != store.d_model:
         raise UserError(
             f"{workdir / 'sae'} takes {sae.d_model} dimensions and {workdir / 'activations'} has {store.d_model}: "
@@ -123,7 +123,7 @@ def _run(cfg: LabelConfig, workdir: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _labels(cfg: LabelConfig, store: Store, study: np.ndarray) -> Labels:
+def _labels(cfg: LabelConfig, store: ActivationStore, study: np.ndarray) -> Labels:
     labels = Labels.from_json(store.studies["labels"].take(pa.array(study)).to_pylist())
     missing = set(cfg.concepts) - set(labels.concepts)
     if missing:
@@ -134,7 +134,7 @@ def _labels(cfg: LabelConfig, store: Store, study: np.ndarray) -> Labels:
     return Labels(tuple(labels.concepts[c] for c in chosen), labels.value[:, chosen], labels.known[:, chosen])
 
 
-def study_vectors(sae: Sae, store: Store, sections: tuple[str, ...], block: int, path: Path) -> StudyVectors:
+def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], block: int, path: Path) -> StudyVectors:
     """One vector a study, from one pass over the store.
 
     Args:
@@ -169,7 +169,7 @@ def study_vectors(sae: Sae, store: Store, sections: tuple[str, ...], block: int,
     return StudyVectors(study, (total / np.bincount(number)[:, None]).astype(np.float32), dimension, feature)
 
 
-def _blocks(store: Store, rows: np.ndarray, block: int) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(store: ActivationStore, rows: np.ndarray, block: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (place in `rows`, activations float32 [block, d_model] padded with zeros)."""
     for begin in progress(range(0, len(rows), block), unit="block", desc="label"):
         wanted = rows[begin : begin + block]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interp.exemplars.index import SplitIndex
-from sae.activations.store import TRAIN, Store
+from sae.activations.store import TRAIN, ActivationStore
 from sae.autoencoder import Sae
 
 RAW, WEIGHTS, ACTIVATIONS = "raw dimensions", "shuffled weights", "shuffled activations"
@@ -40,14 +40,14 @@ class Controls:
     """
 
     sae: Sae
-    store: Store
+    store: ActivationStore
     arm: tuple[str, ...]
     matched: np.ndarray
     direction: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shifted(Store):
+class Shifted(ActivationStore):
     """A store in which every token has the activations of the one half a store further on.
 
     What lies together stays together, so that features have the bursts that they have in text; and it is read as fast.
@@ -61,7 +61,9 @@ class Shifted(Store):
         return np.concatenate([super(Shifted, self).read(*part) for part in parts])
 
 
-def build(sae: Sae, store: Store, train: SplitIndex, eligible: np.ndarray, count: int, seed: int) -> list[Controls]:
+def build(
+    sae: Sae, store: ActivationStore, train: SplitIndex, eligible: np.ndarray, count: int, seed: int
+) -> list[Controls]:
     """Makes `count` controls of each arm, or of raw dimensions as many as there are with their signs.
 
     Args:
@@ -87,7 +89,7 @@ def build(sae: Sae, store: Store, train: SplitIndex, eligible: np.ndarray, count
     arm = (RAW,) * len(signed) + (WEIGHTS,) * count + (ACTIVATIONS,) * count
     direction = names + ("",) * (2 * count)
 
-    def controls(read: Store, part: slice) -> Controls:
+    def controls(read: ActivationStore, part: slice) -> Controls:
         params = {
             "W_enc": jnp.asarray(encoder[:, part]),
             "b_enc": jnp.asarray(-cut[part]),
@@ -105,7 +107,7 @@ def _draw(rng: np.random.Generator, eligible: np.ndarray, count: int) -> np.ndar
     return rng.choice(eligible, count, replace=count > len(eligible))
 
 
-def _quantiles(store: Store, encoder: np.ndarray, level: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _quantiles(store: ActivationStore, encoder: np.ndarray, level: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Each column's quantile of its products with the activations of random train studies. float32 [columns]"""
     studies = store.studies
     train = np.flatnonzero(np.array(studies["split"].to_pylist()) == TRAIN)

@@ -1,31 +1,13 @@
 """Batches of activations in a shuffled order that any step can be resumed from."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterator
 
 import grain
 import numpy as np
 
 from maira_jax.errors import UserError
-
-
-class Activations(Protocol):
-    """What batches are drawn from: a `Store` on disk, or a `LiveStore` that runs the model."""
-
-    @property
-    def directory(self) -> Path: ...
-
-    @property
-    def d_model(self) -> int: ...
-
-    @property
-    def buffer_rows(self) -> int: ...
-
-    def chunk_of(self, rows: np.ndarray) -> np.ndarray: ...
-
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]: ...
+from sae.activations.store import ActivationRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +19,7 @@ class _Block:
     offsets: np.ndarray
 
 
-def _blocks(store: Activations, rows: np.ndarray) -> list[_Block]:
+def _blocks(store: ActivationRows, rows: np.ndarray) -> list[_Block]:
     """Groups ascending `rows` by the chunk of the store that they lie in, so that a read never splits a chunk."""
     cuts = np.flatnonzero(np.diff(store.chunk_of(rows))) + 1
     return [_Block(int(part[0]), int(part[-1]) + 1, part - part[0]) for part in np.split(rows, cuts) if len(part)]
@@ -59,7 +41,7 @@ class ShuffledBatches:
       seed: of the order.
     """
 
-    def __init__(self, store: Activations, rows: np.ndarray, batch_size: int, group: int, n_groups: int, seed: int):
+    def __init__(self, store: ActivationRows, rows: np.ndarray, batch_size: int, group: int, n_groups: int, seed: int):
         if not len(rows):
             raise UserError(f"{store.directory} has no token in the training split: lower harvest.held_out_fraction")
         self._shape = (group, batch_size, store.d_model)
@@ -95,7 +77,7 @@ class ShuffledBatches:
 class _Windows:
     """The stream of `ShuffledBatches` in windows; a grain source with random access."""
 
-    def __init__(self, store: Activations, rows: np.ndarray, size: int, total: int, seed: int):
+    def __init__(self, store: ActivationRows, rows: np.ndarray, size: int, total: int, seed: int):
         self._store, self._seed, self._size, self._total = store, seed, size, total
         self._blocks = _blocks(store, rows)
         self._sizes = np.array([len(block.offsets) for block in self._blocks])
@@ -137,7 +119,7 @@ class _Windows:
         return pieces
 
 
-def sequential(store: Activations, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+def sequential(store: ActivationRows, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """The given ascending rows in order, `[batch_size, d_model]` float32; the last batch may be short."""
     source = _Sequential(store, rows, batch_size)
     dataset = grain.MapDataset.source(source)
@@ -145,7 +127,7 @@ def sequential(store: Activations, rows: np.ndarray, batch_size: int) -> Iterato
 
 
 class _Sequential:
-    def __init__(self, store: Activations, rows: np.ndarray, batch_size: int):
+    def __init__(self, store: ActivationRows, rows: np.ndarray, batch_size: int):
         self._store, self._rows, self._batch = store, rows, batch_size
 
     def __len__(self) -> int:

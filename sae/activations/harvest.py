@@ -35,7 +35,7 @@ from maira_jax.studies.readers import load_studies
 from maira_jax.studies.splits import split_of
 from maira_jax.studies.study import Study
 from sae.activations import imported
-from sae.activations.store import HELD_OUT, TRAIN, Layout, StoreWriter
+from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
 
 # Padded lengths are multiples of this.
 _LENGTH_STEP = 8
@@ -43,7 +43,7 @@ _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class HarvestPlan:
     """Which tokens of which study go where.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class HarvestBatch:
     """Studies that go through the model together, for one shard. `size` is an index into the plan's lengths."""
 
     shard: int
@@ -95,12 +95,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with Stage(workdir, "activations", section, inputs=("model",)) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        reader = Reader.open(config, workdir)
-        plan = reader.plan
-        layout = Layout(plan.n_tokens, reader.d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
-        writer = StoreWriter(stage.dir, layout, _token_table(plan), reader.studies, reader.source)
-        _fill(writer, reader)
-        splits = reader.studies["split"].to_pylist()
+        harvester = Harvester.open(config, workdir)
+        plan = harvester.plan
+        layout = StoreLayout(plan.n_tokens, harvester.d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
+        writer = StoreWriter(stage.dir, layout, _token_table(plan), harvester.studies, harvester.source)
+        _fill(writer, harvester)
+        splits = harvester.studies["split"].to_pylist()
         counts = {
             "studies": len(splits),
             "studies_held_out": splits.count(HELD_OUT),
@@ -112,7 +112,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         return counts
 
 
-class Reader:
+class Harvester:
     """Runs the model over planned studies and gives the activations of their kept tokens.
 
     Attributes:
@@ -147,14 +147,16 @@ class Reader:
         model_dir = Path(workdir) / "model"
         return cls(config, model_dir, *model_store.load(model_dir))
 
-    def batches(self, studies: Sequence[int], shard: int = 0) -> list[Batch]:
+    def batches(self, studies: Sequence[int], shard: int = 0) -> list[HarvestBatch]:
         """The given studies in batches, the longest first."""
         plan = self.plan
         chosen = sorted((i for i in studies if len(plan.kept[i])), key=lambda i: (-len(plan.encoded[i]), i))
         parts = [tuple(chosen[at : at + self._batch_size]) for at in range(0, len(chosen), self._batch_size)]
-        return [Batch(shard, part, int(np.searchsorted(plan.lengths, len(plan.encoded[part[0]])))) for part in parts]
+        return [
+            HarvestBatch(shard, part, int(np.searchsorted(plan.lengths, len(plan.encoded[part[0]])))) for part in parts
+        ]
 
-    def read(self, batches: list[Batch]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    def read(self, batches: list[HarvestBatch]) -> Iterator[tuple[HarvestBatch, list[np.ndarray]]]:
         """Each batch with the activations of its studies' kept tokens, [kept, d_model] each, in the store's dtype."""
         source = grain.MapDataset.source(_Inputs(self.plan, batches, self._tokenizer, self._images, self._batch_size))
         inputs = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
@@ -171,7 +173,7 @@ def _language_site(name: str, model: Maira2Config) -> Site:
     return site
 
 
-def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: ml_collections.ConfigDict) -> Plan:
+def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: ml_collections.ConfigDict) -> HarvestPlan:
     """Tokenises all studies and decides what is stored where.
 
     Raises:
@@ -197,7 +199,7 @@ def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: ml_collec
     lengths = _padded_lengths(sizes, harvest.lengths)
     bucket = np.searchsorted(lengths, sizes)
     n_images = tuple(int(max(np.array(images)[bucket <= i], default=0)) for i in range(len(lengths)))
-    return Plan(studies, encoded, kept, starts, lengths, n_images)
+    return HarvestPlan(studies, encoded, kept, starts, lengths, n_images)
 
 
 def _padded_lengths(sizes: np.ndarray, n: int) -> tuple[int, ...]:
@@ -206,7 +208,7 @@ def _padded_lengths(sizes: np.ndarray, n: int) -> tuple[int, ...]:
     return tuple(sorted({-(-int(size) // _LENGTH_STEP) * _LENGTH_STEP for size in longest}))
 
 
-def _token_table(plan: Plan) -> pa.Table:
+def _token_table(plan: HarvestPlan) -> pa.Table:
     pairs = list(zip(plan.encoded, plan.kept, strict=True))
     return pa.table(
         {
@@ -218,7 +220,7 @@ def _token_table(plan: Plan) -> pa.Table:
     )
 
 
-def _study_table(plan: Plan, held_out: float, seed: int) -> pa.Table:
+def _study_table(plan: HarvestPlan, held_out: float, seed: int) -> pa.Table:
     return pa.table(
         {
             "study_id": [study.study_id for study in plan.studies],
@@ -231,7 +233,7 @@ def _study_table(plan: Plan, held_out: float, seed: int) -> pa.Table:
     )
 
 
-def touching(plan: Plan, rows: tuple[int, int]) -> range:
+def touching(plan: HarvestPlan, rows: tuple[int, int]) -> range:
     """The studies with rows in a range."""
     first = int(np.searchsorted(plan.starts, rows[0], side="right")) - 1
     return range(first, int(np.searchsorted(plan.starts, rows[1], side="left")))
@@ -240,14 +242,16 @@ def touching(plan: Plan, rows: tuple[int, int]) -> range:
 class _Inputs:
     """What the model is given for each batch; a grain source, so that images are read ahead by threads."""
 
-    def __init__(self, plan: Plan, batches: list[Batch], tokenizer: Tokenizer, images: ImageConfig, batch_size: int):
+    def __init__(
+        self, plan: HarvestPlan, batches: list[HarvestBatch], tokenizer: Tokenizer, images: ImageConfig, batch_size: int
+    ):
         self._plan, self._batches, self._batch_size = plan, batches, batch_size
         self._tokenizer, self._images = tokenizer, images
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray | None]:
+    def __getitem__(self, index: int) -> tuple[HarvestBatch, np.ndarray, np.ndarray, np.ndarray | None]:
         """The batch, tokens int32 [B, T], mask bool [B, T] and pixels float32 [B, images, size, size, 3] or None."""
         batch, plan = self._batches[index], self._plan
         # A short batch is filled up with its first study, so that there is one shape a length.
@@ -274,15 +278,15 @@ def _forward(
     return output.sites[site.name].astype(_DTYPES[dtype])
 
 
-def _fill(writer: StoreWriter, reader: Reader) -> None:
+def _fill(writer: StoreWriter, harvester: Harvester) -> None:
     """Computes and writes the shards that are missing."""
-    layout, plan = writer.layout, reader.plan
+    layout, plan = writer.layout, harvester.plan
     missing = writer.missing()
-    batches = [batch for shard in missing for batch in reader.batches(touching(plan, layout.rows(shard)), shard)]
+    batches = [batch for shard in missing for batch in harvester.batches(touching(plan, layout.rows(shard)), shard)]
     left = sum(stop - start for start, stop in map(layout.rows, missing))
     with progress(total=layout.n_tokens, initial=layout.n_tokens - left, unit="tok", desc="harvest") as bar:
         values, current = np.empty(0), None
-        for batch, activations in reader.read(batches):
+        for batch, activations in harvester.read(batches):
             if batch.shard != current:
                 if current is not None:
                     writer.write(current, values)
@@ -294,7 +298,7 @@ def _fill(writer: StoreWriter, reader: Reader) -> None:
             writer.write(current, values)
 
 
-def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[Batch, np.ndarray]]:
+def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[HarvestBatch, np.ndarray]]:
     """Yields each batch's activations on the host while the device computes the next batch."""
     previous = None
     for batch, tokens, mask, pixels in inputs:
@@ -307,7 +311,7 @@ def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[B
 
 
 def _place(
-    values: np.ndarray, rows: tuple[int, int], plan: Plan, batch: Batch, activations: Sequence[np.ndarray]
+    values: np.ndarray, rows: tuple[int, int], plan: HarvestPlan, batch: HarvestBatch, activations: Sequence[np.ndarray]
 ) -> int:
     """Copies the activations of a batch's studies to their rows of the shard; returns how many."""
     copied = 0

@@ -29,7 +29,7 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.splits import split_of
-from sae.activations.store import HELD_OUT, TRAIN, Layout, StoreWriter
+from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
 
 _NAMES = ("study_id", "patient_id", "split")
 # Of activations that are not a language model's.
@@ -164,7 +164,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         studies = _study_table(
             _names(harvest.table, opened, n), n, tokens, float(harvest.held_out_fraction), config.seed
         )
-        layout = Layout(n * tokens, d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
+        layout = StoreLayout(n * tokens, d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
         source = {"arrays": {str(path): _digest(path) for path in paths}}
         writer = StoreWriter(stage.dir, layout, _token_table(n, tokens), studies, source)
         read = functools.partial(_rows, opened, tokens)

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from maira_jax.errors import UserError
-from sae.activations.harvest import Reader, touching
-from sae.activations.store import Store, rows_of
+from sae.activations.harvest import Harvester, touching
+from sae.activations.store import ActivationRows, ActivationStore, rows_of
 
 
-class LiveStore:
-    """Activations that are computed when they are read; nothing is stored. Read as a `Store` is.
+class LiveActivations:
+    """Activations that are computed when they are read; nothing is stored. `ActivationRows`.
 
     Attributes:
       directory: of the model, for messages.
@@ -22,9 +22,9 @@ class LiveStore:
       buffer_rows: rows that are shuffled together in host memory.
     """
 
-    def __init__(self, reader: Reader, directory: Path, buffer_rows: int):
-        self._reader = reader
-        self.directory, self.source, self.buffer_rows = directory, reader.source, buffer_rows
+    def __init__(self, harvester: Harvester, directory: Path, buffer_rows: int):
+        self._reader = harvester
+        self.directory, self.source, self.buffer_rows = directory, harvester.source, buffer_rows
 
     @property
     def studies(self) -> pa.Table:
@@ -49,6 +49,10 @@ class LiveStore:
         """The study of each row: what is computed together."""
         return np.searchsorted(self._reader.plan.starts, rows, side="right") - 1
 
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop`, float32 [stop - start, d_model]."""
+        return self.read_ranges([(start, stop)])[0].astype(np.float32)
+
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Several row ranges at once, in the harvest's dtype; a study that many of them touch is computed once."""
         plan = self._reader.plan
@@ -68,7 +72,7 @@ class LiveStore:
         ]
 
 
-def open_source(config: ml_collections.ConfigDict, workdir: Path) -> Store | LiveStore:
+def open_source(config: ml_collections.ConfigDict, workdir: Path) -> ActivationRows:
     """What `config.train.source` names: the activation store, or the model run on the fly.
 
     Raises:
@@ -76,12 +80,12 @@ def open_source(config: ml_collections.ConfigDict, workdir: Path) -> Store | Liv
     """
     source, workdir = config.train.source, Path(workdir)
     if source == "store":
-        return Store.open(workdir / "activations")
+        return ActivationStore.open(workdir / "activations")
     if source != "model":
         raise UserError(f"train.source is {source!r}: choose store or model")
     if config.train.buffer_tokens < 1:
         raise UserError(f"train.buffer_tokens is {config.train.buffer_tokens}, but must be positive: change it")
-    return LiveStore(Reader.open(config, workdir), workdir / "model", int(config.train.buffer_tokens))
+    return LiveActivations(Harvester.open(config, workdir), workdir / "model", int(config.train.buffer_tokens))
 
 
 def source_identity(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -13,7 +13,7 @@ finished, so a killed harvest loses at most the shards it was writing.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -41,8 +41,51 @@ STUDY_SCHEMA = pa.schema(
 _HEADER = "store.json"
 
 
+class ActivationRows(Protocol):
+    """Rows of activations that can be read: an `ActivationStore` on disk, or the `LiveActivations` of a running model.
+
+    Attributes:
+      directory: the store's or the model's folder, for messages.
+      source: where the activations come from (site, token filter, model), as plain values.
+      buffer_rows: rows that training shuffles together in host memory; 0: those of one group of batches.
+    """
+
+    @property
+    def directory(self) -> Path: ...
+
+    @property
+    def source(self) -> Mapping[str, Any]: ...
+
+    @property
+    def buffer_rows(self) -> int: ...
+
+    @property
+    def studies(self) -> pa.Table:
+        """The study table; see `STUDY_SCHEMA`."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows."""
+
+    @property
+    def d_model(self) -> int:
+        """Number of columns."""
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of the tokens of one split, ascending. int64 [n]"""
+
+    def chunk_of(self, rows: np.ndarray) -> np.ndarray:
+        """For each row, the number of the chunk that it is read with. int64 [n]"""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop`, float32 [stop - start, d_model]."""
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Rows `start` to `stop` of each range, [stop - start, d_model] in the stored dtype."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class StoreLayout:
     """Shape and storage of a store.
 
     Attributes:
@@ -79,7 +122,7 @@ class Layout:
         return start, min(start + self.shard_rows, self.n_tokens)
 
 
-def _open_values(directory: Path, layout: Layout, create: bool) -> ts.TensorStore:
+def _open_values(directory: Path, layout: StoreLayout, create: bool) -> ts.TensorStore:
     shape = [layout.n_tokens, layout.d_model]
     # Uncompressed: activations do not compress, and reading would be 3 times slower.
     sharding = {
@@ -130,7 +173,9 @@ class StoreWriter:
       UserError: the layout is invalid, or the folder holds a store of another layout.
     """
 
-    def __init__(self, directory: Path, layout: Layout, tokens: pa.Table, studies: pa.Table, source: Mapping[str, Any]):
+    def __init__(
+        self, directory: Path, layout: StoreLayout, tokens: pa.Table, studies: pa.Table, source: Mapping[str, Any]
+    ):
         self.directory, self.layout = Path(directory), layout
         if tokens.num_rows != layout.n_tokens:
             raise ValueError(f"{tokens.num_rows} rows in the token table of a store of {layout.n_tokens}")
@@ -180,24 +225,24 @@ class StoreWriter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Store:
+class ActivationStore:
     """A finished store, for reading.
 
     Attributes:
       directory: its folder.
       layout: shape and storage.
       source: where the activations come from.
-      buffer_rows: see `LiveStore`; here the rows of a group are shuffled, which come from all over the store.
+      buffer_rows: see `LiveActivations`; here the rows of a group are shuffled, which come from all over the store.
     """
 
     directory: Path
-    layout: Layout
+    layout: StoreLayout
     source: Mapping[str, Any]
     _values: ts.TensorStore
     buffer_rows: int = 0
 
     @classmethod
-    def open(cls, directory: Path) -> "Store":
+    def open(cls, directory: Path) -> "ActivationStore":
         """Opens the store in `directory`.
 
         Raises:
@@ -206,7 +251,7 @@ class Store:
         directory = Path(directory)
         header = files.read_object(directory / _HEADER)
         try:
-            layout = Layout(**header["layout"])
+            layout = StoreLayout(**header["layout"])
         except (TypeError, KeyError) as error:
             raise UserError(f"{directory / _HEADER} is not an activation store's header: harvest again") from error
         finished = len(list((directory / "shards").glob("*.json")))

@@ -8,8 +8,7 @@ import numpy as np
 
 from sae import autoencoder
 from sae.activations import batches
-from sae.activations.live import LiveStore
-from sae.activations.store import HELD_OUT, Store
+from sae.activations.store import HELD_OUT, ActivationRows
 from sae.autoencoder import Sae
 from sae.evaluation import calibrate
 from sae.training.config import SaeConfig, TrainConfig
@@ -20,7 +19,7 @@ BATCH = 4096
 _SAMPLE = 16_384
 
 
-def sample(store: Store | LiveStore, seed: int) -> list[np.ndarray]:
+def sample(store: ActivationRows, seed: int) -> list[np.ndarray]:
     """A fixed sample of the held-out tokens in batches, float32 [batch, d_model] each.
 
     Whole chunks of the store (studies, where the model runs on the fly) are drawn, since they are read as a whole.

@@ -19,7 +19,7 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations import batches, live
-from sae.activations.store import HELD_OUT, TRAIN, Store
+from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
 from sae.autoencoder import Sae
 from sae.evaluation import loss_recovered, metrics
 from sae.training import flops, held_out
@@ -153,7 +153,7 @@ class _Run:
         self._log.close()
         self._checkpoints.close()
 
-    def finish(self, scale: float, store: Store | live.LiveStore, loss: loss_recovered.Loss | None) -> None:
+    def finish(self, scale: float, store: ActivationRows, loss: loss_recovered.Loss | None) -> None:
         """Sets the threshold, measures, writes the autoencoder and ends the stage."""
         every = store.rows_of(HELD_OUT)
         rows = every
@@ -188,7 +188,7 @@ def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str
     return counts | ({} if measured["loss"] is None else {"loss_recovered": measured["loss"]["recovered_zero"]})
 
 
-def _train(runs: Sequence[_Run], store: Store | live.LiveStore) -> float:
+def _train(runs: Sequence[_Run], store: ActivationRows) -> float:
     """Takes all `runs` to their last step; returns the normalisation factor."""
     config = runs[0].config
     n_groups = -(-config.steps // config.chunk_steps)

@@ -8,14 +8,17 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from sae.activations.store import TRAIN, Store
+from sae.activations.store import TRAIN, ActivationStore
 
 _ROWS = 8192  # rows of the store in memory at a time
 _PENALTY = 1e-2  # of the probe's squared weights, against a mean log-likelihood
 
 
 def study_sums(
-    store: Store, taken: Callable[[np.ndarray], np.ndarray], width: int, values: Callable[[np.ndarray], np.ndarray]
+    store: ActivationStore,
+    taken: Callable[[np.ndarray], np.ndarray],
+    width: int,
+    values: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums over the tokens that count of each training study. Reads the store once, a piece at a time.
 
@@ -59,7 +62,7 @@ class StudyMeans:
     residual_norm: float
 
     @classmethod
-    def of(cls, store: Store, taken: Callable[[np.ndarray], np.ndarray]) -> "StudyMeans":
+    def of(cls, store: ActivationStore, taken: Callable[[np.ndarray], np.ndarray]) -> "StudyMeans":
         """Of the training split of an activation store; `taken` is as in `study_sums`."""
         d = store.d_model
         sums, counts = study_sums(store, taken, d + 1, lambda x: np.c_[x, np.linalg.norm(x, axis=1)].astype(np.float64))

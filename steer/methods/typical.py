@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interp.features.concepts import Labels
-from sae.activations.store import Store
+from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
 from steer.methods.means import study_sums
 
@@ -33,7 +33,7 @@ class Typical:
         return (self.activity**2).sum(0) / np.maximum(self.activity.sum(0), 1e-12)
 
     @classmethod
-    def of(cls, store: Store, taken: Callable[[np.ndarray], np.ndarray], sae: Sae) -> "Typical":
+    def of(cls, store: ActivationStore, taken: Callable[[np.ndarray], np.ndarray], sae: Sae) -> "Typical":
         """Of the training split of a store; `taken` is as in `steer.methods.means.study_sums`."""
         sums, counts = study_sums(store, taken, sae.n_features, lambda x: np.asarray(sae.encode(jnp.asarray(x))))
         there = np.flatnonzero(counts)

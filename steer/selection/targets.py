@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from maira_jax.errors import UserError
 from sae import autoencoder
-from sae.activations.store import TRAIN, Store
+from sae.activations.store import TRAIN, ActivationStore
 from sae.autoencoder import Sae
 from steer.methods.directions import Target
 
@@ -50,7 +50,7 @@ class Catalogue:
         return cls(known, sorted(concepts, key=lambda row: -(row["f1"] or 0.0)), str(interp_dir))
 
     @classmethod
-    def measured(cls, sae: Sae, store: Store, numbers: Sequence[int], source: str) -> Self:
+    def measured(cls, sae: Sae, store: ActivationStore, numbers: Sequence[int], source: str) -> Self:
         """Features of an autoencoder that nobody has interpreted: their largest activations on the training tokens."""
         chosen = sorted(set(numbers))
         for number in chosen:

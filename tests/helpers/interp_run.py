@@ -20,7 +20,7 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Study
-from sae.activations.store import HELD_OUT, TRAIN, Layout, StoreWriter
+from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
 from sae.autoencoder import Sae
 from sae.training.checkpoints import save_sae
 
@@ -90,7 +90,7 @@ def make_workdir(
             }
         )
         writer = StoreWriter(
-            stage.dir, Layout(*x.shape, "float32", 4096, 64), tokens, table, {"site": "language.0.resid_post"}
+            stage.dir, StoreLayout(*x.shape, "float32", 4096, 64), tokens, table, {"site": "language.0.resid_post"}
         )
         for shard in writer.missing():
             start, stop = writer.layout.rows(shard)

@@ -21,7 +21,7 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
-from sae.activations.store import Layout, StoreWriter
+from sae.activations.store import StoreLayout, StoreWriter
 from sae.autoencoder import Sae
 
 
@@ -66,7 +66,7 @@ def make_store(
     workdir: Path, values: np.ndarray, dtype: str = "float32", shard_rows: int = 1024, chunk_rows: int = 32
 ) -> None:
     """A finished `activations` stage that holds `values [n, d]`."""
-    layout = Layout(*values.shape, dtype, shard_rows, chunk_rows)
+    layout = StoreLayout(*values.shape, dtype, shard_rows, chunk_rows)
     with Stage(workdir, "activations", {}) as stage:
         source = {"site": "language.3.resid_post", "checkpoint": "phantom", "policy": "method"}
         writer = StoreWriter(stage.dir, layout, *tables(len(values)), source)

@@ -18,7 +18,7 @@ from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.run import files
-from sae.activations.store import Store
+from sae.activations.store import ActivationStore
 from sae.training.checkpoints import load_sae
 from tests.helpers.interp_run import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
 from tests.helpers.judge import serve
@@ -113,7 +113,7 @@ def test_control_arms_are_scored_like_features(finished, features):
 
 def test_activations_of_other_tokens_are_as_dense_and_say_nothing(finished):
     """Eight of them: the standard error of their mean is about 0.03."""
-    store = Store.open(finished[0] / "activations")
+    store = ActivationStore.open(finished[0] / "activations")
     shifted, n = controls.Shifted(**vars(store)), store.n_tokens
     rows = np.roll(store.read(0, n), -(n // 2), axis=0)
     for start, stop in ((0, 5), (n // 2 - 3, n - n // 2 + 3), (n - 4, n), (0, n), (n - n // 2 - 2, n - n // 2)):

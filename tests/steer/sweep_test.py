@@ -20,7 +20,7 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
-from sae.activations.store import Layout, StoreWriter
+from sae.activations.store import StoreLayout, StoreWriter
 from sae.autoencoder import Sae
 from sae.formats import safetensors_file as plain_file
 from sae.training.checkpoints import load_sae, save_sae
@@ -85,7 +85,7 @@ def write_activations(directory: Path, studies: list, rng: np.random.Generator) 
             "stop": (np.arange(len(studies)) + 1) * per_study,
         }
     )
-    layout = Layout(n, D_MODEL, "float32", 128, 64)
+    layout = StoreLayout(n, D_MODEL, "float32", 128, 64)
     writer = StoreWriter(directory, layout, tokens, table, {"site": SITE})
     writer.write(0, rng.normal(size=(n, D_MODEL)).astype(np.float32))
 
@@ -284,12 +284,12 @@ def test_combinations_of_features(inputs: Path, workdir: Path) -> None:
 
 
 def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
-    from sae.activations.store import Store
+    from sae.activations.store import ActivationStore
 
     own = load_sae(inputs / "sae")
     plain_file.save(workdir, own)
     path = workdir / "sae.safetensors"
-    store_ = Store.open(inputs / "activations")
+    store_ = ActivationStore.open(inputs / "activations")
     x = jnp.asarray(store_.read(0, 36).astype(np.float32))
     limits = np.linspace(0.1, 2.0, own.n_features, dtype=np.float32)
     # As BatchTopK's, JumpReLU's and TopK's files are.
@@ -317,9 +317,9 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
 
 
 def test_what_labelled_studies_say(inputs: Path) -> None:
-    from sae.activations.store import Store
+    from sae.activations.store import ActivationStore
 
-    activations = Store.open(inputs / "activations")
+    activations = ActivationStore.open(inputs / "activations")
     means = StudyMeans.of(activations, lambda kinds: kinds == Kind.FINDINGS)
     probe = means.probe("cardiomegaly")
     centred = means.means[:6] - means.means[:6].mean(axis=0)

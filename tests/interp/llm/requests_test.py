@@ -19,7 +19,7 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.prompt import study_images
 from maira_jax.inputs.tokens import Kind
 from maira_jax.studies.readers import phantom
-from sae.activations.store import Store
+from sae.activations.store import ActivationStore
 from tests.helpers import judge_server
 from tests.helpers.interp_run import config, make_workdir
 from tests.helpers.judge import make_judge, serve
@@ -199,7 +199,7 @@ def test_images_are_found_by_the_position_of_their_tokens(tmp_path):
     cfg = config()
     cfg.studies.update({"n": 6, "seed": 0, "size": 8})
     images = StudyImages(cfg.studies, workdir / "activations", 6)
-    tokens = Store.open(workdir / "activations").tokens.to_pylist()
+    tokens = ActivationStore.open(workdir / "activations").tokens.to_pylist()
     studies, seen = phantom.studies(0, 6, seed=0, size=8), []
     for i, study in enumerate(studies):
         last = [row["position"] for row in tokens if row["study"] == i and row["kind"] == Kind.IMAGE_LAST]

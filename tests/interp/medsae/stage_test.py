@@ -9,7 +9,7 @@ from interp.medsae import monosemanticity, stage
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
-from sae.activations.store import Store
+from sae.activations.store import ActivationStore
 from sae.training.checkpoints import load_sae
 from tests.helpers.interp_run import config, make_workdir
 
@@ -20,7 +20,7 @@ def run_dir(tmp_path_factory):
 
 
 def test_study_vectors_equal_a_loop(run_dir, tmp_path):
-    sae, store = load_sae(run_dir / "sae"), Store.open(run_dir / "activations")
+    sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
     found = stage.study_vectors(sae, store, ("findings", "technique"), 100, tmp_path / "feature.npy")
     x, tokens = store.read(0, store.n_tokens), store.tokens
     kind, study = tokens["kind"].to_numpy(), tokens["study"].to_numpy()
@@ -38,7 +38,7 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     cfg = config()
     cfg.label.sections = ("findings",)
     counts = stage.run(cfg, run_dir)
-    sae, store = load_sae(run_dir / "sae"), Store.open(run_dir / "activations")
+    sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
     vectors = stage.study_vectors(sae, store, ("findings",), 4096, tmp_path / "feature.npy")
     labels = Labels.from_json(store.studies["labels"].to_pylist())
     rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()

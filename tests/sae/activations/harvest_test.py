@@ -21,7 +21,7 @@ from maira_jax.model.sites import Site
 from maira_jax.run import files
 from maira_jax.studies.readers import load_studies
 from sae.activations import batches, harvest, live
-from sae.activations.store import HELD_OUT, TRAIN, Store
+from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from sae.training import stage
 from tests.helpers.sae import make_model
 
@@ -70,7 +70,7 @@ def alone(config, workdir, study):
 
 
 def test_every_row_is_the_activation_of_its_token(config, workdir):
-    stored = Store.open(workdir / "activations")
+    stored = ActivationStore.open(workdir / "activations")
     assert stored.layout.n_shards > 2
     tokens, rows = stored.tokens, stored.studies.to_pylist()
     studies = load_studies(config.studies)
@@ -91,13 +91,13 @@ def test_every_row_is_the_activation_of_its_token(config, workdir):
 
 
 def test_the_policy_keeps_no_boilerplate(workdir):
-    kinds = set(Store.open(workdir / "activations").tokens["kind"].to_pylist())
+    kinds = set(ActivationStore.open(workdir / "activations").tokens["kind"].to_pylist())
     assert {Kind.IMAGE_LAST, Kind.FINDINGS} <= kinds
     assert not kinds & {Kind.PAD, Kind.BOS, Kind.BOILERPLATE, Kind.IMAGE, Kind.EOS}
 
 
 def test_patients_are_not_divided(workdir):
-    rows = Store.open(workdir / "activations").studies.to_pylist()
+    rows = ActivationStore.open(workdir / "activations").studies.to_pylist()
     splits: dict[str, set[str]] = {}
     for row in rows:
         splits.setdefault(row["patient_id"], set()).add(row["split"])
@@ -124,7 +124,7 @@ def test_a_killed_harvest_resumes_without_loss(config, workdir, tmp_path, monkey
     counts = harvest.run(config, tmp_path)
     marks = sorted((tmp_path / "activations" / "shards").iterdir())
     assert [path.stat().st_mtime_ns for path in marks[:2]] == done
-    resumed, whole = Store.open(tmp_path / "activations"), Store.open(workdir / "activations")
+    resumed, whole = ActivationStore.open(tmp_path / "activations"), ActivationStore.open(workdir / "activations")
     assert counts["tokens"] == whole.n_tokens
     np.testing.assert_array_equal(resumed.read(0, whole.n_tokens), whole.read(0, whole.n_tokens))
     assert resumed.tokens.equals(whole.tokens)
@@ -134,7 +134,7 @@ def test_the_model_on_the_fly_gives_the_stored_activations(config, workdir):
     """Row by row, and in the shuffled order; other padded shapes sum in another order."""
     config = config.copy_and_resolve_references()
     config.train.update({"source": "model", "buffer_tokens": 400})
-    running, stored = live.open_source(config, workdir), Store.open(workdir / "activations")
+    running, stored = live.open_source(config, workdir), ActivationStore.open(workdir / "activations")
     assert (running.n_tokens, running.d_model, running.source) == (stored.n_tokens, stored.d_model, stored.source)
     for split in (TRAIN, HELD_OUT):
         np.testing.assert_array_equal(running.rows_of(split), stored.rows_of(split))
@@ -185,7 +185,7 @@ def test_training_from_the_model_on_the_fly(config, workdir, tmp_path):
     assert not (tmp_path / "activations").exists()
     measured = files.read_json(tmp_path / "sae" / "metrics.json")
     loss = measured["loss"]
-    assert measured["tokens"] == len(Store.open(workdir / "activations").rows_of(HELD_OUT))
+    assert measured["tokens"] == len(ActivationStore.open(workdir / "activations").rows_of(HELD_OUT))
     assert 0 < loss["tokens"] < loss["replaced"] < measured["tokens"]
     assert counts["loss_recovered"] == (loss["ce_zero"] - loss["ce_spliced"]) / (loss["ce_zero"] - loss["ce"])
     shown = scalars(tmp_path / "sae" / "tensorboard")

@@ -16,7 +16,7 @@ from interp.medsae import stage as label
 from maira_jax.errors import UserError
 from sae import formats
 from sae.activations import harvest
-from sae.activations.store import HELD_OUT, TRAIN, Store
+from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from sae.formats import export
 from sae.training import stage as train
 from tests.helpers.sae import activations
@@ -69,7 +69,7 @@ def test_every_kind_of_file_gives_its_rows(tmp_path, write, ending, column):
     write(second, X[45:], "x")
     counts = harvest.run(config_of(first, second, column=column, held_out_fraction=0.3), tmp_path / "run")
     assert (counts["studies"], counts["tokens"], counts["d_model"]) == (70, 70, 6)
-    store = Store.open(tmp_path / "run" / "activations")
+    store = ActivationStore.open(tmp_path / "run" / "activations")
     np.testing.assert_array_equal(store.read(0, 70), X)
     assert set(store.source["arrays"]) == {str(first), str(second)}
     held_out, train = store.rows_of(HELD_OUT), store.rows_of(TRAIN)
@@ -81,7 +81,7 @@ def test_several_tokens_a_study_and_bfloat16(tmp_path):
     x = X.reshape(14, 5, 6).astype(ml_dtypes.bfloat16)
     save_file({"patches": x}, tmp_path / "x.safetensors")
     harvest.run(config_of(tmp_path / "x.safetensors", dtype="bfloat16", shard_rows=24), tmp_path / "run")
-    store = Store.open(tmp_path / "run" / "activations")
+    store = ActivationStore.open(tmp_path / "run" / "activations")
     np.testing.assert_array_equal(store.read(0, 70), x.reshape(70, 6).astype(np.float32))
     assert store.studies["stop"].to_pylist() == list(range(5, 75, 5))
     tokens = store.tokens
@@ -104,7 +104,7 @@ def test_a_table_names_the_studies(tmp_path, ending):
     path = tmp_path / f"table.{ending}"
     pq.write_table(table, path) if ending == "parquet" else pyarrow.csv.write_csv(table, path)
     harvest.run(config_of(tmp_path / "x.npy", table=str(path)), tmp_path / "run")
-    studies = Store.open(tmp_path / "run" / "activations").studies
+    studies = ActivationStore.open(tmp_path / "run" / "activations").studies
     assert studies["study_id"].to_pylist() == ["a", "b", "c", "d"]
     assert studies["patient_id"].to_pylist() == ["1", "1", "2", "3"]
     assert studies["split"].to_pylist() == ["train", "train", "held_out", "train"]

@@ -7,7 +7,7 @@ import pytest
 
 from maira_jax.errors import UserError
 from sae.activations import batches
-from sae.activations.store import HELD_OUT, TRAIN, Layout, Store, StoreWriter
+from sae.activations.store import HELD_OUT, TRAIN, ActivationStore, StoreLayout, StoreWriter
 from sae.training import held_out
 from tests.helpers.sae import make_store, tables
 
@@ -19,15 +19,15 @@ def numbered(n: int, d: int = 3) -> np.ndarray:
     return values
 
 
-def writer(path, n: int, layout: Layout | None = None) -> StoreWriter:
-    return StoreWriter(path, layout or Layout(n, 3, "float32", 64, 16), *tables(n), {"site": "here"})
+def writer(path, n: int, layout: StoreLayout | None = None) -> StoreWriter:
+    return StoreWriter(path, layout or StoreLayout(n, 3, "float32", 64, 16), *tables(n), {"site": "here"})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_round_trip(tmp_path, dtype):
     values = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
     make_store(tmp_path, values, dtype, shard_rows=128)
-    store = Store.open(tmp_path / "activations")
+    store = ActivationStore.open(tmp_path / "activations")
     assert (store.n_tokens, store.d_model, store.dtype) == (1000, 5, dtype)
     tolerance = 0 if dtype == "float32" else 2**-8  # bfloat16 keeps 8 bits
     np.testing.assert_allclose(store.read(0, 1000), values, rtol=tolerance)
@@ -47,23 +47,23 @@ def test_a_killed_writer_goes_on_with_the_missing_shards(tmp_path):
         start, stop = first.layout.rows(shard)
         first.write(shard, values[start:stop])
     with pytest.raises(UserError, match="2 of 4 shards"):
-        Store.open(tmp_path)
+        ActivationStore.open(tmp_path)
     second = writer(tmp_path, 200)
     assert second.missing() == [1, 3]
     for shard in second.missing():
         start, stop = second.layout.rows(shard)
         second.write(shard, values[start:stop])
-    np.testing.assert_array_equal(Store.open(tmp_path).read(0, 200), values)
+    np.testing.assert_array_equal(ActivationStore.open(tmp_path).read(0, 200), values)
 
 
 def test_what_is_refused(tmp_path):
     writer(tmp_path / "a", 200)
     with pytest.raises(UserError, match="another store"):
-        writer(tmp_path / "a", 200, Layout(200, 3, "bfloat16", 64, 16))
+        writer(tmp_path / "a", 200, StoreLayout(200, 3, "bfloat16", 64, 16))
     with pytest.raises(UserError, match="multiple of harvest.chunk_rows"):
-        Layout(200, 3, "float32", 64, 15)
+        StoreLayout(200, 3, "float32", 64, 15)
     with pytest.raises(UserError, match="harvest.dtype"):
-        Layout(200, 3, "float16", 64, 16)
+        StoreLayout(200, 3, "float16", 64, 16)
     with pytest.raises(UserError, match="not finite"):
         writer(tmp_path / "b", 200).write(0, np.full((64, 3), np.nan, np.float32))
 
@@ -73,14 +73,14 @@ def test_a_damaged_shard_is_reported(tmp_path):
     shard = next(path for path in (tmp_path / "activations" / "values.zarr" / "c").rglob("*") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
-        Store.open(tmp_path / "activations").read(0, 200)
+        ActivationStore.open(tmp_path / "activations").read(0, 200)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     make_store(workdir, numbered(3000), shard_rows=256, chunk_rows=32)
-    return Store.open(workdir / "activations")
+    return ActivationStore.open(workdir / "activations")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
-from sae.activations.store import HELD_OUT, Store
+from sae.activations.store import HELD_OUT, ActivationStore
 from sae.training import stage
 from sae.training.checkpoints import load_sae
 from tests.helpers.paths import ROOT
@@ -38,7 +38,7 @@ def test_results(workdir):
     assert (sae.d_model, sae.n_features, sae.k, sum(sae.group_sizes)) == (24, 96, 4, 96)
     np.testing.assert_allclose(np.linalg.norm(sae.params["W_dec"], axis=1), 1, atol=1e-5)
     measured = json.loads((workdir / "sae" / "metrics.json").read_text())
-    store = Store.open(workdir / "activations")
+    store = ActivationStore.open(workdir / "activations")
     assert measured["tokens"] == len(store.rows_of(HELD_OUT))
     assert measured["l0"] == pytest.approx(4, abs=1 / measured["tokens"])  # calibrated on these tokens
     assert measured["fvu"] < 0.65
@@ -202,14 +202,14 @@ train.run(train_config(chunk_steps=10), Path(sys.argv[1]))
 
 def test_infinite_activations_are_refused(tmp_path, monkeypatch):
     make_store(tmp_path, activations(3000, 24))
-    read = Store.read_ranges
+    read = ActivationStore.read_ranges
 
     def with_an_infinity(self, ranges):
         values = [np.array(part) for part in read(self, ranges)]
         values[0][0, 3] = np.inf
         return values
 
-    monkeypatch.setattr(Store, "read_ranges", with_an_infinity)
+    monkeypatch.setattr(ActivationStore, "read_ranges", with_an_infinity)
     with pytest.raises(UserError, match="not finite"):
         stage.run(train_config(normalize=False), tmp_path)
 
