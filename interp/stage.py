@@ -121,8 +121,8 @@ def _judge_controls(
         n_active = sum(part.n_tokens.sum(1) for part in found.values())
         density = n_active / sum(part.total_tokens for part in found.values())
         records += [
-            {"arm": control.arm[i], "direction": control.direction[i], "matched": int(control.matched[i])}
-            | {"density": float(density[i]), "label": said["label"], "explanation": said["text"]}
+            {"control": control.arm[i], "direction": control.direction[i], "matched_feature": int(control.matched[i])}
+            | {"density": float(density[i]), "name": said["label"], "explanation": said["text"]}
             | {"reason": record["reason"], "cost": said["cost"] + record["cost"], "score": record["score"]}
             | {name: column[i] for name, column in true.items()}
             for i, (said, record) in enumerate(zip(explained, judging.score(explained, shuffle=False), strict=True))

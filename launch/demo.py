@@ -67,7 +67,7 @@ def summary(workdir: Path, sweep: str) -> str:
 
 def _recovered(concepts: Path, features: Path) -> str:
     """A line for each concept that a feature stands for: its F1, the feature and the feature's name."""
-    names = pq.read_table(features, columns=["label"])["label"].to_pylist()
+    names = pq.read_table(features, columns=["name"])["name"].to_pylist()
     rows = sorted(pq.read_table(concepts).to_pylist(), key=lambda row: -row["f1"])
     lines = [
         f"  {row['concept']:<31} F1 {row['f1']:.2f}  feature {row['feature']:>5}  {names[row['feature']] or 'no name'}"

@@ -36,7 +36,7 @@
   // ------------------------------------------------------------------- pieces
   const bar = (x) => h("i", { "aria-hidden": "true" }, h("b", { vars: { width: Math.round(100 * Math.max(0, Math.min(1, x))) + "%" } }));
   const meter = (x, good) => isNumber(x) ? h("span", { class: "meter" + (x >= good ? " good" : "") }, bar(x), fixed(x)) : h("span", { class: "soft" }, DASH);
-  const name = (i) => F.label[i] || (F.density[i] ? "not explained" : "never active");
+  const name = (i) => F.name[i] || (F.density[i] ? "not explained" : "never active");
   const link = (i, text) => h("a", { href: "#/feature/" + i, title: F.explanation[i] || "" }, text || `${i} ${name(i)}`);
   const tile = (value, label, title) => h("div", { class: "tile", title }, h("b", {}, value), h("span", {}, label));
   const chip = (text, kind) => h("span", { class: "chip " + (kind || "") }, text);
@@ -176,28 +176,28 @@
       { title: "F1", num: true, value: (r) => r.f1, cell: (r) => h("span", { title: `saying yes to every study: ${fixed((2 * r.prevalence) / (1 + r.prevalence))}` }, meter(r.f1, 0.8)), hint: "On held-out studies" },
       { title: "Precision", num: true, value: (r) => r.precision, cell: (r) => fixed(r.precision) },
       { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
-      { title: "Explanation", wide: true, value: (r) => F.label[r.feature], cell: (r) => h("span", { class: "small", title: F.explanation[r.feature] || "" }, F.label[r.feature] || F.reason[r.feature]) },
+      { title: "Explanation", wide: true, value: (r) => F.name[r.feature], cell: (r) => h("span", { class: "small", title: F.explanation[r.feature] || "" }, F.name[r.feature] || F.reason[r.feature]) },
       { title: "Detection", num: true, value: (r) => F.detection[r.feature], cell: (r) => fixed(F.detection[r.feature]) },
       outcome("appear", "Steered in"), outcome("vanish", "Steered out"),
     ], D.concepts, 3);
   }
   function scoreChart() {
     const bins = (values) => { const out = Array(20).fill(0); for (const v of values) if (isNumber(v)) out[Math.min(19, Math.floor(v * 20))]++; return out; };
-    const own = bins(F.detection), control = bins(F.control);
+    const own = bins(F.detection), control = bins(F.detection_shuffled);
     return bars(own, { ghost: control, labels: own.map((_, i) => (i % 5 === 0 ? (i / 20).toFixed(2) : i === 19 ? "1.00" : "")),
       titles: own.map((n, i) => `${(i / 20).toFixed(2)} to ${((i + 1) / 20).toFixed(2)}: ${n} features, control ${control[i]}`), label: "Histogram of detection scores" });
   }
   function controlTable() {
     const score = (name, title, hint) => ({ title, num: true, hint, value: (r) => r[name].mean, cell: (r) => h("span", { title: between(r[name].interval) }, fixed(r[name].mean)) });
-    const own = { arm: "features", detection: S.detection, detection_random: S.detection_random, detection_hard: S.detection_hard, ...(S.truth ? { true_f1: S.truth.true_f1 } : {}) };
-    const rows = [own, ...Object.entries(S.controls).map(([arm, found]) => ({ arm, ...found }))];
+    const own = { control: "features", detection: S.detection, detection_random: S.detection_random, detection_hard: S.detection_hard, ...(S.truth ? { true_f1: S.truth.true_f1 } : {}) };
+    const rows = [own, ...Object.entries(S.controls).map(([control, found]) => ({ control, ...found }))];
     return [table([
-      { title: "What is scored", value: (r) => r.arm, cell: (r) => (r === own ? h("b", {}, r.arm) : r.arm) },
+      { title: "What is scored", value: (r) => r.control, cell: (r) => (r === own ? h("b", {}, r.control) : r.control) },
       { title: "Scored", num: true, value: (r) => r.detection.scored, cell: (r) => count(r.detection.scored) },
       score("detection", "Mean"), score("detection_random", "Random negatives"), score("detection_hard", "Hard negatives", "Contexts of the nearest features, and other sentences of the same studies"),
       { title: "Above 0.75", num: true, value: (r) => r.detection.above_075, cell: (r) => (r.detection.scored ? percent(r.detection.above_075 / r.detection.scored) : DASH) },
       ...(S.truth ? [{ title: "True F1", num: true, hint: "Mean of the best descriptions by what is known of the contexts", value: (r) => r.true_f1, cell: (r) => fixed(r.true_f1) }] : []),
-      { title: "Features above it", num: true, hint: "Mean of the features less this mean", value: (r) => S.above_controls[r.arm], cell: (r) => fixed(S.above_controls[r.arm]) },
+      { title: "Features above it", num: true, hint: "Mean of the features less this mean", value: (r) => S.above_controls[r.control], cell: (r) => fixed(S.above_controls[r.control]) },
     ], rows, 2), h("p", { class: "small soft" }, "Raw dimensions, columns of the encoder with shuffled weights, and columns on activations of other tokens are active by rank, as rarely as the features, and explained and scored as they are. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the text: their scores are chance. Raw dimensions and shuffled weights read what the features read.")];
   }
   const statementTable = () => table([
@@ -207,17 +207,17 @@
     { title: "F1", num: true, value: (r) => r.f1, cell: (r) => meter(r.f1, 0.8) },
     { title: "Precision", num: true, value: (r) => r.precision, cell: (r) => fixed(r.precision) },
     { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
-    { title: "Name", wide: true, value: (r) => r.label, cell: (r) => h("span", { class: "small" }, r.label || F.reason[r.feature]) },
+    { title: "Name", wide: true, value: (r) => r.name, cell: (r) => h("span", { class: "small" }, r.name || F.reason[r.feature]) },
   ], D.statements, 3);
   const labelTable = () => table([
-    { title: "Neurons", value: (r) => r.arm, cell: (r) => h("b", {}, r.arm) },
+    { title: "Neurons", value: (r) => r.basis, cell: (r) => h("b", {}, r.basis) },
     { title: "Alive", num: true, value: (r) => r.alive, cell: (r) => count(r.alive) },
     { title: "Kept", num: true, value: (r) => r.kept, cell: (r) => count(r.kept) },
     { title: "Monosemanticity", num: true, hint: "Mean, of those kept", value: (r) => r.monosemanticity_kept.mean, cell: (r) => fixed(r.monosemanticity_kept.mean, 3) },
     { title: "Entropy", num: true, hint: "Mean, of those kept, in nats", value: (r) => r.entropy_kept.mean, cell: (r) => fixed(r.entropy_kept.mean) },
     { title: "Best r", num: true, hint: "Mean over the labels of the best neuron's correlation", value: (r) => r.mean_over_classes.r, cell: (r) => fixed(r.mean_over_classes.r) },
     { title: "Best F1", num: true, hint: "Of the same neurons", value: (r) => r.mean_over_classes.f1, cell: (r) => fixed(r.mean_over_classes.f1) },
-  ], Object.entries(D.label.arms).map(([arm, found]) => ({ arm, ...found })), 3);
+  ], Object.entries(D.label.bases).map(([basis, found]) => ({ basis, ...found })), 3);
   const notScored = () => Object.keys(S.not_scored).length
     ? h("table", {}, h("tbody", {}, Object.entries(S.not_scored).sort((a, b) => b[1] - a[1]).map(([why, n]) =>
       h("tr", {}, h("td", {}, why), h("td", { class: "num" }, count(n))))))
@@ -235,7 +235,7 @@
   // ----------------------------------------------------------------- features
   const filters = { query: "", group: "", status: "", section: "", sort: "detection", down: true };
   const haystack = Array.from({ length: N }, (_, i) =>
-    [F.label[i], F.explanation[i], F.top_tokens[i].join(" "), F.concept[i]].join(" ").toLowerCase());
+    [F.name[i], F.explanation[i], F.top_tokens[i].join(" "), F.concept[i]].join(" ").toLowerCase());
   function matching() {
     const words = filters.query.toLowerCase().split(/\s+/).filter(Boolean);
     const found = [];
@@ -252,7 +252,7 @@
   }
   function features() {
     let rows = [], current = 0;
-    const columns = [["feature", "#", false], ["label", "Explanation", false], ["top_tokens", "Peak tokens", false], ["detection", "Detection", true],
+    const columns = [["feature", "#", false], ["name", "Explanation", false], ["top_tokens", "Peak tokens", false], ["detection", "Detection", true],
       ["f1", "F1", true], ["density", "Density", true], ["max_activation", "Max", true], ["group", "Prefix", true]];
     const counter = h("span", { class: "count", role: "status" });
     const canvas = h("div", { vars: { position: "relative" } });
@@ -321,7 +321,7 @@
     const facts = [["Detection", F.detection[i] === null ? F.reason[i] : scoreOf(F.detection[i], F.detection_interval[i])], ["F1", scoreOf(F.f1[i], F.f1_interval[i])],
       ["Against random negatives", fixed(F.detection_random[i])], ["Against hard negatives", fixed(F.detection_hard[i])],
       ["Silent contexts recognised", negatives.join(", ") || DASH],
-      ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ["Fuzzing", fixed(F.fuzz[i])], ["Control (another's explanation)", fixed(F.control[i])],
+      ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ["Fuzzing", fixed(F.fuzzing[i])], ["Control (another's explanation)", fixed(F.detection_shuffled[i])],
       ["Density", density(F.density[i])], ["Largest activation", short(F.max_activation[i])],
       ["Activating contexts", `${count(F.n_contexts_train[i])} train, ${count(F.n_contexts_held_out[i])} held out`],
       ["Mean position", short(F.mean_position[i])], ["Matryoshka prefix", prefixText(i)], ["Peak tokens", F.top_tokens[i].join(" · ") || DASH],

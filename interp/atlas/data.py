@@ -22,7 +22,7 @@ _LEVELS = 100  # activations in the page are whole percents of the feature's lar
 _BATCH = 256
 # Columns that the page does not show.
 _LEFT_OUT = {"judge", "prompt_version", "cost", "accuracy", "kinds", "parent_share"} | {
-    f"{name}_interval" for name in ("accuracy", "precision", "recall", "detection_random", "detection_hard", "fuzz")
+    f"{name}_interval" for name in ("accuracy", "precision", "recall", "detection_random", "detection_hard", "fuzzing")
 }
 
 
@@ -65,7 +65,6 @@ def gather(workdir: Path, cfg: AtlasConfig) -> dict[str, Any]:
         "run": _run_facts(workdir, cfg),
         "summary": summary,
         "concepts": [row | {"steering": _concept_steering(evaluation, row)} for row in concepts],
-        "controls": _columns(_table(workdir / "interp" / "controls.parquet").select(["arm", "detection"])),
         "statements": _statements(workdir / "interp" / "statements.parquet"),
         "label": _label(workdir),
         "features": _features(table),
@@ -130,12 +129,13 @@ def _label(workdir: Path) -> dict[str, Any] | None:
     summary = _if_finished(workdir, "label", "summary.json")
     if summary is None:
         return None
-    neurons = _table(workdir / "label" / "neurons.parquet").select(["arm", "monosemanticity"]).to_pylist()
-    arms = {
-        arm: {name: _rounded(part[name]) for name in part if name != "classes"} for arm, part in summary["arms"].items()
+    neurons = _table(workdir / "label" / "neurons.parquet").select(["basis", "monosemanticity"]).to_pylist()
+    bases = {
+        basis: {name: _rounded(part[name]) for name in part if name != "classes"}
+        for basis, part in summary["bases"].items()
     }
-    own = [_rounded(row["monosemanticity"]) for row in neurons if row["arm"] == "features"]
-    return {"studies": summary["studies"], "sections": summary["sections"], "arms": arms, "monosemanticity": own}
+    own = [_rounded(row["monosemanticity"]) for row in neurons if row["basis"] == "features"]
+    return {"studies": summary["studies"], "sections": summary["sections"], "bases": bases, "monosemanticity": own}
 
 
 def _columns(table: pa.Table) -> dict[str, list[Any]]:

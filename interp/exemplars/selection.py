@@ -35,7 +35,7 @@ from sae.autoencoder import Params, Sae, pre_activations
 N_DECILES = 10
 KINDS = ("top", "decile", "random", "nearest", "same study")
 TOP, DECILE, RANDOM, NEAREST, STUDY = range(5)
-SILENT_KINDS = KINDS[RANDOM:]
+NON_ACTIVATING_KINDS = KINDS[RANDOM:]
 # Of the non-activating contexts shown together, half are random and a quarter of each hard kind, if there are so many.
 HARD_SHARE = 4
 # Hard contexts are looked for among so many times as many candidates: in most of them the feature is active as well.
@@ -232,7 +232,7 @@ def _without_repeats(feature: np.ndarray, context: np.ndarray) -> tuple[np.ndarr
     return feature[first], context[first]
 
 
-def silent_only(candidates: Chosen, active: np.ndarray, n_decile: dict[str, int]) -> Chosen:
+def non_activating_only(candidates: Chosen, active: np.ndarray, n_decile: dict[str, int]) -> Chosen:
     """Of hard candidates those in which the feature is silent, at most as many of a kind as are wanted.
 
     Args:
@@ -247,7 +247,7 @@ def silent_only(candidates: Chosen, active: np.ndarray, n_decile: dict[str, int]
     return silent.take(np.flatnonzero(within < most))
 
 
-def shown_silent(rows: Iterable[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+def shown_non_activating(rows: Iterable[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
     """The non-activating rows of a feature that are shown together: hard ones of each kind, the rest random.
 
     Args:
@@ -387,7 +387,8 @@ def collect(
     """Chooses every feature's exemplars, hard ones included, and writes them; arguments as for what it calls."""
     tried = hard_candidates(index, similar, corpus.contexts, n_decile, seed)
     active = token_activations(sae, corpus, tried.feature, tried.context).max(axis=1, initial=0.0) > 0
-    chosen = Chosen.joined([choose(index, corpus.contexts, n_decile, seed), silent_only(tried, active, n_decile)])
+    hard = non_activating_only(tried, active, n_decile)
+    chosen = Chosen.joined([choose(index, corpus.contexts, n_decile, seed), hard])
     rows = np.flatnonzero(chosen.kind < RANDOM)
     values = token_activations(sae, corpus, chosen.feature[rows], chosen.context[rows])
     write(path, chosen, values, corpus, sae.n_features, batch)

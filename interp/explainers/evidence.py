@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from interp.exemplars.contexts import SECTION_NAMES
-from interp.exemplars.selection import shown_silent
+from interp.exemplars.selection import shown_non_activating
 from maira_jax.inputs.tokens import Kind
 
 # Tokens above this share of an example's largest activation are marked (delphi's choice).
@@ -124,4 +124,4 @@ def assemble(feature: int, rows: Iterable[Mapping[str, Any]], n_silent: int) -> 
         return Example(row["section"], tuple(row["tokens"]), activations, image_at(row))
 
     activating = tuple(example(row) for row in shown if row["kind"] == "decile")
-    return ExplainTask(feature, activating, tuple(map(example, shown_silent(shown, n_silent))))
+    return ExplainTask(feature, activating, tuple(map(example, shown_non_activating(shown, n_silent))))

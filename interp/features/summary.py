@@ -33,11 +33,11 @@ def summarise(
     usage = judge.usage()
     reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
     detection = _scores(table["detection"])
-    names = sorted(set(controls["arm"].to_pylist()))
-    arms = {SHUFFLED_EXPLANATIONS: [_scores(table[f"control{end}"]) for end in _ENDS]}
+    names = sorted(set(controls["control"].to_pylist()))
+    arms = {SHUFFLED_EXPLANATIONS: [_scores(table[f"detection_shuffled{end}"]) for end in _ENDS]}
     true = {}
     for arm in names:
-        part = controls.filter(pc.equal(controls["arm"], arm))
+        part = controls.filter(pc.equal(controls["control"], arm))
         arms[arm] = [_scores(part[f"detection{end}"]) for end in _ENDS]
         true[arm] = {name: _scores(part[name]) for name in _TRUE}
     return {
@@ -49,9 +49,9 @@ def summarise(
         "alive": int((np.array(table["density"]) > 0).sum()),
         "scored": len(detection),
         "not_scored": dict(sorted(reasons.items())),
-        "examples_failed": sum(n or 0 for name in ("n_failed", "fuzz_n_failed") for n in table[name].to_pylist()),
+        "examples_failed": sum(n or 0 for name in ("n_failed", "fuzzing_n_failed") for n in table[name].to_pylist()),
         **{f"detection{end}": _described(_scores(table[f"detection{end}"]), n_bootstrap) for end in _ENDS},
-        "fuzz": _described(_scores(table["fuzz"]), n_bootstrap),
+        "fuzzing": _described(_scores(table["fuzzing"]), n_bootstrap),
         "by_decile": _mean_columns(table["by_decile"].to_pylist()),
         "controls": {
             arm: {

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from interp.exemplars.contexts import SECTION_NAMES
 from interp.exemplars.index import SplitIndex, pooled
-from interp.exemplars.selection import SILENT_KINDS
+from interp.exemplars.selection import NON_ACTIVATING_KINDS
 from interp.explainers.judge import Judge
 from interp.features import lens
 from interp.features.concepts import Fit, Labels
@@ -30,7 +30,7 @@ _INTERVAL = pa.list_(pa.float64(), 2)
 SCHEMA = pa.schema(
     [
         ("feature", pa.int32()),
-        ("label", pa.string()),
+        ("name", pa.string()),  # a few words
         ("explanation", pa.string()),
         ("reason", pa.string()),  # why there is no score; null where there is one
         ("judge", pa.string()),
@@ -51,16 +51,17 @@ SCHEMA = pa.schema(
         ("f1", pa.float64()),
         ("f1_interval", _INTERVAL),
         ("by_decile", pa.list_(pa.float64())),  # accuracy on activating examples, weakest decile first
-        ("by_negative", pa.struct([(kind, pa.float64()) for kind in SILENT_KINDS])),  # accuracy on those of each kind
+        # Accuracy on the non-activating examples of each kind.
+        ("by_negative", pa.struct([(kind, pa.float64()) for kind in NON_ACTIVATING_KINDS])),
         ("n_examples", pa.int32()),
         ("n_failed", pa.int32()),
-        ("control", pa.float64()),  # balanced accuracy of another feature's explanation on the same examples
-        ("control_random", pa.float64()),
-        ("control_hard", pa.float64()),
-        ("fuzz", pa.float64()),  # balanced accuracy of telling right from wrong marks; null without contexts for it
-        ("fuzz_interval", _INTERVAL),
-        ("fuzz_n_examples", pa.int32()),
-        ("fuzz_n_failed", pa.int32()),
+        ("detection_shuffled", pa.float64()),  # of another feature's explanation on the same examples: a control
+        ("detection_shuffled_random", pa.float64()),
+        ("detection_shuffled_hard", pa.float64()),
+        ("fuzzing", pa.float64()),  # balanced accuracy on right and wrong marks; null without contexts to mark
+        ("fuzzing_interval", _INTERVAL),
+        ("fuzzing_n_examples", pa.int32()),
+        ("fuzzing_n_failed", pa.int32()),
         ("explanation_group", pa.int32()),  # the first feature whose explanation says nearly the same
         ("density", pa.float64()),  # share of the tokens on which it is active
         ("mean_position", pa.float64()),  # of those tokens in their studies' sequences, from 0
@@ -98,11 +99,11 @@ SCHEMA = pa.schema(
 
 CONTROL_SCHEMA = pa.schema(
     [
-        ("arm", pa.string()),
+        ("control", pa.string()),  # one of `interp.scorers.controls`
         ("direction", pa.string()),  # of the raw dimensions: sign and number
-        ("matched", pa.int32()),  # the feature that has its density
+        ("matched_feature", pa.int32()),  # the feature that has its density
         ("density", pa.float64()),
-        ("label", pa.string()),
+        ("name", pa.string()),
         ("explanation", pa.string()),
         ("reason", pa.string()),
         ("cost", pa.float64()),
@@ -235,7 +236,7 @@ def _judged(
     judge: Judge, explained: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     return {
-        "label": [record["label"] for record in explained],
+        "name": [record["label"] for record in explained],
         "explanation": [record["text"] for record in explained],
         "explanation_group": [i if i >= 0 else None for i in lens.alike([r["text"] for r in explained]).tolist()],
         "top_tokens": [record["top_tokens"] for record in explained],
@@ -243,13 +244,13 @@ def _judged(
         "judge": [judge.name] * len(scored),
         "prompt_version": [judge.prompt_version] * len(scored),
         "cost": [a["cost"] + b["cost"] for a, b in zip(explained, scored, strict=True)],
-        "control": _of([record["control"] for record in scored], "balanced_accuracy"),
-        "control_random": _of([record["control"] for record in scored], "against_random"),
-        "control_hard": _of([record["control"] for record in scored], "against_hard"),
-        "fuzz": _of([record["fuzz"] for record in scored], "balanced_accuracy"),
-        "fuzz_interval": _intervals([record["fuzz"] for record in scored], "balanced_accuracy"),
-        "fuzz_n_examples": _of([record["fuzz"] for record in scored], "n_examples"),
-        "fuzz_n_failed": _of([record["fuzz"] for record in scored], "n_failed"),
+        "detection_shuffled": _of([record["control"] for record in scored], "balanced_accuracy"),
+        "detection_shuffled_random": _of([record["control"] for record in scored], "against_random"),
+        "detection_shuffled_hard": _of([record["control"] for record in scored], "against_hard"),
+        "fuzzing": _of([record["fuzz"] for record in scored], "balanced_accuracy"),
+        "fuzzing_interval": _intervals([record["fuzz"] for record in scored], "balanced_accuracy"),
+        "fuzzing_n_examples": _of([record["fuzz"] for record in scored], "n_examples"),
+        "fuzzing_n_failed": _of([record["fuzz"] for record in scored], "n_failed"),
     } | _score_columns([record["score"] for record in scored])
 
 

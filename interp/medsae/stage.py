@@ -108,13 +108,13 @@ def _run(cfg: LabelConfig, workdir: Path, out: Path) -> dict[str, Any]:
     vectors = study_vectors(sae, store, cfg.sections, cfg.block_tokens, out / "feature.npy")
     labels = _labels(cfg, store, vectors.study)
     tables, found = [], {}
-    for arm, activation in ((FEATURES, vectors.feature), (DIMENSIONS, vectors.dimension)):
+    for basis, activation in ((FEATURES, vectors.feature), (DIMENSIONS, vectors.dimension)):
         measured = monosemanticity.measure(activation, vectors.embedding, labels)
-        found[arm] = monosemanticity.summary(measured, labels.concepts)
-        tables.append(_table(arm, measured, labels.concepts))
+        found[basis] = monosemanticity.summary(measured, labels.concepts)
+        tables.append(_table(basis, measured, labels.concepts))
     with files.atomic_path(out / "neurons.parquet") as path:
         pq.write_table(pa.concat_tables(tables), path)
-    files.write_json(out / "summary.json", {"studies": len(vectors.study), "sections": cfg.sections, "arms": found})
+    files.write_json(out / "summary.json", {"studies": len(vectors.study), "sections": cfg.sections, "bases": found})
     (out / "feature.npy").unlink()
     return {"studies": len(vectors.study), "concepts": len(labels.concepts)} | {
         f"{name.replace(' ', '_')}_{measure}": part[measure]["mean"] or 0.0
@@ -191,13 +191,13 @@ def _largest(
     return largest(encode(params, x, threshold, top_k)), largest(x)
 
 
-def _table(arm: str, found: monosemanticity.Measures, concepts: tuple[str, ...]) -> pa.Table:
+def _table(basis: str, found: monosemanticity.Measures, concepts: tuple[str, ...]) -> pa.Table:
     def by_concept(values: np.ndarray) -> pa.Array:
         rows = [{c: _number(v) for c, v in zip(concepts, row, strict=True)} for row in values]
         return pa.array(rows, pa.struct([(c, pa.float64()) for c in concepts]))
 
     n = len(found.entropy)
-    columns = {"arm": pa.array([arm] * n), "neuron": pa.array(np.arange(n, dtype=np.int32))}
+    columns = {"basis": pa.array([basis] * n), "neuron": pa.array(np.arange(n, dtype=np.int32))}
     for name in ("monosemanticity", "entropy", "threshold"):
         columns[name] = pa.array([_number(value) for value in getattr(found, name)], pa.float64())
     for name in ("correlation", "precision", "recall", "f1"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.exemplars.selection import KINDS, shown_silent
+from interp.exemplars.selection import KINDS, shown_non_activating
 from interp.explainers.evidence import MARK_ABOVE, ImageAt, image_at, marked, shown_text
 from interp.explainers.judge import DetectTask, FuzzTask, Judge
 from interp.scorers.statistics import Score, score
@@ -64,7 +64,7 @@ def detection_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int,
     """
     held_out = [row for row in rows if row["split"] == "held_out"]
     activating = [row for row in held_out if row["kind"] == "decile"]
-    silent = shown_silent(held_out, len(activating))
+    silent = shown_non_activating(held_out, len(activating))
     if len(activating) < n_least:
         return f"active in fewer than {n_least} held-out contexts"
     if len(silent) < n_least:

@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         ("statement", pa.string()),
         ("prevalence", pa.float64()),  # among the held-out contexts
         ("feature", pa.int32()),  # with the best F1 on the train split
-        ("label", pa.string()),  # what the judge called it
+        ("name", pa.string()),  # that the judge gave it
         ("f1", pa.float64()),  # of its activity as a sign of the statement, on the held-out split
         ("precision", pa.float64()),
         ("recall", pa.float64()),
@@ -167,17 +167,17 @@ def _greedy(active: _Weighted, silent: _Weighted) -> list[int]:
     return chosen
 
 
-def table(found: Mapping[str, SplitIndex], stated: Statements, labels: Sequence[str | None], n_least: int) -> pa.Table:
+def table(found: Mapping[str, SplitIndex], stated: Statements, names: Sequence[str | None], n_least: int) -> pa.Table:
     """The feature that detects each statement best, for statements that enough contexts make and do not make.
 
     Args:
       found, stated, n_least: as for `describe`; only facts are looked for.
-      labels: what the judge called each feature.
+      names: the name that the judge gave each feature.
     """
     stated = stated.facts()
     train, held_out = (_rates(found[split], stated) for split in SPLITS)
     rows = []
-    for c, name in enumerate(stated.names):
+    for c, statement in enumerate(stated.names):
         counts = [stated.holds[part.pool[stated.known[part.pool]], c] for part in found.values()]
         if min(min(int(holds.sum()), int((~holds).sum())) for holds in counts) < n_least:
             continue
@@ -185,7 +185,7 @@ def table(found: Mapping[str, SplitIndex], stated: Statements, labels: Sequence[
         f1, precision, recall = (float(np.nan_to_num(part[c, feature])) for part in held_out)
         prevalence = float(counts[SPLITS.index("held_out")].mean())
         rows.append(
-            {"statement": name, "prevalence": prevalence, "feature": feature, "label": labels[feature]}
+            {"statement": statement, "prevalence": prevalence, "feature": feature, "name": names[feature]}
             | {"f1": f1, "precision": precision, "recall": recall}
         )
     return pa.Table.from_pylist(rows, schema=SCHEMA)

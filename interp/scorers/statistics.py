@@ -26,7 +26,7 @@ class Score:
       accuracy, balanced_accuracy, precision, recall, f1: over the answered examples; a ratio without cases is 0.
       against_random, against_hard: balanced accuracy with the random, or the hard, false examples alone; None without.
       by_decile: accuracy on the true examples of each decile, weakest first; None without answered examples.
-      by_negative: accuracy on the false examples of each kind (see `selection.SILENT_KINDS`); None without.
+      by_negative: accuracy on the false examples of each kind (see `selection.NON_ACTIVATING_KINDS`); None without.
       intervals: measure -> 95 % bootstrap interval over studies.
       n_examples: answered examples.
       n_failed: examples without an answer; they count nowhere else.

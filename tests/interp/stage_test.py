@@ -70,7 +70,7 @@ def test_explanations_are_rules_that_name_the_offline_judge(features):
         assert row["judge"] == "offline judge (no language model)"
         if row["explanation"] is not None:
             assert row["explanation"].startswith(OfflineJudge.prefix)
-            assert Rule.parse(row["explanation"].removeprefix(OfflineJudge.prefix)).label == row["label"]
+            assert Rule.parse(row["explanation"].removeprefix(OfflineJudge.prefix)).label == row["name"]
 
 
 def test_features_that_cannot_be_scored_say_why(features, finished):
@@ -86,7 +86,7 @@ def test_features_that_cannot_be_scored_say_why(features, finished):
 
 def test_shuffled_explanations_score_near_chance(features):
     """The control: none of the planted features' explanations fits another one; noise in 7 scores is about 0.03."""
-    control = [row["control"] for row in features if row["control"] is not None]
+    control = [row["detection_shuffled"] for row in features if row["detection_shuffled"] is not None]
     assert len(control) == len(PLANTED) + 1
     assert abs(np.mean(control) - 0.5) < 0.1
     assert max(control) < 0.75
@@ -94,16 +94,16 @@ def test_shuffled_explanations_score_near_chance(features):
 
 def test_control_arms_are_scored_like_features(finished, features):
     rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
-    assert [row["arm"] for row in rows] == [arm for arm in controls.ARMS for _ in range(8)]
+    assert [row["control"] for row in rows] == [arm for arm in controls.ARMS for _ in range(8)]
     scored = {row["feature"]: row for row in features if row["detection"] is not None}
     for row in rows:
-        assert (row["direction"] != "") == (row["arm"] == "raw dimensions")
+        assert (row["direction"] != "") == (row["control"] == "raw dimensions")
         # By rank: as dense as the feature that it is matched with.
-        assert row["density"] == pytest.approx(scored[row["matched"]]["density"], rel=0.25)
+        assert row["density"] == pytest.approx(scored[row["matched_feature"]]["density"], rel=0.25)
         assert (row["detection"] is None) != (row["reason"] is None)
     summary = files.read_json(finished[0] / "interp" / "summary.json")
     for arm in controls.ARMS:
-        detection = [row["detection"] for row in rows if row["arm"] == arm and row["detection"] is not None]
+        detection = [row["detection"] for row in rows if row["control"] == arm and row["detection"] is not None]
         found = summary["controls"][arm]["detection"]
         assert found["scored"] == len(detection) > 0 and found["mean"] == pytest.approx(np.mean(detection))
         assert found["interval"][0] <= found["mean"] <= found["interval"][1]
@@ -119,7 +119,7 @@ def test_activations_of_other_tokens_are_as_dense_and_say_nothing(finished):
     for start, stop in ((0, 5), (n // 2 - 3, n - n // 2 + 3), (n - 4, n), (0, n), (n - n // 2 - 2, n - n // 2)):
         np.testing.assert_array_equal(shifted.read(start, stop), rows[start:stop])
     rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
-    scores = [row["detection"] for row in rows if row["arm"] == controls.ACTIVATIONS]
+    scores = [row["detection"] for row in rows if row["control"] == controls.ACTIVATIONS]
     assert abs(np.mean([score for score in scores if score is not None]) - 0.5) < 0.1
 
 
@@ -179,9 +179,9 @@ def test_concepts_have_the_planted_feature(finished):
 def test_marks_are_scored_too(features):
     """Features that fire on a word of their rule are told from others; noise, which fires anywhere, is not."""
     for feature in PLANTED:
-        assert features[feature]["fuzz_n_examples"] > 0 and features[feature]["fuzz_n_failed"] == 0
+        assert features[feature]["fuzzing_n_examples"] > 0 and features[feature]["fuzzing_n_failed"] == 0
     # Of the planted features' sentences a random token is active, so the rule's words are marked by chance.
-    assert abs(np.mean([features[feature]["fuzz"] for feature in PLANTED]) - 0.5) < 0.15
+    assert abs(np.mean([features[feature]["fuzzing"] for feature in PLANTED]) - 0.5) < 0.15
 
 
 def results(workdir):

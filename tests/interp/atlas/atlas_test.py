@@ -147,7 +147,7 @@ def test_text_of_studies_cannot_leave_its_place(run_dir, tmp_path):
 def test_page_holds_every_feature_and_the_judges_name(run_dir):
     data = data_of(Page(page_of(run_dir)[0]))
     table = pq.read_table(run_dir / "interp" / "features.parquet").to_pylist()
-    assert data["features"]["label"] == [row["label"] for row in table]
+    assert data["features"]["name"] == [row["name"] for row in table]
     assert data["features"]["reason"][EVERYWHERE].startswith("silent")
     assert data["summary"]["judge"] == "offline judge (no language model)"
     assert {row["concept"] for row in data["concepts"]} >= {"communication", "pneumothorax"}
@@ -162,7 +162,7 @@ def test_contexts_are_those_of_the_exemplars(run_dir):
     data = data_of(Page(page_of(run_dir)[0]))
     rows = pq.read_table(run_dir / "interp" / "exemplars.parquet").to_pylist()
     words = data["exemplars"]["tokens"]
-    silent = selection.SILENT_KINDS
+    silent = selection.NON_ACTIVATING_KINDS
     known = {
         (row["feature"], row["kind"], row["study_id"], tuple(row["tokens"])): row
         for row in rows

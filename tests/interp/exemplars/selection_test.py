@@ -287,7 +287,7 @@ def test_hard_exemplars_are_silent_and_where_they_should_be(world, tmp_path):
     rows = selection.read(path, 0, 24).to_pylist()
     for row in rows:
         number, feature = place[row["study_id"], row["position"]], row["feature"]
-        if row["kind"] in selection.SILENT_KINDS:
+        if row["kind"] in selection.NON_ACTIVATING_KINDS:
             assert peak[number, feature] == 0 and row["max_activation"] == 0
         if row["kind"] == "nearest":
             assert (peak[number, similar[feature]] > 0).any()
@@ -302,7 +302,7 @@ def test_hard_exemplars_are_silent_and_where_they_should_be(world, tmp_path):
             own = [row for row in rows if row["feature"] == feature and row["split"] == split]
             counts.append([sum(row["kind"] == kind for row in own) for kind in ("nearest", "same study")])
             assert max(counts[-1]) <= 5
-            shown = selection.shown_silent(own, 20)
+            shown = selection.shown_non_activating(own, 20)
             assert len({(row["study_id"], row["position"]) for row in shown}) == len(shown) <= 20
             assert sum(row["kind"] not in ("random", "top", "decile") for row in shown) <= 10
         assert np.mean(counts) > 2

@@ -42,9 +42,9 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     vectors = stage.study_vectors(sae, store, ("findings",), 4096, tmp_path / "feature.npy")
     labels = Labels.from_json(store.studies["labels"].to_pylist())
     rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()
-    for arm, activation in (("features", vectors.feature), ("raw dimensions", vectors.dimension)):
+    for basis, activation in (("features", vectors.feature), ("raw dimensions", vectors.dimension)):
         measured = monosemanticity.measure(activation, vectors.embedding, labels)
-        own = [row for row in rows if row["arm"] == arm]
+        own = [row for row in rows if row["basis"] == basis]
         assert [row["neuron"] for row in own] == list(range(activation.shape[1]))
         for name in ("monosemanticity", "entropy"):
             np.testing.assert_allclose(
@@ -58,7 +58,7 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     summary = files.read_json(run_dir / "label" / "summary.json")
     assert counts["studies"] == summary["studies"] == 120
     # Feature 4 is active where somebody is told.
-    assert summary["arms"]["features"]["classes"]["communication"]["neuron"] == 4
+    assert summary["bases"]["features"]["classes"]["communication"]["neuron"] == 4
     assert not (run_dir / "label" / "feature.npy").exists()
     assert stage.run(cfg, run_dir) == counts
 

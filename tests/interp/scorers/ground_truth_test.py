@@ -78,7 +78,7 @@ def test_statements_table_names_the_planted_features(finished):
     for i, statement in enumerate(STATEMENTS):
         if statement in rows:
             assert rows[statement]["feature"] == 4 * i
-            assert rows[statement]["f1"] > 0.8 and rows[statement]["label"]
+            assert rows[statement]["f1"] > 0.8 and rows[statement]["name"]
     assert len(set(STATEMENTS) & rows.keys()) >= 8
 
 

@@ -153,5 +153,5 @@ def test_the_whole_way_from_embeddings_to_measured_features(tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)
     assert label.run(config, tmp_path / "run")["studies"] == 400
     rows = pq.read_table(tmp_path / "run" / "label" / "neurons.parquet").to_pylist()
-    dimensions = [row for row in rows if row["arm"] == "raw dimensions"]
+    dimensions = [row for row in rows if row["basis"] == "raw dimensions"]
     assert len(rows) == 256 + 16 and max(dimensions, key=lambda row: row["f1"]["Edema"] or 0)["neuron"] == 0
