@@ -202,7 +202,7 @@ def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp
     shutil.copytree(inputs, workdir)
     kill = (
         "import os, signal, sys, pathlib\n"
-        "from interp import interpret\n"
+        "from interp import stage as interpret\n"
         "from maira_jax.run import files\n"
         "from tests.helpers.interp_run import config\n"
         "write = files.write_json\n"
