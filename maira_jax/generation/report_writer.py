@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maira_jax.generation.decode import Sampling, generate, row_keys
-from maira_jax.inputs import batches
-from maira_jax.inputs.batches import Plan, Request
+from maira_jax.inputs.batches import BatchPlan, GenerationRequest, assemble, fill_up, plan_batches, reporting_request
 from maira_jax.inputs.image import ImageConfig
-from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
@@ -20,7 +18,7 @@ from maira_jax.run.progress import progress
 from maira_jax.studies.study import Study
 
 
-class Written(NamedTuple):
+class GeneratedText(NamedTuple):
     """text: without the end token. tokens: how many were generated, the end token counted. finished: whether it is
     there."""
 
@@ -30,13 +28,13 @@ class Written(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Writer:
+class ReportWriter:
     """Answers requests. Batches of the same shape are one compiled program, whatever the temperature.
 
     Attributes:
       params, cfg, tokenizer, image_cfg: the model.
       batch_size: rows of every batch; one with fewer is filled up with its last.
-      length_step: see `batches.plan`.
+      length_step: see `plan_batches`.
       max_new_tokens: longest text.
       temperature, top_p: see `Sampling`.
       seed: of what is drawn.
@@ -53,13 +51,13 @@ class Writer:
     top_p: float = 1.0
     seed: int = 0
 
-    def plan(self, requests: Sequence[Request]) -> list[Plan]:
+    def plan(self, requests: Sequence[GenerationRequest]) -> list[BatchPlan]:
         """The batches that answer `requests`."""
-        return batches.plan(requests, self.batch_size, self.length_step)
+        return plan_batches(requests, self.batch_size, self.length_step)
 
     def write(
-        self, requests: Sequence[Request], names: Sequence[str], plans: Sequence[Plan]
-    ) -> Iterator[list[tuple[int, Written]]]:
+        self, requests: Sequence[GenerationRequest], names: Sequence[str], plans: Sequence[BatchPlan]
+    ) -> Iterator[list[tuple[int, GeneratedText]]]:
         """Yields each batch's rows with their texts; the device writes one batch while the next is read.
 
         Args:
@@ -69,9 +67,9 @@ class Writer:
         Raises:
           UserError: an image cannot be read.
         """
-        before: tuple[Plan, jax.Array, jax.Array] | None = None
+        before: tuple[BatchPlan, jax.Array, jax.Array] | None = None
         for batch in plans:
-            rows = [*batch.rows, *batch.rows[-1:] * (self.batch_size - len(batch.rows))]
+            rows = fill_up(batch.rows, self.batch_size)
             now = (batch, *self._start([requests[row] for row in rows], [names[row] for row in rows], batch.length))
             if before is not None:
                 yield self._texts(*before)
@@ -79,30 +77,32 @@ class Writer:
         if before is not None:
             yield self._texts(*before)
 
-    def _start(self, requests: Sequence[Request], names: Sequence[str], length: int) -> tuple[jax.Array, jax.Array]:
-        batch = batches.assemble(requests, self.tokenizer, self.image_cfg, length)
+    def _start(
+        self, requests: Sequence[GenerationRequest], names: Sequence[str], length: int
+    ) -> tuple[jax.Array, jax.Array]:
+        batch = assemble(requests, self.tokenizer, self.image_cfg, length)
         sampling = Sampling(row_keys(names, self.seed), jnp.float32(self.temperature), jnp.float32(self.top_p))
         return generate(
             self.params, self.cfg, batch.tokens, batch.mask, batch.pixels,
             max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id, sampling=sampling,
         )  # fmt: skip
 
-    def _texts(self, batch: Plan, written: jax.Array, lengths: jax.Array) -> list[tuple[int, Written]]:
+    def _texts(self, batch: BatchPlan, written: jax.Array, lengths: jax.Array) -> list[tuple[int, GeneratedText]]:
         ids, sizes = np.asarray(written), np.asarray(lengths)
         eos = self.tokenizer.eos_id
         return [
-            (row, Written(self.tokenizer.decode(ids[i, :size]), int(size), int(ids[i, size - 1]) == eos))
+            (row, GeneratedText(self.tokenizer.decode(ids[i, :size]), int(size), int(ids[i, size - 1]) == eos))
             for i, (row, size) in enumerate(zip(batch.rows, sizes, strict=False))
         ]
 
 
-def write_reports(writer: Writer, studies: Sequence[Study]) -> list[str]:
+def write_reports(writer: ReportWriter, studies: Sequence[Study]) -> list[str]:
     """The report of each study, in the order of `studies`.
 
     Raises:
       UserError: a study cannot be prompted for, or an image cannot be read.
     """
-    requests = [Request(writer.tokenizer.encode(reporting_prompt(study)), study_images(study)) for study in studies]
+    requests = [reporting_request(study, writer.tokenizer) for study in studies]
     reports = [""] * len(studies)
     with progress(total=len(studies), unit="study", desc="reports") as bar:
         for batch in writer.write(requests, [study.study_id for study in studies], writer.plan(requests)):

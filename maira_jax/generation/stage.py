@@ -16,10 +16,10 @@ from maira_jax.errors import UserError
 from maira_jax.generation import grounding
 from maira_jax.generation.grounding import Box, GroundedReport, Phrase
 from maira_jax.generation.overlay import draw
-from maira_jax.generation.report_writer import Writer, Written
-from maira_jax.inputs.batches import Plan, Request
+from maira_jax.generation.report_writer import GeneratedText, ReportWriter
+from maira_jax.inputs.batches import BatchPlan, GenerationRequest, reporting_request
 from maira_jax.inputs.image import ImageConfig, to_grey, width_height
-from maira_jax.inputs.prompt import phrase_grounding_prompt, reporting_prompt, study_images
+from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.run import files
 from maira_jax.run.progress import progress
@@ -44,7 +44,7 @@ class Settings:
       task: one of `FOLDERS`.
       phrase: what to locate in every study; empty: each study's own phrase.
       studies: at most so many studies, from the first; None for all.
-      batch_size, length_step, max_new_tokens, temperature, top_p: see `Writer`.
+      batch_size, length_step, max_new_tokens, temperature, top_p: see `ReportWriter`.
       save_images: whether grounded texts are drawn too.
     """
 
@@ -131,7 +131,7 @@ def _generate(
     tokenizer = Tokenizer.from_dir(model_dir)
     requests = [_request(study, settings, tokenizer) for study in studies]
     params, cfg = store.load(model_dir)
-    writer = Writer(
+    writer = ReportWriter(
         params, cfg, tokenizer, ImageConfig.from_dir(model_dir), settings.batch_size,
         settings.max_new_tokens or _MAX_NEW_TOKENS[settings.task], settings.length_step,
         settings.temperature, settings.top_p, seed,
@@ -153,14 +153,13 @@ def _generate(
     return counts
 
 
-def _request(study: Study, settings: Settings, tokenizer: Tokenizer) -> Request:
+def _request(study: Study, settings: Settings, tokenizer: Tokenizer) -> GenerationRequest:
     if settings.task == PHRASE:
         if study.frontal is None:
             raise UserError(f"study {study.study_id} has no image to locate a phrase in: leave it out")
         phrase = _phrase(study, settings)
-        return Request(tokenizer.encode(phrase_grounding_prompt(phrase)), (study.frontal,))
-    prompt = reporting_prompt(study, grounded=settings.task == GROUNDED)
-    return Request(tokenizer.encode(prompt), study_images(study))
+        return GenerationRequest(tokenizer.encode(phrase_grounding_prompt(phrase)), (study.frontal,))
+    return reporting_request(study, tokenizer, grounded=settings.task == GROUNDED)
 
 
 def _phrase(study: Study, settings: Settings) -> str:
@@ -171,7 +170,11 @@ def _phrase(study: Study, settings: Settings) -> str:
 
 
 def _write(
-    path: Path, settings: Settings, studies: Sequence[Study], requests: Sequence[Request], writer: Writer
+    path: Path,
+    settings: Settings,
+    studies: Sequence[Study],
+    requests: Sequence[GenerationRequest],
+    writer: ReportWriter,
 ) -> list[str]:
     """The line of each study, in their order. `path` collects them batch by batch, for a killed run to go on from."""
     plans = writer.plan(requests)
@@ -194,7 +197,7 @@ def _write(
     return [lines[row] for row in range(len(studies))]
 
 
-def _resume(path: Path, plans: Sequence[Plan], identities: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+def _resume(path: Path, plans: Sequence[BatchPlan], identities: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
     """Row and line of what an earlier attempt left, by whole batches; what is after them is cut off the file.
 
     Batches keep their bounds, so that every row is computed in the same company as in an uninterrupted run.
@@ -224,7 +227,7 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _record(study: Study, settings: Settings, written: Written) -> dict[str, Any]:
+def _record(study: Study, settings: Settings, written: GeneratedText) -> dict[str, Any]:
     record: dict[str, Any] = {}
     if settings.task == REPORT:
         record["findings"] = written.text

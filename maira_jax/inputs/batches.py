@@ -1,37 +1,44 @@
-"""Requests as the model's input: batches of a few static shapes."""
+"""The one way from studies to the model's input: requests, grouped into padded batches of a few static shapes.
+
+Every stage that runs the model builds its batches here: generation, pretraining, the harvest, loss recovered, steering.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Encoded, Tokenizer
-from maira_jax.studies.study import ImageSource
+from maira_jax.studies.study import ImageSource, Study
+
+T = TypeVar("T")
 
 
-class Request(NamedTuple):
+class GenerationRequest(NamedTuple):
     """What the model is given: a tokenised prompt, and the images that its image tokens stand for, in their order."""
 
     encoded: Encoded
     images: tuple[ImageSource, ...]
 
 
-class Plan(NamedTuple):
-    """Requests with the same number of images that go through the model together, padded to `length` tokens."""
+class BatchPlan(NamedTuple):
+    """Numbers of the requests that go through the model together, padded to `length` tokens."""
 
     rows: tuple[int, ...]
     length: int
 
 
-class Inputs(NamedTuple):
-    """A batch of requests with the same number of images, padded on the left.
+class InputBatch(NamedTuple):
+    """A batch of requests, padded on the left.
 
     Attributes:
       tokens: int32 [batch, positions].
       mask: bool [batch, positions], False on padding.
       kinds: int8 [batch, positions], `Kind` of each token.
-      pixels: float32 [batch, images, size, size, 3], or None without images.
+      pixels: float32 [batch, images, size, size, 3], zeros in place of images that a request does not have; None
+        without images.
     """
 
     tokens: np.ndarray
@@ -40,11 +47,29 @@ class Inputs(NamedTuple):
     pixels: np.ndarray | None
 
 
-def plan(requests: Sequence[Request], batch_size: int, length_step: int) -> list[Plan]:
+def reporting_request(
+    study: Study, tokenizer: Tokenizer, *, findings: str | None = None, grounded: bool = False
+) -> GenerationRequest:
+    """The request for the findings of a study.
+
+    Args:
+      study: the study, whose images and sections become the prompt.
+      tokenizer: the checkpoint's tokenizer.
+      findings: a text that follows the prompt, with the end token after it (teacher forcing); None: the prompt alone.
+      grounded: whether the prompt asks for bounding boxes.
+
+    Raises:
+      UserError: the study has no prompt (see `reporting_prompt`), or the findings hold the image token.
+    """
+    return GenerationRequest(tokenizer.encode(reporting_prompt(study, grounded), findings), study_images(study))
+
+
+def plan_batches(requests: Sequence[GenerationRequest], batch_size: int, length_step: int) -> list[BatchPlan]:
     """Groups requests by number of images and by length; the order is deterministic.
 
     Args:
-      batch_size: a group's last batch may have fewer rows.
+      requests: what the model is given.
+      batch_size: number of requests in a batch; a group's last batch may have fewer (see `fill_up`).
       length_step: lengths are rounded up to a multiple of it, so that few shapes are compiled.
     """
     groups: dict[tuple[int, int], list[int]] = {}
@@ -52,22 +77,55 @@ def plan(requests: Sequence[Request], batch_size: int, length_step: int) -> list
         length = -(-len(request.encoded) // length_step) * length_step
         groups.setdefault((len(request.images), length), []).append(row)
     return [
-        Plan(tuple(group[start : start + batch_size]), length)
+        BatchPlan(tuple(group[start : start + batch_size]), length)
         for (_, length), group in sorted(groups.items())
         for start in range(0, len(group), batch_size)
     ]
 
 
-def assemble(requests: Sequence[Request], tokenizer: Tokenizer, image_cfg: ImageConfig, length: int) -> Inputs:
-    """Pads requests with the same number of images to `length` tokens; a request that occurs often is read once.
+def fill_up(members: Sequence[T], batch_size: int) -> list[T]:
+    """The members of a short batch, with the last one repeated up to `batch_size`: every batch has the same shape."""
+    return [*members, *[members[-1]] * (batch_size - len(members))]
+
+
+def assemble(
+    requests: Sequence[GenerationRequest],
+    tokenizer: Tokenizer,
+    image_cfg: ImageConfig,
+    length: int,
+    n_images: int | None = None,
+) -> InputBatch:
+    """Pads requests to `length` tokens and `n_images` images; the images of a repeated request are read once.
+
+    Args:
+      requests: what the model is given.
+      tokenizer: the checkpoint's tokenizer.
+      image_cfg: how the checkpoint's vision tower takes its images.
+      length: number of tokens that every row is padded to.
+      n_images: number of images that every row is padded to; None: that of the request with most of them.
 
     Raises:
       UserError: an image cannot be read.
     """
-    tokens, mask, kinds = tokenizer.batch([request.encoded for request in requests], length)
-    seen: dict[int, list[np.ndarray]] = {}
-    for request in requests:
-        if id(request) not in seen:
-            seen[id(request)] = [preprocess(image, image_cfg) for image in request.images]
-    pixels = np.asarray([seen[id(request)] for request in requests]) if requests[0].images else None
-    return Inputs(tokens, mask, kinds, pixels)
+    tokens, mask, kinds = tokenizer.batch([request.encoded for request in requests], length)  # each [B, T]
+    n_images = max(len(request.images) for request in requests) if n_images is None else n_images
+    if not n_images:
+        return InputBatch(tokens, mask, kinds, None)
+    pixels = np.empty((len(requests), n_images, image_cfg.size, image_cfg.size, 3), np.float32)
+    first_rows: dict[int, int] = {}
+    for row, request in enumerate(requests):
+        first = first_rows.setdefault(id(request.images), row)
+        pixels[row] = pixels[first] if first < row else read_images(request.images, n_images, image_cfg)
+    return InputBatch(tokens, mask, kinds, pixels)
+
+
+def read_images(images: Sequence[ImageSource], n_images: int, image_cfg: ImageConfig) -> np.ndarray:
+    """The images of one request for the vision tower, zeros after the last: float32 [n_images, size, size, 3].
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    pixels = np.zeros((n_images, image_cfg.size, image_cfg.size, 3), np.float32)
+    for slot, image in enumerate(images):
+        pixels[slot] = preprocess(image, image_cfg)
+    return pixels

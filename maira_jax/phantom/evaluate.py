@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 
 from maira_jax.checkpoint import convert
-from maira_jax.generation.report_writer import Writer, write_reports
+from maira_jax.generation.report_writer import ReportWriter, write_reports
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model.config import Maira2Config
@@ -30,7 +30,7 @@ def examine(config: ml_collections.ConfigDict, directory: Path) -> tuple[ReportC
     """
     cfg = Maira2Config.from_dir(directory)
     studies = source.make(config, cfg.vision.image_size).held_out
-    writer = Writer(
+    writer = ReportWriter(
         convert.to_flax(directory, cfg, np.dtype(np.float32)),
         cfg,
         Tokenizer.from_dir(directory),

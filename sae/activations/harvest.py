@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
-from maira_jax.inputs.image import ImageConfig, preprocess
-from maira_jax.inputs.prompt import reporting_prompt, study_images
-from maira_jax.inputs.tokens import Encoded, Tokenizer, policy_mask
+from maira_jax.inputs.batches import GenerationRequest, InputBatch, assemble, fill_up, reporting_request
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.tokens import Tokenizer, policy_mask
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
@@ -48,7 +48,7 @@ class HarvestPlan:
 
     Attributes:
       studies: in the order of the store.
-      encoded: prompt and findings of each.
+      requests: prompt, findings and images of each.
       kept: for each, the positions of the tokens that are stored, ascending.
       starts: first row of each study, and the number of rows. int64 [studies + 1]
       lengths: the padded lengths, ascending.
@@ -56,7 +56,7 @@ class HarvestPlan:
     """
 
     studies: Sequence[Study]
-    encoded: list[Encoded]
+    requests: list[GenerationRequest]
     kept: list[np.ndarray]
     starts: np.ndarray
     lengths: tuple[int, ...]
@@ -150,10 +150,11 @@ class Harvester:
     def batches(self, studies: Sequence[int], shard: int = 0) -> list[HarvestBatch]:
         """The given studies in batches, the longest first."""
         plan = self.plan
-        chosen = sorted((i for i in studies if len(plan.kept[i])), key=lambda i: (-len(plan.encoded[i]), i))
+        chosen = sorted((i for i in studies if len(plan.kept[i])), key=lambda i: (-len(plan.requests[i].encoded), i))
         parts = [tuple(chosen[at : at + self._batch_size]) for at in range(0, len(chosen), self._batch_size)]
         return [
-            HarvestBatch(shard, part, int(np.searchsorted(plan.lengths, len(plan.encoded[part[0]])))) for part in parts
+            HarvestBatch(shard, part, int(np.searchsorted(plan.lengths, len(plan.requests[part[0]].encoded))))
+            for part in parts
         ]
 
     def read(self, batches: list[HarvestBatch]) -> Iterator[tuple[HarvestBatch, list[np.ndarray]]]:
@@ -162,7 +163,9 @@ class Harvester:
         inputs = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         for batch, activations in _one_behind(inputs, self._forward):
             # Rows are padded on the left.
-            kept = [self.plan.kept[i] + activations.shape[1] - len(self.plan.encoded[i]) for i in batch.studies]
+            kept = [
+                self.plan.kept[i] + activations.shape[1] - len(self.plan.requests[i].encoded) for i in batch.studies
+            ]
             yield batch, [activations[row, positions] for row, positions in enumerate(kept)]
 
 
@@ -184,22 +187,22 @@ def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: ml_collec
             raise UserError(f"harvest.{name} is {harvest[name]}, but must be positive: change it")
     if not 0 <= harvest.held_out_fraction < 1:
         raise UserError(f"harvest.held_out_fraction is {harvest.held_out_fraction}, but must be in [0, 1): change it")
-    encoded, images = [], []
-    for study in progress(studies, total=len(studies), unit="study", desc="tokenize"):
-        prompt = reporting_prompt(study)
-        encoded.append(tokenizer.encode(prompt, study.findings))
-        images.append(prompt.n_images)
-    kept = [np.flatnonzero(policy_mask(row.kinds, harvest.policy)) for row in encoded]
+    requests = [
+        reporting_request(study, tokenizer, findings=study.findings)
+        for study in progress(studies, total=len(studies), unit="study", desc="tokenize")
+    ]
+    kept = [np.flatnonzero(policy_mask(request.encoded.kinds, harvest.policy)) for request in requests]
     starts = np.concatenate([[0], np.cumsum([len(positions) for positions in kept])]).astype(np.int64)
     if not starts[-1]:
         raise UserError(
             f"no token is kept by harvest.policy {harvest.policy!r}: choose another policy or other studies"
         )
-    sizes = np.array([len(row) for row in encoded])
+    sizes = np.array([len(request.encoded) for request in requests])
+    images = np.array([len(request.images) for request in requests])
     lengths = _padded_lengths(sizes, harvest.lengths)
     bucket = np.searchsorted(lengths, sizes)
-    n_images = tuple(int(max(np.array(images)[bucket <= i], default=0)) for i in range(len(lengths)))
-    return HarvestPlan(studies, encoded, kept, starts, lengths, n_images)
+    n_images = tuple(int(max(images[bucket <= i], default=0)) for i in range(len(lengths)))
+    return HarvestPlan(studies, requests, kept, starts, lengths, n_images)
 
 
 def _padded_lengths(sizes: np.ndarray, n: int) -> tuple[int, ...]:
@@ -209,7 +212,7 @@ def _padded_lengths(sizes: np.ndarray, n: int) -> tuple[int, ...]:
 
 
 def _token_table(plan: HarvestPlan) -> pa.Table:
-    pairs = list(zip(plan.encoded, plan.kept, strict=True))
+    pairs = [(request.encoded, kept) for request, kept in zip(plan.requests, plan.kept, strict=True)]
     return pa.table(
         {
             "study": np.repeat(np.arange(len(pairs), dtype=np.int32), np.diff(plan.starts)),
@@ -251,22 +254,11 @@ class _Inputs:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> tuple[HarvestBatch, np.ndarray, np.ndarray, np.ndarray | None]:
-        """The batch, tokens int32 [B, T], mask bool [B, T] and pixels float32 [B, images, size, size, 3] or None."""
+    def __getitem__(self, index: int) -> tuple[HarvestBatch, InputBatch]:
         batch, plan = self._batches[index], self._plan
-        # A short batch is filled up with its first study, so that there is one shape a length.
-        members = batch.studies + batch.studies[:1] * (self._batch_size - len(batch.studies))
+        requests = [plan.requests[i] for i in fill_up(batch.studies, self._batch_size)]
         length, n_images = plan.lengths[batch.size], plan.n_images[batch.size]
-        tokens, mask, _ = self._tokenizer.batch([plan.encoded[i] for i in members], length)
-        if not n_images:
-            return batch, tokens, mask, None
-        size = self._images.size
-        pixels = np.zeros((self._batch_size, n_images, size, size, 3), np.float32)
-        for row, i in enumerate(batch.studies):
-            for slot, image in enumerate(study_images(plan.studies[i])):
-                pixels[row, slot] = preprocess(image, self._images)
-        pixels[len(batch.studies) :] = pixels[0]
-        return batch, tokens, mask, pixels
+        return batch, assemble(requests, self._tokenizer, self._images, length, n_images)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "site", "dtype"))
@@ -301,7 +293,7 @@ def _fill(writer: StoreWriter, harvester: Harvester) -> None:
 def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[HarvestBatch, np.ndarray]]:
     """Yields each batch's activations on the host while the device computes the next batch."""
     previous = None
-    for batch, tokens, mask, pixels in inputs:
+    for batch, (tokens, mask, _, pixels) in inputs:
         following = (batch, read(tokens, mask, pixels))
         if previous is not None:
             yield previous[0], np.asarray(previous[1])

@@ -25,9 +25,8 @@ from flax import struct
 
 from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
-from maira_jax.inputs import batches
+from maira_jax.inputs.batches import assemble, fill_up, plan_batches, reporting_request
 from maira_jax.inputs.image import ImageConfig
-from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
 from maira_jax.model import language, maira2
 from maira_jax.model.config import Maira2Config
@@ -128,13 +127,9 @@ def _batches(
     studies: Sequence[Study], tokenizer: Tokenizer, images: ImageConfig, policy: str, batch_size: int
 ) -> Iterator[_Batch]:
     """The studies in a deterministic order; a row that only fills a batch up has no token that counts."""
-    requests = [
-        batches.Request(tokenizer.encode(reporting_prompt(study), study.findings), study_images(study))
-        for study in studies
-    ]
-    for rows, length in batches.plan(requests, batch_size, _LENGTH_STEP):
-        filled = [*rows, *rows[-1:] * (batch_size - len(rows))]
-        batch = batches.assemble([requests[row] for row in filled], tokenizer, images, length)
+    requests = [reporting_request(study, tokenizer, findings=study.findings) for study in studies]
+    for rows, length in plan_batches(requests, batch_size, _LENGTH_STEP):
+        batch = assemble([requests[row] for row in fill_up(rows, batch_size)], tokenizer, images, length)
         there = np.arange(batch_size)[:, None] < len(rows)
         replaced = there & batch.mask & policy_mask(batch.kinds, policy)
         scored = there & (batch.kinds == Kind.FINDINGS)

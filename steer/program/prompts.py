@@ -1,56 +1,37 @@
-"""Studies as the model's input, a batch at a time, in shapes that are the same for every batch."""
+"""The studies of a sweep as the model's input: every batch is padded to the same shape, so one program is compiled."""
 
 import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
-
-import numpy as np
+from typing import Self
 
 from maira_jax.errors import UserError
-from maira_jax.inputs.image import ImageConfig, preprocess
-from maira_jax.inputs.prompt import reporting_prompt, study_images
-from maira_jax.inputs.tokens import Encoded, Tokenizer
+from maira_jax.inputs.batches import GenerationRequest, InputBatch, assemble, read_images, reporting_request
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.studies.study import Study
 
 
-class Batch(NamedTuple):
-    """The model's input.
-
-    Attributes:
-      tokens: int32 [batch, length], padded on the left.
-      mask: bool [batch, length], False on padding.
-      kinds: int8 [batch, length], `Kind` of each token.
-      pixels: float32 [batch, slots, size, size, 3], or None where no study has an image.
-    """
-
-    tokens: np.ndarray
-    mask: np.ndarray
-    kinds: np.ndarray
-    pixels: np.ndarray | None
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Prompts:
-    """The prompts of some studies.
+    """The prompts of the studies of a sweep.
 
     Attributes:
       studies: the studies.
-      rows: their tokenised prompts.
-      tokenizer: the checkpoint's.
-      image: how the checkpoint wants its images.
+      requests: their tokenised prompts with their images.
+      tokenizer: the checkpoint's tokenizer.
+      image_cfg: how the checkpoint's vision tower takes its images.
       length: tokens of the longest prompt; all are padded to it.
-      slots: images of the study with most of them.
+      n_images: images of the study with most of them; all are padded to it.
     """
 
     studies: Sequence[Study]
-    rows: Sequence[Encoded]
+    requests: Sequence[GenerationRequest]
     tokenizer: Tokenizer
-    image: ImageConfig
+    image_cfg: ImageConfig
     length: int
-    slots: int
-    _pixels: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    n_images: int
 
     @classmethod
     def of(cls, studies: Sequence[Study], model_dir: Path) -> Self:
@@ -62,52 +43,47 @@ class Prompts:
         if not studies:
             raise UserError("there is no study to write reports for: check the studies section")
         tokenizer = Tokenizer.from_dir(model_dir)
-        rows = [tokenizer.encode(reporting_prompt(study), None) for study in studies]
+        requests = [reporting_request(study, tokenizer) for study in studies]
         return cls(
             studies=studies,
-            rows=rows,
+            requests=requests,
             tokenizer=tokenizer,
-            image=ImageConfig.from_dir(model_dir),
-            length=max(len(row) for row in rows),
-            slots=max(len(study_images(study)) for study in studies),
+            image_cfg=ImageConfig.from_dir(model_dir),
+            length=max(len(request.encoded) for request in requests),
+            n_images=max(len(request.images) for request in requests),
         )
 
-    def batch(self, which: Sequence[int], said: Sequence[str] | None = None, length: int | None = None) -> Batch:
-        """The model's input for the studies numbered `which`; a number may occur often.
+    def batch(
+        self, numbers: Sequence[int], sentences: Sequence[str] | None = None, length: int | None = None
+    ) -> InputBatch:
+        """The model's input for some studies.
 
         Args:
-          said: a sentence for each of `which`, which is added to the study's indication.
-          length: that all are padded to; None: that of the longest prompt without a sentence.
+          numbers: indices into `studies`; one may occur often.
+          sentences: a sentence for each of `numbers`, which is added to the study's indication.
+          length: tokens that every row is padded to; None: those of the longest prompt without a sentence.
         """
-        rows = [self.rows[i] for i in which]
-        if said is not None:
-            rows = [self._encode(self.studies[i], sentence) for i, sentence in zip(which, said, strict=True)]
-        tokens, mask, kinds = self.tokenizer.batch(rows, length=self.length if length is None else length)
-        if not self.slots:
-            return Batch(tokens, mask, kinds, None)
-        # Rows come study by study: only the pixels of this batch's studies are kept.
-        known = self._pixels
-        self._pixels = pixels = {i: known[i] if i in known else self._see(i) for i in set(which)}
-        return Batch(tokens, mask, kinds, np.stack([pixels[i] for i in which]))
+        requests = [self.requests[number] for number in numbers]
+        if sentences is not None:
+            requests = [self._with_sentence(number, text) for number, text in zip(numbers, sentences, strict=True)]
+        return assemble(requests, self.tokenizer, self.image_cfg, length or self.length, self.n_images)
 
-    def length_with(self, said: Sequence[str]) -> int:
-        """The length of the longest prompt with any of these sentences."""
-        return max(len(self._encode(study, sentence)) for study in self.studies for sentence in said)
+    def length_with(self, sentences: Sequence[str]) -> int:
+        """The length of the longest prompt with any of these sentences, in tokens."""
+        numbers = range(len(self.studies))
+        return max(len(self._with_sentence(number, text).encoded) for number in numbers for text in sentences)
 
-    def _encode(self, study: Study, sentence: str) -> Encoded:
+    def _with_sentence(self, number: int, sentence: str) -> GenerationRequest:
+        """The request of a study whose indication ends with `sentence`."""
+        study = self.studies[number]
         indication = " ".join(part for part in (study.indication, sentence) if part)
-        return self.tokenizer.encode(reporting_prompt(dataclasses.replace(study, indication=indication)), None)
-
-    def _see(self, number: int) -> np.ndarray:
-        size = self.image.size
-        pixels = np.zeros((self.slots, size, size, 3), np.float32)
-        for slot, source in enumerate(study_images(self.studies[number])):
-            pixels[slot] = preprocess(source, self.image)
-        return pixels
+        request = reporting_request(dataclasses.replace(study, indication=indication), self.tokenizer)
+        return request._replace(images=self.requests[number].images)  # the same object: they are read once
 
     def digest(self, number: int) -> str:
         """Names what the model is shown of a study: the first 16 hex digits of a hash over tokens and pixels."""
-        digest = hashlib.sha256(self.rows[number].ids.tobytes())
-        if self.slots:
-            digest.update(self._see(number).tobytes())
+        request = self.requests[number]
+        digest = hashlib.sha256(request.encoded.ids.tobytes())
+        if self.n_images:
+            digest.update(read_images(request.images, self.n_images, self.image_cfg).tobytes())
         return digest.hexdigest()[:16]

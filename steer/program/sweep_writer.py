@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maira_jax.generation.decode import Sampling, row_keys
+from maira_jax.inputs.batches import fill_up
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
@@ -125,22 +126,17 @@ class Writer:
         """Of rows that nothing is edited in: whatever is shared can be."""
         return dataclasses.replace(self.shape, tower="language", first_layer=None)
 
-    def _filled(self, studies: Sequence[int]) -> list[int]:
-        """As many studies as are written together, filled up with the last one."""
-        return [*studies, *[studies[-1]] * (self.settings.batch_studies - len(studies))]
-
     def sampling(self, studies: Sequence[int]) -> Sampling | None:
         """How tokens are chosen: a study draws alike in all its rows, whatever its company."""
         if not self.settings.temperature:
             return None
-        names = [self.prompts.studies[number].study_id for number in self._filled(studies)]
+        names = [self.prompts.studies[number].study_id for number in fill_up(studies, self.settings.batch_studies)]
         each = (jnp.float32(self.settings.temperature), jnp.float32(self.settings.top_p))
         return Sampling(row_keys(names, self.seed), *each)
 
     def read(self, studies: Sequence[int], shape: Shape) -> Prefixes:
         """Reads the prompts of studies, filled up to as many as are written together."""
-        filled = self._filled(studies)
-        batch = self.prompts.batch(filled)
+        batch = self.prompts.batch(fill_up(studies, self.settings.batch_studies))
         edited = self.settings.edited(batch.kinds)
         return decode.read(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, edited)
 
@@ -231,13 +227,14 @@ class Writer:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The rows with other prompts, each a prompt of its own; for as many studies as are written together."""
         shape = dataclasses.replace(self._plain, slots=1)
-        wanted = [(study, sentence) for study in self._filled(studies) for sentence in self.said]
+        wanted = [
+            (study, sentence) for study in fill_up(studies, self.settings.batch_studies) for sentence in self.said
+        ]
         places = self.settings.batch_studies * self.shape.slots
         zero = edits([self.rows[0].direction], [0.0], self.site)
         parts = []
         for start in range(0, len(wanted), places):
-            part = wanted[start : start + places]
-            part += [part[-1]] * (places - len(part))
+            part = fill_up(wanted[start : start + places], places)
             batch = self.prompts.batch([study for study, _ in part], [said for _, said in part], self.said_length)
             prompts = decode.read(
                 self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, np.zeros_like(batch.mask)

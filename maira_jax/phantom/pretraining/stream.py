@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.inputs import batches
+from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up
 from maira_jax.inputs.image import ImageConfig, preprocess_batch
 from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Encoded, Kind, Tokenizer
@@ -119,8 +119,8 @@ class TextStream:
 
     def batch(self, rows: list[_Row], length: int) -> Batch:
         """Pads rows with the same number of images to `length`."""
-        requests = [batches.Request(row.encoded, study_images(row.study)) for row in rows]
-        full = batches.assemble(requests, self.tokenizer, self.image_cfg, length)
+        requests = [GenerationRequest(row.encoded, study_images(row.study)) for row in rows]
+        full = assemble(requests, self.tokenizer, self.image_cfg, length)
         target = (full.kinds == Kind.FINDINGS) | (full.kinds == Kind.EOS)
         return Batch(*jax.device_put((full.tokens, full.mask, target, full.pixels)))
 
@@ -135,7 +135,7 @@ class TextStream:
         for name, rows in sorted(buckets.items()):
             for start in range(0, len(rows), self.batch_size):
                 part = rows[start : start + self.batch_size]
-                batch = self.batch(part + [part[0]] * (self.batch_size - len(part)), int(name.split("x")[1]))
+                batch = self.batch(fill_up(part, self.batch_size), int(name.split("x")[1]))
                 real = np.arange(self.batch_size) < len(part)
                 yield batch.replace(target=batch.target & real[:, None])  # type: ignore[attr-defined]
 

@@ -12,7 +12,7 @@ from maira_jax.errors import UserError
 from maira_jax.generation import stage
 from maira_jax.generation.decode import generate
 from maira_jax.generation.grounding import parse
-from maira_jax.generation.report_writer import Writer, Written
+from maira_jax.generation.report_writer import GeneratedText, ReportWriter
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from tests.helpers.commands import launch
@@ -121,26 +121,26 @@ class Killed(BaseException):
 @pytest.mark.parametrize(("batches", "cut"), [(0, 0), (1, 0), (2, 30), (3, 0)])
 def test_killed_it_ends_with_the_same_file(inputs, written, workdir, monkeypatch, batches, cut):
     """Killed after some batches, the last `cut` bytes of which did not reach the disk."""
-    write = Writer.write
+    write = ReportWriter.write
 
     def failing(self, requests, names, plans):
         yield from write(self, requests, names, plans[:batches])
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Writer, "write", failing)
+        patch.setattr(ReportWriter, "write", failing)
         stage.run(make_config(inputs[1]), workdir)
     path = workdir / "reports" / "unfinished.jsonl"
     path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
     done = []
-    monkeypatch.setattr(Writer, "write", lambda *args: done.extend(args[3]) or write(*args))
+    monkeypatch.setattr(ReportWriter, "write", lambda *args: done.extend(args[3]) or write(*args))
     stage.run(make_config(inputs[1]), workdir)
     assert (workdir / "reports" / stage.RESULT).read_bytes() == (inputs[0] / "reports" / stage.RESULT).read_bytes()
     assert len(done) == 3 - batches + bool(cut) and not path.exists()
 
 
 def test_an_attempt_on_other_studies_is_not_continued(inputs, workdir, monkeypatch):
-    write = Writer.write
+    write = ReportWriter.write
     manifest = inputs[1].parent / "changed.jsonl"
     manifest.write_text(inputs[1].read_text())
 
@@ -149,7 +149,7 @@ def test_an_attempt_on_other_studies_is_not_continued(inputs, workdir, monkeypat
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Writer, "write", failing)
+        patch.setattr(ReportWriter, "write", failing)
         stage.run(make_config(manifest), workdir)
     manifest.write_text(inputs[1].read_text().replace("Cough.", "Fever."))
     with pytest.raises(UserError, match="of other studies"):
@@ -168,9 +168,9 @@ def say(monkeypatch, texts: dict[str, str]) -> list:
     def write(self, requests, names, plans):
         seen.extend(requests)
         for batch in plans:
-            yield [(row, Written(texts[names[row]], 9, True)) for row in batch.rows]
+            yield [(row, GeneratedText(texts[names[row]], 9, True)) for row in batch.rows]
 
-    monkeypatch.setattr(Writer, "write", write)
+    monkeypatch.setattr(ReportWriter, "write", write)
     return seen
 
 
@@ -205,7 +205,7 @@ def test_grounded_reports_and_their_pictures(inputs, workdir, monkeypatch):
     before = {path: path.read_bytes() for path in pictures}
     pictures[3].unlink()
     (pictures[0].parent / ".00003-_4.png.1.tmp").write_bytes(b"half")
-    monkeypatch.setattr(Writer, "write", None)  # nothing is generated again
+    monkeypatch.setattr(ReportWriter, "write", None)  # nothing is generated again
     stage.run(config, workdir)
     assert {path: path.read_bytes() for path in pictures[0].parent.iterdir()} == before
 
