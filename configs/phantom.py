@@ -121,7 +121,7 @@ def get_harvest() -> ml_collections.ConfigDict:
     """Which activations are stored."""
     harvest = ConfigDict()
     harvest.site = "language.3.resid_post"  # the middle of the language model, as layer 15 is in MAIRA-2
-    harvest.policy = "method"  # tokens that are kept: method, findings, all or frontal (image)
+    harvest.token_filter = "method"  # tokens that are kept: method, findings, all or frontal (image)
     harvest.held_out_fraction = 0.15  # of the patients
     harvest.batch_size = 16  # studies in one pass of the model
     harvest.lengths = 4  # padded lengths, each a program that is compiled

@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = phantom.get_config()
     # The first blocks read from the image what the report will say; an edit of the image after block 3 comes too late.
     config.harvest.site = "language.embed"
-    config.harvest.policy = "frontal"
+    config.harvest.token_filter = "frontal"
     # What is in an image is said by few directions, all of them in every one of its tokens.
     config.sae.expansion = 2
     config.sae.k = 8

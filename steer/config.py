@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.inputs.tokens import FRONTAL, Kind, policy_mask
+from maira_jax.inputs.tokens import FRONTAL, Kind, token_filter_mask
 from maira_jax.run import fields
 from steer.methods import directions
 
@@ -123,4 +123,4 @@ class Settings:
     def edited(self, kinds: np.ndarray) -> np.ndarray:
         """Which tokens of prompts are edited, bool, the shape of `kinds` (of `Kind`)."""
         found = np.isin(kinds, [int(kind) for name in self.positions for kind in PARTS.get(name, ())])
-        return found | policy_mask(kinds, FRONTAL) if FRONTAL in self.positions else found
+        return found | token_filter_mask(kinds, FRONTAL) if FRONTAL in self.positions else found

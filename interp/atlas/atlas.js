@@ -130,7 +130,7 @@
     ];
     return [
       h("h1", {}, "What this autoencoder has found"),
-      h("p", { class: "lead" }, `${count(run.tokens)} tokens of ${count(run.studies)} studies (${run.source ?? "unknown source"}, tokens kept: ${run.policy ?? DASH}), read at ${run.site ?? DASH} of ${run.model ?? DASH}`
+      h("p", { class: "lead" }, `${count(run.tokens)} tokens of ${count(run.studies)} studies (${run.source ?? "unknown source"}, tokens kept: ${run.token_filter ?? DASH}), read at ${run.site ?? DASH} of ${run.model ?? DASH}`
         + (run.parameters ? ` (${(run.parameters / 1e6).toFixed(1)} million parameters)` : "") + "."),
       h("p", { class: "note" }, h("b", {}, "Explained and scored by: " + S.judge + ". "), judgeNote()),
       h("div", { class: "tiles" }, tiles),

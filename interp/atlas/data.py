@@ -106,7 +106,7 @@ def _run_facts(workdir: Path, cfg: "AtlasConfig") -> dict[str, Any]:
         "model": manifests["model"]["section"].get("checkpoint"),
         "parameters": manifests["model"]["counts"].get("parameters"),
         "site": harvest.get("site"),
-        "policy": harvest.get("policy"),
+        "token_filter": harvest.get("token_filter"),
         "source": studies.get("source"),
         "tokens": manifests["activations"]["counts"].get("tokens"),
         "studies": manifests["activations"]["counts"].get("studies"),

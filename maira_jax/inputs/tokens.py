@@ -50,7 +50,7 @@ FRONTAL = "frontal"  # the image tokens of a study's current frontal image, whic
 
 # Which tokens an SAE sees. "method" is what the MAIRA-2 SAE paper says in words ("all but intermediate image tokens and
 # boilerplate parts of the prompt"); its exact spans are our reading.
-POLICIES: dict[str, frozenset[Kind]] = {
+TOKEN_FILTERS: dict[str, frozenset[Kind]] = {
     "method": frozenset(
         {
             Kind.IMAGE_LAST,
@@ -67,23 +67,23 @@ POLICIES: dict[str, frozenset[Kind]] = {
 }
 
 
-def policy_mask(kinds: np.ndarray, policy: str) -> np.ndarray:
-    """Which tokens a named policy keeps.
+def token_filter_mask(kinds: np.ndarray, token_filter: str) -> np.ndarray:
+    """Which tokens a named filter keeps.
 
     Args:
       kinds: [..., n] integers of `Kind`, of whole sequences.
-      policy: a key of `POLICIES`.
+      token_filter: a key of `TOKEN_FILTERS`.
 
     Returns:
       bool, the shape of `kinds`.
 
     Raises:
-      UserError: no such policy.
+      UserError: there is no such filter.
     """
-    if policy not in POLICIES:
-        raise UserError(f"token policy {policy!r} does not exist: choose one of {', '.join(POLICIES)}")
-    kept = np.isin(kinds, [int(kind) for kind in POLICIES[policy]])
-    if policy == FRONTAL:
+    if token_filter not in TOKEN_FILTERS:
+        raise UserError(f"harvest.token_filter is {token_filter!r}: choose from {', '.join(TOKEN_FILTERS)}")
+    kept = np.isin(kinds, [int(kind) for kind in TOKEN_FILTERS[token_filter]])
+    if token_filter == FRONTAL:
         last = kinds == Kind.IMAGE_LAST
         kept &= np.cumsum(last, axis=-1) - last == 0
     return kept

@@ -23,7 +23,7 @@ from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
 from maira_jax.inputs.batches import GenerationRequest, InputBatch, assemble, fill_up, reporting_request
 from maira_jax.inputs.image import ImageConfig
-from maira_jax.inputs.tokens import Tokenizer, policy_mask
+from maira_jax.inputs.tokens import Tokenizer, token_filter_mask
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
@@ -80,7 +80,8 @@ class HarvestBatch:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Stores the activations of `config.studies` at `config.harvest.site`.
 
-    Prompt and findings go through the model together (teacher forced); the tokens of `config.harvest.policy` are kept.
+    Prompt and findings go through the model together (teacher forced); the tokens that `config.harvest.token_filter`
+    names are kept.
 
     Returns:
       What the manifest counts.
@@ -134,7 +135,7 @@ class Harvester:
         self.source = {
             "checkpoint": files.read_json(model_dir / "manifest.json")["section"]["checkpoint"],
             "site": site.name,
-            "policy": harvest.policy,
+            "token_filter": harvest.token_filter,
         }
 
     @classmethod
@@ -191,11 +192,11 @@ def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: ml_collec
         reporting_request(study, tokenizer, findings=study.findings)
         for study in progress(studies, total=len(studies), unit="study", desc="tokenize")
     ]
-    kept = [np.flatnonzero(policy_mask(request.encoded.kinds, harvest.policy)) for request in requests]
+    kept = [np.flatnonzero(token_filter_mask(request.encoded.kinds, harvest.token_filter)) for request in requests]
     starts = np.concatenate([[0], np.cumsum([len(positions) for positions in kept])]).astype(np.int64)
     if not starts[-1]:
         raise UserError(
-            f"no token is kept by harvest.policy {harvest.policy!r}: choose another policy or other studies"
+            f"no token is kept by harvest.token_filter {harvest.token_filter!r}: choose another filter or other studies"
         )
     sizes = np.array([len(request.encoded) for request in requests])
     images = np.array([len(request.images) for request in requests])

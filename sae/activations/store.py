@@ -167,7 +167,7 @@ class StoreWriter:
       layout: shape and storage.
       tokens: see `TOKEN_SCHEMA`; `layout.n_tokens` rows.
       studies: see `STUDY_SCHEMA`.
-      source: where the activations come from (site, policy, model), as plain values.
+      source: where the activations come from (site, token filter, model), as plain values.
 
     Raises:
       UserError: the layout is invalid, or the folder holds a store of another layout.

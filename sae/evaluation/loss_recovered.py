@@ -1,7 +1,7 @@
 """Loss recovered: how well the model writes with the autoencoder's reconstruction in the place of its activation.
 
 The tokens of a study's findings are predicted by the model as it is, with the activation at the site replaced by its
-reconstruction, by zero, and by its mean, each on the tokens that the autoencoder is for (`policy`). With the
+reconstruction, by zero, and by its mean, each on the tokens that the autoencoder is for (`token_filter`). With the
 cross-entropies CE over all findings tokens of all studies,
 
     recovered_zero = (CE_zero - CE_spliced) / (CE_zero - CE)
@@ -27,7 +27,7 @@ from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
 from maira_jax.inputs.batches import assemble, fill_up, plan_batches, reporting_request
 from maira_jax.inputs.image import ImageConfig
-from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.model import language, maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
@@ -124,14 +124,14 @@ def _run(
 
 
 def _batches(
-    studies: Sequence[Study], tokenizer: Tokenizer, images: ImageConfig, policy: str, batch_size: int
+    studies: Sequence[Study], tokenizer: Tokenizer, images: ImageConfig, token_filter: str, batch_size: int
 ) -> Iterator[_Batch]:
     """The studies in a deterministic order; a row that only fills a batch up has no token that counts."""
     requests = [reporting_request(study, tokenizer, findings=study.findings) for study in studies]
     for rows, length in plan_batches(requests, batch_size, _LENGTH_STEP):
         batch = assemble([requests[row] for row in fill_up(rows, batch_size)], tokenizer, images, length)
         there = np.arange(batch_size)[:, None] < len(rows)
-        replaced = there & batch.mask & policy_mask(batch.kinds, policy)
+        replaced = there & batch.mask & token_filter_mask(batch.kinds, token_filter)
         scored = there & (batch.kinds == Kind.FINDINGS)
         longest = scored.shape[1] - int(np.argmax(scored.any(0)))
         tail = min(-(-longest // _TAIL_STEP) * _TAIL_STEP, scored.shape[1] - 1)
@@ -201,7 +201,7 @@ def measure(sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int
     with progress(total=2 * len(studies), unit="study", desc="splice") as bar:
 
         def batches() -> Iterator[_Batch]:
-            for batch in _batches(studies, tokenizer, images, source["policy"], batch_size):
+            for batch in _batches(studies, tokenizer, images, source["token_filter"], batch_size):
                 yield batch
                 bar.update(int(batch.scored.any(1).sum()))
 

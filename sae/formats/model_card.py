@@ -60,7 +60,7 @@ def text(sae: Sae, form: str, fold_normalization: bool, metrics: Mapping[str, An
     rows = {
         "site": source.get("site", "unknown"),
         "model": source.get("checkpoint", "unknown"),
-        "tokens it was trained on": source.get("policy", "all"),
+        "tokens it was trained on": source.get("token_filter", "all"),
         "width of the activations": f"{sae.d_model:,}",
         "features": f"{sae.n_features:,} in groups of {', '.join(f'{size:,}' for size in sae.group_sizes)}",
         "k": sae.k,

@@ -14,7 +14,7 @@ from scipy.stats import ortho_group
 from configs import phantom as phantom_config
 from maira_jax.checkpoint import store as model_store
 from maira_jax.inputs.prompt import reporting_prompt
-from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
@@ -68,7 +68,7 @@ def make_workdir(
     strengths, lengths = [], []
     for i, study in enumerate(studies):
         encoded = tokenizer.encode(reporting_prompt(study), study.findings)
-        kept = np.flatnonzero(policy_mask(encoded.kinds, "method"))
+        kept = np.flatnonzero(token_filter_mask(encoded.kinds, "method"))
         ids, kinds = encoded.ids[kept], encoded.kinds[kept]
         for name, values in zip(columns, (np.full(len(kept), i), kept, ids, kinds), strict=True):
             columns[name].append(values)

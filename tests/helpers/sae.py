@@ -68,7 +68,7 @@ def make_store(
     """A finished `activations` stage that holds `values [n, d]`."""
     layout = StoreLayout(*values.shape, dtype, shard_rows, chunk_rows)
     with Stage(workdir, "activations", {}) as stage:
-        source = {"site": "language.3.resid_post", "checkpoint": "phantom", "policy": "method"}
+        source = {"site": "language.3.resid_post", "checkpoint": "phantom", "token_filter": "method"}
         writer = StoreWriter(stage.dir, layout, *tables(len(values)), source)
         for shard in writer.missing():
             start, stop = layout.rows(shard)

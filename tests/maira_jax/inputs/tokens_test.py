@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from maira_jax.errors import UserError
 from maira_jax.inputs.prompt import phrase_grounding_prompt, reporting_prompt
-from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.studies.study import Study
 
@@ -247,21 +247,21 @@ def test_any_text_survives_encoding(small, text):
     assert small.decode(encoded.ids[encoded.kinds == Kind.FINDINGS]) == text.strip().replace("\u2581", " ").strip()
 
 
-def test_policies():
+def test_token_filters():
     kinds = np.asarray(list(Kind))
     names = {
-        policy: [Kind(kind).name for kind in kinds[policy_mask(kinds, policy)]] for policy in ("method", "findings")
+        name: [Kind(kind).name for kind in kinds[token_filter_mask(kinds, name)]] for name in ("method", "findings")
     }
     assert names == {
         "method": ["IMAGE_LAST", "INDICATION", "TECHNIQUE", "COMPARISON", "PRIOR_REPORT", "FINDINGS"],
         "findings": ["FINDINGS"],
     }
-    assert policy_mask(kinds, "all").sum() == len(Kind) - 1 and not policy_mask(kinds, "all")[Kind.PAD]
+    assert token_filter_mask(kinds, "all").sum() == len(Kind) - 1 and not token_filter_mask(kinds, "all")[Kind.PAD]
     # Of a study's images, each of which has its last token, the first.
     kinds = [[Kind.BOS, Kind.IMAGE, Kind.IMAGE_LAST, Kind.IMAGE, Kind.IMAGE_LAST], [Kind.PAD, Kind.BOS, *kinds[2:5]]]
-    np.testing.assert_array_equal(policy_mask(np.array(kinds), "frontal"), [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]])
+    np.testing.assert_array_equal(token_filter_mask(np.array(kinds), "frontal"), [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]])
     with pytest.raises(UserError, match="'other'"):
-        policy_mask(kinds, "other")
+        token_filter_mask(kinds, "other")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

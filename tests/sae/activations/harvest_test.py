@@ -15,7 +15,7 @@ from maira_jax.checkpoint import convert, store
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig, preprocess
 from maira_jax.inputs.prompt import reporting_prompt, study_images
-from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.model import maira2
 from maira_jax.model.sites import Site
 from maira_jax.run import files
@@ -65,7 +65,7 @@ def alone(config, workdir, study):
         read=(Site.parse(SITE, model),),
         logits=False,
     )
-    kept = np.flatnonzero(policy_mask(encoded.kinds, config.harvest.policy))
+    kept = np.flatnonzero(token_filter_mask(encoded.kinds, config.harvest.token_filter))
     return np.asarray(output.sites[SITE][0]), encoded, kept
 
 
@@ -90,7 +90,7 @@ def test_every_row_is_the_activation_of_its_token(config, workdir):
         assert json.loads(row["labels"]) == dict(study.labels)
 
 
-def test_the_policy_keeps_no_boilerplate(workdir):
+def test_the_token_filter_keeps_no_boilerplate(workdir):
     kinds = set(ActivationStore.open(workdir / "activations").tokens["kind"].to_pylist())
     assert {Kind.IMAGE_LAST, Kind.FINDINGS} <= kinds
     assert not kinds & {Kind.PAD, Kind.BOS, Kind.BOILERPLATE, Kind.IMAGE, Kind.EOS}
@@ -199,8 +199,8 @@ def test_training_from_the_model_on_the_fly(config, workdir, tmp_path):
     np.testing.assert_allclose(shown["held_out/fvu"], [(4, halfway["fvu"]), (10, measured["fvu"])], rtol=1e-6)
     np.testing.assert_allclose(shown["held_out/loss/recovered_zero"], [(10, counts["loss_recovered"])], rtol=1e-6)
     assert stage.run(config, tmp_path) == counts
-    with pytest.raises(UserError, match="harvest.policy"):
-        config.harvest.policy = "findings"
+    with pytest.raises(UserError, match="harvest.token_filter"):
+        config.harvest.token_filter = "findings"
         stage.run(config, tmp_path)
 
 
@@ -217,7 +217,7 @@ def test_studies_without_images(config, workdir, tmp_path):
     [
         ("site", "language.7.resid_post", "no site"),
         ("site", "vision.0.resid_post", "choose a language site"),
-        ("policy", "everything", "token policy"),
+        ("token_filter", "everything", "harvest.token_filter"),
         ("batch_size", 0, "harvest.batch_size"),
         ("held_out_fraction", 1.0, "held_out_fraction"),
         ("dtype", "float16", "harvest.dtype"),

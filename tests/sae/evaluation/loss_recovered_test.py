@@ -13,7 +13,7 @@ from maira_jax.checkpoint import convert, store
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig, preprocess
 from maira_jax.inputs.prompt import reporting_prompt, study_images
-from maira_jax.inputs.tokens import Kind, Tokenizer, policy_mask
+from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.model import maira2
 from maira_jax.model.sites import Site
 from maira_jax.studies.readers import load_studies
@@ -51,7 +51,7 @@ def linear_sae(width: int, decoder: float) -> Sae:
         "W_dec": decoder * jnp.concatenate([eye, -eye]),
         "b_dec": jnp.zeros(width),
     }
-    return Sae(params, -1.0, width, (2 * width,), {"source": {"site": SITE, "policy": "method"}})
+    return Sae(params, -1.0, width, (2 * width,), {"source": {"site": SITE, "token_filter": "method"}})
 
 
 def test_the_identity_recovers_all_and_zero_nothing(model_dir, studies):
@@ -60,7 +60,7 @@ def test_the_identity_recovers_all_and_zero_nothing(model_dir, studies):
     tokenizer = Tokenizer.from_dir(model_dir)
     encoded = [tokenizer.encode(reporting_prompt(study), study.findings) for study in studies]
     assert identity["tokens"] == sum(int((row.kinds == Kind.FINDINGS).sum()) for row in encoded)
-    assert identity["replaced"] == sum(int(policy_mask(row.kinds, "method").sum()) for row in encoded)
+    assert identity["replaced"] == sum(int(token_filter_mask(row.kinds, "method").sum()) for row in encoded)
     assert identity["ce_spliced"] == identity["ce"]
     assert (identity["recovered_zero"], identity["recovered_mean"]) == (1.0, 1.0)
     assert nothing["ce_spliced"] == nothing["ce_zero"] != nothing["ce"]
@@ -94,7 +94,7 @@ def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
         x = np.asarray(
             run(edits={"language": Added(jnp.zeros((1, len(encoded), sae.d_model)), site.code)}).sites[SITE][0]
         )
-        rows.append((encoded, run, x, policy_mask(encoded.kinds, "method")))
+        rows.append((encoded, run, x, token_filter_mask(encoded.kinds, "method")))
     mean = np.concatenate([x[kept] for *_, x, kept in rows]).mean(0)
 
     def loss(new) -> float:
@@ -120,7 +120,7 @@ def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
 @pytest.mark.parametrize("per_token", [False, True])
 def test_the_losses_are_those_of_the_definition(model_dir, studies, per_token):
     x = np.random.default_rng(0).normal(size=(50, 48)).astype(np.float32)
-    meta = {"source": {"site": SITE, "policy": "method"}}
+    meta = {"source": {"site": SITE, "token_filter": "method"}}
     sae = random_sae(x, (64, 32), 3, 0.3, meta=meta, per_token=per_token)
     measured = loss_recovered.measure(sae, model_dir, studies[:2], batch_size=2)
     for name, value in reference(sae, model_dir, studies[:2]).items():

@@ -26,7 +26,7 @@ from tests.helpers.sae import activations, random_sae
 D, F, GROUPS, FACTOR = 24, 96, (48, 24, 12, 6, 6), 5.5
 META = {
     "normalization": FACTOR,
-    "source": {"site": "language.3.resid_post", "checkpoint": "phantom", "policy": "method"},
+    "source": {"site": "language.3.resid_post", "checkpoint": "phantom", "token_filter": "method"},
     "train": {"lr": 1e-3, "steps": 10, "batch_size": 64},
     "sae": {"group_weights": [0.2] * 5},
 }
