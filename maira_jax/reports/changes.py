@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from maira_jax.phantom.world.latents import FINDINGS
 from maira_jax.reports.labeller import Reading, read
 from maira_jax.reports.vocabulary.terms import CHEXPERT, DEVICES
-from maira_jax.studies.readers.phantom import FINDINGS
 from maira_jax.studies.study import SIDES, ZONES, Finding
 
 _EVERYTHING = ("normal study", "no finding")

@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from maira_jax.phantom.world.concepts import study_labels
 from maira_jax.reports.vocabulary import cues, qualifiers, terms
-from maira_jax.studies.readers.phantom import labels
 from maira_jax.studies.study import Finding
 
 _SENTENCE_END = re.compile(r"(?<![0-9])[.!?]+(?=\s|$|[a-z])|(?<=[0-9])\.(?=\s|$)|[;\n]+|\b\d\. (?=[a-z])")
@@ -466,7 +466,7 @@ def read(report: str) -> Reading:
     for mention in mentions:
         if mention.status == "present":
             real |= {name: True for name, words in terms.NARROWER.items() if words.search(mention.phrase)}
-    labelled = labels(findings, has_comparison(report), is_communication(report))
+    labelled = study_labels(findings, has_comparison(report), is_communication(report))
     return Reading(findings, real | labelled)
 
 

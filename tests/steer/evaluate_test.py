@@ -12,10 +12,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
+from maira_jax.phantom.world.concepts import study_labels
+from maira_jax.phantom.world.latents import sample
+from maira_jax.phantom.world.write import write
 from maira_jax.reports.changes import Scope, compare, degenerate, edit_distance, repetition, words_of
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
-from maira_jax.studies.readers import phantom
 from steer import evaluate
 from tests.helpers.judge import judge_config, serve
 
@@ -76,7 +78,7 @@ def test_scope_of_a_concept(concept: str, scope: Scope) -> None:
 
 
 def test_every_phantom_concept_has_a_scope() -> None:
-    about_no_finding = {c for c in phantom.labels((), has_prior=False, communication=False) if not Scope.of(c).name}
+    about_no_finding = {c for c in study_labels((), has_prior=False, communication=False) if not Scope.of(c).name}
     assert about_no_finding == {
         "new finding", "worse", "improved", "unchanged", "resolved", "comparison with prior", "communication",
     }  # fmt: skip
@@ -130,9 +132,9 @@ def test_what_else_was_meant_is_on_target() -> None:
 
 
 def test_no_true_report_is_degenerate() -> None:
-    latents = phantom.sample(0, 500, seed=5)
+    latents = sample(0, 500, seed=5)
     for i in range(len(latents)):
-        text = phantom.write(latents, i, random.Random(i)).findings
+        text = write(latents, i, random.Random(i)).findings
         assert not degenerate(text, finished=True)
 
 

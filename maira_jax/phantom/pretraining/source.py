@@ -8,6 +8,7 @@ import numpy as np
 
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import to_grey_square
+from maira_jax.phantom.world.latents import SLOTS
 from maira_jax.studies import readers, splits
 from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Study
@@ -33,7 +34,7 @@ class PhantomSource:
 
     def __init__(self, seed: int, size: int, n_held_out: int, varied: bool = True):
         self.seed, self.size, self.varied = seed, size, varied
-        self.labels = tuple(f"{slot.name} >= {level}" for slot in phantom.SLOTS for level in range(1, slot.levels))
+        self.labels = tuple(f"{slot.name} >= {level}" for slot in SLOTS for level in range(1, slot.levels))
         self.held_out = phantom.studies(_HELD_OUT, _HELD_OUT + n_held_out, seed, size)
 
     def studies(self, start: int, stop: int) -> list[Study]:
@@ -41,7 +42,7 @@ class PhantomSource:
 
     def pictures(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         drawn = phantom.arrays(start, stop, self.seed, self.size)
-        columns = [drawn.truth[slot.name] >= level for slot in phantom.SLOTS for level in range(1, slot.levels)]
+        columns = [drawn.truth[slot.name] >= level for slot in SLOTS for level in range(1, slot.levels)]
         labels = np.stack(columns, axis=1)
         return drawn.images, labels, np.ones_like(labels)
 

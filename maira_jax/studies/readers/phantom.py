@@ -5,36 +5,18 @@ levels, fast. Study i of a seed is always the same, so training and test sets ar
 """
 
 import random
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from maira_jax.phantom.world.latents import DEGREES, FINDINGS, SLOTS, Latents, Slot, sample, truth
+from maira_jax.phantom.world.concepts import study_labels
+from maira_jax.phantom.world.latents import SLOTS, sample, truth
 from maira_jax.phantom.world.render import UNITS, draw
-from maira_jax.phantom.world.write import has_communication, names, write
-from maira_jax.studies.study import SIDES, SIZES, ZONES, Finding, Study
-
-__all__ = [
-    "FINDINGS",
-    "SLOTS",
-    "UNITS",
-    "Arrays",
-    "Latents",
-    "Slot",
-    "arrays",
-    "draw",
-    "labels",
-    "sample",
-    "studies",
-    "truth",
-    "write",
-]
-
-_TUBES = ("endotracheal tube", "nasogastric tube", "central venous line")
+from maira_jax.phantom.world.write import has_communication, write
+from maira_jax.studies.study import Study
 
 
-class Arrays(NamedTuple):
+class PhantomArrays(NamedTuple):
     """Images of phantom studies and the levels of their slots.
 
     Attributes:
@@ -50,12 +32,12 @@ class Arrays(NamedTuple):
     truth: dict[str, np.ndarray]
 
 
-def arrays(start: int, stop: int, seed: int = 0, size: int = UNITS) -> Arrays:
+def arrays(start: int, stop: int, seed: int = 0, size: int = UNITS) -> PhantomArrays:
     """Draws studies `start` to `stop - 1` without writing reports."""
     latents = sample(start, stop, seed)
     levels = {slot.name: latents.levels[:, column] for column, slot in enumerate(SLOTS)}
     images, priors = draw(latents, size), draw(latents, size, prior=True)
-    return Arrays(images, priors, latents.has_prior, levels)
+    return PhantomArrays(images, priors, latents.has_prior, levels)
 
 
 class _FirstChoice(random.Random):
@@ -94,47 +76,9 @@ def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: boo
                 prior_report=written.prior_report,
                 findings=written.findings,
                 truth=facts,
-                labels=labels(facts, has_prior, has_communication(written.findings)),
+                labels=study_labels(facts, has_prior, has_communication(written.findings)),
                 findings_origin="phantom",
                 stated=written.stated,
             )
         )
     return out
-
-
-def labels(facts: Sequence[Finding], has_prior: bool, communication: bool) -> dict[str, bool]:
-    """Study-level concepts of a phantom study.
-
-    Args:
-      facts: its truth.
-      has_prior: whether there is a prior study (the report then compares with it).
-      communication: whether the report says that someone was told.
-    """
-    present = [fact for fact in facts if fact.status == "present"]
-    true = {name for fact in present for name in names(fact)}
-    changes = {fact.change for fact in facts}
-    out = {name: name in true for name in _CONCEPTS}
-    out["bilateral pleural effusions"] = {"left pleural effusion", "right pleural effusion"} <= true
-    out["new finding"] = "new" in changes
-    for change in ("worse", "improved", "unchanged", "resolved"):
-        out[change] = change in changes
-    out["comparison with prior"] = has_prior
-    out["communication"] = communication
-    out["normal study"] = not present
-    return out
-
-
-def _concepts() -> tuple[str, ...]:
-    names = list(FINDINGS)
-    names += [f"{degree} cardiomegaly" for degree in DEGREES.values()]
-    names += [f"{side} pleural effusion" for side in SIDES]
-    names += [f"{size} {side} pleural effusion" for side in SIDES for size in SIZES]
-    names += [f"{side} pneumothorax" for side in SIDES]
-    names += [f"{size} {side} pneumothorax" for side in SIDES for size in ("small", "large")]
-    names += [f"{side} consolidation" for side in SIDES]
-    names += [f"{side} {zone} consolidation" for side in SIDES for zone in ZONES]
-    names += [f"{tube} malpositioned" for tube in _TUBES]
-    return tuple(names)
-
-
-_CONCEPTS = _concepts()

@@ -7,6 +7,9 @@ from collections import Counter
 import pytest
 
 from maira_jax.phantom.accuracy import report_card
+from maira_jax.phantom.world.concepts import study_labels
+from maira_jax.phantom.world.latents import sample, truth
+from maira_jax.phantom.world.write import write
 from maira_jax.reports.labeller import chexpert, concepts, extract, has_comparison, is_communication
 from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Finding
@@ -169,13 +172,13 @@ def test_long_degenerate_text_is_read() -> None:
 
 @pytest.fixture(scope="module")
 def phantom_reports() -> list[tuple[tuple[Finding, ...], str, dict[str, bool]]]:
-    latents = phantom.sample(0, 2000, seed=11)
+    latents = sample(0, 2000, seed=11)
     out = []
     for i in range(len(latents)):
-        text = phantom.write(latents, i, random.Random(f"labels {i}")).findings
-        facts = phantom.truth(latents, i)
-        truth = phantom.labels(facts, bool(latents.has_prior[i]), "eferring team" in text)
-        out.append((facts, text, truth))
+        text = write(latents, i, random.Random(f"labels {i}")).findings
+        facts = truth(latents, i)
+        true_labels = study_labels(facts, bool(latents.has_prior[i]), "eferring team" in text)
+        out.append((facts, text, true_labels))
     return out
 
 
@@ -203,9 +206,9 @@ def test_phantom_reports_are_read_without_loss(phantom_reports: list) -> None:
 
 def test_phantom_concepts_are_read(phantom_reports: list) -> None:
     wrong: Counter[str] = Counter()
-    for _, text, truth in phantom_reports:
+    for _, text, true_labels in phantom_reports:
         said = concepts(text)
-        wrong.update(name for name, value in truth.items() if said[name] != value)
+        wrong.update(name for name, value in true_labels.items() if said[name] != value)
     assert max(wrong.values(), default=0) <= 0.005 * len(phantom_reports), wrong
 
 

@@ -3,19 +3,18 @@
 import numpy as np
 import pytest
 
-from maira_jax.phantom.world.latents import COLUMN, prior_truth, uniforms
-from maira_jax.studies.readers import phantom
+from maira_jax.phantom.world.latents import COLUMN, FINDINGS, SLOTS, Latents, prior_truth, sample, truth, uniforms
 
 N = 8000
 
 
 @pytest.fixture(scope="module")
-def latents() -> phantom.Latents:
-    return phantom.sample(0, N, seed=3)
+def latents() -> Latents:
+    return sample(0, N, seed=3)
 
 
-def test_a_study_does_not_depend_on_its_range(latents: phantom.Latents) -> None:
-    part = phantom.sample(1001, 1003, seed=3)
+def test_a_study_does_not_depend_on_its_range(latents: Latents) -> None:
+    part = sample(1001, 1003, seed=3)
     assert np.array_equal(part.levels, latents.levels[1001:1003])
     assert np.array_equal(part.prior_levels, latents.prior_levels[1001:1003])
     assert np.array_equal(part.has_prior, latents.has_prior[1001:1003])
@@ -30,9 +29,9 @@ def test_seeds_and_streams_differ() -> None:
         assert not np.isin(other, first).any()
 
 
-def test_every_finding_is_in_a_fifth_to_two_fifths_of_studies(latents: phantom.Latents) -> None:
-    for finding in phantom.FINDINGS:
-        columns = [column for column, slot in enumerate(phantom.SLOTS) if slot.finding == finding]
+def test_every_finding_is_in_a_fifth_to_two_fifths_of_studies(latents: Latents) -> None:
+    for finding in FINDINGS:
+        columns = [column for column, slot in enumerate(SLOTS) if slot.finding == finding]
         for rows in (latents.has_prior, ~latents.has_prior):
             share = (latents.levels[rows][:, columns] > 0).any(1).mean()
             assert 0.2 < share < 0.4, (finding, share)
@@ -40,14 +39,14 @@ def test_every_finding_is_in_a_fifth_to_two_fifths_of_studies(latents: phantom.L
     assert 0.1 < (latents.levels == 0).all(1).mean() < 0.2
 
 
-def test_every_level_of_every_slot_occurs(latents: phantom.Latents) -> None:
-    for column, slot in enumerate(phantom.SLOTS):
+def test_every_level_of_every_slot_occurs(latents: Latents) -> None:
+    for column, slot in enumerate(SLOTS):
         counts = np.bincount(latents.levels[:, column], minlength=slot.levels)
         assert len(counts) == slot.levels
         assert counts.min() > 0.03 * N, slot.name
 
 
-def test_nothing_is_hidden(latents: phantom.Latents) -> None:
+def test_nothing_is_hidden(latents: Latents) -> None:
     for levels in (latents.levels, latents.prior_levels):
         air = levels[:, [COLUMN["left pneumothorax"], COLUMN["right pneumothorax"]]] > 0
         assert not air.all(1).any()
@@ -58,11 +57,11 @@ def test_nothing_is_hidden(latents: phantom.Latents) -> None:
     assert not latents.prior_levels[~latents.has_prior].any()
 
 
-def test_changes_are_those_between_the_two_truths(latents: phantom.Latents) -> None:
+def test_changes_are_those_between_the_two_truths(latents: Latents) -> None:
     sizes = {None: 0, "small": 1, "moderate": 2, "large": 3}
     seen = set()
     for i in range(1500):
-        facts = phantom.truth(latents, i)
+        facts = truth(latents, i)
         if not latents.has_prior[i]:
             assert all(fact.change is None for fact in facts)
             continue
@@ -84,11 +83,11 @@ def test_changes_are_those_between_the_two_truths(latents: phantom.Latents) -> N
     assert seen == {None, "new", "worse", "improved", "unchanged", "resolved"}
 
 
-def test_truth_names_every_finding_once_a_place(latents: phantom.Latents) -> None:
+def test_truth_names_every_finding_once_a_place(latents: Latents) -> None:
     for i in range(300):
-        facts = phantom.truth(latents, i)
+        facts = truth(latents, i)
         places = [(fact.name, fact.side, fact.zone) for fact in facts]
         assert len(set(places)) == len(places)
-        assert {fact.name for fact in facts} == set(phantom.FINDINGS)
+        assert {fact.name for fact in facts} == set(FINDINGS)
         for name in ("pleural effusion", "pneumothorax"):
             assert {fact.side for fact in facts if fact.name == name} == {"left", "right"}

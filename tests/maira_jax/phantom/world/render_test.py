@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from maira_jax.phantom.world.latents import COLUMN
+from maira_jax.phantom.world.latents import COLUMN, SLOTS, Latents
+from maira_jax.phantom.world.render import draw
 from maira_jax.studies.readers import phantom
 
 TRAIN, TEST = 6000, 1000
@@ -13,10 +14,10 @@ TRAIN, TEST = 6000, 1000
 
 def _draw_levels(**levels: int) -> np.ndarray:
     """40 images (40 poses and builds) with the given levels, slot names with underscores; float [40, 112, 112]."""
-    row = np.zeros((40, len(phantom.SLOTS)), np.int8)
+    row = np.zeros((40, len(SLOTS)), np.int8)
     for name, level in levels.items():
         row[:, COLUMN[name.replace("_", " ")]] = level
-    images = phantom.draw(phantom.Latents(0, 9, np.zeros(40, bool), row, np.zeros_like(row)))
+    images = draw(Latents(0, 9, np.zeros(40, bool), row, np.zeros_like(row)))
     return images.astype(float)
 
 
@@ -35,7 +36,7 @@ def test_shapes_types_and_black_priors(size: int) -> None:
     assert drawn.images.dtype == drawn.prior_images.dtype == np.uint8
     assert not drawn.prior_images[~drawn.has_prior].any()
     assert (drawn.prior_images[drawn.has_prior].std((1, 2)) > 20).all()
-    assert set(drawn.truth) == {slot.name for slot in phantom.SLOTS}
+    assert set(drawn.truth) == {slot.name for slot in SLOTS}
 
 
 def test_the_patients_left_is_on_the_right_of_the_image() -> None:
@@ -68,11 +69,11 @@ def test_a_linear_probe_reads_every_slot() -> None:
     train, test = phantom.arrays(0, TRAIN, size=56), phantom.arrays(1 << 20, (1 << 20) + TEST, size=56)
     x, x_test = (np.pad(a.images.reshape(len(a.images), -1) / 128.0 - 1, ((0, 0), (0, 1))) for a in (train, test))
     x[:, -1] = x_test[:, -1] = 1  # the intercept
-    steps = [(slot.name, level) for slot in phantom.SLOTS for level in range(1, slot.levels)]
+    steps = [(slot.name, level) for slot in SLOTS for level in range(1, slot.levels)]
     reached = np.stack([train.truth[name] >= level for name, level in steps], 1).astype(float)
     weights = np.linalg.solve(x.T @ x + 30 * np.eye(x.shape[1]), x.T @ reached)
     guessed = x_test @ weights > 0.5  # [test, steps]
-    for slot in phantom.SLOTS:
+    for slot in SLOTS:
         columns = [column for column, (name, _) in enumerate(steps) if name == slot.name]
         accuracy = (guessed[:, columns].sum(1) == test.truth[slot.name]).mean()
         assert accuracy > (0.86 if slot.name == "cardiomegaly" else 0.95), (slot.name, accuracy)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from maira_jax.phantom.world.latents import FINDINGS
 from maira_jax.phantom.world.write import COMMUNICATED, is_critical
 from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Finding, Study
@@ -68,7 +69,7 @@ def test_whatever_is_absent_is_denied_and_nothing_is_invented(studies: list[Stud
     for study in studies:
         facts = study.truth or ()
         stated = {f.name for f in facts if f.status == "present" or f.change == "resolved"}
-        for name in set(phantom.FINDINGS) - stated:
+        for name in set(FINDINGS) - stated:
             about = [sentence for sentence in _sentences(study) if re.search(_NOUNS[name], sentence)]
             others = "tube" if "tube" in name else "line"
             about = [s for s in about if name in s or not re.search(rf"\w+ {others}\b", s)]

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from maira_jax.phantom.world.latents import FINDINGS
 from maira_jax.studies.readers import phantom
 
 # Of the reports of studies 0 to 199 of world 0. A checkpoint that was trained on the phantom is only as good as the
@@ -52,7 +53,7 @@ def test_labels_follow_the_truth() -> None:
         present = [fact for fact in study.truth or () if fact.status == "present"]
         labels = study.labels
         assert labels.keys() == studies[0].labels.keys()
-        for name in phantom.FINDINGS:
+        for name in FINDINGS:
             assert labels[name] == any(fact.name == name for fact in present)
         assert labels["large left pleural effusion"] == any(
             (fact.name, fact.side, fact.size) == ("pleural effusion", "left", "large") for fact in present
