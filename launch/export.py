@@ -8,11 +8,11 @@ Result: WORKDIR/export, a folder a format, each with a model card.
 from absl import flags
 
 from launch import _main
-from sae.formats import export
+from sae.formats import export, writers
 
 _main.define_shortcut(
     "to",
-    f"Formats, with commas between them: {', '.join(export.WRITERS)}. Sets export.to.",
+    f"Formats, with commas between them: {', '.join(writers())}. Sets export.to.",
     lambda text: {"export.to": tuple(text.split(","))},
 )
 _main.define_shortcut(

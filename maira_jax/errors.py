@@ -1,5 +1,18 @@
-"""The one exception for input that a user can mend."""
+"""The one exception for input that a user can fix."""
+
+import re
+
+_MAX_LENGTH = 200
 
 
 class UserError(Exception):
-    """Bad input. Its text is one sentence that names the file or field and the mend."""
+    """Bad input. Its text is one sentence that names the file or field and the fix."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, to be quoted in a sentence; its class where it has no message.
+
+    Leaves out the details that TensorStore appends in brackets, e.g. "[source locations='...']".
+    """
+    line = (str(error).splitlines() or [""])[0]
+    return re.split(r" \[[\w ]+=", line)[0][:_MAX_LENGTH] or type(error).__name__

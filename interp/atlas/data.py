@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.exemplars import selection
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import MANIFEST
@@ -78,7 +78,7 @@ def _table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): interpret again") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}): interpret again") from error
 
 
 def folder(stage: str, cfg: "AtlasConfig") -> str:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 from safetensors import safe_open
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
@@ -130,8 +130,7 @@ def open_array(path: Path, column: str = "") -> Array:
     except UserError:
         raise
     except Exception as error:  # every library has its own classes for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} cannot be read ({reason}): restore the file") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}): restore the file") from error
     if not np.issubdtype(kind, np.floating) and kind.name != "bfloat16":
         raise UserError(f"{path} holds values of type {kind}: give floating-point numbers")
     return found
@@ -228,7 +227,7 @@ def _names(table: str, arrays: Sequence[Array], n: int) -> pa.Table | None:
     try:
         read = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): check harvest.table") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}): check harvest.table") from error
     if read.num_rows != n:
         raise UserError(f"{path} has {read.num_rows} rows for {n} studies: give a row for each, in the arrays' order")
     return read

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -150,13 +150,7 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool) -> ts.Tenso
     try:
         return ts.open(spec, create=create, open=True).result()
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"{directory / 'values.zarr'} cannot be opened ({_first_line(error)}): harvest again"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].split(" [")[0]
+        raise UserError(f"{directory / 'values.zarr'} cannot be opened ({first_line(error)}): harvest again") from error
 
 
 class StoreWriter:
@@ -219,7 +213,7 @@ class StoreWriter:
                 self._values.with_transaction(transaction)[start:stop] = values.astype(self._values.dtype.numpy_dtype)
         except (ValueError, OSError) as error:
             raise UserError(
-                f"could not write {self.directory} ({_first_line(error)}): free space and run again"
+                f"could not write {self.directory} ({first_line(error)}): free space and run again"
             ) from error
         files.write_json(self._mark(shard), {"start": start, "stop": stop})
 
@@ -291,7 +285,7 @@ class ActivationStore:
         try:
             return pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{path} cannot be read ({_first_line(error)}): harvest again") from error
+            raise UserError(f"{path} cannot be read ({first_line(error)}): harvest again") from error
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` as float32 [stop - start, d_model]."""
@@ -303,7 +297,7 @@ class ActivationStore:
         try:
             return [read.result() for read in reads]
         except (ValueError, OSError) as error:
-            raise UserError(f"{self.directory} cannot be read ({_first_line(error)}): harvest again") from error
+            raise UserError(f"{self.directory} cannot be read ({first_line(error)}): harvest again") from error
 
     def rows_of(self, split: str) -> np.ndarray:
         """Row numbers of the tokens of one split, ascending. int64 [n]"""

@@ -1,7 +1,7 @@
 """dictionary_learning's folder: `ae.pt` (named tensors) and `config.json` (`trainer` and `buffer`).
 
-Its own and SAELens' loaders ask for both parts of the configuration. It forgets the factor that it divides activations
-by; here that is written as the extra fields `norm_factor` and `norm_folded`.
+Its own loader and that of SAELens need both parts of the configuration. It does not record the factor that it divides
+activations by; here that is written as the extra fields `norm_factor` and `norm_folded`.
 
 `MatryoshkaBatchTopKSAE` (and so Microsoft's maira-2-sae) and `AutoEncoderTopK` are read and written; `BatchTopKSAE`,
 `AutoEncoder` and `JumpReluAutoEncoder` are read.
@@ -18,11 +18,11 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.autoencoder import Sae
 from sae.formats import raw_units, torch_file
+from sae.formats.registry import FORMATS, FormatWriter, SaeFormat
 
-FILE = "ae.pt"
-_CONFIG = "config.json"
+_FILE, _CONFIG = "ae.pt", "config.json"
 _MATRYOSHKA, _TOP_K = "MatryoshkaBatchTopKSAE", "AutoEncoderTopK"
-# torch's Linear layers by the names of the arrays that they hold, transposed.
+# The parameters of torch's Linear layers, and the arrays that they are (the matrices transposed).
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "bias": "b_dec"}
 
 
@@ -36,7 +36,7 @@ def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
     if isinstance(threshold, np.ndarray) or not sae.k:
         lacking = "one threshold for all features" if isinstance(threshold, np.ndarray) else "a known k"
         raise UserError(
-            f"dictionary_learning's classes have {lacking}, which this autoencoder has not: "
+            f"dictionary_learning's classes need {lacking}, which this autoencoder does not have: "
             "take dictionary_learning out of export.to"
         )
     scalars = {"k": np.int32(sae.k), "threshold": np.float32(threshold)}
@@ -51,13 +51,13 @@ def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
     else:
         transposed = {"W_enc": np.asfortranarray(params["W_enc"])}
         state = params | transposed | scalars | {"group_sizes": np.asarray(sae.group_sizes, np.int64)}
-    torch_file.write(Path(directory) / FILE, {name: np.asarray(array) for name, array in state.items()})
+    torch_file.write(Path(directory) / _FILE, {name: np.asarray(array) for name, array in state.items()})
     trainer = _trainer(sae) | {"norm_factor": factor, "norm_folded": fold_normalization}
     files.write_json(Path(directory) / _CONFIG, {"trainer": trainer, "buffer": _buffer(sae)})
 
 
 def load(path: Path) -> Sae:
-    """Reads `ae.pt` (nothing in it is executed) and, where it is there, the `config.json` beside it.
+    """Reads `ae.pt` (nothing in it is executed) and, if there is one, the `config.json` in the same folder.
 
     Raises:
       UserError: the file is damaged, or holds another class of autoencoder.
@@ -77,8 +77,8 @@ def load(path: Path) -> Sae:
     wanted = {*raw_units.ARRAYS} | _NEEDS.get(kind, set())
     if kind not in _NEEDS or not wanted <= set(arrays):
         lacking = ", ".join(sorted(wanted - set(arrays)))
-        said = f"lacks {lacking}" if lacking else f"is of class {kind}"
-        raise UserError(f"{path} {said}: give a file of one of {', '.join(_NEEDS)}")
+        problem = f"lacks {lacking}" if lacking else f"is of class {kind}"
+        raise UserError(f"{path} {problem}: give a file of one of {', '.join(_NEEDS)}")
     if kind == "JumpReluAutoEncoder":
         arrays = raw_units.centred(arrays)
     return raw_units.imported(
@@ -89,13 +89,13 @@ def load(path: Path) -> Sae:
         group_sizes=tuple(arrays["group_sizes"].reshape(-1)) if kind == _MATRYOSHKA else (),
         per_token=kind == _TOP_K,
         factor=float(trainer.get("norm_factor", 1.0)),
-        # Its own trainer saves folded files, too.
+        # dictionary_learning's trainer folds the normalisation into what it saves.
         folded=bool(trainer.get("norm_folded", True)),
         meta={"dictionary_learning": trainer},
     )
 
 
-# What a file of each class has beside the four arrays.
+# The arrays that a file of each class holds in addition to the four.
 _NEEDS: dict[str, set[str]] = {
     _MATRYOSHKA: {"k", "threshold", "group_sizes"},
     "BatchTopKSAE": {"k", "threshold"},
@@ -106,7 +106,7 @@ _NEEDS: dict[str, set[str]] = {
 
 
 def _class_of(state: Mapping[str, np.ndarray]) -> str:
-    """The class of a file without a configuration; files of BatchTopKSAE and AutoEncoderTopK look the same."""
+    """The class of a file without a configuration, by its arrays; BatchTopKSAE and AutoEncoderTopK have the same."""
     if "bias" in state:
         return "AutoEncoder"
     if "encoder.weight" in state:
@@ -121,7 +121,7 @@ def _layer(site: str) -> int:
 
 
 def _trainer(sae: Sae) -> dict[str, Any]:
-    """What dictionary_learning's trainer writes about itself; None for what an imported autoencoder does not tell."""
+    """The configuration that dictionary_learning's trainer writes; None for what an imported autoencoder lacks."""
     source, train, model = (sae.meta.get(key, {}) for key in ("source", "train", "sae"))
     imported = sae.meta.get("dictionary_learning", {})
     site = source.get("site", "")
@@ -154,7 +154,7 @@ def _trainer(sae: Sae) -> dict[str, Any]:
 
 
 def _buffer(sae: Sae) -> dict[str, Any]:
-    """Where the activations came from, in the words of dictionary_learning's buffer."""
+    """Where the activations came from, in the fields of dictionary_learning's buffer."""
     return {
         "d_submodule": sae.d_model,
         "io": "out",
@@ -164,3 +164,22 @@ def _buffer(sae: Sae) -> dict[str, Any]:
         "out_batch_size": sae.meta.get("train", {}).get("batch_size"),
         "device": "cpu",
     }
+
+
+FORMATS.register("dictionary_learning")(
+    SaeFormat(
+        "dictionary_learning",
+        files=(_FILE,),
+        endings=(".pt",),
+        load=load,
+        writer=FormatWriter(
+            save,
+            library="dictionary-learning",
+            usage=(
+                "from dictionary_learning.utils import load_dictionary\n\n"
+                'dictionary, config = load_dictionary(FOLDER, device="cpu")\n'
+                "features = dictionary.encode(activations)"
+            ),
+        ),
+    )
+)

@@ -1,4 +1,4 @@
-"""The export stage: the finished autoencoder in the formats of other programs, each with a model card."""
+"""The export stage: the finished autoencoders in the formats of other programs, each with a model card."""
 
 from pathlib import Path
 from typing import Any
@@ -7,50 +7,59 @@ import ml_collections
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
+from maira_jax.run.config import Section, setting
 from maira_jax.run.stage import MANIFEST, Stage
-from sae.formats import dictionary_learning, model_card, saelens, safetensors_file
+from sae.formats import model_card
+from sae.formats.registry import writers
 from sae.training import checkpoints
 
-WRITERS = {
-    "dictionary_learning": dictionary_learning.save,
-    "saelens": saelens.save,
-    "safetensors": safetensors_file.save,
-}
+
+class ExportSection(Section, name="export"):
+    """Which formats the autoencoder is written in, for other programs."""
+
+    to: tuple[str, ...] = setting(
+        ("dictionary_learning", "saelens", "safetensors"),
+        "Formats, each written into a folder of its own.",
+        choices=writers,
+    )
+    fold_normalization: bool = setting(
+        True, "Whether the exported autoencoder takes raw activations; saelens can express nothing else."
+    )
+
+    def check(self) -> None:
+        if not self.to:
+            raise UserError(f"export.to is empty: choose from {', '.join(writers())}")
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes `export/<format>/` for each format of `config.export.to`, and `export/NAME/<format>/` for each autoencoder
-    of `config.sae.beside`.
+    """Writes the autoencoder of a run, and its companions, in each format of `config.export.to`.
+
+    `export/FORMAT/` holds the autoencoder of `sae/`, `export/NAME/FORMAT/` each companion of `config.sae.beside`.
 
     Returns:
       The SHA-256 of each file, by its path under `export/`.
 
     Raises:
-      UserError: an unknown format, or one that has no place for this autoencoder.
+      UserError: an unknown format, or one that cannot express this autoencoder.
     """
-    wanted = tuple(config.export.to)
-    for name in wanted:
-        if name not in WRITERS:
-            raise UserError(f"export.to names {name!r}: choose from {', '.join(WRITERS)}")
-    if not wanted:
-        raise UserError(f"export.to is empty: choose from {', '.join(WRITERS)}")
-    # Those that were trained beside it go into folders of their own.
+    section, workdir = ExportSection.of(config), Path(workdir)
     trained = {"sae": Path()} | {f"sae-{name}": Path(name) for name in config.sae.beside}
-    with Stage(Path(workdir), "export", config.export.to_dict(), inputs=tuple(trained)) as stage:
+    with Stage(workdir, "export", section.deciding(), inputs=tuple(trained)) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         for folder, place in trained.items():
-            _write(Path(workdir) / folder, stage.dir / place, wanted, bool(config.export.fold_normalization))
-        written = sorted(path for path in stage.dir.rglob("*") if path.parent.name in wanted)
+            _write(workdir / folder, stage.dir / place, section)
+        written = sorted(path for path in stage.dir.rglob("*") if path.parent.name in section.to)
         stage.finish({str(path.relative_to(stage.dir)): files.sha256(path) for path in written})
         return stage.manifest["counts"]
 
 
-def _write(trained: Path, directory: Path, wanted: tuple[str, ...], fold: bool) -> None:
-    """Writes the autoencoder of the stage's folder `trained` to `directory/<format>/`."""
+def _write(trained: Path, directory: Path, section: ExportSection) -> None:
+    """Writes the autoencoder of the stage's folder `trained` to `directory/FORMAT/`."""
     sae = checkpoints.load_sae(trained)
     metrics, manifest = files.read_json(trained / "metrics.json"), files.read_json(trained / MANIFEST)
-    for name in wanted:
-        WRITERS[name](directory / name, sae, fold)
+    for name in section.to:
+        writer = writers()[name]
+        writer.save(directory / name, sae, section.fold_normalization)
         with files.atomic_path(directory / name / "README.md") as path:
-            path.write_text(model_card.text(sae, name, fold, metrics, manifest))
+            path.write_text(model_card.text(sae, writer, section.fold_normalization, metrics, manifest))

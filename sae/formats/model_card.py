@@ -1,23 +1,14 @@
-"""The README.md that travels with an exported autoencoder: what it is, how to load it, its metrics and its manifest."""
+"""The README.md that travels with an exported autoencoder: what it is, how to load it, its metrics, its manifest."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from sae.autoencoder import Sae
+from sae.formats.registry import FormatWriter
 
-_LOAD = {
-    "safetensors": "from sae import formats\n\nsae = formats.load(FOLDER)\nfeatures = sae.encode(activations)",
-    "dictionary_learning": (
-        "from dictionary_learning.utils import load_dictionary\n\n"
-        'dictionary, config = load_dictionary(FOLDER, device="cpu")\n'
-        "features = dictionary.encode(activations)"
-    ),
-    "saelens": ("from sae_lens import SAE\n\nsae = SAE.load_from_disk(FOLDER)\nfeatures = sae.encode(activations)"),
-}
-_LIBRARY = {"safetensors": "maira-jax", "dictionary_learning": "dictionary-learning", "saelens": "saelens"}
 _KINDS = {"batch_top_k": "BatchTopK", "top_k": "TopK", "relu": "ReLU"}
-# Name in metrics.json, what it is called here, format.
+# Name in metrics.json, name on the card, number format.
 _METRICS = (
     ("tokens", "held-out tokens", ",d"),
     ("fvu", "fraction of variance unexplained", ".4f"),
@@ -38,22 +29,28 @@ _LOSSES = (
 )
 
 
-def text(sae: Sae, form: str, fold_normalization: bool, metrics: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+def text(
+    sae: Sae,
+    writer: FormatWriter,
+    fold_normalization: bool,
+    metrics: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+) -> str:
     """The card in Markdown.
 
     Args:
       sae: the autoencoder.
-      form: name of the format that the card lies beside.
-      fold_normalization: whether the file takes raw activations.
+      writer: the writer of the format that the card describes.
+      fold_normalization: whether the exported autoencoder takes raw activations.
       metrics: the content of `metrics.json`.
-      manifest: of the stage that trained it.
+      manifest: the manifest of the stage that trained the autoencoder.
     """
     source = sae.meta.get("source", {})
     factor = float(sae.meta.get("normalization", 1.0))
     takes = (
-        "It takes raw activations; the normalisation of its training is folded into biases and threshold."
+        "It takes raw activations; the normalisation of its training is folded into the biases and the threshold."
         if fold_normalization
-        else f"It takes activations divided by {factor!r}, and its features and reconstructions are divided by it, too."
+        else f"It takes activations divided by {factor!r}; its features and reconstructions are divided by it, too."
     )
     kind = _KINDS.get(sae.meta.get("sae", {}).get("kind"), "TopK" if sae.per_token else "BatchTopK")
     nested = "Matryoshka " if len(sae.group_sizes) > 1 else ""
@@ -72,19 +69,19 @@ def text(sae: Sae, form: str, fold_normalization: bool, metrics: Mapping[str, An
         f"| {prefix['features']:,} | {prefix['fvu']:.4f} | {prefix['l0']:.2f} |" for prefix in metrics["prefixes"]
     ]
     parts = [
-        f"---\nlibrary_name: {_LIBRARY[form]}\ntags:\n- sparse-autoencoder\n- feature-extraction\n---",
+        f"---\nlibrary_name: {writer.library}\ntags:\n- sparse-autoencoder\n- feature-extraction\n---",
         f"# Sparse autoencoder ({nested}{kind}), {sae.n_features:,} features",
         _table(("", ""), rows.items()),
         takes,
-        f"```python\n{_LOAD[form]}\n```",
+        f"```python\n{writer.usage}\n```",
         "## Metrics",
-        "On activations that it was not trained on:",
+        "On held-out activations:",
         _table(("metric", "value"), _values(metrics, _METRICS)),
         "\n".join(["| first features | fraction of variance unexplained | L0 |", "|---|---|---|", *prefixes]),
     ]
     if losses:
         parts += [
-            "Its reconstruction in the place of the activation, in the model:",
+            "Of the model, with the activation replaced by its reconstruction:",
             _table(("metric", "value"), _values(losses, _LOSSES)),
         ]
     parts += ["## How it was made", f"```json\n{json.dumps(manifest, indent=2)}\n```"]
@@ -92,13 +89,13 @@ def text(sae: Sae, form: str, fold_normalization: bool, metrics: Mapping[str, An
 
 
 def _threshold(sae: Sae) -> str:
-    raw = sae.threshold
-    return repr(raw) if isinstance(raw, float) else "one a feature"
+    return repr(sae.threshold) if isinstance(sae.threshold, float) else "one per feature"
 
 
 def _values(metrics: Mapping[str, Any], names: Any) -> list[tuple[str, str]]:
     return [
-        (label, "not defined" if metrics[name] is None else format(metrics[name], form)) for name, label, form in names
+        (label, "not defined" if metrics[name] is None else format(metrics[name], number_format))
+        for name, label, number_format in names
     ]
 
 

@@ -1,6 +1,6 @@
-"""What all formats share: raw units, and the checks of an autoencoder that was read."""
+"""What all formats share: the conversion to raw units, and the checks of an autoencoder that was read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from sae import autoencoder
 from sae.autoencoder import Sae
 
@@ -16,7 +16,16 @@ ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def exported(sae: Sae, fold_normalization: bool) -> tuple[dict[str, np.ndarray], float | np.ndarray, float]:
-    """Parameters and threshold for raw or for normalised activations, and the factor between the two."""
+    """What a format writes of an autoencoder.
+
+    Args:
+      sae: the autoencoder, in raw units.
+      fold_normalization: whether the written autoencoder takes raw activations, not normalised ones.
+
+    Returns:
+      The four arrays of `ARRAYS`, float32; the threshold, one number or float32 [F]; and the factor that raw
+      activations are divided by to normalise them.
+    """
     factor = float(sae.meta.get("normalization", 1.0))
     params, threshold = autoencoder.fold(sae.params, sae.threshold, 1.0 if fold_normalization else 1.0 / factor)
     return {name: np.array(params[name], order="C") for name in ARRAYS}, threshold, factor
@@ -37,15 +46,15 @@ def imported(
     """Checks what was read from `path` and turns it into an autoencoder of raw activations.
 
     Args:
-      path: named where something does not fit.
-      arrays: W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d], of any float type.
-      threshold: one number or one a feature [F].
-      k: features kept a token; 0 where the file does not tell.
-      group_sizes: none for a single group.
-      per_token: see `Sae`.
+      path: the file, for messages.
+      arrays: W_enc [d, F], b_enc [F], W_dec [F, d] and b_dec [d], of any floating-point dtype.
+      threshold: one number, or one number per feature [F].
+      k: number of features kept per token; 0 where the file does not say.
+      group_sizes: number of features of each Matryoshka group; empty for a single group.
+      per_token: whether the k largest features of each token are kept; see `Sae`.
       factor: what activations were divided by in training.
-      folded: the file's autoencoder takes raw activations, not divided ones.
-      meta: what the file says about itself.
+      folded: whether the file's autoencoder takes raw activations, not divided ones.
+      meta: what the file says about its origin.
 
     Raises:
       UserError: shapes do not fit, or a value is not finite.
@@ -70,36 +79,54 @@ def imported(
         raise UserError(f"{path} says k = {k} and a factor of {factor} for {f} features: copy the file again")
     if threshold.ndim and (threshold == threshold[0]).all():
         threshold = threshold[0]
-    params, limits = autoencoder.fold({name: arrays[name] for name in ARRAYS}, threshold, 1.0 if folded else factor)
+    params, raw_threshold = autoencoder.fold(
+        {name: arrays[name] for name in ARRAYS}, threshold, 1.0 if folded else factor
+    )
     return Sae(
-        {name: jnp.asarray(params[name]) for name in ARRAYS},
-        limits,
-        k,
-        sizes,
-        dict(meta) | {"normalization": factor},
-        per_token,
+        params={name: jnp.asarray(params[name]) for name in ARRAYS},
+        threshold=raw_threshold,
+        k=k,
+        group_sizes=sizes,
+        meta=dict(meta) | {"normalization": factor},
+        per_token=per_token,
     )
 
 
 def centred(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same features for an encoder that subtracts `b_dec` from its input, of one that does not."""
+    """Turns an encoder that takes x into one that takes x - `b_dec`, with the same features: only `b_enc` changes."""
     wide = {name: np.asarray(arrays[name], np.float64) for name in ("W_enc", "b_enc", "b_dec")}
-    b_enc = wide["b_enc"] + wide["b_dec"] @ wide["W_enc"]
+    b_enc = wide["b_enc"] + wide["b_dec"] @ wide["W_enc"]  # [F]
     return dict(arrays) | {"b_enc": b_enc.astype(np.float32)}
 
 
 def unit_decoder(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Decoder rows of norm 1, their norms folded into the encoder: the same reconstruction where nothing is cut."""
-    norms = np.maximum(np.linalg.norm(np.asarray(arrays["W_dec"], np.float32), axis=1), 1e-8)
+    """Decoder rows of norm 1, their norms folded into the encoder: the same reconstruction without a threshold."""
+    norms = np.maximum(np.linalg.norm(np.asarray(arrays["W_dec"], np.float32), axis=1), 1e-8)  # [F]
     return dict(arrays) | {
-        "W_enc": arrays["W_enc"] * norms,
-        "b_enc": arrays["b_enc"] * norms,
-        "W_dec": arrays["W_dec"] / norms[:, None],
+        "W_enc": arrays["W_enc"] * norms,  # [d, F]
+        "b_enc": arrays["b_enc"] * norms,  # [F]
+        "W_dec": arrays["W_dec"] / norms[:, None],  # [F, d]
     }
 
 
+def refuse_missing(path: Path, arrays: Iterable[str], required: Iterable[str]) -> None:
+    """Refuses a file that lacks one of the `required` arrays.
+
+    Raises:
+      UserError: an array is missing.
+    """
+    missing = sorted(set(required) - set(arrays))
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: give a whole autoencoder")
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """The error for a file that a library cannot read, to be raised from the library's own `error`."""
+    return UserError(f"{path} is truncated or damaged ({first_line(error)}): copy the file again")
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All arrays of a safetensors file, floating ones as float32, and its metadata.
+    """All arrays of a safetensors file, floating-point ones as float32, and its metadata.
 
     Raises:
       UserError: the file is damaged.
@@ -109,11 +136,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} is truncated or damaged ({reason}): copy the file again") from error
+        raise damaged(path, error) from error
     return {name: as_float32(array) for name, array in arrays.items()}, metadata
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
-    """The array as float32 if its values are of another floating type; strides stay."""
+    """The array as float32 if its values are of another floating-point dtype; its strides stay."""
     return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float32, order="K", copy=False)

@@ -17,11 +17,12 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.autoencoder import Sae
 from sae.formats import raw_units
+from sae.formats.registry import FORMATS, FormatWriter, SaeFormat
 
-FILE = "sae_weights.safetensors"
-_CONFIG = "cfg.json"
+_FILE, _CONFIG = "sae_weights.safetensors", "cfg.json"
 # The version whose files these are; without one of 6 or later, SAELens takes a file for one of its older formats.
 _VERSION = "6.54.12"
+_NO_THRESHOLD = np.asarray(-1.0, np.float32)
 _BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
 _TRAINED_AS = {"batch_top_k": "matryoshka_batchtopk", "top_k": "topk", "relu": "standard"}
 
@@ -41,7 +42,7 @@ def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
     if not sae.per_token:
         params["threshold"] = np.broadcast_to(np.maximum(threshold, 0).astype(np.float32), sae.n_features).copy()
     directory = Path(directory)
-    with files.atomic_path(directory / FILE) as temporary:
+    with files.atomic_path(directory / _FILE) as temporary:
         save_file(params, temporary)
     files.write_json(directory / _CONFIG, _config(sae))
 
@@ -80,7 +81,7 @@ def _config(sae: Sae) -> dict[str, Any]:
 
 
 def _hook(site: str) -> str:
-    """TransformerLens' name of a language site; other sites keep their own."""
+    """TransformerLens' name for a site of the language model; other sites keep their own."""
     found = re.fullmatch(r"language\.(\d+)\.(\w+)", site)
     if found:
         return f"blocks.{found[1]}.hook_{found[2]}"
@@ -88,8 +89,9 @@ def _hook(site: str) -> str:
 
 
 def load(path: Path) -> Sae:
-    """Reads `sae_weights.safetensors` and the `cfg.json` beside it: "jumprelu", "standard", "topk", and what SAELens
-    saves while it trains batch top-k.
+    """Reads `sae_weights.safetensors` and the `cfg.json` in the same folder.
+
+    These may be of a "jumprelu", "standard" or "topk" autoencoder, or what SAELens saves while it trains batch top-k.
 
     Raises:
       UserError: a file is damaged, or holds another architecture.
@@ -105,23 +107,20 @@ def load(path: Path) -> Sae:
             raise UserError(f"{path} was saved with {field} = {config[field]!r}: fold it in with SAELens first")
     if config.get("finetuning_scaling_factor"):
         raise UserError(f"{path} was saved with a finetuning scaling factor: fold it in with SAELens first")
-    missing = {*raw_units.ARRAYS} - set(arrays)
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: give a whole autoencoder")
+    raw_units.refuse_missing(path, arrays, raw_units.ARRAYS)
     if not config.get("apply_b_dec_to_input", True):
         arrays = raw_units.centred(arrays)
     if config.get("rescale_acts_by_decoder_norm", kind in _BATCH_TOP_K):
         arrays = raw_units.unit_decoder(arrays)
     name = "topk_threshold" if kind in _BATCH_TOP_K else "threshold"
-    everything = np.asarray(-1.0, np.float32)
-    if kind not in ("standard", "topk") and name not in arrays:
-        raise UserError(f"{path} lacks {name}: give a whole autoencoder")
+    if kind not in ("standard", "topk"):
+        raw_units.refuse_missing(path, arrays, [name])
     details = config.get("training_architecture_details") or config
     metadata = config.get("maira_jax") or {"saelens": config}
     return raw_units.imported(
         path,
         {array: arrays[array] for array in raw_units.ARRAYS},
-        threshold=arrays.get(name, everything),
+        threshold=arrays.get(name, _NO_THRESHOLD),
         k=int(details.get("k", 0)),
         group_sizes=_sizes(details.get("matryoshka_widths") or (), arrays["b_enc"].size),
         per_token=kind == "topk",
@@ -131,7 +130,7 @@ def load(path: Path) -> Sae:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration with those of its `metadata`, the names before version 6 made new."""
+    """The fields of a configuration and of its `metadata` in one dict, names of versions before 6 replaced."""
     flat = {**config.get("metadata", {}), **{name: value for name, value in config.items() if name != "metadata"}}
     if flat.get("activation_fn", flat.get("activation_fn_str")) == "topk":
         flat |= {"architecture": "topk", "k": (flat.get("activation_fn_kwargs") or {}).get("k", 0)}
@@ -139,8 +138,22 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sizes(widths: Any, n_features: int) -> tuple[int, ...]:
-    """Group sizes of cumulative widths, of which SAELens may leave out the last."""
+    """The group sizes for cumulative widths, of which SAELens may leave out the last."""
     ends = [int(width) for width in widths]
     if ends and ends[-1] != n_features:
         ends.append(n_features)
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+
+FORMATS.register("saelens")(
+    SaeFormat(
+        "SAELens",
+        files=(_FILE,),
+        load=load,
+        writer=FormatWriter(
+            save,
+            library="saelens",
+            usage="from sae_lens import SAE\n\nsae = SAE.load_from_disk(FOLDER)\nfeatures = sae.encode(activations)",
+        ),
+    )
+)

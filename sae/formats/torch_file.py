@@ -1,8 +1,8 @@
-"""Torch's files of named tensors (`ae.pt`), read and written without torch.
+"""The price of needing no torch and executing no pickle: torch's files of named tensors (`ae.pt`), read and written.
 
-Such a file is a zip archive: a pickle that describes the tensors, and a member for the bytes of each. The pickle is
-read by an unpickler that knows four names and refuses every other, so that nothing in a file is executed; a tensor
-may lie at any strides inside its bytes.
+Such a file is a zip archive: a pickle that describes the tensors, and one member with the bytes of each tensor. The
+pickle is read by an unpickler that knows the few names of torch that describe tensors and refuses every other name, so
+that nothing in a file is executed. A tensor may have any strides inside its bytes.
 """
 
 import io
@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 
 _DTYPES = {
@@ -35,13 +35,13 @@ _DTYPES = {
 }
 _STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
 _PICKLE, _BYTE_ORDER, _VERSION, _DATA = "data.pkl", "byteorder", "version", "data/"
-_LARGEST_PICKLE = 2**24
+_MAX_PICKLE_BYTES = 2**24
 # Torch pads its archives so that the bytes of a tensor can be mapped into memory.
 _ALIGNMENT = 64
 
 
 def read(path: Path) -> Any:
-    """What `torch.save` wrote: dicts of numpy arrays and plain values. bfloat16 comes as ml_dtypes' type.
+    """What `torch.save` wrote: dicts of numpy arrays and plain values. bfloat16 arrays have the dtype of ml_dtypes.
 
     Raises:
       UserError: the file is damaged, is of torch's format before 1.6, or holds anything but tensors and plain values.
@@ -49,34 +49,33 @@ def read(path: Path) -> Any:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Archive(archive).load()
+            return _TorchArchive(archive).load()
     except UserError:
         raise
     except Exception as error:  # a damaged archive fails in zipfile, pickle, numpy or here, in many classes
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"{path} cannot be read as tensors ({reason}): copy the file again, or export it anew"
+            f"{path} cannot be read as tensors ({first_line(error)}): copy the file again, or export it anew"
         ) from error
 
 
-class _Archive:
-    """An open archive of torch's."""
+class _TorchArchive:
+    """An open archive that torch wrote."""
 
     def __init__(self, archive: zipfile.ZipFile):
         self._members = {member.filename: member for member in archive.infolist()}
         self._archive = archive
         pickles = [name for name in self._members if name.endswith(f"/{_PICKLE}")]
         if len(pickles) != 1:
-            raise ValueError("it is not an archive of torch's")
+            raise ValueError("it is not an archive that torch wrote")
         self._root = pickles[0].removesuffix(_PICKLE)
 
     def load(self) -> Any:
         order = f"{self._root}{_BYTE_ORDER}"
         if order in self._members and self._bytes(_BYTE_ORDER) != b"little":
             raise ValueError("its bytes are not in little-endian order")
-        if self._members[f"{self._root}{_PICKLE}"].file_size > _LARGEST_PICKLE:
+        if self._members[f"{self._root}{_PICKLE}"].file_size > _MAX_PICKLE_BYTES:
             raise ValueError("its description is too large")
-        return _Unpickler(self._bytes(_PICKLE), self._storage).load()
+        return _TensorUnpickler(self._bytes(_PICKLE), self._storage).load()
 
     def _bytes(self, name: str) -> bytes:
         member = self._members[f"{self._root}{name}"]
@@ -88,7 +87,7 @@ class _Archive:
     def _storage(self, description: Any) -> np.ndarray:
         """The one-dimensional array of a persistent id."""
         kind, storage, key, _, count = description
-        if kind != "storage" or not isinstance(storage, _Storage) or not isinstance(key, str):
+        if kind != "storage" or not isinstance(storage, _StorageType) or not isinstance(key, str):
             raise ValueError("it refers to something that is not a tensor's bytes")
         values = np.frombuffer(self._bytes(f"{_DATA}{key}"), storage.dtype)
         if len(values) != count:
@@ -96,8 +95,8 @@ class _Archive:
         return values
 
 
-class _Storage:
-    """Stands for the class of a tensor's bytes."""
+class _StorageType:
+    """Replaces torch's class of a tensor's bytes."""
 
     __slots__ = ("dtype",)
 
@@ -105,12 +104,12 @@ class _Storage:
         self.dtype = dtype
 
 
-class _Dict(dict[Any, Any]):
-    """Stands for OrderedDict; torch hangs attributes on a state dict, which take no part."""
+class _StateDict(dict[Any, Any]):
+    """Replaces OrderedDict; the attributes that torch attaches to a state dict are ignored."""
 
 
-class _Rebuild:
-    """Stands for the functions that make a tensor from bytes, and a parameter from a tensor."""
+class _TensorBuilder:
+    """Replaces the functions that make a tensor from bytes, and a parameter from a tensor."""
 
     __slots__ = ()
 
@@ -132,18 +131,18 @@ def _strided(values: np.ndarray, offset: int, shape: tuple[int, ...], strides: t
     return np.array(view, order="K")
 
 
-class _Unpickler(pickle.Unpickler):
+class _TensorUnpickler(pickle.Unpickler):
     def __init__(self, content: bytes, storage: Any):
         super().__init__(io.BytesIO(content))
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return _Dict
+            return _StateDict
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-            return _Rebuild()
+            return _TensorBuilder()
         if module == "torch" and name in _DTYPES:
-            return _Storage(_DTYPES[name])
+            return _StorageType(_DTYPES[name])
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is not a tensor")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
@@ -151,7 +150,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a file that `torch.load` reads as a dict of CPU tensors, with their strides where they are transposed.
+    """Writes a file that `torch.load` reads as a dict of CPU tensors; transposed arrays keep their strides.
 
     Raises:
       UserError: the disk is full.
@@ -167,7 +166,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _packed(array: np.ndarray) -> np.ndarray:
-    """The array itself where its values lie without gaps in either order."""
+    """The array itself where its values are contiguous in C or Fortran order, else a copy that is."""
     return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)
 
 
@@ -181,7 +180,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def _description(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The pickle of a dict of tensors. Written by hand, since it names functions of torch that may not be there."""
+    """The pickle of a dict of tensors. Written by hand, since it names functions of torch, which may be absent."""
     items = b"".join(_text(name) + _tensor(str(key), array) for key, (name, array) in enumerate(tensors.items()))
     return pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS + pickle.STOP
 

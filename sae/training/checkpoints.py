@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from orbax.checkpoint import v1 as ocp
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 from sae.autoencoder import Sae
 from sae.training.trainer import State, Trainer
@@ -95,7 +95,7 @@ class Checkpoints:
             if isinstance(error, ValueError) and "os_error_code" not in str(error):
                 raise
             raise UserError(
-                f"could not write a checkpoint in {self._directory} ({_first_line(error)}): free space and run again, "
+                f"could not write a checkpoint in {self._directory} ({first_line(error)}): free space and run again, "
                 "which goes on from the checkpoint before it"
             ) from error
 
@@ -124,8 +124,4 @@ def load_sae(directory: Path) -> Sae:
         params = ocp.load((directory / _WEIGHTS).absolute(), abstract)
         return Sae(params=params, **header | {"group_sizes": tuple(header["group_sizes"])})
     except Exception as error:  # orbax raises many classes for a damaged folder
-        raise UserError(f"{directory} holds no readable autoencoder ({_first_line(error)}): train again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{directory} holds no readable autoencoder ({first_line(error)}): train again") from error

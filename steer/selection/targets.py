@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from sae import autoencoder
 from sae.activations.store import TRAIN, ActivationStore
 from sae.autoencoder import Sae
@@ -140,4 +140,4 @@ def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     try:
         return pq.read_table(path, columns=list(columns)).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): interpret again") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}): interpret again") from error

@@ -22,7 +22,7 @@ from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations.store import StoreLayout, StoreWriter
 from sae.autoencoder import Sae
-from sae.formats import safetensors_file as plain_file
+from sae.formats import safetensors as plain_file
 from sae.training.checkpoints import load_sae, save_sae
 from steer import evaluate, sweep
 from steer.config import Settings

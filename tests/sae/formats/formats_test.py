@@ -57,7 +57,7 @@ def check_same(found: Sae, expected: Sae, rtol: float = 0.0) -> None:
 @pytest.mark.parametrize("per_token", [False, True])
 def test_round_trip(tmp_path, sae, name, fold, per_token):
     sae = dataclasses.replace(sae, group_sizes=(F,), threshold=-1.0, per_token=True) if per_token else sae
-    export.WRITERS[name](tmp_path / "there", sae, fold)
+    formats.writers()[name].save(tmp_path / "there", sae, fold)
     # Unfolded biases are divided and multiplied again: two roundings.
     found = formats.load(tmp_path / "there")
     check_same(found, sae, rtol=0 if fold else 3e-7)
@@ -68,7 +68,7 @@ def test_round_trip(tmp_path, sae, name, fold, per_token):
 def test_a_threshold_for_each_feature(tmp_path, sae, x, name):
     limits = np.random.default_rng(3).uniform(0.2, 1.5, F).astype(np.float32)
     sae = dataclasses.replace(sae, threshold=limits)
-    export.WRITERS[name](tmp_path, sae, True)
+    formats.writers()[name].save(tmp_path, sae, True)
     found = formats.load(tmp_path)
     np.testing.assert_array_equal(found.threshold, limits)
     z = np.maximum(np.asarray(autoencoder.pre_activations(sae.params, jnp.asarray(x))), 0)
@@ -79,7 +79,7 @@ def test_a_threshold_for_each_feature(tmp_path, sae, x, name):
 
 def test_saelens_takes_raw_activations_only(tmp_path, sae):
     with pytest.raises(UserError, match="no field for a normalisation factor"):
-        export.WRITERS["saelens"](tmp_path / "there", sae, False)
+        formats.writers()["saelens"].save(tmp_path / "there", sae, False)
     assert not (tmp_path / "there").exists()
 
 
@@ -101,7 +101,7 @@ def test_unfolded_export_takes_normalised_activations(tmp_path, sae, x):
 )
 @pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"\xff" * 64 + c[64:]])
 def test_damaged_files(tmp_path, sae, name, file, damage):
-    export.WRITERS[name](tmp_path, sae)
+    formats.writers()[name].save(tmp_path, sae)
     path = tmp_path / file
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=file) as caught:
@@ -216,7 +216,7 @@ def test_paths_that_hold_no_autoencoder(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         formats.load(tmp_path / "nothing.pt")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match="not a known format"):
+    with pytest.raises(UserError, match="not of a known format"):
         formats.load(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="sae.json"):
         formats.load(tmp_path)
@@ -253,7 +253,7 @@ def test_the_stage(tmp_path, sae):
     )
     stored = load_sae(tmp_path / "sae")
     check_same(stored, sae)
-    for name in export.WRITERS:
+    for name in formats.writers():
         check_same(formats.load(tmp_path / "export" / name), stored)
     # The same autoencoder gives the same files, whatever the process.
     shutil.move(tmp_path / "export", tmp_path / "moved")
@@ -266,7 +266,9 @@ def test_the_stage(tmp_path, sae):
 def test_the_card_says_what_is_there(tmp_path, sae):
     losses = {"tokens": 900, "ce": 1.5, "ce_spliced": 1.75, "ce_zero": 9.5, "ce_mean": 3.5,
               "recovered_zero": 0.96875, "recovered_mean": 0.875}  # fmt: skip
-    text = model_card.text(sae, "saelens", True, METRICS | {"loss": losses}, {"section": {"sae": {"k": 4}}})
+    text = model_card.text(
+        sae, formats.writers()["saelens"], True, METRICS | {"loss": losses}, {"section": {"sae": {"k": 4}}}
+    )
     assert text.startswith("---\nlibrary_name: saelens\n")
     for line in (
         "| site | language.3.resid_post |",
@@ -279,17 +281,17 @@ def test_the_card_says_what_is_there(tmp_path, sae):
         '"section": {',
     ):
         assert line in text, line
-    assert "divided by 5.5" in model_card.text(sae, "safetensors", False, METRICS, {})
+    assert "divided by 5.5" in model_card.text(sae, formats.writers()["safetensors"], False, METRICS, {})
 
 
 def test_torch_is_not_needed(tmp_path, sae):
     script = (
         "import sys; sys.modules['torch'] = None\n"
-        "from pathlib import Path; from sae import export, formats\n"
+        "from pathlib import Path; from sae import formats\n"
         "first, second = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "for name, write in export.WRITERS.items(): write(second / name, formats.load(first))\n"
+        "for name, writer in formats.writers().items(): writer.save(second / name, formats.load(first), True)\n"
     )
     dictionary_learning.save(tmp_path / "first", sae)
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "first"), str(tmp_path / "second")], check=True)
-    for name in export.WRITERS:
+    for name in formats.writers():
         check_same(formats.load(tmp_path / "second" / name), sae)

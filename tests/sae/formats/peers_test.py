@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from maira_jax.errors import UserError
 from sae import formats
 from sae.autoencoder import Sae
-from sae.formats import export
 from tests.helpers import peers
 from tests.helpers.sae import activations, random_sae
 
@@ -48,7 +47,7 @@ def check_same_features(ours: Sae, x: np.ndarray, features: torch.Tensor, recons
 def test_ae_pt_is_what_dictionary_learning_writes(tmp_path, sae):
     module = peers.dictionary_learning("trainers.matryoshka_batch_top_k")
     theirs = module.MatryoshkaBatchTopKSAE(D, F, 4, list(GROUPS)).state_dict()
-    export.WRITERS["dictionary_learning"](tmp_path, sae)
+    formats.writers()["dictionary_learning"].save(tmp_path, sae)
     ours = torch.load(tmp_path / "ae.pt", weights_only=True)
     assert set(ours) == set(theirs)
     for name, tensor in theirs.items():
@@ -68,7 +67,7 @@ def test_config_json_is_what_dictionary_learning_writes(tmp_path, sae):
         group_fractions=[size / F for size in GROUPS],
         device="cpu",
     )
-    export.WRITERS["dictionary_learning"](tmp_path, sae)
+    formats.writers()["dictionary_learning"].save(tmp_path, sae)
     config = json.loads((tmp_path / "config.json").read_text())
     assert set(config["trainer"]) == set(trainer.config) | {"norm_factor", "norm_folded"}
     same = ("trainer_class", "dict_class", "layer", "lm_name", "k", "group_sizes", "group_weights", "top_k_aux")
@@ -79,7 +78,7 @@ def test_config_json_is_what_dictionary_learning_writes(tmp_path, sae):
 
 
 def test_dictionary_learning_gives_the_same_features(tmp_path, sae, x):
-    export.WRITERS["dictionary_learning"](tmp_path, sae)
+    formats.writers()["dictionary_learning"].save(tmp_path, sae)
     dictionary, config = peers.dictionary_learning("utils").load_dictionary(str(tmp_path), "cpu")
     with torch.no_grad():
         reconstruction, features = dictionary(torch.from_numpy(x), output_features=True)
@@ -88,7 +87,7 @@ def test_dictionary_learning_gives_the_same_features(tmp_path, sae, x):
 
 def test_saebench_accepts_what_is_written(tmp_path, sae):
     """The conditions of its loader for this class, and of the check that it runs first."""
-    export.WRITERS["dictionary_learning"](tmp_path, sae)
+    formats.writers()["dictionary_learning"].save(tmp_path, sae)
     state = torch.load(tmp_path / "ae.pt", weights_only=True)
     trainer = json.loads((tmp_path / "config.json").read_text())["trainer"]
     assert trainer["trainer_class"] == "MatryoshkaBatchTopKTrainer"
@@ -177,7 +176,7 @@ def test_the_layout_of_maira_2_sae_is_read(tmp_path, x):
 def test_saelens_gives_the_same_features(tmp_path, sae, x, per_token):
     saes = peers.saelens()
     ours = random_sae(x, (F,), 4, -1.0, meta=META, per_token=True) if per_token else sae
-    export.WRITERS["saelens"](tmp_path, ours)
+    formats.writers()["saelens"].save(tmp_path, ours)
     theirs = saes.SAE.load_from_disk(str(tmp_path))
     assert theirs.cfg.architecture() == ("topk" if per_token else "jumprelu")
     assert theirs.cfg.metadata.hook_name == "blocks.3.hook_resid_post"
@@ -231,7 +230,7 @@ def test_what_saelens_saves_in_training_is_read(tmp_path, x):
     ],
 )
 def test_what_saelens_does_at_run_time_is_refused(tmp_path, sae, change, message):
-    export.WRITERS["saelens"](tmp_path, sae)
+    formats.writers()["saelens"].save(tmp_path, sae)
     config = json.loads((tmp_path / "cfg.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=message):
@@ -274,7 +273,7 @@ def test_files_of_gemma_scope_are_read(tmp_path, sae, x, version):
     np.testing.assert_allclose(found.encode(jnp.asarray(x)), f, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.decode(f), f @ arrays["W_dec"] + arrays["b_dec"], rtol=1e-4, atol=1e-4)
     # It goes on as a file of SAELens, and comes back.
-    export.WRITERS["saelens"](tmp_path / "saelens", found)
+    formats.writers()["saelens"].save(tmp_path / "saelens", found)
     again = formats.load(tmp_path / "saelens")
     np.testing.assert_array_equal(again.threshold, arrays["threshold"])
     assert set(load_file(tmp_path / "saelens" / "sae_weights.safetensors")) == {*sae.params, "threshold"}

@@ -1,6 +1,7 @@
-"""One safetensors file: the four arrays, and a JSON header under the metadata key `sae`.
+"""This toolkit's own format: `sae.safetensors`, the four arrays and a JSON header under the metadata key `sae`.
 
-An autoencoder whose normalisation is folded takes raw activations; one that is not takes them divided by `norm_factor`.
+An autoencoder whose normalisation is folded (`norm_folded`) takes raw activations; another one takes activations
+divided by `norm_factor`.
 """
 
 import json
@@ -13,13 +14,14 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.autoencoder import Sae
 from sae.formats import raw_units
+from sae.formats.registry import FORMATS, FormatWriter, SaeFormat
 
-FILE = "sae.safetensors"
+_FILE = "sae.safetensors"
 _HEADER, _FORMAT = "sae", "maira-jax-sae"
 
 
 def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
-    """Writes `sae.safetensors` into `directory`."""
+    """Writes `sae.safetensors` into `directory`; `fold_normalization`: for raw activations."""
     params, threshold, factor = raw_units.exported(sae, fold_normalization)
     header = {
         "format": _FORMAT,
@@ -34,7 +36,7 @@ def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
         params["threshold"] = threshold
     else:
         header["threshold"] = threshold
-    with files.atomic_path(Path(directory) / FILE) as temporary:
+    with files.atomic_path(Path(directory) / _FILE) as temporary:
         save_file(params, temporary, metadata={_HEADER: json.dumps(header, allow_nan=False)})
 
 
@@ -65,3 +67,18 @@ def load(path: Path) -> Sae:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} lacks or garbles {error}: copy the file again, or export it anew") from error
+
+
+FORMATS.register("safetensors")(
+    SaeFormat(
+        "maira-jax",
+        files=(_FILE,),
+        endings=(".safetensors",),
+        load=load,
+        writer=FormatWriter(
+            save,
+            library="maira-jax",
+            usage="from sae import formats\n\nsae = formats.load(FOLDER)\nfeatures = sae.encode(activations)",
+        ),
+    )
+)
