@@ -2,9 +2,7 @@
 
 import dataclasses
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
 from maira_jax.model.sites import Site
-from maira_jax.run import files
+from maira_jax.run import files, jsonl
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies, manifest
@@ -242,11 +240,12 @@ def _save_directions(directory: Path, steered: Sequence[Direction]) -> None:
 def _write(path: Path, sweep: Sweep) -> int:
     """Writes what is missing of the file and returns how many reports did not come to an end."""
     writer, rows = sweep.writer, sweep.writer.rows
-    unfinished, done = _resume(path, sweep)
-    studies = range(done, len(writer.prompts.studies))
+    left = _resume(path, sweep)
+    unfinished = sum(not line["finished"] for line in left)
+    studies = range(len(left) // len(rows), len(writer.prompts.studies))
     with (
         path.open("ab", buffering=0) as file,
-        progress(total=sweep.generations, initial=done * len(rows), unit="report", desc="steer") as bar,
+        progress(total=sweep.generations, initial=len(left), unit="report", desc="steer") as bar,
     ):
         together = sweep.settings.batch_studies
         parts = [studies[start : start + together] for start in range(0, len(studies), together)]
@@ -258,8 +257,7 @@ def _write(path: Path, sweep: Sweep) -> int:
                 known["original"] = reports[0].text
                 lines += [known | _line(row, report, sweep) for row, report in zip(rows, reports, strict=True)]
                 unfinished += sum(not report.finished for report in reports)
-            text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
-            files.append(file, text)
+            jsonl.append(file, lines, sort_keys=True)
     return unfinished
 
 
@@ -288,29 +286,13 @@ def _line(row: Row, report: Report, sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _resume(path: Path, sweep: Sweep) -> tuple[int, int]:
-    """What an earlier attempt left: how many of its reports are unfinished, and of how many studies they are.
-
-    Studies that are written together keep together, so that every row is computed in the same company as in an
-    uninterrupted run; what is after the last of them is cut off.
-    """
-    if not path.exists():
-        return 0, 0
+def _resume(path: Path, sweep: Sweep) -> list[dict[str, Any]]:
+    """The lines that an earlier attempt left, of whole groups of studies that are written together."""
     rows, studies, together = sweep.writer.rows, sweep.writer.prompts.studies, sweep.settings.batch_studies
-    whole = path.read_bytes().split(b"\n")[:-1]
-    done = len(whole) // len(rows)
-    done = done if done >= len(studies) else done // together * together
-    kept = whole[: done * len(rows)]
-    try:
-        lines: list[Mapping[str, Any]] = [json.loads(line) for line in kept]
-        same = len(whole) <= sweep.generations and all(
-            (line["study"], line["direction"], line["strength"])
-            == (studies[i // len(rows)].study_id, rows[i % len(rows)].direction.key, rows[i % len(rows)].strength)
-            for i, line in enumerate(lines)
-        )
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise UserError(f"{path} holds lines of another sweep: delete {path.parent} and steer again")
-    os.truncate(path, sum(len(line) + 1 for line in kept))
-    return sum(not line["finished"] for line in lines), done
+    expected = [
+        {"study": study.study_id, "direction": row.direction.key, "strength": row.strength}
+        for study in studies
+        for row in rows
+    ]
+    sizes = [len(studies[start : start + together]) * len(rows) for start in range(0, len(studies), together)]
+    return jsonl.resume(path, expected, sizes, "steer again")

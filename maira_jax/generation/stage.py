@@ -2,10 +2,8 @@
 
 import dataclasses
 import hashlib
-import json
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,11 +15,11 @@ from maira_jax.generation import grounding
 from maira_jax.generation.grounding import Box, GroundedReport, Phrase
 from maira_jax.generation.overlay import draw
 from maira_jax.generation.report_writer import GeneratedText, ReportWriter
-from maira_jax.inputs.batches import BatchPlan, GenerationRequest, reporting_request
+from maira_jax.inputs.batches import GenerationRequest, reporting_request
 from maira_jax.inputs.image import ImageConfig, to_grey, width_height
 from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
-from maira_jax.run import files
+from maira_jax.run import files, jsonl
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
@@ -136,10 +134,9 @@ def _generate(
         settings.max_new_tokens or _MAX_NEW_TOKENS[settings.task], settings.length_step,
         settings.temperature, settings.top_p, seed,
     )  # fmt: skip
-    lines = _write(directory / _UNFINISHED, settings, studies, requests, writer)
+    records = _write(directory / _UNFINISHED, settings, studies, requests, writer)
     with files.atomic_path(directory / RESULT) as path:
-        path.write_text("".join(lines), encoding="utf-8")
-    records = [json.loads(line) for line in lines]
+        path.write_text("".join(map(jsonl.line, records)), encoding="utf-8")
     counts = {
         "studies": len(records),
         "tokens": sum(record["tokens"] for record in records),
@@ -175,56 +172,28 @@ def _write(
     studies: Sequence[Study],
     requests: Sequence[GenerationRequest],
     writer: ReportWriter,
-) -> list[str]:
-    """The line of each study, in their order. `path` collects them batch by batch, for a killed run to go on from."""
+) -> list[dict[str, Any]]:
+    """The record of each study, in their order; `path` collects them by batches, for a killed run to resume from."""
     plans = writer.plan(requests)
     names = [study.study_id for study in studies]
     identities = [
         {"study_id": name, "prompt": hashlib.sha256(request.encoded.ids.tobytes()).hexdigest()[:16]}
         for name, request in zip(names, requests, strict=True)
     ]
-    lines = dict(_resume(path, plans, identities))
-    left = [batch for batch in plans if batch.rows[0] not in lines]
+    rows = [row for batch in plans for row in batch.rows]
+    expected, sizes = [identities[row] for row in rows], [len(batch.rows) for batch in plans]
+    records = dict(zip(rows, jsonl.resume(path, expected, sizes, "generate again"), strict=False))
+    missing = [batch for batch in plans if batch.rows[0] not in records]
     with (
         path.open("ab", buffering=0) as file,
-        progress(total=len(studies), initial=len(lines), unit="study", desc=FOLDERS[settings.task]) as bar,
+        progress(total=len(studies), initial=len(records), unit="study", desc=FOLDERS[settings.task]) as bar,
     ):
-        for written in writer.write(requests, names, left):
-            new = {row: _line(identities[row] | _record(studies[row], settings, text)) for row, text in written}
-            files.append(file, "".join(new.values()))
-            lines |= new
+        for written in writer.write(requests, names, missing):
+            new = {row: identities[row] | _record(studies[row], settings, text) for row, text in written}
+            jsonl.append(file, new.values())
+            records |= new
             bar.update(len(new))
-    return [lines[row] for row in range(len(studies))]
-
-
-def _resume(path: Path, plans: Sequence[BatchPlan], identities: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
-    """Row and line of what an earlier attempt left, by whole batches; what is after them is cut off the file.
-
-    Batches keep their bounds, so that every row is computed in the same company as in an uninterrupted run.
-    """
-    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    place = 0
-    for batch in plans:
-        lines = whole[place : place + len(batch.rows)]
-        if len(lines) < len(batch.rows):
-            break
-        place += len(lines)
-        for row, line in zip(batch.rows, lines, strict=True):
-            try:
-                same = identities[row].items() <= json.loads(line).items()
-            except (ValueError, AttributeError):
-                same = False
-            if not same:
-                raise UserError(
-                    f"{path} is damaged or of other studies than these: delete {path.parent} and generate again"
-                )
-            yield row, f"{line.decode()}\n"
-    if path.exists():
-        os.truncate(path, sum(len(line) + 1 for line in whole[:place]))
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return [records[row] for row in range(len(studies))]
 
 
 def _record(study: Study, settings: Settings, written: GeneratedText) -> dict[str, Any]:
@@ -263,7 +232,7 @@ def _save_images(directory: Path, studies: Sequence[Study]) -> None:
     """Draws the pictures that are missing."""
     for leftover in (directory / IMAGES).glob(".*.tmp"):  # of a run that was killed while it wrote
         files.remove(leftover)
-    records = [json.loads(line) for line in (directory / RESULT).read_bytes().splitlines()]
+    records = jsonl.read(directory / RESULT, "generate again")
     for number, (study, record) in enumerate(
         progress(zip(studies, records, strict=True), total=len(records), unit="image", desc="draw")
     ):

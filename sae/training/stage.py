@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.run import files
+from maira_jax.run import files, jsonl
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations import batches, live
@@ -266,7 +265,7 @@ class _Log:
 
     def held_out(self, step: int, measured: dict[str, Any], density: np.ndarray) -> None:
         """Writes what was measured after step `step` on held-out tokens."""
-        self._evaluations.write(json.dumps({"step": step} | measured) + "\n")
+        self._evaluations.write(jsonl.line({"step": step} | measured))
         self._evaluations.flush()
         self._board.held_out(step, measured, density)
 
@@ -281,7 +280,7 @@ class _Log:
             if not np.isfinite(loss):
                 raise UserError(f"the loss is not finite at step {self._step}: lower train.lr")
             line = {"step": self._step} | {name: value[i].tolist() for name, value in host.items()}
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(jsonl.line(line))
             self._step += 1
         self._board.train(self._step - 1, {name: value[-1] for name, value in host.items()})
         self._file.flush()
@@ -295,11 +294,6 @@ class _Log:
 
 def _reopened(path: Path, step: int) -> TextIO:
     """Opens a file of JSON lines for more of them, without those of `step` and later."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    try:
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete {path.parent} and train again") from error
-    with files.atomic_path(path) as temporary:
-        temporary.write_text("".join(kept))
+    found = jsonl.read(path, "train again", required=("step",))
+    jsonl.truncate(path, sum(record["step"] < step for record in found))
     return path.open("a")

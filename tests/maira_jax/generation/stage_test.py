@@ -152,12 +152,12 @@ def test_an_attempt_on_other_studies_is_not_continued(inputs, workdir, monkeypat
         patch.setattr(ReportWriter, "write", failing)
         stage.run(make_config(manifest), workdir)
     manifest.write_text(inputs[1].read_text().replace("Cough.", "Fever."))
-    with pytest.raises(UserError, match="of other studies"):
+    with pytest.raises(UserError, match="is damaged or of another run"):
         stage.run(make_config(manifest), workdir)
     manifest.write_text(inputs[1].read_text())
     unfinished = next((workdir / "reports").glob("*.jsonl"))
     unfinished.write_bytes(unfinished.read_bytes().replace(b"{", b"", 1))
-    with pytest.raises(UserError, match="is damaged or of other studies"):
+    with pytest.raises(UserError, match="is damaged or of another run"):
         stage.run(make_config(manifest), workdir)
 
 

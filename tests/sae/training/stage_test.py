@@ -121,7 +121,7 @@ def run_and(stop, workdir: Path) -> subprocess.Popen:
 def test_a_damaged_log_is_refused(tmp_path, line):
     log = tmp_path / "log.jsonl"
     log.write_text(f'{{"step": 0}}\n{line}\n')
-    with pytest.raises(UserError, match=r"log\.jsonl is damaged .*: delete"):
+    with pytest.raises(UserError, match=r"log\.jsonl, line 2, is damaged .*: delete"):
         stage._reopened(log, 2)
     assert log.read_text() == f'{{"step": 0}}\n{line}\n'
 
