@@ -129,6 +129,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """Hex digest of a file's content, or of the names and contents of all files in a folder.
+
+    Raises:
+      UserError: there is nothing at `path`.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: check the path")
+    if path.is_file():
+        return sha256(path)
+    inside = sorted(part for part in path.rglob("*") if part.is_file())
+    return digest({str(part.relative_to(path)): sha256(part) for part in inside})
+
+
 def digest(value: Any) -> str:
     """Hex digest of a JSON-like value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -164,7 +164,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             _names(harvest.table, opened, n), n, tokens, float(harvest.held_out_fraction), config.seed
         )
         layout = StoreLayout(n * tokens, d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
-        source = {"arrays": {str(path): _digest(path) for path in paths}}
+        source = {"arrays": {str(path): files.content_digest(path) for path in paths}}
         writer = StoreWriter(stage.dir, layout, _token_table(n, tokens), studies, source)
         read = functools.partial(_rows, opened, tokens)
         with progress(total=layout.n_tokens, unit="tok", desc="arrays") as bar:
@@ -184,14 +184,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         }
         stage.finish(counts)
         return counts
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, that of its files' digests by name."""
-    if path.is_file():
-        return files.sha256(path)
-    inside = sorted(part for part in path.rglob("*") if part.is_file())
-    return files.digest({str(part.relative_to(path)): files.sha256(part) for part in inside})
 
 
 def _rows(arrays: Sequence[Array], tokens: int, start: int, stop: int) -> np.ndarray:
