@@ -7,6 +7,7 @@ marks. The images are distributed apart and are not read.
 from pathlib import Path
 
 from maira_jax.errors import UserError
+from maira_jax.studies.readers.registry import READERS, FilesSection
 from maira_jax.studies.study import Study
 from maira_jax.studies.table import rows
 
@@ -34,6 +35,14 @@ _CONCEPTS = {
 _UNKNOWN = {"", "No Indexing", "Technical Quality of Image Unsatisfactory"}
 
 
+@READERS.register("iu_xray")
+class IuXraySection(FilesSection):
+    """The report table of the Indiana University collection; `path` is the folder that holds it."""
+
+    def load(self) -> list[Study]:
+        return read(self.folder, self.n)
+
+
 def read(folder: Path, n: int | None = None) -> list[Study]:
     """Reads the studies that have a findings section, in the order of the table.
 
@@ -42,7 +51,7 @@ def read(folder: Path, n: int | None = None) -> list[Study]:
 
     Args:
       folder: holds `indiana_reports.csv`.
-      n: read at most so many; None reads all.
+      n: at most this many studies are read; None: all.
 
     Raises:
       UserError: the table is missing or ill-formed, or has no findings.
@@ -64,7 +73,7 @@ def _study(row: dict[str, str]) -> Study:
     texts = {name: " ".join(row[name].split()) or None for name in ("image", "indication", "comparison", "findings")}
     return Study(
         study_id=f"iu-{row['uid']}",
-        patient_id=f"iu-{row['uid']}",  # the collection has one study a patient
+        patient_id=f"iu-{row['uid']}",  # the collection has one study per patient
         frontal=None,
         indication=texts["indication"],
         technique=texts["image"],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maira_jax.errors import UserError
+from maira_jax.studies.readers.registry import READERS, FilesSection
 from maira_jax.studies.study import FINDING_FIELDS, Finding, Study
 
 _REQUIRED = ("study_id", "patient_id")
@@ -22,6 +23,14 @@ _IMAGES = ("frontal", "lateral", "prior_frontal")
 _SECTIONS = ("indication", "technique", "comparison", "prior_report", "findings")
 _TEXTS = (*_SECTIONS, "phrase", "findings_origin")
 _FIELDS = tuple(field.name for field in fields(Study))
+
+
+@READERS.register("manifest")
+class ManifestSection(FilesSection):
+    """Your own studies; `path` is a JSON Lines file."""
+
+    def load(self) -> list[Study]:
+        return read(self.folder)[: self.n]
 
 
 def read(path: Path) -> list[Study]:
@@ -52,7 +61,7 @@ def read(path: Path) -> list[Study]:
         first_seen[study.study_id] = number
         studies.append(study)
     if not studies:
-        raise UserError(f"{path} lists no studies: write a JSON object a line, a study each")
+        raise UserError(f"{path} lists no studies: write one JSON object per line, one per study")
     return studies
 
 
@@ -60,16 +69,16 @@ def _study(line: str, folder: Path, where: str) -> Study:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}): write one object a line") from error
+        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}): write one object per line") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not read ({error}): write one object a line") from error
+        raise UserError(f"{where}: not read ({error}): write one object per line") from error
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise UserError(f"{where}: {half!r} is half a character, which no file can hold: replace it") from error
     if not isinstance(row, dict):
-        raise UserError(f"{where}: a {type(row).__name__}, not an object: write one object a line")
+        raise UserError(f"{where}: a {type(row).__name__}, not an object: write one object per line")
     unknown = [name for name in row if name not in _FIELDS]
     if unknown:
         raise UserError(f"{where}: unknown field {unknown[0]!r}: use only {', '.join(_FIELDS)}")
@@ -84,7 +93,7 @@ def _study(line: str, folder: Path, where: str) -> Study:
         if name in values:
             values[name] = folder / values[name]
             if not _is_file(values[name]):
-                raise UserError(f"{where}: {name} image {values[name]} does not exist: mend or remove it")
+                raise UserError(f"{where}: {name} image {values[name]} does not exist: correct or remove it")
     if "truth" in values:
         values["truth"] = _truth(values["truth"], where)
     labels = values.get("labels", {})
@@ -105,7 +114,7 @@ def _is_file(path: Path) -> bool:
 
 def _truth(value: Any, where: str) -> tuple[Finding, ...]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise UserError(f"{where}: truth is not a list of objects: write a finding an object")
+        raise UserError(f"{where}: truth is not a list of objects: write one object per finding")
     out = []
     for number, item in enumerate(value, start=1):
         unknown = [name for name in item if name not in FINDING_FIELDS]
@@ -115,5 +124,5 @@ def _truth(value: Any, where: str) -> tuple[Finding, ...]:
         try:
             out.append(Finding(**item))
         except ValueError as error:
-            raise UserError(f"{where}: truth finding {number}: {error}: mend the value") from error
+            raise UserError(f"{where}: truth finding {number}: {error}: correct the value") from error
     return tuple(out)

@@ -16,6 +16,8 @@ from pathlib import Path
 from absl import logging
 
 from maira_jax.errors import UserError
+from maira_jax.run.config import setting
+from maira_jax.studies.readers.registry import READERS, FilesSection
 from maira_jax.studies.sections import split_sections
 from maira_jax.studies.study import Study
 from maira_jax.studies.table import rows
@@ -41,8 +43,20 @@ _LABELS = {
 }
 
 
+@READERS.register("mimic_cxr")
+class MimicCxrSection(FilesSection):
+    """MIMIC-CXR; `path` is MIMIC-CXR-JPG's folder."""
+
+    reports: str | None = setting(None, "Folder that holds the reports' `files/`; None: `path`.")
+    split: str | None = setting(None, "Official split of the studies; None: all.", choices=lambda: SPLITS)
+
+    def load(self) -> list[Study]:
+        reports = Path(self.reports).expanduser() if self.reports else None
+        return read(self.folder, reports=reports, split=self.split, n=self.n)
+
+
 @dataclass
-class _Row:
+class _MimicStudy:
     """A study as the tables have it."""
 
     subject: str
@@ -72,14 +86,12 @@ def read(root: Path, *, reports: Path | None = None, split: str | None = None, n
       root: MIMIC-CXR-JPG's folder.
       reports: the folder that holds the reports' `files/`; None: `root`.
       split: one of `SPLITS`, or None for all.
-      n: read at most so many; None reads all.
+      n: at most this many studies are read; None: all.
 
     Raises:
-      UserError: a table is missing or ill-formed, `split` is unknown, or no study has a frontal image or none has
+      UserError: a table is missing or ill-formed, or no study has a frontal image or none has
         a report.
     """
-    if split not in (None, *SPLITS):
-        raise UserError(f"studies.split={split!r} is not a split of MIMIC-CXR: use {', '.join(SPLITS)} or None")
     by_subject = _metadata(root)
     wanted = _split(root, split) if split else None
     labels = _labels(root)
@@ -87,7 +99,7 @@ def read(root: Path, *, reports: Path | None = None, split: str | None = None, n
     out: list[Study] = []
     left_out = 0
     for subject in sorted(by_subject):
-        prior: _Row | None = None
+        prior: _MimicStudy | None = None
         for row in sorted(by_subject[subject], key=lambda row: row.taken):
             if len(out) == n:
                 break
@@ -110,7 +122,7 @@ def read(root: Path, *, reports: Path | None = None, split: str | None = None, n
     return out
 
 
-def _study(root: Path, reports: Path, row: _Row, prior: _Row | None, labels: dict[str, bool]) -> Study:
+def _study(root: Path, reports: Path, row: _MimicStudy, prior: _MimicStudy | None, labels: dict[str, bool]) -> Study:
     sections = _sections(reports, row)
     before = _sections(reports, prior) if prior else {}
     lateral = row.image(root, _LATERAL)
@@ -129,7 +141,7 @@ def _study(root: Path, reports: Path, row: _Row, prior: _Row | None, labels: dic
     )
 
 
-def _sections(reports: Path, row: _Row) -> dict[str, str]:
+def _sections(reports: Path, row: _MimicStudy) -> dict[str, str]:
     path = reports / row.folder.with_suffix(".txt")
     try:
         return split_sections(path.read_text(encoding="utf-8", errors="replace"))
@@ -144,19 +156,19 @@ def _table(root: Path, name: str) -> Path:
     return found[-1]  # the newest version
 
 
-def _metadata(root: Path) -> dict[str, list[_Row]]:
+def _metadata(root: Path) -> dict[str, list[_MimicStudy]]:
     """Subject -> studies, each with the first image (by DICOM id) of every view position."""
     path = _table(root, "metadata")
-    studies: dict[str, _Row] = {}
+    studies: dict[str, _MimicStudy] = {}
     images = rows(path, ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime"))
     for image in sorted(images, key=lambda image: image["dicom_id"]):
-        row = studies.setdefault(image["study_id"], _Row(image["subject_id"], image["study_id"]))
+        row = studies.setdefault(image["study_id"], _MimicStudy(image["subject_id"], image["study_id"]))
         try:
             row.taken = (image["StudyDate"], float(image["StudyTime"]))
         except ValueError as error:
             raise UserError(f"{path}: image {image['dicom_id']} has no StudyTime: restore the file") from error
         row.views.setdefault(image["ViewPosition"], image["dicom_id"])
-    by_subject: dict[str, list[_Row]] = defaultdict(list)
+    by_subject: dict[str, list[_MimicStudy]] = defaultdict(list)
     for row in studies.values():
         by_subject[row.subject].append(row)
     return by_subject

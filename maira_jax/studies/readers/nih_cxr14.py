@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maira_jax.errors import UserError
+from maira_jax.studies.readers.registry import READERS, FilesSection
 from maira_jax.studies.study import Study
 from maira_jax.studies.table import rows
 
@@ -45,13 +46,21 @@ _LUNGS = {
 }
 
 
+@READERS.register("nih_cxr14")
+class NihCxr14Section(FilesSection):
+    """NIH ChestX-ray14; `path` is the folder that holds `studies.csv` and `images/`."""
+
+    def load(self) -> list[Study]:
+        return read(self.folder, self.n)
+
+
 def read(folder: Path, n: int | None = None) -> list[Study]:
-    """Reads the studies of a folder, an image each.
+    """Reads the studies of a folder, one image per study.
 
     Args:
       folder: holds `studies.csv` (columns image_id, patient_id, view, labels separated by "|", and
         prior_image_id, the patient's newest earlier image or nothing) and `images/<image_id>.jpg`.
-      n: read at most so many; None reads all.
+      n: at most this many studies are read; None: all.
 
     Raises:
       UserError: the table is missing, empty or ill-formed, has an unknown label, or names an image that is not

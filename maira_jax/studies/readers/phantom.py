@@ -1,19 +1,45 @@
-"""The phantom: a small world of chest images and reports whose truth is known.
+"""Studies of the phantom: a small world of chest images and reports whose truth is known.
 
 `studies` yields whole studies (images, sections, truth, labels); `arrays` only the images and their
 levels, fast. Study i of a seed is always the same, so training and test sets are ranges of indices.
 """
 
 import random
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from maira_jax.errors import UserError
 from maira_jax.phantom.world.concepts import study_labels
 from maira_jax.phantom.world.latents import SLOTS, sample, truth
 from maira_jax.phantom.world.render import UNITS, draw
 from maira_jax.phantom.world.write import has_communication, write
+from maira_jax.run.config import setting
+from maira_jax.studies.readers.registry import READERS, StudiesSection
 from maira_jax.studies.study import Study
+
+
+@READERS.register("phantom")
+class PhantomSection(StudiesSection):
+    """The phantom: studies that are made when they are read."""
+
+    # Another world than the one that the shipped model was trained on.
+    seed: int = setting(1, "Seed of the phantom's world.")
+    start: int = setting(0, "Index of the first study.", ge=0)
+    size: int = setting(UNITS, "Side of the images in pixels.", ge=1)
+
+    def check(self) -> None:
+        if self.n is None:
+            raise UserError("studies.n is None, but the phantom has no end: say how many studies")
+
+    def load(self) -> list[Study]:
+        assert self.n is not None
+        return studies(self.start, self.start + self.n, seed=self.seed, size=self.size)
+
+    def stated(self) -> Mapping[str, Mapping[str, frozenset[str]]]:
+        small = self.model_copy(update={"size": 8})  # images are not looked at
+        return {study.study_id: study.stated for study in small.load()}
 
 
 class PhantomArrays(NamedTuple):
@@ -54,7 +80,7 @@ def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: boo
       start, stop: range of study indices.
       seed: the world's seed.
       size: side of the images in pixels.
-      varied: whether prose differs from study to study; if not, the same truth is always said in the same words.
+      varied: whether prose differs from study to study; if not, the same truth always gives the same words.
     """
     latents = sample(start, stop, seed)
     images, priors = draw(latents, size), draw(latents, size, prior=True)

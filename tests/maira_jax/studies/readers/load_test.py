@@ -7,9 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
-from maira_jax.studies.readers import load_studies, phantom
+from maira_jax.run.config import setting
+from maira_jax.studies.readers import READERS, StudiesSection, load_stated, load_studies, phantom
 from maira_jax.studies.splits import split_of
-from maira_jax.studies.study import Finding
+from maira_jax.studies.study import Finding, Study
 
 
 def test_phantom_by_section() -> None:
@@ -31,11 +32,16 @@ def test_manifest_by_section(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        ({"source": "padchest"}, "studies.source='padchest' is unknown"),
-        ({}, "studies.source=None is unknown"),
+        ({"source": "padchest"}, "studies.source is 'padchest': choose from"),
+        ({}, "studies.source is None: choose from"),
         ({"source": "phantom"}, "studies.n is None"),
-        ({"source": "phantom", "n": 0, "seed": 0}, "studies.n=0"),
+        ({"source": "phantom", "n": 0, "seed": 0}, "studies.n is 0, but must be at least 1"),
         ({"source": "manifest"}, "studies.path is empty"),
+        (
+            {"source": "manifest", "path": "x", "seed": 1},
+            "studies.seed is unknown: the fields of studies are source, n",
+        ),
+        ({"source": "mimic_cxr", "path": "x", "split": "val"}, "studies.split is 'val': choose from train, validate"),
         ({"source": "mimic_cxr", "path": "/nowhere"}, "mimic-cxr-*-metadata"),
     ],
 )
@@ -43,6 +49,30 @@ def test_says_which_field_is_wrong(section: dict[str, object], says: str) -> Non
     with pytest.raises(UserError) as error:
         load_studies(ConfigDict(section))
     assert says in str(error.value)
+
+
+def test_a_reader_is_one_file_and_one_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(READERS, "_entries", dict(READERS._entries))
+
+    @READERS.register("toy")
+    class ToySection(StudiesSection):
+        """Studies of a toy hospital."""
+
+        words: int = setting(3, "Words of each report.", ge=1)
+
+        def load(self) -> list[Study]:
+            return [Study(f"{i}", "p", None, findings="word " * self.words) for i in range(self.n or 4)]
+
+    assert len(load_studies({"source": "toy"})) == 4
+    assert load_studies({"source": "toy", "n": 1, "words": 2})[0].findings == "word word "
+    assert load_stated({"source": "toy"}) == {}
+    with pytest.raises(UserError, match="studies.words is 0, but must be at least 1"):
+        load_studies({"source": "toy", "words": 0})
+
+
+def test_what_the_phantoms_sentences_state() -> None:
+    section = {"source": "phantom", "n": 2, "seed": 4}
+    assert load_stated(section) == {study.study_id: study.stated for study in load_studies(section)}
 
 
 def test_nih_and_iu_are_never_one_study(shared_data: Path) -> None:
