@@ -124,10 +124,7 @@ def get_harvest() -> ml_collections.ConfigDict:
     harvest.token_filter = "method"  # tokens that are kept: method, findings, all or frontal (image)
     harvest.held_out_fraction = 0.15  # of the patients
     harvest.batch_size = 16  # studies in one pass of the model
-    harvest.lengths = 4  # padded lengths, each a program that is compiled
     harvest.dtype = "float32"  # of the store: float32 or bfloat16
-    harvest.shard_rows = 16384  # tokens in a file; a killed harvest loses at most one
-    harvest.chunk_rows = 128  # tokens that are read together
     harvest.arrays = ()  # your own activations instead, without a model: .npy, .safetensors, .zarr or .parquet files
     harvest.column = ""  # which tensor of a .safetensors file, or column of a .parquet file; empty: the only one
     harvest.table = ""  # .parquet or .csv with a row for each study of your arrays: study_id, patient_id, split, labels

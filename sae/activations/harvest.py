@@ -2,7 +2,7 @@
 
 Every study is tokenised first, so the number of rows and the place of each study in the store are known before the
 model runs. The unit of work is a shard: the studies that touch its rows, padded to a few lengths. What a shard holds
-depends on nothing but the plan, so a killed harvest goes on with the shards that are missing.
+depends on nothing but the plan, so a killed harvest resumes with the shards that are missing.
 """
 
 import dataclasses
@@ -35,24 +35,27 @@ from maira_jax.studies.readers import load_studies
 from maira_jax.studies.splits import split_of
 from maira_jax.studies.study import Study
 from sae.activations import imported
-from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
+from sae.activations.config import HarvestSection
+from sae.activations.store import StoreLayout, StoreWriter
 
-# Padded lengths are multiples of this.
+# Padded lengths, each compiled once: few programs, with little padding for reports of usual lengths.
+_N_LENGTHS = 4
+# Padded lengths are multiples of this number of tokens.
 _LENGTH_STEP = 8
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
 class HarvestPlan:
-    """Which tokens of which study go where.
+    """Which tokens of which study are stored in which rows.
 
     Attributes:
-      studies: in the order of the store.
-      requests: prompt, findings and images of each.
-      kept: for each, the positions of the tokens that are stored, ascending.
-      starts: first row of each study, and the number of rows. int64 [studies + 1]
-      lengths: the padded lengths, ascending.
-      n_images: for each padded length, how many images its studies have at most.
+      studies: the studies, in the order of the store.
+      requests: prompt, findings and images of each study.
+      kept: for each study, the positions of the tokens that are stored, ascending. int64 [kept] each
+      starts: first row of each study, and the number of all rows. int64 [studies + 1]
+      lengths: the padded lengths in tokens, ascending.
+      n_images: for each padded length, the maximum number of images of a study.
     """
 
     studies: Sequence[Study]
@@ -64,21 +67,27 @@ class HarvestPlan:
 
     @property
     def n_tokens(self) -> int:
-        """Rows of the store."""
+        """Number of rows of the store."""
         return int(self.starts[-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class HarvestBatch:
-    """Studies that go through the model together, for one shard. `size` is an index into the plan's lengths."""
+    """Studies that go through the model together.
+
+    Attributes:
+      shard: number of the shard that they are computed for.
+      studies: numbers of the studies in the plan.
+      bucket: index into the plan's padded lengths.
+    """
 
     shard: int
     studies: tuple[int, ...]
-    size: int
+    bucket: int
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Stores the activations of `config.studies` at `config.harvest.site`.
+    """Stores the activations of `config.studies` at `config.harvest.site`, or those in `config.harvest.arrays`.
 
     Prompt and findings go through the model together (teacher forced); the tokens that `config.harvest.token_filter`
     names are kept.
@@ -89,48 +98,49 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: a field is out of range, a study cannot be read, or the disk is full.
     """
-    harvest, workdir = config.harvest, Path(workdir)
+    harvest = HarvestSection.of(config)
     if harvest.arrays:
         return imported.run(config, workdir)
-    section = {"harvest": harvest.to_dict(), "studies": config.studies.to_dict(), "seed": config.seed}
-    with Stage(workdir, "activations", section, inputs=("model",)) as stage:
+    section = {"harvest": harvest.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
+    with Stage(Path(workdir), "activations", section, inputs=("model",), computing=harvest.computing()) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         harvester = Harvester.open(config, workdir)
         plan = harvester.plan
-        layout = StoreLayout(plan.n_tokens, harvester.d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
+        layout = StoreLayout.of(plan.n_tokens, harvester.d_model, harvest.dtype)
         writer = StoreWriter(stage.dir, layout, _token_table(plan), harvester.studies, harvester.source)
         _fill(writer, harvester)
-        splits = harvester.studies["split"].to_pylist()
-        counts = {
-            "studies": len(splits),
-            "studies_held_out": splits.count(HELD_OUT),
-            "tokens": plan.n_tokens,
-            "tokens_train": int(np.diff(plan.starts)[np.array(splits) == TRAIN].sum()),
-            "d_model": layout.d_model,
-        }
-        stage.finish(counts)
-        return counts
+        stage.finish(writer.counts())
+        return stage.manifest["counts"]
 
 
 class Harvester:
     """Runs the model over planned studies and gives the activations of their kept tokens.
 
+    Args:
+      config: the whole configuration, with its sections `harvest` and `studies`.
+      model_dir: the folder of the converted model.
+      params: the model's parameters.
+      model: the model's configuration.
+
     Attributes:
       plan: which tokens of which study are kept.
-      studies: see `STUDY_SCHEMA`.
+      studies: the study table; see `STUDY_SCHEMA`.
       source: where the activations come from, as plain values.
-      d_model: their width.
+      d_model: width of the activations.
+
+    Raises:
+      UserError: a field is out of range, or a study cannot be read.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, model_dir: Path, params: Params, model: Maira2Config):
-        harvest = config.harvest
+        harvest = HarvestSection.of(config)
         site = _language_site(harvest.site, model)
         self._tokenizer, self._images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
         self._batch_size = harvest.batch_size
         self._forward = functools.partial(_forward, params, model, site, harvest.dtype)
         self.plan = make_plan(load_studies(config.studies), self._tokenizer, harvest)
-        self.studies = _study_table(self.plan, float(harvest.held_out_fraction), int(config.seed))
+        self.studies = _study_table(self.plan, harvest.held_out_fraction, config.seed)
         self.d_model = model.text.hidden_size
         self.source = {
             "checkpoint": files.read_json(model_dir / "manifest.json")["section"]["checkpoint"],
@@ -140,7 +150,7 @@ class Harvester:
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: Path) -> Self:
-        """For the model in `workdir/model` and `config.studies`.
+        """A harvester of `config.studies` with the model in `workdir/model`.
 
         Raises:
           UserError: a field is out of range, or a study cannot be read.
@@ -149,7 +159,7 @@ class Harvester:
         return cls(config, model_dir, *model_store.load(model_dir))
 
     def batches(self, studies: Sequence[int], shard: int = 0) -> list[HarvestBatch]:
-        """The given studies in batches, the longest first."""
+        """Groups the studies of these numbers into batches for a shard, the longest study first."""
         plan = self.plan
         chosen = sorted((i for i in studies if len(plan.kept[i])), key=lambda i: (-len(plan.requests[i].encoded), i))
         parts = [tuple(chosen[at : at + self._batch_size]) for at in range(0, len(chosen), self._batch_size)]
@@ -159,8 +169,10 @@ class Harvester:
         ]
 
     def read(self, batches: list[HarvestBatch]) -> Iterator[tuple[HarvestBatch, list[np.ndarray]]]:
-        """Each batch with the activations of its studies' kept tokens, [kept, d_model] each, in the store's dtype."""
-        source = grain.MapDataset.source(_Inputs(self.plan, batches, self._tokenizer, self._images, self._batch_size))
+        """Yields each batch with the activations of its studies' kept tokens, [kept, d_model] each, as stored."""
+        source = grain.MapDataset.source(
+            _HarvestInputs(self.plan, batches, self._tokenizer, self._images, self._batch_size)
+        )
         inputs = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         for batch, activations in _one_behind(inputs, self._forward):
             # Rows are padded on the left.
@@ -173,21 +185,16 @@ class Harvester:
 def _language_site(name: str, model: Maira2Config) -> Site:
     site = Site.parse(name, model)
     if site.tower != "language":
-        raise UserError(f"harvest.site {name!r} has no activation for each token: choose a language site")
+        raise UserError(f"harvest.site {name!r} has no activation per token: choose a language site")
     return site
 
 
-def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: ml_collections.ConfigDict) -> HarvestPlan:
+def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: HarvestSection) -> HarvestPlan:
     """Tokenises all studies and decides what is stored where.
 
     Raises:
-      UserError: no token is kept, or a field is out of range.
+      UserError: a study has no prompt, or no token is kept.
     """
-    for name in ("batch_size", "lengths"):
-        if harvest[name] < 1:
-            raise UserError(f"harvest.{name} is {harvest[name]}, but must be positive: change it")
-    if not 0 <= harvest.held_out_fraction < 1:
-        raise UserError(f"harvest.held_out_fraction is {harvest.held_out_fraction}, but must be in [0, 1): change it")
     requests = [
         reporting_request(study, tokenizer, findings=study.findings)
         for study in progress(studies, total=len(studies), unit="study", desc="tokenize")
@@ -198,18 +205,18 @@ def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: ml_collec
         raise UserError(
             f"no token is kept by harvest.token_filter {harvest.token_filter!r}: choose another filter or other studies"
         )
-    sizes = np.array([len(request.encoded) for request in requests])
-    images = np.array([len(request.images) for request in requests])
-    lengths = _padded_lengths(sizes, harvest.lengths)
-    bucket = np.searchsorted(lengths, sizes)
+    sizes = np.array([len(request.encoded) for request in requests])  # [studies]
+    images = np.array([len(request.images) for request in requests])  # [studies]
+    lengths = _padded_lengths(sizes)
+    bucket = np.searchsorted(lengths, sizes)  # [studies]
     n_images = tuple(int(max(images[bucket <= i], default=0)) for i in range(len(lengths)))
     return HarvestPlan(studies, requests, kept, starts, lengths, n_images)
 
 
-def _padded_lengths(sizes: np.ndarray, n: int) -> tuple[int, ...]:
-    """At most `n` lengths that hold equally many of the studies each, rounded up."""
-    longest = np.quantile(sizes, np.arange(1, n + 1) / n, method="higher")
-    return tuple(sorted({-(-int(size) // _LENGTH_STEP) * _LENGTH_STEP for size in longest}))
+def _padded_lengths(sizes: np.ndarray) -> tuple[int, ...]:
+    """At most `_N_LENGTHS` lengths, ascending; about the same number of studies is padded to each."""
+    quantiles = np.quantile(sizes, np.arange(1, _N_LENGTHS + 1) / _N_LENGTHS, method="higher")
+    return tuple(sorted({-(-int(size) // _LENGTH_STEP) * _LENGTH_STEP for size in quantiles}))
 
 
 def _token_table(plan: HarvestPlan) -> pa.Table:
@@ -238,12 +245,12 @@ def _study_table(plan: HarvestPlan, held_out: float, seed: int) -> pa.Table:
 
 
 def touching(plan: HarvestPlan, rows: tuple[int, int]) -> range:
-    """The studies with rows in a range."""
+    """Numbers of the studies that have rows in the range from `rows[0]` to `rows[1]`."""
     first = int(np.searchsorted(plan.starts, rows[0], side="right")) - 1
     return range(first, int(np.searchsorted(plan.starts, rows[1], side="left")))
 
 
-class _Inputs:
+class _HarvestInputs:
     """What the model is given for each batch; a grain source, so that images are read ahead by threads."""
 
     def __init__(
@@ -258,7 +265,7 @@ class _Inputs:
     def __getitem__(self, index: int) -> tuple[HarvestBatch, InputBatch]:
         batch, plan = self._batches[index], self._plan
         requests = [plan.requests[i] for i in fill_up(batch.studies, self._batch_size)]
-        length, n_images = plan.lengths[batch.size], plan.n_images[batch.size]
+        length, n_images = plan.lengths[batch.bucket], plan.n_images[batch.bucket]
         return batch, assemble(requests, self._tokenizer, self._images, length, n_images)
 
 
@@ -266,9 +273,9 @@ class _Inputs:
 def _forward(
     params: Params, model: Maira2Config, site: Site, dtype: str, tokens: jax.Array, mask: jax.Array, pixels: Any
 ) -> jax.Array:
-    """Activations of a padded batch, [B, T, d_model] in the store's dtype."""
+    """Activations of a padded batch (see `InputBatch`), [B, T, d_model] in the store's dtype."""
     output = maira2.forward(params, model, tokens, mask, pixels, read=(site,), logits=False)
-    return output.sites[site.name].astype(_DTYPES[dtype])
+    return output.sites[site.name].astype(_DTYPES[dtype])  # [B, T, d_model]
 
 
 def _fill(writer: StoreWriter, harvester: Harvester) -> None:
@@ -276,8 +283,8 @@ def _fill(writer: StoreWriter, harvester: Harvester) -> None:
     layout, plan = writer.layout, harvester.plan
     missing = writer.missing()
     batches = [batch for shard in missing for batch in harvester.batches(touching(plan, layout.rows(shard)), shard)]
-    left = sum(stop - start for start, stop in map(layout.rows, missing))
-    with progress(total=layout.n_tokens, initial=layout.n_tokens - left, unit="tok", desc="harvest") as bar:
+    to_do = sum(stop - start for start, stop in map(layout.rows, missing))
+    with progress(total=layout.n_tokens, initial=layout.n_tokens - to_do, unit="tok", desc="harvest") as bar:
         values, current = np.empty(0), None
         for batch, activations in harvester.read(batches):
             if batch.shard != current:
@@ -292,7 +299,7 @@ def _fill(writer: StoreWriter, harvester: Harvester) -> None:
 
 
 def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[HarvestBatch, np.ndarray]]:
-    """Yields each batch's activations on the host while the device computes the next batch."""
+    """Yields each batch with its activations [B, T, d_model] on the host, while the device computes the next batch."""
     previous = None
     for batch, (tokens, mask, _, pixels) in inputs:
         following = (batch, read(tokens, mask, pixels))
@@ -306,7 +313,7 @@ def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[H
 def _place(
     values: np.ndarray, rows: tuple[int, int], plan: HarvestPlan, batch: HarvestBatch, activations: Sequence[np.ndarray]
 ) -> int:
-    """Copies the activations of a batch's studies to their rows of the shard; returns how many."""
+    """Copies the activations of a batch's studies to their rows of the shard; returns the number of rows."""
     copied = 0
     for i, kept in zip(batch.studies, activations, strict=True):
         start = int(plan.starts[i])

@@ -1,15 +1,14 @@
-"""The harvest stage for users' own activations: arrays in files, copied into the activation store.
+"""The harvest stage for the user's own activations: arrays in files, copied into the activation store.
 
-    .npy                      an array of numpy's, read through a memory map
+    .npy                      a NumPy array, read through a memory map
     .safetensors              one of its tensors
-    .zarr                     a folder of zarr, version 2 or 3
+    .zarr                     a zarr array, version 2 or 3
     .parquet                  a column of lists of numbers
 
-An array is [studies, d_model], a row a study (an image's embedding, say), or [studies, tokens, d_model]. Several files
-are one array after the other. A table beside them may name each study; a .parquet file's own columns do so, too.
+An array is [studies, d_model], one row per study (an image's embedding, say), or [studies, tokens, d_model]. The arrays
+of several files are concatenated. A table may name the studies; other columns of a .parquet file do so, too.
 """
 
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,20 +28,21 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.splits import split_of
+from sae.activations.config import HarvestSection
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
 
 _NAMES = ("study_id", "patient_id", "split")
-# Of activations that are not a language model's.
+# Token id and kind of activations that are not those of a language model.
 _NO_TOKEN = -1
 
 
-class Array(NamedTuple):
-    """An array in a file.
+class ArrayFile(NamedTuple):
+    """An array in an opened file.
 
     Attributes:
       shape: [studies, d_model] or [studies, tokens, d_model].
-      read: studies `start` to `stop`, in the file's type.
-      table: the file's other columns, a row a study, if it has any.
+      read: `read(start, stop)` gives studies `start` to `stop` in the file's dtype.
+      table: the file's other columns, one row per study; None if it has none.
     """
 
     shape: tuple[int, ...]
@@ -50,26 +50,26 @@ class Array(NamedTuple):
     table: pa.Table | None = None
 
 
-def _open_npy(path: Path, column: str) -> Array:
+def _open_npy(path: Path, column: str) -> ArrayFile:
     values = np.load(path, mmap_mode="r", allow_pickle=False)
-    return Array(values.shape, lambda start, stop: values[start:stop])
+    return ArrayFile(values.shape, lambda start, stop: values[start:stop])
 
 
-def _open_safetensors(path: Path, column: str) -> Array:
+def _open_safetensors(path: Path, column: str) -> ArrayFile:
     file = safe_open(path, framework="numpy")
     name = _only(path, list(file.keys()), column, "tensor")
     values = file.get_slice(name)
-    return Array(tuple(values.get_shape()), lambda start, stop: values[start:stop])
+    return ArrayFile(tuple(values.get_shape()), lambda start, stop: values[start:stop])
 
 
-def _open_zarr(path: Path, column: str) -> Array:
+def _open_zarr(path: Path, column: str) -> ArrayFile:
     driver = "zarr3" if (path / "zarr.json").is_file() else "zarr"
     spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path.absolute())}}
     values = ts.open(spec, open=True, read=True).result()
-    return Array(tuple(values.shape), lambda start, stop: values[start:stop].read().result())
+    return ArrayFile(tuple(values.shape), lambda start, stop: values[start:stop].read().result())
 
 
-def _open_parquet(path: Path, column: str) -> Array:
+def _open_parquet(path: Path, column: str) -> ArrayFile:
     file = pq.ParquetFile(path)
     schema = file.schema_arrow
     lists = [field.name for field in schema if hasattr(field.type, "value_type")]
@@ -89,13 +89,14 @@ def _open_parquet(path: Path, column: str) -> Array:
 
     rows = int(ends[-1]) if len(ends) else 0
     width = read(0, 1).shape[1] if rows else 0
-    return Array((rows, width), read, file.read(columns=others) if others else None)
+    return ArrayFile((rows, width), read, file.read(columns=others) if others else None)
 
 
 _OPENERS = {".npy": _open_npy, ".safetensors": _open_safetensors, ".zarr": _open_zarr, ".parquet": _open_parquet}
 
 
 def _only(path: Path, names: Sequence[str], wanted: str, what: str) -> str:
+    """The wanted name among those that a file has, or the only one."""
     if wanted in names:
         return wanted
     if wanted or len(names) != 1:
@@ -106,12 +107,12 @@ def _only(path: Path, names: Sequence[str], wanted: str, what: str) -> str:
     return names[0]
 
 
-def open_array(path: Path, column: str = "") -> Array:
+def open_array(path: Path, column: str = "") -> ArrayFile:
     """Opens a file of activations.
 
     Args:
-      path: by its ending, one of the kinds above.
-      column: which tensor or column; empty for the only one.
+      path: the file, whose ending says of which kind it is.
+      column: name of the tensor or column; empty for the only one.
 
     Raises:
       UserError: the file cannot be read, or holds no array of two or three dimensions of floating-point numbers.
@@ -132,7 +133,7 @@ def open_array(path: Path, column: str = "") -> Array:
     except Exception as error:  # every library has its own classes for a damaged file
         raise UserError(f"{path} cannot be read ({first_line(error)}): restore the file") from error
     if not np.issubdtype(kind, np.floating) and kind.name != "bfloat16":
-        raise UserError(f"{path} holds values of type {kind}: give floating-point numbers")
+        raise UserError(f"{path} holds values of dtype {kind}: give floating-point numbers")
     return found
 
 
@@ -145,56 +146,56 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: a field is out of range, a file cannot be read, or the disk is full.
     """
-    harvest, workdir = config.harvest, Path(workdir)
-    own = ("arrays", "column", "table", "held_out_fraction", "dtype", "shard_rows", "chunk_rows")
-    section = {"harvest": {name: harvest[name] for name in own}, "seed": config.seed}
-    if not 0 <= harvest.held_out_fraction < 1:
-        raise UserError(f"harvest.held_out_fraction is {harvest.held_out_fraction}, but must be in [0, 1): change it")
-    with Stage(workdir, "activations", section) as stage:
+    harvest = HarvestSection.of(config)
+    fields = {name: getattr(harvest, name) for name in ("arrays", "column", "table", "held_out_fraction", "dtype")}
+    with Stage(Path(workdir), "activations", {"harvest": fields, "seed": config.seed}) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         paths = [Path(path).expanduser() for path in harvest.arrays]
-        opened = [open_array(path, harvest.column) for path in paths]
-        for path, array in zip(paths, opened, strict=True):
-            if array.shape[1:] != opened[0].shape[1:]:
-                raise UserError(f"{path} has shape {array.shape}, but {paths[0]} has {opened[0].shape}: leave one out")
-        n, per_study, d_model = sum(array.shape[0] for array in opened), opened[0].shape[1:-1], opened[0].shape[-1]
-        tokens = int(np.prod(per_study, dtype=np.int64))
-        studies = _study_table(
-            _names(harvest.table, opened, n), n, tokens, float(harvest.held_out_fraction), config.seed
-        )
-        layout = StoreLayout(n * tokens, d_model, harvest.dtype, harvest.shard_rows, harvest.chunk_rows)
+        arrays = _open_arrays(paths, harvest.column)
+        n, d_model = sum(array.shape[0] for array in arrays), arrays[0].shape[-1]
+        tokens = int(np.prod(arrays[0].shape[1:-1], dtype=np.int64))  # per study
+        studies = _study_table(_names(harvest.table, arrays, n), n, tokens, harvest.held_out_fraction, config.seed)
+        layout = StoreLayout.of(n * tokens, d_model, harvest.dtype)
         source = {"arrays": {str(path): files.content_digest(path) for path in paths}}
         writer = StoreWriter(stage.dir, layout, _token_table(n, tokens), studies, source)
-        read = functools.partial(_rows, opened, tokens)
         with progress(total=layout.n_tokens, unit="tok", desc="arrays") as bar:
             missing = set(writer.missing())
             for shard in range(layout.n_shards):
                 start, stop = layout.rows(shard)
                 if shard in missing:
-                    writer.write(shard, read(start, stop))
+                    writer.write(shard, _rows(arrays, tokens, start, stop))
                 bar.update(stop - start)
-        splits = studies["split"].to_pylist()
-        counts = {
-            "studies": n,
-            "studies_held_out": splits.count(HELD_OUT),
-            "tokens": layout.n_tokens,
-            "tokens_train": splits.count(TRAIN) * tokens,
-            "d_model": d_model,
-        }
-        stage.finish(counts)
-        return counts
+        stage.finish(writer.counts())
+        return stage.manifest["counts"]
 
 
-def _rows(arrays: Sequence[Array], tokens: int, start: int, stop: int) -> np.ndarray:
-    """Rows `start` to `stop` of all arrays in a row, `tokens` rows a study. [stop - start, d_model]"""
+def _open_arrays(paths: Sequence[Path], column: str) -> list[ArrayFile]:
+    """Opens all files; refuses arrays of different shapes."""
+    arrays = [open_array(path, column) for path in paths]
+    for path, array in zip(paths, arrays, strict=True):
+        if array.shape[1:] != arrays[0].shape[1:]:
+            raise UserError(f"{path} has shape {array.shape}, but {paths[0]} has {arrays[0].shape}: leave one out")
+    return arrays
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of the digests of all files in a folder."""
+    if path.is_file():
+        return files.sha256(path)
+    inside = sorted(part for part in path.rglob("*") if part.is_file())
+    return files.digest({str(part.relative_to(path)): files.sha256(part) for part in inside})
+
+
+def _rows(arrays: Sequence[ArrayFile], tokens: int, start: int, stop: int) -> np.ndarray:
+    """Rows `start` to `stop` of the concatenated arrays, with `tokens` rows per study. [stop - start, d_model]"""
     first, last = start // tokens, -(-stop // tokens)  # studies
     parts, offset = [], 0
     for array in arrays:
         low, high = max(first - offset, 0), min(last - offset, array.shape[0])
         if low < high:
             part = np.asarray(array.read(low, high))
-            parts.append(part.reshape(-1, part.shape[-1]))
+            parts.append(part.reshape(-1, part.shape[-1]))  # [studies * tokens, d_model]
         offset += array.shape[0]
     return np.concatenate(parts)[start - first * tokens :][: stop - start]
 
@@ -210,8 +211,8 @@ def _token_table(n: int, tokens: int) -> pa.Table:
     )
 
 
-def _names(table: str, arrays: Sequence[Array], n: int) -> pa.Table | None:
-    """The table that names the studies: the user's, or what the arrays' own files say."""
+def _names(table: str, arrays: Sequence[ArrayFile], n: int) -> pa.Table | None:
+    """The table that names the studies: the user's, or the other columns of the arrays' own files."""
     if not table:
         own = [array.table for array in arrays if array.table is not None]
         return pa.concat_tables(own, promote_options="default") if len(own) == len(arrays) else None
@@ -221,12 +222,12 @@ def _names(table: str, arrays: Sequence[Array], n: int) -> pa.Table | None:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): check harvest.table") from error
     if read.num_rows != n:
-        raise UserError(f"{path} has {read.num_rows} rows for {n} studies: give a row for each, in the arrays' order")
+        raise UserError(f"{path} has {read.num_rows} rows for {n} studies: give one per study, in the arrays' order")
     return read
 
 
 def _study_table(names: pa.Table | None, n: int, tokens: int, held_out: float, seed: int) -> pa.Table:
-    """Studies by their names in the table; a column of truth values or of 0 and 1 is a label (else: not known)."""
+    """The study table (see `STUDY_SCHEMA`), with the names, splits and labels that the table `names` holds."""
     columns = {} if names is None else {name: names[name] for name in names.column_names}
 
     def text(name: str, default: Sequence[str]) -> list[str]:
@@ -252,14 +253,14 @@ def _study_table(names: pa.Table | None, n: int, tokens: int, held_out: float, s
 
 
 def _labels(columns: Mapping[str, pa.ChunkedArray], n: int) -> list[dict[str, bool]]:
-    """{label: truth} of each study; a value that is neither 0 nor 1 is not known, and a column of others no label."""
+    """The labels of each study: columns of truth values, or of 0 and 1, where -1 and missing values are unknown."""
     rows: list[dict[str, bool]] = [{} for _ in range(n)]
     for name, values in columns.items():
         kind = values.type
         if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             continue
         known = [None if value != value else value for value in pc.cast(values, pa.float64()).to_pylist()]
-        # CheXpert's labelers write -1 for what is uncertain.
+        # CheXpert's labellers write -1 for uncertain findings.
         if set(known) - {0.0, 1.0, -1.0, None} or not set(known) & {0.0, 1.0}:
             continue
         for row, value in zip(rows, known, strict=True):

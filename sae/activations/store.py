@@ -1,19 +1,19 @@
-"""The activation store: one row a token, and for every row the word and the study it comes from.
+"""The activation store: one row per token, and for every row the word and the study it comes from.
 
     values.zarr/      zarr3 [tokens, d_model], sharded; bfloat16 or float32
-    tokens.parquet    a row a token: study (row of studies.parquet), position, token_id, kind
-    studies.parquet   a row a study: study_id, patient_id, split, labels (JSON of {concept: bool}), start, stop
-    shards/<n>.json   one a finished shard
+    tokens.parquet    one row per token: study (row of studies.parquet), position, token_id, kind
+    studies.parquet   one row per study: study_id, patient_id, split, labels (JSON of {concept: bool}), start, stop
+    shards/<n>.json   one file per finished shard
     store.json        shape, dtype, shard and chunk rows, and where the activations come from
 
 The rows of a study are contiguous and in order. A shard is written in one transaction by one owner and then marked as
-finished, so a killed harvest loses at most the shards it was writing.
+finished, so a killed harvest loses at most the shards that it was writing.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,10 @@ from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 
 TRAIN, HELD_OUT = "train", "held_out"
-DTYPES = ("bfloat16", "float32")
+# Rows of a shard, the unit of writing: a killed harvest loses at most one; 64 MiB for 1024 float32 columns.
+SHARD_ROWS = 16384
+# Rows of a chunk, the unit of reading: about one study's tokens, so that reading a study reads little else.
+CHUNK_ROWS = 128
 TOKEN_SCHEMA = pa.schema(
     [("study", pa.int32()), ("position", pa.int32()), ("token_id", pa.int32()), ("kind", pa.int8())]
 )
@@ -89,11 +92,14 @@ class StoreLayout:
     """Shape and storage of a store.
 
     Attributes:
-      n_tokens: rows.
-      d_model: columns.
+      n_tokens: number of rows.
+      d_model: number of columns.
       dtype: "bfloat16" or "float32".
       shard_rows: rows of a shard, the unit of writing; a multiple of `chunk_rows`.
       chunk_rows: rows of a chunk, the unit of reading.
+
+    Raises:
+      ValueError: the dtype is another one, or shards do not consist of whole chunks.
     """
 
     n_tokens: int
@@ -103,17 +109,19 @@ class StoreLayout:
     chunk_rows: int
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UserError(f"harvest.dtype {self.dtype!r} is not stored: choose one of {', '.join(DTYPES)}")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"activations are not stored as {self.dtype}")
         if self.chunk_rows < 1 or self.shard_rows < 1 or self.shard_rows % self.chunk_rows:
-            raise UserError(
-                f"harvest.shard_rows ({self.shard_rows}) must be a multiple of harvest.chunk_rows "
-                f"({self.chunk_rows}): change one of them"
-            )
+            raise ValueError(f"{self.shard_rows} rows of a shard are not a multiple of {self.chunk_rows} of a chunk")
+
+    @classmethod
+    def of(cls, n_tokens: int, d_model: int, dtype: str) -> Self:
+        """The layout of a new store."""
+        return cls(n_tokens, d_model, dtype, SHARD_ROWS, CHUNK_ROWS)
 
     @property
     def n_shards(self) -> int:
-        """How many shards hold all rows; the last one may be short."""
+        """Number of shards that hold all rows; the last one may be short."""
         return -(-self.n_tokens // self.shard_rows)
 
     def rows(self, shard: int) -> tuple[int, int]:
@@ -154,23 +162,24 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool) -> ts.Tenso
 
 
 class StoreWriter:
-    """Writes a store shard by shard, in any order, from as many attempts as it takes.
+    """Writes a store shard by shard, in any order, and resumes one that was left unfinished.
 
     Args:
-      directory: the store's folder; a store of the same layout there is resumed.
-      layout: shape and storage.
-      tokens: see `TOKEN_SCHEMA`; `layout.n_tokens` rows.
-      studies: see `STUDY_SCHEMA`.
+      directory: the store's folder.
+      layout: shape and storage of the store.
+      tokens: the token table with `layout.n_tokens` rows; see `TOKEN_SCHEMA`.
+      studies: the study table; see `STUDY_SCHEMA`.
       source: where the activations come from (site, token filter, model), as plain values.
 
     Raises:
-      UserError: the layout is invalid, or the folder holds a store of another layout.
+      UserError: the folder holds another store.
+      ValueError: the token table does not fit the layout.
     """
 
     def __init__(
         self, directory: Path, layout: StoreLayout, tokens: pa.Table, studies: pa.Table, source: Mapping[str, Any]
     ):
-        self.directory, self.layout = Path(directory), layout
+        self.directory, self.layout, self.studies = Path(directory), layout, studies
         if tokens.num_rows != layout.n_tokens:
             raise ValueError(f"{tokens.num_rows} rows in the token table of a store of {layout.n_tokens}")
         self._header = {"layout": dataclasses.asdict(layout), "source": dict(source)}
@@ -194,11 +203,23 @@ class StoreWriter:
         """Shards that are not finished."""
         return [shard for shard in range(self.layout.n_shards) if not self._mark(shard).is_file()]
 
+    def counts(self) -> dict[str, int]:
+        """What the manifest of a finished harvest counts."""
+        splits = self.studies["split"].to_pylist()
+        return {
+            "studies": len(splits),
+            "studies_held_out": splits.count(HELD_OUT),
+            "tokens": self.layout.n_tokens,
+            "tokens_train": len(rows_of(self.studies, TRAIN)),
+            "d_model": self.layout.d_model,
+        }
+
     def write(self, shard: int, values: np.ndarray) -> None:
         """Writes all rows of a shard, `values [rows, d_model]`, and marks it as finished.
 
         Raises:
           UserError: the values are not finite, or the disk is full.
+          ValueError: the values have another shape than the shard.
         """
         start, stop = self.layout.rows(shard)
         if values.shape != (stop - start, self.layout.d_model):
@@ -206,7 +227,7 @@ class StoreWriter:
         if not np.isfinite(values.astype(np.float32)).all():
             raise UserError(
                 f"rows {start} to {stop} of the activations are not finite: set model.dtype to float32, or "
-                "mend your arrays"
+                "fix your arrays"
             )
         try:
             with ts.Transaction() as transaction:
@@ -220,13 +241,13 @@ class StoreWriter:
 
 @dataclasses.dataclass(frozen=True)
 class ActivationStore:
-    """A finished store, for reading.
+    """A finished store, for reading; `ActivationRows`.
 
     Attributes:
-      directory: its folder.
-      layout: shape and storage.
-      source: where the activations come from.
-      buffer_rows: see `LiveActivations`; here the rows of a group are shuffled, which come from all over the store.
+      directory: the store's folder.
+      layout: shape and storage of the store.
+      source: where the activations come from, as plain values.
+      buffer_rows: see `ActivationRows`; 0 by default, since the rows of a group already come from all over the store.
     """
 
     directory: Path
@@ -246,7 +267,7 @@ class ActivationStore:
         header = files.read_object(directory / _HEADER)
         try:
             layout = StoreLayout(**header["layout"])
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"{directory / _HEADER} is not an activation store's header: harvest again") from error
         finished = len(list((directory / "shards").glob("*.json")))
         if finished < layout.n_shards:
@@ -257,22 +278,22 @@ class ActivationStore:
 
     @property
     def n_tokens(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.layout.n_tokens
 
     @property
     def d_model(self) -> int:
-        """Columns."""
+        """Number of columns."""
         return self.layout.d_model
 
     @property
     def dtype(self) -> str:
-        """How values are stored: "bfloat16" or "float32"."""
+        """Dtype of the stored values: "bfloat16" or "float32"."""
         return self.layout.dtype
 
     @property
     def tokens(self) -> pa.Table:
-        """The token table, a row a token; see `TOKEN_SCHEMA`."""
+        """The token table, one row per token; see `TOKEN_SCHEMA`."""
         return self._table("tokens")
 
     @property
@@ -288,11 +309,11 @@ class ActivationStore:
             raise UserError(f"{path} cannot be read ({first_line(error)}): harvest again") from error
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` as float32 [stop - start, d_model]."""
+        """Rows `start` to `stop`, float32 [stop - start, d_model]."""
         return self.read_ranges([(start, stop)])[0].astype(np.float32)
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Several row ranges at once, as stored (bfloat16 or float32)."""
+        """Rows `start` to `stop` of each range, [stop - start, d_model] in the stored dtype."""
         reads = [self._values[start:stop].read() for start, stop in ranges]
         try:
             return [read.result() for read in reads]
@@ -304,7 +325,7 @@ class ActivationStore:
         return rows_of(self.studies, split)
 
     def chunk_of(self, rows: np.ndarray) -> np.ndarray:
-        """The chunk of each row: what is read together."""
+        """For each row, the number of the chunk that it is read with. int64 [n]"""
         return rows // self.layout.chunk_rows
 
 

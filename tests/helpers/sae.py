@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from configs import phantom
 from maira_jax.checkpoint import convert
@@ -21,6 +22,7 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
+from sae.activations import store
 from sae.activations.store import StoreLayout, StoreWriter
 from sae.autoencoder import Sae
 
@@ -74,6 +76,12 @@ def make_store(
             start, stop = layout.rows(shard)
             writer.write(shard, values[start:stop])
         stage.finish({"tokens": len(values)})
+
+
+def set_shards(patch: pytest.MonkeyPatch, shard_rows: int, chunk_rows: int) -> None:
+    """New stores have shards and chunks of these numbers of rows, so that little data fills several."""
+    patch.setattr(store, "SHARD_ROWS", shard_rows)
+    patch.setattr(store, "CHUNK_ROWS", chunk_rows)
 
 
 def train_config(**train: object) -> ml_collections.ConfigDict:

@@ -21,11 +21,19 @@ from maira_jax.model.sites import Site
 from maira_jax.run import files
 from maira_jax.studies.readers import load_studies
 from sae.activations import batches, harvest, live
+from sae.activations.config import HarvestSection
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from sae.training import stage
-from tests.helpers.sae import make_model
+from tests.helpers.sae import make_model, set_shards
 
 SITE = "language.1.resid_mid"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        set_shards(patch, 512, 64)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +43,7 @@ def config(tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("model") / "hf"
     make_model(checkpoint, config.studies)
     config.model.checkpoint = str(checkpoint)
-    config.harvest.update(
-        {"site": SITE, "batch_size": 4, "lengths": 2, "shard_rows": 512, "chunk_rows": 64, "held_out_fraction": 0.3}
-    )
+    config.harvest.update({"site": SITE, "batch_size": 4, "held_out_fraction": 0.3})
     return config
 
 
@@ -208,7 +214,7 @@ def test_studies_without_images(config, workdir, tmp_path):
     shutil.copytree(workdir / "model", tmp_path / "model")
     studies = [dataclasses.replace(s, frontal=None, prior_frontal=None) for s in load_studies(config.studies)[:4]]
     tokenizer = Tokenizer.from_dir(workdir / "model")
-    plan = harvest.make_plan(studies, tokenizer, config.harvest)
+    plan = harvest.make_plan(studies, tokenizer, HarvestSection.of(config))
     assert set(plan.n_images) == {0}
 
 
@@ -221,7 +227,6 @@ def test_studies_without_images(config, workdir, tmp_path):
         ("batch_size", 0, "harvest.batch_size"),
         ("held_out_fraction", 1.0, "held_out_fraction"),
         ("dtype", "float16", "harvest.dtype"),
-        ("chunk_rows", 100, "multiple of harvest.chunk_rows"),
     ],
 )
 def test_fields_out_of_range(config, workdir, tmp_path, field, value, message):

@@ -19,7 +19,13 @@ from sae.activations import harvest
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from sae.formats import export
 from sae.training import stage as train
-from tests.helpers.sae import activations
+from tests.helpers.sae import activations, set_shards
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    set_shards(monkeypatch, 32, 8)
+
 
 X = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
 
@@ -49,7 +55,7 @@ def write_parquet(path, x, name):
 def config_of(*paths, **fields):
     config = embeddings.get_config(str(paths[0]))
     config.harvest.arrays = tuple(map(str, paths))
-    config.harvest.update({"shard_rows": 32, "chunk_rows": 8} | fields)
+    config.harvest.update(fields)
     return config
 
 
@@ -80,7 +86,7 @@ def test_every_kind_of_file_gives_its_rows(tmp_path, write, ending, column):
 def test_several_tokens_a_study_and_bfloat16(tmp_path):
     x = X.reshape(14, 5, 6).astype(ml_dtypes.bfloat16)
     save_file({"patches": x}, tmp_path / "x.safetensors")
-    harvest.run(config_of(tmp_path / "x.safetensors", dtype="bfloat16", shard_rows=24), tmp_path / "run")
+    harvest.run(config_of(tmp_path / "x.safetensors", dtype="bfloat16"), tmp_path / "run")
     store = ActivationStore.open(tmp_path / "run" / "activations")
     np.testing.assert_array_equal(store.read(0, 70), x.reshape(70, 6).astype(np.float32))
     assert store.studies["stop"].to_pylist() == list(range(5, 75, 5))
@@ -134,12 +140,13 @@ def test_what_is_no_array_is_refused(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_whole_way_from_embeddings_to_measured_features(tmp_path):
-    """As configs/embeddings.py says; a label is what one direction of the embedding decides."""
+def test_the_whole_way_from_embeddings_to_measured_features(tmp_path, monkeypatch):
+    """The commands of configs/embeddings.py; one direction of the embedding decides the label."""
+    set_shards(monkeypatch, 256, 16)
     x = activations(400, 16)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 16)
     pq.write_table(pa.table({"embedding": lists, "Edema": x[:, 0] > np.median(x[:, 0])}), tmp_path / "x.parquet")
-    config = config_of(tmp_path / "x.parquet", held_out_fraction=0.2, shard_rows=256, chunk_rows=16)
+    config = config_of(tmp_path / "x.parquet", held_out_fraction=0.2)
     config.sae.k = 4
     config.train.update({"steps": 300, "batch_size": 64, "checkpoint_every": 300})
     harvest.run(config, tmp_path / "run")

@@ -1,0 +1,26 @@
+"""The `harvest` section of the configuration: which activations are stored, and how."""
+
+from typing import Literal
+
+from maira_jax.inputs.tokens import TOKEN_FILTERS
+from maira_jax.run.config import Section, setting
+
+
+class HarvestSection(Section, name="harvest"):
+    """Which activations are stored: those of a model at one site, or the user's own arrays."""
+
+    site: str = setting("language.15.resid_post", "Site of the language model whose activations are stored.")
+    token_filter: str = setting("method", "Which tokens are stored.", choices=lambda: TOKEN_FILTERS)
+    held_out_fraction: float = setting(0.15, "Fraction of the patients whose studies no training sees.", ge=0, lt=1)
+    # Decides: a study is padded to the length of its batch, and sums over other shapes differ in their last bits.
+    batch_size: int = setting(16, "Studies in one pass of the model.", ge=1)
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "Dtype of the stored activations.")
+    arrays: tuple[str, ...] = setting(
+        (), "Files of activations to store instead of a model's: .npy, .safetensors, .zarr or .parquet."
+    )
+    column: str = setting(
+        "", "Tensor of the .safetensors files, or column of the .parquet files, that holds them; empty: the only one."
+    )
+    table: str = setting(
+        "", "A .parquet or .csv with one row per study of the arrays: study_id, patient_id, split and labels."
+    )
