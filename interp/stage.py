@@ -27,7 +27,7 @@ from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_stated
 from sae.autoencoder import Sae
-from sae.training.checkpoints import load_sae
+from sae.saved import load_sae
 
 # Nearest other features by co-activity, whose contexts are hard to tell from a feature's own.
 _N_NEIGHBOURS = 8

@@ -19,7 +19,7 @@ from maira_jax.studies.study import Study
 from sae import formats
 from sae.activations.store import HELD_OUT, ActivationStore
 from sae.autoencoder import Sae
-from sae.training.checkpoints import load_sae
+from sae.saved import load_sae
 from steer.config import Settings
 from steer.methods import directions
 from steer.methods.directions import Direction

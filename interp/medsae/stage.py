@@ -29,7 +29,7 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Params, Sae, encode
-from sae.training.checkpoints import load_sae
+from sae.saved import load_sae
 
 FEATURES, DIMENSIONS = "features", "raw dimensions"
 _READ = 1 << 16  # rows of the store that are looked through at a time

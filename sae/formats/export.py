@@ -11,7 +11,7 @@ from maira_jax.run.config import Section, setting
 from maira_jax.run.stage import MANIFEST, Stage
 from sae.formats import model_card
 from sae.formats.registry import writers
-from sae.training import checkpoints
+from sae.saved import load_sae
 
 
 class ExportSection(Section, name="export"):
@@ -56,7 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _write(trained: Path, directory: Path, section: ExportSection) -> None:
     """Writes the autoencoder of the stage's folder `trained` to `directory/FORMAT/`."""
-    sae = checkpoints.load_sae(trained)
+    sae = load_sae(trained)
     metrics, manifest = files.read_json(trained / "metrics.json"), files.read_json(trained / MANIFEST)
     for name in section.to:
         writer = writers()[name]

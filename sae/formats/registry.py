@@ -12,7 +12,7 @@ from pathlib import Path
 from maira_jax.errors import UserError
 from maira_jax.run.registry import Registry
 from sae.autoencoder import Sae
-from sae.training import checkpoints
+from sae.saved import load_sae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def load(path: Path) -> Sae:
     if path.is_dir():
         names = [name for known in all_formats() for name in known.files]
         found = next((path / name for name in names if (path / name).is_file()), None)
-        return checkpoints.load_sae(path) if found is None else load(found)
+        return load_sae(path) if found is None else load(found)
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the path")
     recognised = _recognised(path)

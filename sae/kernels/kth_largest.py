@@ -104,6 +104,12 @@ def _first_of(ties: jax.Array, wanted: jax.Array, column_order: jax.Array) -> ja
     return before | (inside & (column < end))
 
 
+def smallest_kept(z: jax.Array, keep: jax.Array) -> jax.Array:
+    """The smallest entry of `z [rows, columns]` that the mask `keep` keeps, or 0 if it keeps none. float32 []"""
+    smallest = jnp.min(jnp.where(keep, z, jnp.inf))
+    return jnp.where(jnp.isfinite(smallest), smallest, 0.0)
+
+
 def batch_top_k(
     z: jax.Array, count: int, method: Method, column_order: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -126,8 +132,7 @@ def batch_top_k(
         column_order = jnp.arange(z.shape[1], dtype=jnp.int32)
 
     def all_positive() -> tuple[jax.Array, jax.Array]:
-        smallest = jnp.min(jnp.where(z > 0, z, jnp.inf))
-        return z > 0, jnp.where(jnp.isfinite(smallest), smallest, 0.0)
+        return z > 0, smallest_kept(z, z > 0)
 
     def exactly() -> tuple[jax.Array, jax.Array]:
         above = z > cut
@@ -201,5 +206,4 @@ def row_top_k(z: jax.Array, k: int, column_order: jax.Array | None = None) -> tu
         return above | (ties & (column_order < end[:, None]))
 
     keep = lax.cond((positive.sum(1) > k).any(), exactly, lambda: positive)
-    smallest = jnp.min(jnp.where(keep, z, jnp.inf))
-    return keep, jnp.where(jnp.isfinite(smallest), smallest, 0.0)
+    return keep, smallest_kept(z, keep)

@@ -1,7 +1,6 @@
-"""SAE checkpoints: those that a training run resumes from, and the finished autoencoder."""
+"""The checkpoints that a training run resumes from."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,7 @@ import optax
 from orbax.checkpoint import v1 as ocp
 
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import files
-from sae.autoencoder import Sae
 from sae.training.trainer import State, Trainer
-
-_WEIGHTS = "weights"
-_HEADER = "sae.json"
 
 
 def _as_tree(state: State) -> dict[str, Any]:
@@ -98,30 +92,3 @@ class Checkpoints:
                 f"could not write a checkpoint in {self._directory} ({first_line(error)}): free space and run again, "
                 "which goes on from the checkpoint before it"
             ) from error
-
-
-def save_sae(directory: Path, sae: Sae) -> None:
-    """Writes a finished autoencoder into the stage's folder."""
-    path = (Path(directory) / _WEIGHTS).absolute()
-    ocp.save(path, {name: jnp.asarray(value) for name, value in sae.params.items()}, overwrite=True)
-    header = {name: value for name, value in dataclasses.asdict(sae).items() if name != "params"}
-    files.write_json(Path(directory) / _HEADER, header | {"d_model": sae.d_model, "n_features": sae.n_features})
-
-
-def load_sae(directory: Path) -> Sae:
-    """Reads the autoencoder that `save_sae` wrote, e.g. `load_sae(workdir / "sae")`.
-
-    Raises:
-      UserError: there is none, or it is damaged.
-    """
-    directory = Path(directory)
-    header = files.read_object(directory / _HEADER)
-    try:
-        d, f = header.pop("d_model"), header.pop("n_features")
-        shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = {name: jax.ShapeDtypeStruct(s, np.float32, sharding=place) for name, s in shapes.items()}
-        params = ocp.load((directory / _WEIGHTS).absolute(), abstract)
-        return Sae(params=params, **header | {"group_sizes": tuple(header["group_sizes"])})
-    except Exception as error:  # orbax raises many classes for a damaged folder
-        raise UserError(f"{directory} holds no readable autoencoder ({first_line(error)}): train again") from error

@@ -9,11 +9,11 @@ import ml_collections
 from maira_jax.errors import UserError
 from maira_jax.run import fields
 from sae.training import presets
+from sae.variants import VARIANTS
 
 # Counts of kept entries are int32 on the device.
 _LARGEST_MATRIX = 2**31 - 1
 
-Kind = Literal["batch_top_k", "top_k", "relu"]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -27,8 +27,7 @@ class SaeConfig:
       k: mean number of features kept a token; not used by "relu".
       group_sizes: features of each group, in feature order; they sum to `n_features`.
       group_weights: weight in the loss of the reconstruction that ends with each group.
-      kind: which pre-activations are kept in training: the k a token largest of the batch, the k largest of each
-        token, or all positive ones.
+      kind: name of its variant in `sae.variants`.
       l1: weight of the summed activations of a token in the loss.
     """
 
@@ -37,12 +36,11 @@ class SaeConfig:
     k: int
     group_sizes: tuple[int, ...]
     group_weights: tuple[float, ...]
-    kind: Kind = "batch_top_k"
+    kind: str = "batch_top_k"
     l1: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise UserError(f"sae.kind is {self.kind!r}: choose one of {', '.join(get_args(Kind))}")
+        VARIANTS.get(self.kind)
         if not 0 < self.k <= self.n_features:
             raise UserError(
                 f"sae.k is {self.k}, but must lie between 1 and the {self.n_features} features: change sae.k"

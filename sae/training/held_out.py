@@ -13,6 +13,7 @@ from sae.autoencoder import Sae
 from sae.evaluation import calibrate
 from sae.training.config import SaeConfig, TrainConfig
 from sae.training.trainer import State, Trainer
+from sae.variants import VARIANTS
 
 BATCH = 4096
 # Tokens on which a run is measured on its way.
@@ -48,15 +49,17 @@ def calibrated(
     ordered = trainer.ordered(state)
     folded, followed = autoencoder.fold(ordered.params, float(ordered.threshold), scale)
     params = jax.device_put(folded, jax.devices()[0])
-    k = trainer.sae.k
-    threshold = 0.0 if trainer.sae.kind == "relu" else calibrate.threshold_for_l0(params, batches, k)
+    k, variant = trainer.sae.k, VARIANTS.get(trainer.sae.kind)
+    threshold = variant.threshold
+    if threshold is None:
+        threshold = calibrate.threshold_for_l0(params, batches, k)
     meta = meta | {
         "normalization": scale,
         "running_threshold": followed,
         "sae": _plain(trainer.sae),
         "train": _plain(trainer.config),
     }
-    return Sae(params, threshold, k, trainer.sae.group_sizes, meta)
+    return Sae(params, threshold, k, trainer.sae.group_sizes, meta, variant.per_token)
 
 
 def _plain(config: SaeConfig | TrainConfig) -> dict[str, Any]:

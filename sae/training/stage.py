@@ -21,8 +21,9 @@ from sae.activations import batches, live
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
 from sae.autoencoder import Sae
 from sae.evaluation import loss_recovered, metrics
+from sae.saved import save_sae
 from sae.training import flops, held_out
-from sae.training.checkpoints import Checkpoints, save_sae
+from sae.training.checkpoints import Checkpoints
 from sae.training.config import SaeConfig, TrainConfig
 from sae.training.tensorboard import Board
 from sae.training.trainer import Metrics, State, Trainer
@@ -39,7 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
     All of them are trained from one stream of activations. `sae/` and, for each one beside it, `sae-NAME/` hold:
     checkpoints, `log.jsonl` (a line a step), `held_out.jsonl` (one an evaluation on the way, on a sample of held-out
-    tokens), the finished autoencoder (`sae.training.checkpoints.load_sae`), `metrics.json` and
+    tokens), the finished autoencoder (`sae.saved.load_sae`), `metrics.json` and
     `density.npy` (of each feature, on all held-out tokens). A killed run resumes from its latest checkpoints and ends
     with the same bits, and so does an autoencoder that is trained alone; SIGTERM saves one before the process ends.
 

@@ -17,6 +17,7 @@ from sae import autoencoder, mesh
 from sae.kernels import kth_largest
 from sae.training import gradients, loss, resample
 from sae.training.config import SaeConfig, TrainConfig
+from sae.variants import VARIANTS
 
 _CLIP_NORM = 1.0
 # Silent tokens are counted in int32 and stop here, far above any sensible limit for a dead feature.
@@ -82,17 +83,6 @@ def _next_threshold(threshold: jax.Array, smallest: jax.Array, step: jax.Array, 
     return jnp.where(step > config.threshold_start, moved, threshold)
 
 
-def _keep(z: jax.Array, sae: SaeConfig, method: kth_largest.Method, stripes: int) -> tuple[jax.Array, jax.Array]:
-    """Which of the positive pre-activations `z [B, F]` are features of this batch, bool [B, F]; the least of them."""
-    if sae.kind == "relu":
-        smallest = jnp.min(jnp.where(z > 0, z, jnp.inf))
-        return z > 0, jnp.where(jnp.isfinite(smallest), smallest, 0.0)
-    order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), stripes)
-    if sae.kind == "top_k":
-        return kth_largest.row_top_k(z, sae.k, order)
-    return kth_largest.batch_top_k(z, sae.k * z.shape[0], method, order)
-
-
 def _gradients(
     state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: kth_largest.Method
 ) -> tuple[autoencoder.Params, jax.Array, jax.Array, Metrics]:
@@ -107,10 +97,12 @@ def _gradients(
     params = state.params
     pre = loss.contract("bd,df->bf", x - params["b_dec"], params["W_enc"], config.dtype) + params["b_enc"]
     z = jax.nn.relu(pre)
-    keep, smallest = _keep(z, sae, method, config.mesh[1])
+    variant = VARIANTS.get(sae.kind)
+    order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), config.mesh[1])
+    keep, smallest = variant.select(z, sae.k, order, method)
     silent = jnp.where(keep.any(0), 0, jnp.minimum(state.silent + x.shape[0], _COUNT_LIMIT))
     dead = silent >= config.dead_tokens
-    by_entries = method == "candidates" and sae.kind != "relu"
+    by_entries = method == "candidates" and variant.at_most_k
     if by_entries or config.microbatches == 1:
         found, terms = gradients.of_tokens(params, x, z, keep, dead, None, sae, config, by_entries)
     else:

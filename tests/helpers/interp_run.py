@@ -22,7 +22,7 @@ from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Study
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
 from sae.autoencoder import Sae
-from sae.training.checkpoints import save_sae
+from sae.saved import save_sae
 
 # Feature -> pattern of the sentences (findings unless another kind is given) on whose tokens it fires.
 PLANTED = {

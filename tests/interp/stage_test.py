@@ -19,7 +19,7 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.run import files
 from sae.activations.store import ActivationStore
-from sae.training.checkpoints import load_sae
+from sae.saved import load_sae
 from tests.helpers.interp_run import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
 from tests.helpers.judge import serve
 

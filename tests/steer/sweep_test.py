@@ -23,7 +23,7 @@ from sae import autoencoder
 from sae.activations.store import StoreLayout, StoreWriter
 from sae.autoencoder import Sae
 from sae.formats import safetensors as plain_file
-from sae.training.checkpoints import load_sae, save_sae
+from sae.saved import load_sae, save_sae
 from steer import evaluate, sweep
 from steer.config import Settings
 from steer.methods.directions import ARMS, members

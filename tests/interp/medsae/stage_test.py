@@ -10,7 +10,7 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from sae.activations.store import ActivationStore
-from sae.training.checkpoints import load_sae
+from sae.saved import load_sae
 from tests.helpers.interp_run import config, make_workdir
 
 

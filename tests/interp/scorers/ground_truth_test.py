@@ -12,7 +12,7 @@ from interp.scorers import ground_truth
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.studies.readers import phantom
-from sae.training.checkpoints import load_sae
+from sae.saved import load_sae
 from tests.helpers.interp_run import config, make_workdir, sentences
 
 STATEMENTS = (

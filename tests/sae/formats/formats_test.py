@@ -20,7 +20,7 @@ from maira_jax.run.stage import Stage
 from sae import autoencoder, formats
 from sae.autoencoder import Sae
 from sae.formats import dictionary_learning, export, model_card, torch_file
-from sae.training.checkpoints import load_sae, save_sae
+from sae.saved import load_sae, save_sae
 from tests.helpers.sae import activations, random_sae
 
 D, F, GROUPS, FACTOR = 24, 96, (48, 24, 12, 6, 6), 5.5

@@ -11,7 +11,7 @@ from sae.kernels import kth_largest
 
 METHODS = ["candidates", "bisection"]
 top_k = jax.jit(kth_largest.batch_top_k, static_argnames=("count", "method"))
-kth_largest = jax.jit(kth_largest.kth_largest, static_argnames=("count", "method"))
+threshold_of = jax.jit(kth_largest.kth_largest, static_argnames=("count", "method"))
 
 
 def expected_mask(z: np.ndarray, count: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_the_cut_is_that_of_a_partition(method):
     rng = np.random.default_rng(0)
     z = np.maximum(rng.normal(size=(300, 200)), 0).astype(np.float32)
     for count in (1, 2, 77, 3000, 29_000):
-        cut = kth_largest(jnp.asarray(z), count, method)
+        cut = threshold_of(jnp.asarray(z), count, method)
         assert cut == np.partition(z.reshape(-1), -count)[-count]
 
 
@@ -44,7 +44,7 @@ def test_more_entries_than_float32_counts():
     n = 4100
     z = np.random.default_rng(0).permutation(np.arange(n * n, dtype=np.int32) + 0x3F000000).view(np.float32)
     count = n * n - 1003  # odd, and rounded down in float32
-    cut = kth_largest(jnp.asarray(z.reshape(n, n)), count, "candidates")
+    cut = threshold_of(jnp.asarray(z.reshape(n, n)), count, "candidates")
     assert np.asarray(cut).view(np.int32) == 0x3F000000 + 1003
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from maira_jax.errors import UserError
 from sae.activations.store import HELD_OUT, ActivationStore
+from sae.saved import load_sae
 from sae.training import stage
-from sae.training.checkpoints import load_sae
 from tests.helpers.paths import ROOT
 from tests.helpers.sae import activations, make_store, train_config
 
@@ -234,7 +234,7 @@ def test_divergence_is_one_sentence(tmp_path):
         ("train", "preset", "best", "choose one of dictionary_learning, default"),
         ("train", "dtype", "float16", "train.dtype is 'float16'"),
         ("train", "microbatches", 3, "times train.microbatches"),
-        ("sae", "kind", "topk", "choose one of batch_top_k"),
+        ("sae", "kind", "topk", "choose from batch_top_k"),
         ("sae", "beside", {"x2": {"expansions": 2}}, "sae.beside.x2 sets expansions"),
         ("train", "checkpoint_every", 7, "multiple of train.chunk_steps"),
         ("train", "evaluate_every", 7, "evaluate_every is 7"),
