@@ -41,7 +41,6 @@ def get_generate() -> ml_collections.ConfigDict:
     generate.phrase = ""  # with task phrase: what to locate in every study; empty: each study's own phrase
     generate.studies = placeholder(int)  # at most so many, from the first; None: all
     generate.batch_size = 32  # texts written together
-    generate.length_step = 32  # prompts are padded to a multiple of so many tokens; each length is compiled once
     generate.max_new_tokens = placeholder(int)  # None: as on MAIRA-2's card, 300, 450 or 150 by task
     generate.temperature = 0.0  # 0: the most likely token, always; else drawn, by the seed and the study's id
     generate.top_p = 1.0  # only the most likely tokens that add up to this probability are drawn

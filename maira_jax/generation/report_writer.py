@@ -1,4 +1,4 @@
-"""Texts for requests: batches in, text out."""
+"""From requests to texts: plans batches, generates on the device, and decodes while the next batch is prepared."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,19 @@ from maira_jax.model.layers import Params
 from maira_jax.run.progress import progress
 from maira_jax.studies.study import Study
 
+# Prompts are padded to a multiple of this many tokens: a smaller one compiles more programs, a larger one computes more
+# padding.
+_LENGTH_STEP = 32
+
 
 class GeneratedText(NamedTuple):
-    """text: without the end token. tokens: how many were generated, the end token counted. finished: whether it is
-    there."""
+    """What the model wrote for one request.
+
+    Attributes:
+      text: the text without special tokens.
+      tokens: number of generated tokens, the end token counted.
+      finished: whether the model wrote the end token.
+    """
 
     text: str
     tokens: int
@@ -29,15 +38,17 @@ class GeneratedText(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ReportWriter:
-    """Answers requests. Batches of the same shape are one compiled program, whatever the temperature.
+    """Writes texts for requests. Batches of the same shape are one compiled program, whatever the temperature.
 
     Attributes:
-      params, cfg, tokenizer, image_cfg: the model.
-      batch_size: rows of every batch; one with fewer is filled up with its last.
-      length_step: see `plan_batches`.
-      max_new_tokens: longest text.
+      params: the model's parameters.
+      cfg: the model's configuration.
+      tokenizer: the checkpoint's tokenizer.
+      image_cfg: how the checkpoint's vision tower takes its images.
+      batch_size: number of rows of every batch; a short one is filled up.
+      max_new_tokens: number of tokens of the longest text.
       temperature, top_p: see `Sampling`.
-      seed: of what is drawn.
+      seed: seed of the draws.
     """
 
     params: Params
@@ -46,23 +57,23 @@ class ReportWriter:
     image_cfg: ImageConfig
     batch_size: int
     max_new_tokens: int
-    length_step: int = 32
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
 
     def plan(self, requests: Sequence[GenerationRequest]) -> list[BatchPlan]:
         """The batches that answer `requests`."""
-        return plan_batches(requests, self.batch_size, self.length_step)
+        return plan_batches(requests, self.batch_size, _LENGTH_STEP)
 
     def write(
         self, requests: Sequence[GenerationRequest], names: Sequence[str], plans: Sequence[BatchPlan]
     ) -> Iterator[list[tuple[int, GeneratedText]]]:
-        """Yields each batch's rows with their texts; the device writes one batch while the next is read.
+        """Yields each batch's rows with their texts; the device writes one batch while the next is assembled.
 
         Args:
-          names: of the requests, which decide what is drawn for them.
-          plans: of `plan`; those to be run.
+          requests: what the model is given.
+          names: names of the requests, such as their studies' ids; each decides what is drawn for its request.
+          plans: the batches to run, out of those of `plan`.
 
         Raises:
           UserError: an image cannot be read.

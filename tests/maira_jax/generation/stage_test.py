@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from maira_jax.errors import UserError
-from maira_jax.generation import stage
+from maira_jax.generation import report_writer, stage
 from maira_jax.generation.decode import generate
 from maira_jax.generation.grounding import parse
 from maira_jax.generation.report_writer import GeneratedText, ReportWriter
@@ -49,7 +49,6 @@ def make_config(manifest: Path, **fields) -> ConfigDict:
         "phrase": "",
         "studies": None,
         "batch_size": 2,
-        "length_step": 256,
         "max_new_tokens": 12,
         "temperature": 1.0,
         "top_p": 0.95,
@@ -57,6 +56,14 @@ def make_config(manifest: Path, **fields) -> ConfigDict:
     }
     studies = {"source": "manifest", "path": str(manifest), "n": None}
     return ConfigDict({"seed": 0, "studies": studies, "generate": settings | fields})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_length():
+    """All prompts of these tests are padded to one length, so that batches differ by number of images alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_writer, "_LENGTH_STEP", 256)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +185,10 @@ def test_grounded_reports_and_their_pictures(inputs, workdir, monkeypatch):
     say(monkeypatch, dict.fromkeys(IDS, WHOLE) | {"s3": CUT, "s5": "Plain."})
     config = make_config(inputs[1], task="grounded", save_images=True)
     counts = stage.run(config, workdir)
-    assert {name: counts[name] for name in ("phrases", "boxes", "with_text_cut")} == {
+    assert {name: counts[name] for name in ("phrases", "boxes", "with_unparsed_text")} == {
         "phrases": 8,
         "boxes": 4,
-        "with_text_cut": 1,
+        "with_unparsed_text": 1,
     }
     lines = lines_of(workdir / "grounded")
     assert lines[0]["findings"] == "Left effusion. No pneumothorax." and lines[0]["text"] == WHOLE
@@ -191,8 +198,8 @@ def test_grounded_reports_and_their_pictures(inputs, workdir, monkeypatch):
     (box,), (square,) = lines[1]["phrases"][0]["boxes"], lines[1]["phrases"][0]["square_boxes"]
     assert square == [0.005, 0.005, 0.495, 0.495] and box == [20 / 80, 0, 39 / 80, 19 / 40]
     assert lines[2]["phrases"][0]["boxes"] == [[24 / 30, 36 / 90, 27 / 30, 39 / 90]]
-    assert lines[2]["cut"] == ["<box><x1><y2></box>", "<obj>The hea"]
-    assert lines[4]["findings"] == "Plain." and lines[4]["cut"] == []
+    assert lines[2]["unparsed"] == ["<box><x1><y2></box>", "<obj>The hea"]
+    assert lines[4]["findings"] == "Plain." and lines[4]["unparsed"] == []
 
     pictures = sorted((workdir / "grounded" / "images").iterdir())
     assert [path.name for path in pictures] == [
@@ -224,13 +231,13 @@ def test_a_models_own_grounded_text_is_taken_apart(inputs, workdir):
     stage.run(make_config(inputs[1], task="grounded", studies=1, max_new_tokens=60, temperature=3.0), workdir)
     (line,) = lines_of(workdir / "grounded")
     report = parse(line["text"])
-    assert "<x" in line["text"] and line["findings"] == report.plain and line["cut"] == list(report.cut)
+    assert "<x" in line["text"] and line["findings"] == report.plain and line["unparsed"] == list(report.unparsed)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("task", "impression", "generate.task 'impression'"),
+        ("task", "impression", "generate.task is 'impression': choose from report, grounded or phrase"),
         ("phrase", "Effusion.", "generate.phrase is for"),
         ("save_images", True, "generate.save_images draws boxes"),
         ("batch_size", 0, "generate.batch_size is 0"),
