@@ -18,23 +18,7 @@ def get_config(data: str = "data") -> ml_collections.ConfigDict:
     config.studies = ConfigDict({"source": "nih_iu", "path": data, "n": ml_collections.config_dict.placeholder(int)})
     config.model.checkpoint = "runs/nih_iu/pretrain/checkpoint"  # what launch.pretrain wrote
 
-    pretrain = config.pretrain
-    pretrain.n_base = 2500
-    pretrain.n_corpus = 8000  # about two passes
-    pretrain.vision.update({"patch_size": 28, "image_size": 224})
-    pretrain.text.update({"width": 160, "mlp_width": 432, "layers": 6, "heads": 5})
-    pretrain.vision_phase.update({"steps": 300, "batch_size": 32, "learning_rate": 5e-4})
-    pretrain.frozen = ()  # the labels are few, and say less than the reports
-    pretrain.text_phases = ("prose",)
-    pretrain.prose.update(
-        {
-            "steps": 800,
-            "batch_size": 24,
-            "learning_rate": 1.5e-3,
-            "lengths": (112, 144, 176, 256),
-            "max_findings": 160,
-        }
-    )
+    config.pretrain.recipe = "nih_iu"
     config.sae.k = 24
     config.train.steps = 2000
     config.steer.max_new_tokens = 128

@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.studies = ConfigDict()
     config.studies.source = "phantom"
     config.studies.n = 3000
-    config.studies.seed = 1  # another world than the one that the model was trained on
+    config.studies.seed = 1  # other studies than those that the model was trained on
 
     config.generate = get_generate()
     config.pretrain = get_pretrain()
@@ -49,70 +49,12 @@ def get_generate() -> ml_collections.ConfigDict:
 
 
 def get_pretrain() -> ml_collections.ConfigDict:
-    """How the model that ships with the package was trained."""
+    """How launch.pretrain trains a small model of MAIRA-2's architecture from scratch."""
     pretrain = ConfigDict()
-    pretrain.seed = 0
-    pretrain.dtype = "bfloat16"  # of the checkpoint; training is in float32
-    pretrain.tokenizer_model = ""  # a sentencepiece file; empty: a tokenizer is trained on the studies
-    pretrain.n_base = 960  # tokens of a trained tokenizer before MAIRA-2's 207 added ones
-    pretrain.n_corpus = 2000  # studies that it is trained on
-    pretrain.n_held_out = 500
-    pretrain.weight_decay = 0.02
-    pretrain.checkpoint_every = 200  # steps
-    pretrain.vision = ConfigDict({"width": 128, "layers": 4, "heads": 4, "patch_size": 28, "image_size": 112})
-    pretrain.text = ConfigDict({"width": 128, "mlp_width": 352, "layers": 6, "heads": 4})
-    pretrain.vision_phase = ConfigDict({"steps": 1800, "batch_size": 64, "learning_rate": 2e-3, "warmup": 50})
-    # What the text phases leave as it is: what no word needs yet would be forgotten before one does.
-    pretrain.frozen = ("vision", "projector")
-    pretrain.text_phases = ("reading", "contrasting", "comparing", "prose", "polishing")  # one after the other
-    # The image and the findings alone, the same truth always in the same words: with nothing to guess, what a word has
-    # to do with the image is learned from few studies.
-    pretrain.reading = ConfigDict(
-        {
-            "bare": True,  # without instructions and earlier report
-            "images": (1,),  # studies with so many images; empty: all
-            "varied": False,  # prose that differs from study to study
-            "steps": 1500,
-            "batch_size": 16,
-            "learning_rate": 2e-3,
-            "warmup": 100,
-            "lengths": (56, 72, 88, 112),  # tokens; a batch has one of these lengths
-            "max_findings": 96,  # tokens, the end token counted
-        }
-    )
-    # What differs between two images, as barely said.
-    pretrain.contrasting = ConfigDict(
-        {
-            "bare": True,
-            "images": (1, 2),
-            "varied": False,
-            "steps": 2200,
-            "batch_size": 16,
-            "learning_rate": 1.5e-3,
-            "warmup": 100,
-            "lengths": (72, 96, 120, 160),
-            "max_findings": 128,
-        }
-    )
-    # The whole prompt, still in the same words.
-    pretrain.comparing = ConfigDict(
-        {
-            "bare": False,
-            "images": (),
-            "varied": False,
-            "steps": 700,
-            "batch_size": 16,
-            "learning_rate": 1.5e-3,
-            "warmup": 100,
-            "lengths": (144, 176, 208, 280),
-            "max_findings": 136,
-        }
-    )
-    pretrain.prose = pretrain.comparing.copy_and_resolve_references()
-    pretrain.prose.update({"varied": True, "steps": 1000})
-    # Once more, gently: comparisons of sides and sizes suffer from the change of words, and come back.
-    pretrain.polishing = pretrain.prose.copy_and_resolve_references()
-    pretrain.polishing.update({"steps": 1100, "learning_rate": 1e-3})
+    pretrain.recipe = "phantom"  # sizes of the model and phases of its training: phantom or nih_iu
+    pretrain.tokenizer_model = ""  # sentencepiece file; empty: a tokenizer is trained on the studies
+    pretrain.n_held_out = 500  # phantom studies that the model is evaluated on after the training
+    pretrain.checkpoint_every = 200  # steps between two checkpoints, from which training resumes
     return pretrain
 
 

@@ -1,1 +1,1 @@
-"""Training a small MAIRA-2 from scratch: the vision tower on what is in the picture, then all of it on reports."""
+"""Training a small MAIRA-2 from scratch: first the vision tower on labels, then the whole model on reports."""

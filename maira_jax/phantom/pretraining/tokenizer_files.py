@@ -17,7 +17,7 @@ from maira_jax.inputs.prompt import IMAGE_TOKEN, MAIRA2_CHAT, SYSTEM
 from maira_jax.run import files
 
 BASE_SPECIAL = ("<unk>", "<s>", "</s>")
-# Order and the names of the last two are not published; the count and the place of <image> are.
+# The order and the last two names are not published; the count and the position of <image> are.
 ADDED_TOKENS = (
     "<obj>",
     "</obj>",
@@ -45,17 +45,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def from_corpus(texts: Iterable[str], n_base: int, out_dir: Path) -> None:
+def from_corpus(texts: Iterable[str], n_vocabulary: int, out_dir: Path) -> None:
     """Trains a tokenizer and writes its files.
 
     Args:
-      texts: what the model will read and write, MAIRA-2's prompts included (their fixed text is added here once).
-      n_base: size of the base vocabulary: 3 special tokens, 256 bytes, the characters of the corpus and its frequent
-        pieces. The added tokens come on top; `<image>` gets the id `n_base + 204`.
+      texts: prompts and reports like those that the model will see (the fixed text of MAIRA-2's prompts is added once).
+      n_vocabulary: size of the base vocabulary: 3 special tokens, 256 bytes, the characters of the corpus and its
+        frequent pieces. The added tokens follow; `<image>` gets the id `n_vocabulary + 204`.
       out_dir: folder to write to.
 
     Raises:
-      UserError: `n_base` is too small for the characters, or larger than the corpus has pieces for.
+      UserError: `n_vocabulary` is too small for the characters, or larger than the corpus has pieces for.
     """
     trainable = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True))
     # As in Llama's file, a piece holds letters, one digit, or punctuation, never a mixture.
@@ -68,20 +68,24 @@ def from_corpus(texts: Iterable[str], n_base: int, out_dir: Path) -> None:
     )
     reserved = [*BASE_SPECIAL, *_BYTES]
     trainer = trainers.BpeTrainer(
-        vocab_size=n_base, special_tokens=reserved, initial_alphabet=[_MARK], show_progress=False
+        vocab_size=n_vocabulary, special_tokens=reserved, initial_alphabet=[_MARK], show_progress=False
     )
     fixed = (MAIRA2_CHAT.prefix + MAIRA2_CHAT.suffix,)
     trainable.train_from_iterator((*fixed, *texts), trainer)
     learned = json.loads(trainable.to_str())["model"]
-    if len(learned["vocab"]) != n_base:
+    if len(learned["vocab"]) != n_vocabulary:
         raise UserError(
-            f"n_base is {n_base}, but this corpus gives a vocabulary of {len(learned['vocab'])}: choose that number"
+            f"n_vocabulary is {n_vocabulary}, but this corpus gives a vocabulary of {len(learned['vocab'])}: "
+            "choose that number"
         )
     _write(learned["vocab"], [tuple(pair) for pair in learned["merges"]], out_dir)
 
 
-def from_sentencepiece(tokenizer_model: Path, out_dir: Path) -> None:
+def from_sentencepiece(tokenizer_model: Path, out_dir: Path) -> int:
     """Writes MAIRA-2's tokenizer files from a standard Llama sentencepiece file.
+
+    Returns:
+      The size of the base vocabulary.
 
     Raises:
       UserError: the file is missing or is not a sentencepiece model.
@@ -98,14 +102,15 @@ def from_sentencepiece(tokenizer_model: Path, out_dir: Path) -> None:
     vocab = {piece: i for i, piece in enumerate(pieces)}
     scores = {piece: model.get_score(i) for i, piece in enumerate(pieces)}
     _write(vocab, _merges(vocab, scores), out_dir)
+    return len(vocab)
 
 
 def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, str]]:
-    """Which pairs join, the best piece first.
+    """The merges of the vocabulary, in descending order of the scores.
 
-    Sentencepiece joins by the score of the piece that results, so every split of a piece into two known ones is a
-    merge. The order must be that of the scores and not of the ids: pieces of several spaces have low ids but the worst
-    score, and are so never made inside a text such as MAIRA-2's prompt.
+    Sentencepiece joins by the score of the resulting piece, so every split of a piece into two known ones is a merge.
+    The order must be that of the scores and not of the ids: pieces of several spaces have low ids but the lowest score,
+    so that they are never formed inside a text such as MAIRA-2's prompt.
     """
     merges = []
     for piece, score in scores.items():
@@ -118,7 +123,7 @@ def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, 
 
 
 def _write(vocab: dict[str, int], merges: list[tuple[str, str]], out_dir: Path) -> None:
-    n_base = len(vocab)
+    n_vocabulary = len(vocab)
     model = models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(_MARK, prepend_scheme="first", split=False)
@@ -133,7 +138,7 @@ def _write(vocab: dict[str, int], merges: list[tuple[str, str]], out_dir: Path) 
     backend.add_tokens([AddedToken(token, normalized=True, special=False) for token in ADDED_TOKENS])
     with files.atomic_path(out_dir / "tokenizer.json") as temporary:
         backend.save(str(temporary))
-    added = {token: n_base + i for i, token in enumerate(ADDED_TOKENS)}
+    added = {token: n_vocabulary + i for i, token in enumerate(ADDED_TOKENS)}
     files.write_json(out_dir / "added_tokens.json", dict(sorted(added.items())))
     files.write_json(out_dir / "special_tokens_map.json", _special_tokens_map())
     files.write_json(out_dir / "tokenizer_config.json", _tokenizer_config(added))

@@ -1,4 +1,4 @@
-"""The training loop of both phases: resumable at any moment, with the same result."""
+"""The training loop of all phases: resumable at any moment, with the same result."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from maira_jax.phantom.pretraining.stream import Stream, prefetch
+from maira_jax.phantom.pretraining.batch_streams import BatchStream, prefetch
 from maira_jax.run.progress import progress
 
 _LOG_EVERY = 20
@@ -16,7 +16,7 @@ _LOG_EVERY = 20
 def fit(
     directory: Path,
     state: Any,
-    stream: Stream,
+    stream: BatchStream,
     step: Callable[[Any, Any], tuple[Any, jax.Array]],
     n_steps: int,
     checkpoint_every: int,
@@ -25,8 +25,13 @@ def fit(
     """Runs `step` over the stream from the newest checkpoint in `directory`, or from `state`.
 
     Args:
-      state: a tree of arrays (parameters and optimiser state).
-      step: (state, batch) -> (state, loss); may donate the state.
+      directory: folder of this phase's checkpoints.
+      state: tree of arrays (parameters and optimiser state) before the first step.
+      stream: batches of the phase, from their start.
+      step: function (state, batch) -> (state, loss); it may donate the state.
+      n_steps: number of steps of the phase.
+      checkpoint_every: steps between checkpoints.
+      desc: name of the progress bar.
 
     Returns:
       The last state, and [step, loss] of every 20th step.
@@ -45,18 +50,18 @@ def fit(
             saved = checkpointer.metadata(start).custom_metadata
             assert isinstance(saved, dict)
             history = saved["history"]
-            stream.go_to(saved["place"])
+            stream.seek(saved["position"])
         batches = prefetch(stream)
         bar = progress(total=n_steps, unit="step", desc=desc, initial=start)
         for number in range(start + 1, n_steps + 1):
-            batch, place = next(batches)
+            batch, position = next(batches)
             state, loss = step(state, batch)
             bar.update()
             if number % _LOG_EVERY == 0:
                 history.append([number, float(loss)])
                 bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
             if number % checkpoint_every == 0 or number == n_steps:
-                checkpointer.save(number, state, custom_metadata={"history": history, "place": place})
+                checkpointer.save(number, state, custom_metadata={"history": history, "position": position})
         bar.close()
     return state, history
 

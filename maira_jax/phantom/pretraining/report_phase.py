@@ -1,4 +1,4 @@
-"""Second phase: the whole model learns to write the findings of a study."""
+"""The report phases: the model learns to write the findings of a study."""
 
 import functools
 from typing import Any
@@ -15,11 +15,14 @@ from maira_jax.model.sites import Site
 
 
 @struct.dataclass
-class Batch:
+class ReportBatch:
     """Teacher-forced studies, padded on the left.
 
-    tokens: int32 [batch, positions]; mask: bool, the same, False on padding; target: bool, the same, the tokens
-    that the model should predict. pixels: float32 [batch, images, size, size, 3] or None.
+    Attributes:
+      tokens: int32 [batch, positions].
+      mask: bool [batch, positions], False on padding.
+      target: bool [batch, positions], True for the tokens that the model should predict.
+      pixels: float32 [batch, images, size, size, 3], or None without images.
     """
 
     tokens: jax.Array
@@ -28,19 +31,21 @@ class Batch:
     pixels: jax.Array | None
 
 
-def loss(params: Params, cfg: Maira2Config, batch: Batch, n_tail: int) -> tuple[jax.Array, jax.Array]:
+def loss(params: Params, cfg: Maira2Config, batch: ReportBatch, n_tail: int) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy of the target tokens in nats, and their number.
 
     Args:
-      n_tail: targets lie among the last `n_tail` positions; logits are computed for these alone.
+      params, cfg: the model.
+      batch: studies with their reports.
+      n_tail: logits are computed for the last `n_tail` positions alone, among which all targets are.
     """
     n_tail = min(n_tail, batch.tokens.shape[1] - 1)
     last = Site.parse(f"language.{cfg.text.num_hidden_layers - 1}.resid_post", cfg)
     out = maira2.forward(params, cfg, batch.tokens, batch.mask, batch.pixels, read=(last,), logits=False)
-    x = out.sites[last.name][:, -n_tail - 1 : -1]
-    logits = language.logits(params["language"], cfg.text, x)
+    x = out.sites[last.name][:, -n_tail - 1 : -1]  # [batch, n_tail, d_model]
+    logits = language.logits(params["language"], cfg.text, x)  # [batch, n_tail, vocabulary]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, -n_tail:])
-    target = batch.target[:, -n_tail:]
+    target = batch.target[:, -n_tail:]  # [batch, n_tail]
     return jnp.sum(losses * target), jnp.sum(target)
 
 
@@ -49,13 +54,13 @@ def step(
     params: Params,
     state: Any,
     frozen: Params,
-    batch: Batch,
+    batch: ReportBatch,
     *,
     cfg: Maira2Config,
     optimiser: optax.GradientTransformation,
     n_tail: int,
 ) -> tuple[Params, Any, jax.Array]:
-    """One update of `params`, which make a model together with `frozen`; returns the mean loss before it."""
+    """One update of `params`, which are a model together with `frozen`; also returns the mean loss before it."""
 
     def mean_loss(params: Params) -> jax.Array:
         total, count = loss(params | frozen, cfg, batch, n_tail)

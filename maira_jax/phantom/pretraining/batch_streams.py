@@ -1,0 +1,172 @@
+"""Endless batches of static shapes, in an order that depends on the seed alone and can be resumed anywhere."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from maira_jax.errors import UserError
+from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up
+from maira_jax.inputs.image import ImageConfig, preprocess_batch
+from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.tokens import Encoded, Kind, Tokenizer
+from maira_jax.phantom.pretraining.recipe import ReportPhase
+from maira_jax.phantom.pretraining.report_phase import ReportBatch
+from maira_jax.phantom.pretraining.study_source import StudySource
+from maira_jax.studies.study import Study
+
+_CHUNK = 64  # studies fetched at once
+_PREFETCHED = 3  # batches made ahead of the one in use
+
+
+class BatchStream(Protocol):
+    """An endless sequence of batches whose position is a JSON value."""
+
+    def next_batch(self) -> Any:
+        """The next batch."""
+
+    def position(self) -> Any:
+        """What `seek` needs in order to continue after the last batch."""
+
+    def seek(self, position: Any) -> None:
+        """Continues from a value of `position`."""
+
+
+class ImageBatchStream:
+    """Batches of labelled images, for the vision phase."""
+
+    def __init__(self, source: StudySource, image_cfg: ImageConfig, batch_size: int):
+        self.source, self.image_cfg, self.batch_size = source, image_cfg, batch_size
+        self.next = 0
+
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The next images, their labels, and which labels are known.
+
+        Returns:
+          Pixels, float32 [batch, size, size, 3]; labels, bool [batch, labels]; known, bool [batch, labels].
+        """
+        start, self.next = self.next, self.next + self.batch_size
+        images, labels, known = self.source.images(start, self.next)
+        return preprocess_batch(images, self.image_cfg), labels, known
+
+    def position(self) -> int:
+        return self.next
+
+    def seek(self, position: int) -> None:
+        self.next = position
+
+
+class _EncodedStudy(NamedTuple):
+    number: int  # index in the source's stream
+    study: Study
+    encoded: Encoded
+
+
+class ReportBatchStream:
+    """Batches of teacher-forced studies with the same number of images and about the same length.
+
+    Args:
+      source: the studies.
+      tokenizer, image_cfg: tokenizer and image preprocessing of the model.
+      phase: lengths of the batches, and which studies and which parts of the prompt they have.
+    """
+
+    def __init__(self, source: StudySource, tokenizer: Tokenizer, image_cfg: ImageConfig, phase: ReportPhase):
+        self.source, self.tokenizer, self.image_cfg, self.phase = source, tokenizer, image_cfg, phase
+        self.batch_size, self.lengths = phase.schedule.batch_size, sorted(phase.lengths)
+        self.next = 0
+        self.waiting: dict[str, list[_EncodedStudy]] = {}
+
+    def _encode(self, index: int, study: Study) -> _EncodedStudy:
+        encoded = self.tokenizer.encode(reporting_prompt(study), study.findings)
+        return _EncodedStudy(index, study, _without_instructions(encoded) if self.phase.bare_prompt else encoded)
+
+    def _bucket(self, row: _EncodedStudy) -> str | None:
+        """Name of the batches that the study can be part of, for example "2x144"; None where it is skipped."""
+        too_long = len(row.encoded) - row.encoded.n_prompt > self.phase.max_findings
+        n_images = len(study_images(row.study))
+        if too_long or (self.phase.image_counts and n_images not in self.phase.image_counts):
+            return None
+        length = next((length for length in self.lengths if length >= len(row.encoded)), None)
+        return None if length is None else f"{n_images}x{length}"
+
+    def next_batch(self) -> ReportBatch:
+        """The next batch that is full.
+
+        Raises:
+          UserError: no study fits into the lengths.
+        """
+        fetched = 0
+        while True:
+            for name, rows in self.waiting.items():
+                if len(rows) >= self.batch_size:
+                    self.waiting[name] = rows[self.batch_size :]
+                    return self._batch(rows[: self.batch_size], int(name.split("x")[1]))
+            if fetched > 100 * self.batch_size and not self.waiting:
+                raise UserError(
+                    f"no study fits into {self.lengths} tokens: raise the lengths of the recipe's phase "
+                    f"{self.phase.name}, or give studies with shorter reports"
+                )
+            for offset, study in enumerate(self.source.studies(self.next, self.next + _CHUNK)):
+                row = self._encode(self.next + offset, study)
+                if (bucket := self._bucket(row)) is not None:
+                    self.waiting.setdefault(bucket, []).append(row)
+            self.next += _CHUNK
+            fetched += _CHUNK
+
+    def _batch(self, rows: list[_EncodedStudy], length: int) -> ReportBatch:
+        """Pads studies with the same number of images to `length` tokens."""
+        requests = [GenerationRequest(row.encoded, study_images(row.study)) for row in rows]
+        full = assemble(requests, self.tokenizer, self.image_cfg, length)
+        target = (full.kinds == Kind.FINDINGS) | (full.kinds == Kind.EOS)
+        return ReportBatch(*jax.device_put((full.tokens, full.mask, target, full.pixels)))
+
+    def held_out(self) -> Iterator[ReportBatch]:
+        """The held-out studies in batches of the same shapes; rows that fill up the last of a shape have no targets."""
+        buckets: dict[str, list[_EncodedStudy]] = {}
+        for index, study in enumerate(self.source.held_out):
+            row = self._encode(index, study)
+            name = self._bucket(row)
+            if study.findings and name is not None:
+                buckets.setdefault(name, []).append(row)
+        for name, rows in sorted(buckets.items()):
+            for start in range(0, len(rows), self.batch_size):
+                part = rows[start : start + self.batch_size]
+                batch = self._batch(fill_up(part, self.batch_size), int(name.split("x")[1]))
+                real = np.arange(self.batch_size) < len(part)
+                yield batch.replace(target=batch.target & real[:, None])  # type: ignore[attr-defined]
+
+    def position(self) -> dict[str, Any]:
+        return {
+            "next": self.next,
+            "waiting": {name: [row.number for row in rows] for name, rows in self.waiting.items()},
+        }
+
+    def seek(self, position: dict[str, Any]) -> None:
+        self.next = position["next"]
+        self.waiting = {
+            bucket: [self._encode(index, self.source.studies(index, index + 1)[0]) for index in indices]
+            for bucket, indices in position["waiting"].items()
+        }
+
+
+def _without_instructions(encoded: Encoded) -> Encoded:
+    kinds = encoded.kinds
+    keep = np.isin(kinds, (Kind.BOS, Kind.IMAGE, Kind.IMAGE_LAST, Kind.FINDINGS, Kind.EOS))
+    return Encoded(encoded.ids[keep], kinds[keep], int(keep[: encoded.n_prompt].sum()))
+
+
+def prefetch(stream: BatchStream) -> Iterator[tuple[Any, Any]]:
+    """Yields (batch, the stream's position after it), made by a thread a few batches ahead."""
+
+    def take() -> tuple[Any, Any]:
+        batch = stream.next_batch()
+        return batch, stream.position()
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting: list[Future] = [pool.submit(take) for _ in range(_PREFETCHED)]
+        while True:
+            yield waiting.pop(0).result()
+            waiting.append(pool.submit(take))

@@ -1,0 +1,57 @@
+"""Streams of batches resume anywhere and hold only studies that fit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from maira_jax.errors import UserError
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.tokens import Tokenizer
+from maira_jax.phantom.pretraining.batch_streams import ImageBatchStream, ReportBatchStream
+from maira_jax.phantom.pretraining.study_source import PhantomStudySource
+from tests.helpers.tiny_recipe import FULL_PROMPT
+
+
+def report_stream(directory, **changes):
+    image_cfg = ImageConfig.from_dir(directory)
+    phase = dataclasses.replace(FULL_PROMPT, **{"lengths": (300, 512)} | changes)
+    source = PhantomStudySource(0, image_cfg.size, 8)
+    return ReportBatchStream(source, Tokenizer.from_dir(directory), image_cfg, phase)
+
+
+def image_stream(directory):
+    image_cfg = ImageConfig.from_dir(directory)
+    return ImageBatchStream(PhantomStudySource(0, image_cfg.size, 8), image_cfg, 4)
+
+
+@pytest.mark.parametrize("make", [report_stream, image_stream])
+def test_a_stream_resumes_at_its_position(checkpoint, make):
+    stream = make(checkpoint)
+    for _ in range(3):
+        stream.next_batch()
+    position, expected = stream.position(), [stream.next_batch() for _ in range(4)]
+    other = make(checkpoint)
+    other.seek(position)
+    for batch in expected:
+        jax.tree.map(np.testing.assert_array_equal, other.next_batch(), batch)
+
+
+def test_a_batch_has_studies_of_the_phase_alone(checkpoint):
+    stream = report_stream(checkpoint, image_counts=(2,), bare_prompt=True, lengths=(160,))
+    for _ in range(3):
+        batch = stream.next_batch()
+        assert batch.tokens.shape == (4, 160) and batch.pixels.shape[:2] == (4, 2)
+        assert bool((batch.target <= batch.mask).all()) and bool(batch.target.any(1).all())
+
+
+def test_held_out_batches_have_each_study_once(checkpoint):
+    stream = report_stream(checkpoint)
+    targets = sum(int(batch.target.any(1).sum()) for batch in stream.held_out())
+    assert targets == len(stream.source.held_out) == 8
+
+
+def test_lengths_that_no_study_fits_are_refused(checkpoint):
+    with pytest.raises(UserError, match=r"no study fits into \[8\] tokens: raise the lengths .* full_prompt"):
+        report_stream(checkpoint, lengths=(8,)).next_batch()
