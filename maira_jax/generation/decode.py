@@ -1,4 +1,9 @@
-"""Generation, greedy or sampled: jitted prefill and decode in one program, with edits of the residual stream."""
+"""Generation, greedy or sampled: prefill and decode in one jitted program, with edits of the residual stream.
+
+There are two decoding loops. This one writes one text per prompt, which is all that reports need. That of
+`steer/program/decode.py` writes many texts per prompt, each with an edit of its own: there, texts share the keys and
+values of their prompt, and a text that ends gives its slot to the next one. Both choose tokens by `choose`.
+"""
 
 import functools
 import hashlib
@@ -12,7 +17,7 @@ from flax import struct
 from maira_jax.model import language, maira2
 from maira_jax.model.cache import Cache
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Params
+from maira_jax.model.layers import Params, Tap
 from maira_jax.model.maira2 import AllEdits
 
 
@@ -20,9 +25,10 @@ from maira_jax.model.maira2 import AllEdits
 class Sampling:
     """How tokens are chosen. All fields are traced: one compiled program serves every temperature and top_p.
 
-    keys: random keys [batch], a row its own (`row_keys`), so that a row's draws do not depend on its company.
-    temperature: float32 [], which logits are divided by; 0 takes the most likely token.
-    top_p: float32 [] in (0, 1]; only the fewest most likely tokens whose probabilities add up to it can be drawn.
+    Attributes:
+      keys: random keys [batch], one per row (`row_keys`): what a row draws is independent of the other rows.
+      temperature: float32 [], which logits are divided by; 0 takes the most likely token.
+      top_p: float32 [] in (0, 1]; only the fewest most likely tokens whose probabilities add up to it can be drawn.
     """
 
     keys: jax.Array
@@ -31,7 +37,7 @@ class Sampling:
 
 
 def row_keys(names: Sequence[str], seed: int) -> jax.Array:
-    """A random key for each row [batch], from its name (a study's id, say) and nothing else but the seed."""
+    """A random key for each row [batch], from its name (such as a study's id) and the seed alone."""
     digests = [hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in names]
     data = np.frombuffer(b"".join(digests), ">u4").astype(np.uint32).reshape(-1, 2)
     return jax.random.wrap_key_data(jnp.asarray(data), impl="threefry2x32")
@@ -41,16 +47,16 @@ def keep_top_p(logits: jax.Array, top_p: jax.Array) -> jax.Array:
     """Sets the logits of all but the most likely tokens to -inf.
 
     The fewest most likely tokens whose probabilities add up to `top_p` or more are kept, and those as likely as the
-    last of them; as transformers' `TopPLogitsWarper`, which decides among the equally likely at will.
+    last of them; as transformers' `TopPLogitsWarper`, which breaks such ties arbitrarily.
 
     Args:
       logits: [batch, vocab] float32.
       top_p: [] in (0, 1].
     """
-    ascending = jnp.sort(logits, axis=-1)
-    removed = (jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p) & (top_p < 1)
-    first = jnp.minimum(jnp.sum(removed, axis=-1, keepdims=True), logits.shape[-1] - 1)
-    return jnp.where(logits >= jnp.take_along_axis(ascending, first, axis=-1), logits, -jnp.inf)
+    ascending = jnp.sort(logits, axis=-1)  # [B, V]
+    removed = (jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p) & (top_p < 1)  # [B, V]
+    first = jnp.minimum(jnp.sum(removed, axis=-1, keepdims=True), logits.shape[-1] - 1)  # [B, 1]
+    return jnp.where(logits >= jnp.take_along_axis(ascending, first, axis=-1), logits, -jnp.inf)  # [B, V]
 
 
 def choose(logits: jax.Array, sampling: Sampling | None = None, step: jax.Array | int = 0) -> jax.Array:
@@ -59,7 +65,7 @@ def choose(logits: jax.Array, sampling: Sampling | None = None, step: jax.Array 
     Args:
       logits: [batch, vocab] float32.
       sampling: None takes the most likely token, as does temperature 0.
-      step: which token of its row it is, int32 [] or [batch]; each step draws with a key of its own.
+      step: index of the token in its row, int32 [] or [batch]; each step draws with a key of its own.
     """
 
     def greedy() -> jax.Array:
@@ -67,13 +73,14 @@ def choose(logits: jax.Array, sampling: Sampling | None = None, step: jax.Array 
 
     def draw() -> jax.Array:
         assert sampling is not None
-        kept = keep_top_p(logits / sampling.temperature, sampling.top_p)
-        keys = jax.vmap(jax.random.fold_in)(sampling.keys, jnp.broadcast_to(step, logits.shape[:1]))
+        kept = keep_top_p(logits / sampling.temperature, sampling.top_p)  # [B, V]
+        keys = jax.vmap(jax.random.fold_in)(sampling.keys, jnp.broadcast_to(step, logits.shape[:1]))  # [B]
         return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
 
     return greedy() if sampling is None else jax.lax.cond(sampling.temperature > 0, draw, greedy)
 
 
+@jax.named_scope("prefill")
 def _prefill(
     params: Params,
     cfg: Maira2Config,
@@ -83,13 +90,17 @@ def _prefill(
     slots: int,
     edits: AllEdits,
 ) -> tuple[jax.Array, Cache]:
-    """Runs a prompt's all but last positions: the last one's embedding [batch, 1, d_model], and the others' cache."""
+    """Runs all positions of a prompt but the last.
+
+    Returns:
+      The embedding of the last position, [batch, 1, d_model], and the keys and values of the others.
+    """
     features = None if pixels is None else maira2.see(params, cfg, pixels, edits=edits)[0]
-    embedded = maira2.embed(params, cfg, tokens, features)
-    x = embedded[:, :-1]
+    embedded = maira2.embed(params, cfg, tokens, features)  # [B, T, D]
+    x = embedded[:, :-1]  # [B, T - 1, D]
     batch, length, _ = x.shape
-    causal = jnp.arange(slots) <= jnp.arange(length)[:, None]
-    keys = jnp.pad(mask, ((0, 0), (0, slots - mask.shape[1])))
+    causal = jnp.arange(slots) <= jnp.arange(length)[:, None]  # [T - 1, S]
+    keys = jnp.pad(mask, ((0, 0), (0, slots - mask.shape[1])))  # [B, S]
     change = maira2.edits_of(edits, "language")
     where = None if change is None else change.mask
     _, _, cache = language.forward(
@@ -97,13 +108,47 @@ def _prefill(
         cfg.text,
         x,
         maira2.positions_of(mask)[:, :-1],
-        causal[None, None] & keys[:, None, None],
+        causal[None, None] & keys[:, None, None],  # [B, 1, T - 1, S]
         edit=None if change is None or where is None else change.tap((where & mask)[:, :-1]),
         cache=Cache.zeros(cfg.text, batch, slots, x.dtype),
         slot=jnp.int32(0),
     )
     assert cache is not None
     return embedded[:, -1:], cache
+
+
+@jax.named_scope("decode")
+def _decode(
+    params: Params,
+    cfg: Maira2Config,
+    x: jax.Array,
+    positions: jax.Array,
+    seen: jax.Array,
+    edit: Tap | None,
+    cache: Cache,
+    slot: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Runs one more token per row.
+
+    Args:
+      params: the model's parameters.
+      cfg: the model's configuration.
+      x: embeddings of the tokens, [batch, 1, d_model].
+      positions: their positions, int32 [batch].
+      seen: bool [batch, slots], the slots of the cache that the tokens attend to, their own included.
+      edit: what changes the residual stream, or None.
+      cache: keys and values of the earlier tokens.
+      slot: int32 [], where those of these tokens are stored.
+
+    Returns:
+      The logits of the next tokens, float32 [batch, vocab], and the cache with these tokens.
+    """
+    mask = seen[:, None, None]  # [B, 1, 1, S]
+    x, _, new_cache = language.forward(
+        params["language"], cfg.text, x, positions[:, None], mask, edit=edit, cache=cache, slot=slot
+    )
+    assert new_cache is not None
+    return language.logits(params["language"], cfg.text, x[:, 0]).astype(jnp.float32), new_cache
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "eos_id"))
@@ -125,12 +170,14 @@ def generate(
     every choice of a token, the first included, and the rest of the prompt is the same whatever is edited.
 
     Args:
+      params: the model's parameters.
+      cfg: the model's configuration, static.
       tokens: [batch, positions] int32, padded on the left.
       mask: bool [batch, positions], False on padding.
       pixels: [batch, images, image_size, image_size, 3] or None.
       max_new_tokens: static.
       eos_id: static; the end token, which stops its row.
-      edits: see `Edits`.
+      edits: edits of the residual stream (see `Edits`); those of the language model act on generated tokens too.
       sampling: how tokens are chosen; None always takes the most likely one.
 
     Returns:
@@ -140,36 +187,28 @@ def generate(
     batch, length = tokens.shape
     slots = length + max_new_tokens - 1
     last, cache = _prefill(params, cfg, tokens, mask, pixels, slots, edits)
-    keys = jnp.pad(mask, ((0, 0), (0, slots - length)), constant_values=True)
-    start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1
+    keys = jnp.pad(mask, ((0, 0), (0, slots - length)), constant_values=True)  # [B, S]
+    start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1  # [B], position of the prompt's last token
     change = maira2.edits_of(edits, "language")
     edit = None if change is None else change.tap(jnp.ones((batch, 1), bool))
 
-    def going(state: tuple) -> jax.Array:
+    def not_done(state: tuple) -> jax.Array:
         step, _, _, done, _ = state
         return (step < max_new_tokens) & ~jnp.all(done)
 
     def decode(state: tuple) -> tuple:
         step, last, written, done, cache = state
         slot = length - 1 + step
-        x, _, cache = language.forward(
-            params["language"],
-            cfg.text,
-            last,
-            (start + step)[:, None],
-            (keys & (jnp.arange(slots) <= slot))[:, None, None],
-            edit=edit,
-            cache=cache,
-            slot=slot,
-        )
-        logits = language.logits(params["language"], cfg.text, x[:, 0]).astype(jnp.float32)
-        choice = jnp.where(done, 0, choose(logits, sampling, step))
+        seen = keys & (jnp.arange(slots) <= slot)  # [B, S]
+        logits, cache = _decode(params, cfg, last, start + step, seen, edit, cache, slot)
+        choice = jnp.where(done, 0, choose(logits, sampling, step))  # [B]
         written = jax.lax.dynamic_update_slice(written, choice[:, None], (0, step))
-        return step + 1, params["language"]["embed"][choice][:, None], written, done | (choice == eos_id), cache
+        following = params["language"]["embed"][choice][:, None]  # [B, 1, D]
+        return step + 1, following, written, done | (choice == eos_id), cache
 
-    written = jnp.zeros((batch, max_new_tokens), jnp.int32)
+    written = jnp.zeros((batch, max_new_tokens), jnp.int32)  # [B, N]
     state = (jnp.int32(0), last, written, jnp.zeros((batch,), bool), cache)
-    _, _, written, _, _ = jax.lax.while_loop(going, decode, state)
-    ends = written == eos_id
-    lengths = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1) + 1, max_new_tokens)
+    _, _, written, _, _ = jax.lax.while_loop(not_done, decode, state)
+    ends = written == eos_id  # [B, N]
+    lengths = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1) + 1, max_new_tokens)  # [B]
     return written, lengths.astype(jnp.int32)

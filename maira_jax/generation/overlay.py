@@ -10,7 +10,7 @@ from maira_jax.generation.grounding import Phrase
 
 _LONG_EDGE = 1024  # pixels of the picture of the X-ray
 _MARGIN, _FONT_SIZE, _LINE_HEIGHT = 16, 20, 28
-# Okabe and Ito's colours, which colour-blind readers can tell apart; without black, which is lost on an X-ray.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; without black, which is lost on an X-ray.
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 _PLAIN = "#B0B0B0"
 _BACKGROUND, _TEXT = "#101010", "#F0F0F0"
@@ -20,9 +20,9 @@ def draw(grey: np.ndarray, phrases: Sequence[Phrase], notes: Sequence[str] = ())
     """Draws a grounded report.
 
     Args:
-      grey: uint8 [height, width], the original image.
-      phrases: with boxes in fractions of the original image. Each phrase with boxes has a colour of its own, until
-        the colours come round again; the others are listed in grey.
+      grey: the original image, uint8 [height, width].
+      phrases: with boxes in fractions of the original image. Each phrase with boxes has its own colour (the
+        seven colours repeat); the others are listed in grey.
       notes: lines of text to end with.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Images, prompts and tokens, as MAIRA-2 reads them."""
+"""From studies to the model's input: images, prompts, tokens, and the padded batches that every stage uses."""

@@ -1,1 +1,1 @@
-"""Run directories: stages, manifests, atomic files and progress."""
+"""Run directories: stages and their manifests, atomic and resumable files, sections of the configuration, progress."""

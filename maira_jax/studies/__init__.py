@@ -1,1 +1,1 @@
-"""Studies: what every stage reads of a patient's examination, and the readers of the collections they come from."""
+"""Studies: what every stage reads of a patient's examination, and the readers of the data sets they come from."""
