@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maira_jax.phantom.world.latents import FINDINGS
-from maira_jax.reports.labeller import Reading, read
+from maira_jax.reports.labeller import ParsedReport, parse
 from maira_jax.reports.vocabulary.terms import CHEXPERT, DEVICES
 from maira_jax.studies.study import SIDES, ZONES, Finding
 
@@ -76,10 +76,10 @@ class Changes:
 
 
 #: Reads a report; sweeps compare the same original with many others, and repeat themselves.
-reading = functools.lru_cache(maxsize=4096)(read)
+reading = functools.lru_cache(maxsize=4096)(parse)
 
 
-def _claims(said: Reading) -> dict[tuple[str, ...], Finding]:
+def _claims(said: ParsedReport) -> dict[tuple[str, ...], Finding]:
     """What a report says to be there, present or uncertain; denials and silence are the same."""
     found = {}
     for finding in said.findings:
