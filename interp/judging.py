@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from interp.config import InterpretConfig
-from interp.exemplars import selection
+from interp.exemplars import exemplar_table
 from interp.explainers.evidence import ExplainTask, assemble
 from interp.explainers.judge import Judge, Task
 from interp.scorers import detection
@@ -205,6 +205,6 @@ def shuffled(texts: dict[int, Any], seed: int) -> dict[int, Any]:
 
 def _by_feature(path: Path, begin: int, stop: int) -> dict[int, Rows]:
     rows: dict[int, Rows] = {feature: [] for feature in range(begin, stop)}
-    for row in selection.read(path, begin, stop).to_pylist():
+    for row in exemplar_table.read(path, begin, stop).to_pylist():
         rows[row["feature"]].append(row)
     return rows

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from interp.config import InterpretConfig
-from interp.exemplars import contexts, index, selection
+from interp.exemplars import contexts, exemplar_table, index
 from interp.exemplars.corpus import Corpus
 from interp.explainers import llm
 from interp.explainers.judge import Judge, OfflineJudge
@@ -142,7 +142,7 @@ def _collect(cfg: InterpretConfig, sae: Sae, corpus: Corpus, path: Path, phases:
         found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds)
         peak.flush()
     index.save(phases / "index.npz", found)
-    n_decile = {"train": cfg.n_explain, "held_out": cfg.n_score}
-    similar, _ = lens.nearest(lens.activity(index.pooled(found)), _N_NEIGHBOURS)
-    selection.collect(path, sae, corpus, found, similar, n_decile, cfg.seed, cfg.feature_batch)
+    n_activating = {"train": cfg.n_explain, "held_out": cfg.n_score}
+    similar, _ = lens.nearest(lens.activity(index.pool_activity(found)), _N_NEIGHBOURS)
+    exemplar_table.collect(path, sae, corpus, found, similar, n_activating, cfg.seed, cfg.feature_batch)
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars import selection
+from interp.exemplars import exemplar_table
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 from maira_jax.run.progress import progress
@@ -192,7 +192,7 @@ def _exemplars(path: Path, table: pa.Table, shown: set[int], cfg: AtlasConfig) -
             continue
         taken: dict[tuple[int, str, int], int] = defaultdict(int)
         said: set[tuple[Any, ...]] = set()
-        for row in selection.read(path, begin, begin + _BATCH).to_pylist():
+        for row in exemplar_table.read(path, begin, begin + _BATCH).to_pylist():
             feature, kind, decile = row["feature"], row["kind"], -1 if row["decile"] is None else row["decile"]
             limit = {"top": cfg.n_top, "decile": cfg.n_decile}.get(kind, cfg.n_silent)
             if row["split"] != "train" or feature not in shown or taken[feature, kind, decile] >= limit:

@@ -64,7 +64,7 @@ class Contexts:
         return np.repeat(begins, lengths), np.repeat(ends, lengths)
 
 
-def cut(
+def split_into_contexts(
     study: np.ndarray,
     position: np.ndarray,
     token_id: np.ndarray,

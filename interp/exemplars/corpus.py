@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from interp.exemplars import contexts
-from interp.exemplars.contexts import Contexts
+from interp.exemplars.contexts import Contexts, split_into_contexts
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
 from sae.activations.store import HELD_OUT, ActivationStore
@@ -51,7 +50,7 @@ class Corpus:
             )
         tokens = {name: store.tokens[name].to_numpy() for name in ("study", "position", "token_id", "kind")}
         pieces = _pieces(Tokenizer.from_dir(workdir / "model"), tokens["token_id"])
-        cut = contexts.cut(**tokens, pieces=pieces, max_length=max_length)
+        cut = split_into_contexts(**tokens, pieces=pieces, max_length=max_length)
         return cls(store, studies, tokens["token_id"], pieces, cut, held_out)
 
     def text(self, number: int) -> str:

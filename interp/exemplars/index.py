@@ -1,29 +1,30 @@
 """The exemplar index: one pass over an activation store that finds, for every feature, where it is active.
 
 The pass keeps, for each feature and each split, its strongest contexts, a uniform sample of its activating contexts,
-counts and a histogram. Memory depends on features and exemplars, not on tokens: for each feature and split there is
-room for twice as many contexts as are kept (and for 64 more, if that is more), 8 bytes a strongest and 12 a sampled
-one, and 1 byte a context of the pool and about 270 of counters, on the device; beside them the autoencoder, a block
-of tokens x features and about 50 bytes for each of the block's active entries. Uniform sampling is by random
-priority: every (context, feature) pair has a hash, and the activating contexts with the largest hashes are a uniform
-sample, whatever the order or the block size of the pass.
+counters and a histogram. Memory depends on the numbers of features and exemplars, not on the number of tokens: for each
+feature and split, the device holds twice as many contexts as are kept (and 64 more than are kept, if that is more), at
+8 bytes for a strongest and 12 bytes for a sampled one, 1 byte for each context of the pool, and about 270 bytes of
+counters; besides, the autoencoder, one block of tokens x features, and about 50 bytes for each active entry of the
+block. Sampling is by random priority: every (context, feature) pair has a hash, and the activating contexts with the
+largest hashes are a uniform sample, whatever the order or the block size of the pass.
 
-Few features are active on a token, so after encoding a block only its active entries are handled, listed by feature.
-The program has room for so many; a block with more is taken again by a program with more room.
+Few features are active on a token, so after a block is encoded only its active entries are handled, listed by feature.
+The compiled program has a fixed capacity of entries; a block with more is repeated by a program of a larger capacity.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from interp.exemplars import streaming_top_k
+from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextBlock, ContextTable, blocks, max_contexts
 from interp.exemplars.contexts import Contexts
+from interp.exemplars.streaming_top_k import Candidates, StreamingTopK
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
@@ -36,15 +37,13 @@ SPLITS = ("train", "held_out")
 # Half octaves, 2^-10 to 2^14, around any scale of residual stream; the outer bins are open.
 EDGES = 2.0 ** (np.arange(-20, 29) / 2)
 N_KINDS = len(Kind)
-_STUDIES_PER_BLOCK = 64
-_BLOCKS_PER_READ = 16
+# Positions are summed in int32 over a block, of at most 2^15 tokens.
+_MAX_POSITION = 2**16
 
-# Counters are int32 on the device; before one could overflow, all are added to int64 ones of the host.
-_MOST = 2**31 - 1
+# Counters are int32 on the device; before one could overflow, all are added to int64 totals of the host.
+_MAX_COUNT = 2**31 - 1
 _COUNTERS = ("n_contexts", "n_tokens", "position_sum", "histogram")
 _NO_PEAK, _NO_PRIORITY = 0.0, -1.0
-
-State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +51,12 @@ class IndexConfig:
     """Sizes of the pass.
 
     Attributes:
-      n_top: strongest contexts kept for each feature and split.
+      n_top: number of strongest contexts kept for each feature and split.
       n_sample: size of the uniform sample of activating contexts for each feature and split.
-      n_pool: contexts of each split whose activity is kept for all features; non-activating ones are drawn from them.
-      block_tokens: tokens encoded at a time, at most 2^15.
-      seed: of the samples.
+      n_pool: number of contexts of each split whose activity is kept for all features; non-activating contexts are
+        drawn from them.
+      block_tokens: number of tokens encoded at a time, at most 2^15.
+      seed: seed of the samples.
     """
 
     n_top: int
@@ -65,26 +65,21 @@ class IndexConfig:
     block_tokens: int
     seed: int
 
-    @property
-    def block_contexts(self) -> int:
-        """Most contexts in a block; short contexts (single tokens) fill a block by this count first."""
-        return max(self.block_tokens // 8, 1)
-
 
 @dataclasses.dataclass(frozen=True)
 class SplitIndex:
-    """What the pass found in one split, F features. Context numbers index `Contexts`; -1 means none.
+    """What the pass found in one split, for F features. Context numbers index `Contexts`; -1 means none.
 
     Attributes:
-      top_context, top_peak: [F, n_top], by falling peak activation.
-      sample_context, sample_peak: [F, n_sample], in random order, empty places last.
-      n_contexts: int64 [F], contexts in which the feature is active.
-      n_tokens: int64 [F, kinds], tokens on which it is active, by kind.
-      position_sum: int64 [F], of those tokens' places in their studies' sequences.
-      histogram: int64 [F, len(EDGES) + 1], peak activations of the activating contexts.
-      pool: int64 [n_pool], context numbers.
-      pool_active: bool [n_pool, F].
-      total_contexts, total_tokens: of the split.
+      top_context, top_peak: the strongest contexts and their peak activations, by falling peak. [F, n_top]
+      sample_context, sample_peak: the same of the sample, in random order, empty places last. [F, n_sample]
+      n_contexts: number of contexts in which the feature is active. int64 [F]
+      n_tokens: number of tokens on which it is active, by kind. int64 [F, kinds]
+      position_sum: sum of those tokens' positions in their studies' sequences. int64 [F]
+      histogram: peak activations of the activating contexts, by bin. int64 [F, len(EDGES) + 1]
+      pool: context numbers of the pool. int64 [n_pool]
+      pool_active: whether the feature is active in each context of the pool. bool [n_pool, F]
+      total_contexts, total_tokens: numbers of contexts and tokens in the split.
     """
 
     top_context: np.ndarray
@@ -101,12 +96,12 @@ class SplitIndex:
     total_tokens: int
 
 
-def hashed(context: Any, feature: Any, seed: int) -> Any:
+def hash_uniform(context: Any, feature: Any, seed: int) -> Any:
     """Pseudo-random numbers in [0, 1) in steps of 2^-24, for NumPy and JAX arrays alike.
 
     Args:
       context, feature: integer arrays that broadcast against each other.
-      seed: of the sample.
+      seed: seed of the numbers.
     """
     h = context.astype(np.uint32) * np.uint32(0x9E3779B1) ^ (
         feature.astype(np.uint32) * np.uint32(0x85EBCA77) + np.uint32((seed * 0x27D4EB2F) % 2**32)
@@ -128,274 +123,251 @@ def build(
     """Runs the pass.
 
     Args:
-      sae: of raw activations.
+      sae: autoencoder of raw activations, with F features.
       store: the activations that `contexts` were cut from.
-      contexts: all of the store.
-      held_out: bool [n_studies].
-      cfg: sizes.
-      study_peak: float32 [n_studies, F], zeros; receives each study's largest activations (may be a memory map).
-      study_kinds: tokens of these kinds count for `study_peak`.
+      contexts: all contexts of the store.
+      held_out: which studies are held out. bool [n_studies]
+      cfg: sizes of the pass.
+      study_peak: zeros, which become each study's largest activations; may be a memory map. float32 [n_studies, F]
+      study_kinds: the kinds of tokens that count for `study_peak`.
 
     Returns:
       An index for each of `SPLITS`.
+
+    Raises:
+      UserError: a study is too long.
     """
-    context_split = held_out[contexts.study].astype(np.int8)
-    pools = [_choose_pool(np.flatnonzero(context_split == split), cfg, split) for split in (0, 1)]
-    pool_slot = np.full(len(contexts), cfg.n_pool, np.int32)  # one past the end: not in the pool
-    for pool in pools:
-        pool_slot[pool] = np.arange(len(pool), dtype=np.int32)
-    counts_for_study = np.isin(contexts.kind, [int(kind) for kind in study_kinds])
-    states = [_empty_state(cfg, sae.n_features) for _ in SPLITS]
-    counters = [{name: np.asarray(state[name], np.int64) for name in _COUNTERS} for state in states]
+    length = int((contexts.position + contexts.length).max(initial=1))  # of the longest study
+    if length > _MAX_POSITION:
+        raise UserError(
+            f"a study has {length} tokens, and exemplars can be found in at most {_MAX_POSITION}: shorten it"
+        )
+    split = held_out[contexts.study].astype(np.int8)  # [contexts]
+    pools = [_draw_pool(np.flatnonzero(split == number), cfg, number) for number in (0, 1)]
+    table = _context_table(contexts, split, pools, study_kinds, cfg.n_pool)
+    passes = [_SplitPass(cfg, sae.n_features) for _ in SPLITS]
     threshold = jnp.asarray(sae.threshold, jnp.float32)
-    last = int((contexts.position + contexts.length).max(initial=1))
-    if last > 2**16:
-        raise UserError(f"a study has {last} tokens, and exemplars can be found in at most {2**16}: shorten it")
-    most = cfg.block_tokens * sae.n_features
-    size = _room(sae.k * cfg.block_tokens, most)
-    drain_after = max(_MOST // (cfg.block_tokens * last), 1)
+    max_entries = cfg.block_tokens * sae.n_features
+    capacity = _entry_capacity(sae.k * cfg.block_tokens, max_entries)
+    drain_interval = max(_MAX_COUNT // (cfg.block_tokens * length), 1)  # in blocks
     with progress(total=int(contexts.length.sum()), unit="tok", desc="interpret: exemplars") as bar:
-        for number, (split, chosen, x) in enumerate(_blocks(store, contexts, context_split, cfg), 1):
-            block, studies = _block_arrays(contexts, chosen, cfg, pool_slot, counts_for_study)
+        for number, (own, studies, block) in enumerate(blocks(store, table, cfg.block_tokens), 1):
             while True:
-                states[split], peak, n = _update(states[split], sae.params, threshold, x, block, cfg, sae.top_k, size)
-                if n <= size:
+                running, peak, n = _add_block(
+                    passes[own].running, sae.params, threshold, block, cfg, sae.top_k, capacity
+                )
+                passes[own].running = running
+                if n <= capacity:
                     break
-                size = _room(int(n), most)
+                capacity = _entry_capacity(int(n), max_entries)
             study_peak[studies] = np.maximum(study_peak[studies], np.asarray(peak)[: len(studies)])
-            if number % drain_after == 0:
-                states = [_drain(state, total) for state, total in zip(states, counters, strict=True)]
-            bar.update(int(contexts.length[chosen].sum()))
-    states = [_drain(state, total) for state, total in zip(states, counters, strict=True)]
+            if number % drain_interval == 0:
+                for part in passes:
+                    part.drain()
+            bar.update(int((block.slot < max_contexts(cfg.block_tokens)).sum()))
     return {
-        name: _to_host(states[split], counters[split], pools[split], contexts.length[context_split == split], cfg)
-        for split, name in enumerate(SPLITS)
+        name: passes[number].result(pools[number], contexts.length[split == number], cfg)
+        for number, name in enumerate(SPLITS)
     }
 
 
-def _room(n: int, most: int) -> int:
-    """Room for n active entries and an eighth more, at most `most`; of few sizes, so that few programs are compiled."""
-    wanted = n + n // 8
-    step = 1 << max(wanted.bit_length() - 4, 0)
-    return min(max(-(-wanted // step) * step, 1), most)
-
-
-def _drain(state: State, total: dict[str, np.ndarray]) -> State:
-    """Adds the device's counters to `total`, in place, and gives the state with counters of zero."""
-    for name in _COUNTERS:
-        total[name] += np.asarray(state[name])
-    return state | {name: jnp.zeros_like(state[name]) for name in _COUNTERS}
-
-
-def _choose_pool(candidates: np.ndarray, cfg: IndexConfig, split: int) -> np.ndarray:
+def _draw_pool(candidates: np.ndarray, cfg: IndexConfig, split: int) -> np.ndarray:
     rng = np.random.default_rng((cfg.seed, split))
     return np.sort(rng.permutation(candidates)[: cfg.n_pool])
 
 
-def _blocks(
-    store: ActivationRows, contexts: Contexts, context_split: np.ndarray, cfg: IndexConfig
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields (split, context numbers [m], activations float32 [block_tokens, d_model] padded with zeros)."""
-    begin, end = 0, len(contexts)
-    while begin < end:
-        row = contexts.start[begin]
-        # At least one context: the search value is above the start of `begin`.
-        stop = int(np.searchsorted(contexts.start, row + _BLOCKS_PER_READ * cfg.block_tokens))
-        last = contexts.start[stop - 1] + contexts.length[stop - 1]
-        x = store.read(int(row), int(last))
-        for split in (0, 1):
-            numbers = begin + np.flatnonzero(context_split[begin:stop] == split)
-            for chosen in _split_into_blocks(contexts, numbers, cfg):
-                rows, _ = contexts.rows(chosen)
-                padded = np.zeros((cfg.block_tokens, x.shape[1]), np.float32)
-                padded[: len(rows)] = x[rows - row]
-                yield split, chosen, padded
-        begin = stop
+def _context_table(
+    contexts: Contexts, split: np.ndarray, pools: list[np.ndarray], study_kinds: frozenset[Kind], n_pool: int
+) -> ContextTable:
+    pool_slot = np.full(len(contexts), n_pool, np.int32)
+    for pool in pools:
+        pool_slot[pool] = np.arange(len(pool), dtype=np.int32)
+    counts_for_study = np.isin(contexts.kind, [int(kind) for kind in study_kinds])
+    return ContextTable(contexts, split, pool_slot, n_pool, counts_for_study)
 
 
-def _split_into_blocks(contexts: Contexts, numbers: np.ndarray, cfg: IndexConfig) -> Iterator[np.ndarray]:
-    """Cuts a list of contexts so that tokens, contexts and studies fit the static shapes of a block."""
-    tokens = np.concatenate([[0], np.cumsum(contexts.length[numbers])])
-    study_rank = np.unique(contexts.study[numbers], return_inverse=True)[1]
-    i = 0
-    while i < len(numbers):
-        by_tokens = int(np.searchsorted(tokens, tokens[i] + cfg.block_tokens, side="right")) - 1
-        by_studies = int(np.searchsorted(study_rank, study_rank[i] + _STUDIES_PER_BLOCK))
-        j = min(by_tokens, by_studies, i + cfg.block_contexts)
-        yield numbers[i:j]
-        i = j
+def _entry_capacity(n: int, limit: int) -> int:
+    """A capacity for n active entries and an eighth more, at most `limit`; few sizes, so that few programs compile."""
+    wanted = n + n // 8
+    step = 1 << max(wanted.bit_length() - 4, 0)
+    return min(max(-(-wanted // step) * step, 1), limit)
 
 
-def _block_arrays(
-    contexts: Contexts,
-    chosen: np.ndarray,
-    cfg: IndexConfig,
-    pool_slot: np.ndarray,
-    counts_for_study: np.ndarray,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Index arrays of a block, padded with numbers of nothing, and its studies. Padding has no active entries."""
-    length = contexts.length[chosen]
-    rows, _ = contexts.rows(chosen)
-    studies, study_slot = np.unique(contexts.study[chosen], return_inverse=True)
+class RunningIndex(NamedTuple):
+    """What the device holds of one split's index during the pass; shapes as in `SplitIndex`, counters int32.
 
-    def padded(values: np.ndarray, size: int, fill: int) -> np.ndarray:
-        out = np.full(size, fill, np.int32)
-        out[: len(values)] = values
-        return out
+    Attributes:
+      top: contexts by peak activation, with the value "context".
+      sample: contexts by random priority, with the values "context" and "peak".
+      n_contexts, n_tokens, position_sum, histogram: the counters, since they were last drained.
+      pool_active: whether each feature is active in each context of the pool. bool [n_pool, F]
+    """
 
-    n = cfg.block_contexts
-    return {
-        "slot": padded(np.repeat(np.arange(len(chosen)), length), cfg.block_tokens, n),
-        "kind": padded(np.repeat(contexts.kind[chosen], length), cfg.block_tokens, -1),
-        "position": padded(
-            rows - np.repeat(contexts.start[chosen] - contexts.position[chosen], length), cfg.block_tokens, 0
-        ),
-        "context": padded(chosen, n, -1),
-        "study": padded(
-            np.where(counts_for_study[chosen], study_slot, _STUDIES_PER_BLOCK),
-            n,
-            _STUDIES_PER_BLOCK,
-        ),
-        "pool": padded(pool_slot[chosen], n, cfg.n_pool),
-    }, studies
+    top: StreamingTopK
+    sample: StreamingTopK
+    n_contexts: jax.Array
+    n_tokens: jax.Array
+    position_sum: jax.Array
+    histogram: jax.Array
+    pool_active: jax.Array
 
-
-def _empty_state(cfg: IndexConfig, n_features: int) -> State:
-    context = (-1, jnp.int32)
-    return {
-        "top": streaming_top_k.empty(n_features, cfg.n_top, _NO_PEAK, {"context": context}),
-        "sample": streaming_top_k.empty(
-            n_features, cfg.n_sample, _NO_PRIORITY, {"context": context, "peak": (0, jnp.float32)}
-        ),
-        "n_contexts": jnp.zeros(n_features, jnp.int32),
-        "n_tokens": jnp.zeros((n_features, N_KINDS), jnp.int32),
-        "position_sum": jnp.zeros(n_features, jnp.int32),
-        "histogram": jnp.zeros((n_features, len(EDGES) + 1), jnp.int32),
-        "pool_active": jnp.zeros((cfg.n_pool, n_features), bool),
-    }
+    @classmethod
+    def empty(cls, cfg: IndexConfig, n_features: int) -> "RunningIndex":
+        """The index of no contexts."""
+        context, peak = (-1, jnp.int32), (0, jnp.float32)
+        return cls(
+            top=streaming_top_k.empty(n_features, cfg.n_top, _NO_PEAK, {"context": context}),
+            sample=streaming_top_k.empty(n_features, cfg.n_sample, _NO_PRIORITY, {"context": context, "peak": peak}),
+            n_contexts=jnp.zeros(n_features, jnp.int32),
+            n_tokens=jnp.zeros((n_features, N_KINDS), jnp.int32),
+            position_sum=jnp.zeros(n_features, jnp.int32),
+            histogram=jnp.zeros((n_features, len(EDGES) + 1), jnp.int32),
+            pool_active=jnp.zeros((cfg.n_pool, n_features), bool),
+        )
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "top_k", "size"), donate_argnums=0)
-def _update(
-    state: State,
+class _SplitPass:
+    """One split's part of the pass.
+
+    Attributes:
+      running: what the device holds.
+      totals: the counters that were drained from it, int64.
+    """
+
+    def __init__(self, cfg: IndexConfig, n_features: int):
+        self.running = RunningIndex.empty(cfg, n_features)
+        self.totals = {name: np.asarray(getattr(self.running, name), np.int64) for name in _COUNTERS}
+
+    def drain(self) -> None:
+        """Moves the device's counters to the totals."""
+        for name in _COUNTERS:
+            self.totals[name] += np.asarray(getattr(self.running, name))
+        zeros: dict[str, Any] = {name: jnp.zeros_like(getattr(self.running, name)) for name in _COUNTERS}
+        self.running = self.running._replace(**zeros)
+
+    def result(self, pool: np.ndarray, lengths: np.ndarray, cfg: IndexConfig) -> SplitIndex:
+        """The finished index of a split with this pool and contexts of these `lengths`."""
+        self.drain()
+        top_peak, top = streaming_top_k.largest(self.running.top, cfg.n_top)
+        _, sample = streaming_top_k.largest(self.running.sample, cfg.n_sample)
+        return SplitIndex(
+            top_context=np.asarray(top["context"]),
+            top_peak=np.asarray(top_peak),
+            sample_context=np.asarray(sample["context"]),
+            sample_peak=np.asarray(sample["peak"]),
+            **self.totals,
+            pool=pool.astype(np.int64),
+            pool_active=np.asarray(self.running.pool_active)[: len(pool)],
+            total_contexts=len(lengths),
+            total_tokens=int(lengths.sum()),
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "top_k", "capacity"), donate_argnums=0)
+def _add_block(
+    running: RunningIndex,
     params: Params,
     threshold: jax.Array,
-    x: jax.Array,
-    block: dict[str, jax.Array],
+    block: ContextBlock,
     cfg: IndexConfig,
     top_k: int | None,
-    size: int,
-) -> tuple[State, jax.Array, jax.Array]:
-    """Adds a block to a split's state.
+    capacity: int,
+) -> tuple[RunningIndex, jax.Array, jax.Array]:
+    """Adds a block of T tokens to its split's index.
 
     Args:
-      state: of the split.
-      params, threshold, top_k: of the autoencoder.
-      x: float32 [block_tokens, d_model].
-      block: of `_block_arrays`.
-      cfg: sizes.
-      size: room for active entries.
+      running: the split's index so far.
+      params, threshold, top_k: the autoencoder's parameters, threshold and number of features kept on each token.
+      block: the block.
+      cfg: sizes of the pass.
+      capacity: number of active entries that the program can handle.
 
     Returns:
-      The new state, the peak activations of the block's studies, float32 [_STUDIES_PER_BLOCK, F], and the number of
-      active entries; if that is above `size`, the state is the old one and the peaks are 0.
+      The new index, the peak activations of the block's studies float32 [STUDIES_PER_BLOCK, F], and the number of
+      active entries; if that is above `capacity`, the index is unchanged and the peaks are 0.
     """
-    f = encode(params, x, threshold, top_k)  # [tokens, F]
-    real = block["slot"] < cfg.block_contexts
-    active = kept_entries.entries((f > 0) & real[:, None], size, by_column=True)
+    f = encode(params, block.x, threshold, top_k)  # [T, F]
+    real = block.slot < max_contexts(cfg.block_tokens)  # [T]
+    active = kept_entries.entries((f > 0) & real[:, None], capacity, by_column=True)  # [capacity]
     n = active.starts[-1]
-    study_peak = jnp.zeros((_STUDIES_PER_BLOCK, f.shape[1]), jnp.float32)
-    state, study_peak = jax.lax.cond(
-        n <= size, lambda: _with_entries(state, f, active, block, cfg), lambda: (state, study_peak)
+    study_peak = jnp.zeros((STUDIES_PER_BLOCK, f.shape[1]), jnp.float32)  # [studies, F]
+    running, study_peak = jax.lax.cond(
+        n <= capacity, lambda: _add_entries(running, f, active, block, cfg), lambda: (running, study_peak)
     )
-    return state, study_peak, n
+    return running, study_peak, n
 
 
-def _with_entries(
-    state: State, f: jax.Array, active: kept_entries.Entries, block: dict[str, jax.Array], cfg: IndexConfig
-) -> tuple[State, jax.Array]:
-    """The state with a block's active entries, and the peak activations of its studies; see `_update`.
+def _add_entries(
+    running: RunningIndex, f: jax.Array, active: kept_entries.Entries, block: ContextBlock, cfg: IndexConfig
+) -> tuple[RunningIndex, jax.Array]:
+    """Adds a block's n active entries to its split's index.
 
     Args:
-      state: of the split.
-      f: [tokens, F]
-      active: its positive entries on real tokens, `rows` the features and `columns` the tokens.
-      block: of `_block_arrays`.
-      cfg: sizes.
+      running: the split's index so far.
+      f: activations of the block. [T, F]
+      active: their positive entries on real tokens: features in `rows`, tokens in `columns`.
+      block: the block.
+      cfg: sizes of the pass.
+
+    Returns:
+      The new index, and the peak activations of the block's studies float32 [STUDIES_PER_BLOCK, F].
     """
-    n_features = f.shape[1]
-    used, feature, token = active.used, active.rows, active.columns
-    nowhere = jnp.where(used, feature, n_features)  # unused places are dropped
-    new = dict(state)
-    new["n_tokens"] = state["n_tokens"].at[nowhere, block["kind"][token]].add(1, mode="drop")
-    new["position_sum"] = state["position_sum"].at[nowhere].add(block["position"][token], mode="drop")
+    n_features, token = f.shape[1], active.columns
+    feature = jnp.where(active.used, active.rows, n_features)  # [n], out of range, and dropped, in unused places
+    n_tokens = running.n_tokens.at[feature, block.kind[token]].add(1, mode="drop")  # [F, kinds]
+    position_sum = running.position_sum.at[feature].add(block.position[token], mode="drop")  # [F]
 
-    pairs = _pairs(f, active, block["slot"])
-    slot, peak = pairs.values["slot"], pairs.key
-    nowhere = jnp.where(pairs.used, pairs.row, n_features)
-    bins = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), peak)
-    new["histogram"] = state["histogram"].at[nowhere, bins].add(1, mode="drop")
-    new["n_contexts"] = state["n_contexts"] + pairs.starts[1:] - pairs.starts[:-1]
-    new["pool_active"] = state["pool_active"].at[block["pool"][slot], nowhere].set(True, mode="drop")
-    study_peak = jnp.zeros((_STUDIES_PER_BLOCK, n_features), jnp.float32)
-    study_peak = study_peak.at[block["study"][slot], nowhere].max(peak, mode="drop")
+    pairs = _feature_context_pairs(f, active, block.slot)
+    slot, peak = pairs.values["slot"], pairs.key  # [n]
+    feature = jnp.where(pairs.used, pairs.row, n_features)  # [n]
+    bins = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), peak)  # [n]
+    study_peak = jnp.zeros((STUDIES_PER_BLOCK, n_features), jnp.float32)
+    study_peak = study_peak.at[block.study_slot[slot], feature].max(peak, mode="drop")  # [studies, F]
 
-    context = block["context"][slot]
-    tops = pairs._replace(values={"context": context})
-    new["top"] = streaming_top_k.add(state["top"], tops, cfg.n_top, _NO_PEAK)
-    priority = hashed(context, pairs.row, cfg.seed)
+    context = block.context[slot]  # [n]
+    strongest = pairs._replace(values={"context": context})
+    priority = hash_uniform(context, pairs.row, cfg.seed)  # [n]
     drawn = pairs._replace(key=priority, values={"context": context, "peak": peak})
-    new["sample"] = streaming_top_k.add(state["sample"], drawn, cfg.n_sample, _NO_PRIORITY)
-    return new, study_peak
+    return RunningIndex(
+        top=streaming_top_k.add(running.top, strongest, cfg.n_top, _NO_PEAK),
+        sample=streaming_top_k.add(running.sample, drawn, cfg.n_sample, _NO_PRIORITY),
+        n_contexts=running.n_contexts + pairs.starts[1:] - pairs.starts[:-1],  # [F]
+        n_tokens=n_tokens,
+        position_sum=position_sum,
+        histogram=running.histogram.at[feature, bins].add(1, mode="drop"),  # [F, bins]
+        pool_active=running.pool_active.at[block.pool_slot[slot], feature].set(True, mode="drop"),  # [n_pool, F]
+    ), study_peak
 
 
-def _pairs(f: jax.Array, active: kept_entries.Entries, slot_of: jax.Array) -> streaming_top_k.Newcomers:
+def _feature_context_pairs(f: jax.Array, active: kept_entries.Entries, slot_of: jax.Array) -> Candidates:
     """The pairs of a feature and a context in which it is active, by feature and in the order of the contexts.
 
     Args:
-      f: [tokens, F]
-      active: see `_with_entries`.
-      slot_of: of each token's context. int32 [tokens]
+      f: activations of the block. [T, F]
+      active: n entries, as for `_add_entries`.
+      slot_of: the place of each token's context in the block. int32 [T]
 
     Returns:
-      With the peak activation as `key` and the context's "slot".
+      At most n pairs, with the peak activation as `key` and the value "slot", the context's place in the block.
     """
-    used, feature, token = active.used, active.rows, active.columns
-    size = len(used)
-    slot = slot_of[token]
-    begins = used.at[1:].set(used[1:] & ((feature[1:] != feature[:-1]) | (slot[1:] != slot[:-1])))
-    number = jnp.cumsum(begins, dtype=jnp.int32) - 1
-    first = kept_entries.entries(begins[None], size)
-    peak = jnp.zeros(size, jnp.float32).at[jnp.where(used, number, size)].max(f[token, feature], mode="drop")
-    before = jnp.concatenate([jnp.zeros(1, jnp.int32), number + 1])  # pairs that begin before each entry
-    return streaming_top_k.Newcomers(
+    used, feature, token = active.used, active.rows, active.columns  # [n]
+    capacity = len(used)
+    slot = slot_of[token]  # [n]
+    begins = used.at[1:].set(used[1:] & ((feature[1:] != feature[:-1]) | (slot[1:] != slot[:-1])))  # [n]
+    pair = jnp.cumsum(begins, dtype=jnp.int32) - 1  # [n], of each entry
+    first = kept_entries.entries(begins[None], capacity)  # [n], the first entry of each pair
+    peak = jnp.zeros(capacity, jnp.float32).at[jnp.where(used, pair, capacity)].max(f[token, feature], mode="drop")
+    n_before = jnp.concatenate([jnp.zeros(1, jnp.int32), pair + 1])  # [n + 1], pairs that begin before each entry
+    return Candidates(
         row=jnp.where(first.used, feature[first.columns], 0),
         key=peak,
         values={"slot": slot[first.columns]},
         used=first.used,
-        starts=before[active.starts],
+        starts=n_before[active.starts],
     )
 
 
-def _to_host(
-    state: State, counters: dict[str, np.ndarray], pool: np.ndarray, lengths: np.ndarray, cfg: IndexConfig
-) -> SplitIndex:
-    top_peak, top = streaming_top_k.cut(state["top"], cfg.n_top)
-    _, sample = streaming_top_k.cut(state["sample"], cfg.n_sample)
-    return SplitIndex(
-        top_context=np.asarray(top["context"]),
-        top_peak=np.asarray(top_peak),
-        sample_context=np.asarray(sample["context"]),
-        sample_peak=np.asarray(sample["peak"]),
-        **{name: counters[name] for name in _COUNTERS},
-        pool=pool.astype(np.int64),
-        pool_active=np.asarray(state["pool_active"])[: len(pool)],
-        total_contexts=len(lengths),
-        total_tokens=int(lengths.sum()),
-    )
-
-
-def pooled(found: dict[str, SplitIndex]) -> np.ndarray:
+def pool_activity(found: dict[str, SplitIndex]) -> np.ndarray:
     """Which feature is active in which context of either split's pool, bool [contexts, F]."""
     return np.concatenate([found[split].pool_active for split in SPLITS])
 

@@ -1,44 +1,45 @@
-"""The k entries with the largest keys of every row, kept while entries of all rows stream by.
+"""The k entries with the largest keys of every row, kept while the entries of all rows stream by.
 
-Each row has room for more than k. Newcomers that beat the row's k-th key are appended; only when some row is full are
-all rows cut back to k. The longer the stream, the fewer newcomers beat the k-th key, so that sorting, which costs much,
-happens ever more rarely: its share falls with the logarithm of the stream's length over its length.
+Each row has a capacity of more than k. A candidate whose key is above the row's threshold, its k-th largest key so far,
+is appended; only when a row is full are all rows reduced to their k largest entries. The longer the stream, the fewer
+candidates are above the threshold, so that sorting, which is expensive, happens ever more rarely: its share of the work
+falls with the logarithm of the stream's length over its length.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-_MIN_ROOM = 64
+_MIN_SPARE = 64  # places beyond k in every row, so that a small k does not mean a sort for each batch
 
 
-class Strongest(NamedTuple):
-    """Rows with up to k kept entries and room for newcomers.
+class StreamingTopK(NamedTuple):
+    """The entries of each row that may be among its k largest.
 
     Attributes:
-      key: float32 [rows, room], `floor`'s first value in empty places.
-      values: of the entries. [rows, room] each
-      filled: places in use, the first ones. int32 [rows]
-      floor: what a newcomer's key must exceed: the k-th largest key at the last cut. float32 [rows]
+      key: the keys of the entries; empty places hold a key below all others. float32 [rows, capacity]
+      values: what each entry carries, by name. [rows, capacity] each
+      n_filled: number of used places, which come first. int32 [rows]
+      threshold: the k-th largest key at the last reduction, which a candidate must exceed. float32 [rows]
     """
 
     key: jax.Array
     values: dict[str, jax.Array]
-    filled: jax.Array
-    floor: jax.Array
+    n_filled: jax.Array
+    threshold: jax.Array
 
 
-class Newcomers(NamedTuple):
-    """Entries in the order of their rows.
+class Candidates(NamedTuple):
+    """New entries, in the order of their rows.
 
     Attributes:
-      row: of each. int32 [n]
-      key: float32 [n]
-      values: [n] each
+      row: the row of each entry. int32 [n]
+      key: the key of each entry. float32 [n]
+      values: what each entry carries, by name. [n] each
       used: which places hold an entry: the first ones. bool [n]
-      starts: place of the first entry of each row, and after them the number of entries. int32 [rows + 1]
+      starts: the place of each row's first entry, and at the end the number of entries. int32 [rows + 1]
     """
 
     row: jax.Array
@@ -48,77 +49,87 @@ class Newcomers(NamedTuple):
     starts: jax.Array
 
 
-def empty(n_rows: int, k: int, floor: float, values: dict[str, tuple[float, jnp.dtype]]) -> Strongest:
-    """No entries.
+# The rows, the first rank of each row that was not appended yet, and whether all candidates were.
+_Carry: TypeAlias = tuple[StreamingTopK, jax.Array, jax.Array]
+
+
+def empty(n_rows: int, k: int, lowest: float, values: dict[str, tuple[float, jnp.dtype]]) -> StreamingTopK:
+    """Rows without entries.
 
     Args:
-      n_rows: rows.
-      k: entries that are wanted of each.
-      floor: below every key.
-      values: what empty places hold, and the dtype, by name.
+      n_rows: number of rows.
+      k: number of entries that are wanted of each row.
+      lowest: a key below every entry's key.
+      values: by name, what empty places hold, and the dtype.
     """
-    shape = (n_rows, k + max(k, _MIN_ROOM))
-    return Strongest(
-        jnp.full(shape, floor, jnp.float32),
+    shape = (n_rows, k + max(k, _MIN_SPARE))
+    return StreamingTopK(
+        jnp.full(shape, lowest, jnp.float32),
         {name: jnp.full(shape, value, dtype) for name, (value, dtype) in values.items()},
         jnp.zeros(n_rows, jnp.int32),
-        jnp.full(n_rows, floor, jnp.float32),
+        jnp.full(n_rows, lowest, jnp.float32),
     )
 
 
-def cut(kept: Strongest, k: int) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Keys and values of the k strongest of each row by falling key, [rows, k] each; the earlier wins a tie."""
-    key, order = lax.top_k(kept.key, k)
+def largest(kept: StreamingTopK, k: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Keys and values of each row's k largest entries, by falling key, [rows, k] each; the earlier one wins a tie."""
+    key, order = lax.top_k(kept.key, k)  # [rows, k]
     return key, {name: jnp.take_along_axis(value, order, axis=1) for name, value in kept.values.items()}
 
 
-def _cut_back(kept: Strongest, k: int, floor: float) -> Strongest:
-    key, values = cut(kept, k)
-    return Strongest(
-        jnp.full_like(kept.key, floor).at[:, :k].set(key),
+def _reduce(kept: StreamingTopK, k: int, lowest: float) -> StreamingTopK:
+    """The rows without the entries that are not among the k largest."""
+    key, values = largest(kept, k)  # [rows, k]
+    return StreamingTopK(
+        jnp.full_like(kept.key, lowest).at[:, :k].set(key),
         {name: kept.values[name].at[:, :k].set(value) for name, value in values.items()},
-        jnp.minimum(kept.filled, k),
+        jnp.minimum(kept.n_filled, k),
         key[:, -1],
     )
 
 
-def add(kept: Strongest, new: Newcomers, k: int, floor: float) -> Strongest:
-    """Takes in newcomers.
+def add(kept: StreamingTopK, new: Candidates, k: int, lowest: float) -> StreamingTopK:
+    """Adds new entries to their rows.
 
     Args:
-      kept: of the stream so far.
-      new: n entries.
+      kept: the entries of the stream so far.
+      new: n candidates.
       k: as for `empty`.
-      floor: as for `empty`.
+      lowest: as for `empty`.
 
     Returns:
-      The rows with all that may yet be among the k strongest. Of equal keys the earlier counts as the stronger.
+      The rows with every entry that may be among the k largest. Of equal keys the earlier one counts as the larger.
     """
-    room = kept.key.shape[1]
-    ordinal = jnp.arange(new.row.shape[0], dtype=jnp.int32) - new.starts[new.row]  # among its row's newcomers
+    n_rows, capacity = kept.key.shape
+    never = jnp.iinfo(jnp.int32).max
+    rank = jnp.arange(new.row.shape[0], dtype=jnp.int32) - new.starts[new.row]  # [n], among its row's candidates
 
-    def append(kept: Strongest, seen: jax.Array) -> tuple[Strongest, jax.Array, jax.Array]:
-        """Appends what fits, of the newcomers from `seen [rows]` on; the new `seen`, and whether all were."""
-        candidate = new.used & (ordinal >= seen[new.row]) & (new.key > kept.floor[new.row])
-        before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(candidate, dtype=jnp.int32)])
-        first = before[new.starts]  # [rows + 1]
-        place = kept.filled[new.row] + before[:-1] - first[new.row]
-        fits = candidate & (place < room)
-        target = (jnp.where(fits, new.row, kept.key.shape[0]), place)
-        filled = kept.filled + first[1:] - first[:-1]
-        left = jnp.where(candidate & ~fits, ordinal, jnp.iinfo(jnp.int32).max)
-        seen = jnp.full_like(seen, jnp.iinfo(jnp.int32).max).at[new.row].min(left)
-        kept = Strongest(
+    def append(kept: StreamingTopK, next_rank: jax.Array) -> _Carry:
+        """Appends what fits of the candidates from `next_rank [rows]` on.
+
+        Returns:
+          The rows, the first rank of each row that did not fit [rows], and whether all candidates fitted.
+        """
+        wanted = new.used & (rank >= next_rank[new.row]) & (new.key > kept.threshold[new.row])  # [n]
+        n_before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(wanted, dtype=jnp.int32)])  # [n + 1]
+        first = n_before[new.starts]  # [rows + 1]
+        place = kept.n_filled[new.row] + n_before[:-1] - first[new.row]  # [n]
+        fits = wanted & (place < capacity)  # [n]
+        target = (jnp.where(fits, new.row, n_rows), place)  # out of range, and dropped, where it does not fit
+        n_filled = kept.n_filled + first[1:] - first[:-1]  # [rows]
+        left_rank = jnp.where(wanted & ~fits, rank, never)  # [n]
+        next_rank = jnp.full_like(next_rank, never).at[new.row].min(left_rank)  # [rows]
+        kept = StreamingTopK(
             kept.key.at[target].set(new.key, mode="drop"),
             {name: value.at[target].set(new.values[name], mode="drop") for name, value in kept.values.items()},
-            jnp.minimum(filled, room),
-            kept.floor,
+            jnp.minimum(n_filled, capacity),
+            kept.threshold,
         )
-        return kept, seen, (filled <= room).all()
+        return kept, next_rank, (n_filled <= capacity).all()
 
-    def again(carry: tuple[Strongest, jax.Array, jax.Array]) -> tuple[Strongest, jax.Array, jax.Array]:
-        kept, seen, _ = carry
-        return append(_cut_back(kept, k, floor), seen)
+    def reduce_and_append(carry: _Carry) -> _Carry:
+        kept, next_rank, _ = carry
+        return append(_reduce(kept, k, lowest), next_rank)
 
-    first = append(kept, jnp.zeros_like(kept.filled))
-    return lax.while_loop(lambda carry: ~carry[2], again, first)[0]
+    first = append(kept, jnp.zeros_like(kept.n_filled))
+    return lax.while_loop(lambda carry: ~carry[2], reduce_and_append, first)[0]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.exemplars.contexts import SECTION_NAMES
-from interp.exemplars.index import SplitIndex, pooled
+from interp.exemplars.index import SplitIndex, pool_activity
 from interp.exemplars.selection import NON_ACTIVATING_KINDS
 from interp.explainers.judge import Judge
 from interp.features import lens
@@ -183,7 +183,7 @@ def statistics(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
     by_section = {
         name: share[:, [int(kind) for kind in Kind if SECTION_NAMES[kind] == name]].sum(1) for name in SECTIONS
     }
-    pool = pooled(dict(found))
+    pool = pool_activity(dict(found))
     group = np.repeat(np.arange(len(sae.group_sizes)), sae.group_sizes)
     similar, cosine = lens.nearest(np.asarray(sae.params["W_dec"]), _N_SIMILAR)
     coactive, correlation = lens.nearest(lens.activity(pool), _N_SIMILAR)

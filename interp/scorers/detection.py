@@ -55,7 +55,7 @@ def detection_set(feature: int, rows: Iterable[Mapping[str, Any]], n_least: int,
 
     Args:
       feature: its number.
-      rows: of `interp.exemplars.selection.SCHEMA`.
+      rows: rows of exemplars.parquet.
       n_least: fewest examples of each class.
       seed: of the shuffle and of what is left out to balance.
 

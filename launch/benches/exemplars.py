@@ -122,7 +122,8 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     import jax
     import pyarrow as pa
 
-    from interp.exemplars import contexts, index, selection
+    from interp.exemplars import exemplar_table, index
+    from interp.exemplars.contexts import split_into_contexts
     from interp.exemplars.corpus import Corpus
     from interp.features import lens
     from maira_jax.inputs.tokens import Kind
@@ -148,20 +149,20 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     study = np.repeat(np.arange(n_studies, dtype=np.int32), _STUDY)
     position = np.tile(np.arange(_STUDY, dtype=np.int32), n_studies)
     token_id = np.zeros(n, np.int32)
-    cut = contexts.cut(study, position, token_id, np.full(n, Kind.FINDINGS, np.int8), [" a"], _CONTEXT)
+    cut = split_into_contexts(study, position, token_id, np.full(n, Kind.FINDINGS, np.int8), [" a"], _CONTEXT)
     held_out = np.random.default_rng(1).random(n_studies) < 0.5
     studies = pa.table({"study_id": [f"s{i}" for i in range(n_studies)]})
     rows: Any = _Rows(x)
     corpus = Corpus(rows, studies, token_id, [" a"], cut, held_out)
     sizes = index.IndexConfig(n_top=10, n_sample=200, n_pool=2048, block_tokens=block, seed=0)
-    n_decile = {"train": 40, "held_out": 50}
+    n_activating = {"train": 40, "held_out": 50}
     with tempfile.TemporaryDirectory() as folder:
         shape = (n_studies, arguments.n_features)
         peak = np.lib.format.open_memmap(Path(folder) / "peak.npy", "w+", np.float32, shape)
         found = index.build(sae, rows, cut, held_out, sizes, peak, frozenset({Kind.FINDINGS}))
         times |= clock.read("pass_")
-        similar, _ = lens.nearest(lens.activity(index.pooled(found)), 8)
-        selection.collect(Path(folder) / "exemplars.parquet", sae, corpus, found, similar, n_decile, 0, 256)
+        similar, _ = lens.nearest(lens.activity(index.pool_activity(found)), 8)
+        exemplar_table.collect(Path(folder) / "exemplars.parquet", sae, corpus, found, similar, n_activating, 0, 256)
     return times | clock.read("") | {"peak_mib": _peak_mib(), "start_mib": before}
 
 

@@ -1,4 +1,4 @@
-"""The strongest entries of a stream against a sort of all of it."""
+"""The largest entries of a stream against a sort of all of it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,13 @@ import pytest
 
 from interp.exemplars import streaming_top_k
 
-FLOOR = -1.0
-add = jax.jit(streaming_top_k.add, static_argnames=("k", "floor"))
+LOWEST = -1.0
+add = jax.jit(streaming_top_k.add, static_argnames=("k", "lowest"))
 
 
-def newcomers(
+def candidates(
     rows: np.ndarray, keys: np.ndarray, numbers: np.ndarray, n_rows: int, size: int
-) -> streaming_top_k.Newcomers:
+) -> streaming_top_k.Candidates:
     """Entries sorted by row, with unused places after them."""
     order = np.argsort(rows, kind="stable")
     rest = size - len(rows)
@@ -21,33 +21,33 @@ def newcomers(
     arrays = [np.pad(values[order], (0, rest)) for values in (rows, keys, numbers)]
     row, key, number = (jnp.asarray(array) for array in arrays)
     used = jnp.arange(size) < len(rows)
-    return streaming_top_k.Newcomers(row, key, {"number": number}, used, jnp.asarray(starts))
+    return streaming_top_k.Candidates(row, key, {"number": number}, used, jnp.asarray(starts))
 
 
 @pytest.mark.parametrize("distinct", [False, True], ids=["many ties", "distinct"])
 @pytest.mark.parametrize("k", [1, 7, 90])
 def test_as_a_sort_keeps_them(k, distinct):
-    """Blocks of very different sizes: empty ones, and ones that fill a row's room several times over."""
+    """Blocks of very different sizes: empty ones, and ones that exceed a row's capacity several times."""
     rng = np.random.default_rng(k)
     n_rows = 5
-    kept = streaming_top_k.empty(n_rows, k, FLOOR, {"number": (-1, jnp.int32)})
-    room = kept.key.shape[1]
+    kept = streaming_top_k.empty(n_rows, k, LOWEST, {"number": (-1, jnp.int32)})
+    capacity = kept.key.shape[1]
     rows, keys = [], []
-    for size in (3, 0, 40, 5 * n_rows * room, 2, 300, 3000):
+    for size in (3, 0, 40, 5 * n_rows * capacity, 2, 300, 3000):
         # Most of a block goes to one row; the last row gets nothing.
         row = np.where(rng.random(size) < 0.7, 1, rng.integers(0, n_rows - 1, size)).astype(np.int32)
         key = rng.random(size) if distinct else rng.integers(0, 6, size) / 8
         numbers = np.arange(size, dtype=np.int32) + sum(len(part) for part in rows)
-        new = newcomers(row, key.astype(np.float32), numbers, n_rows, size + 17)
-        kept = add(kept, new, k=k, floor=FLOOR)
+        new = candidates(row, key.astype(np.float32), numbers, n_rows, size + 17)
+        kept = add(kept, new, k=k, lowest=LOWEST)
         rows.append(row)
         keys.append(key.astype(np.float32))
     row, key = np.concatenate(rows), np.concatenate(keys)
-    found_key, found = streaming_top_k.cut(kept, k)
+    found_key, found = streaming_top_k.largest(kept, k)
     for number in range(n_rows):
         own = np.flatnonzero(row == number)
         best = own[np.argsort(-key[own], kind="stable")[:k]]
-        np.testing.assert_array_equal(found_key[number], np.pad(key[best], (0, k - len(best)), constant_values=FLOOR))
+        np.testing.assert_array_equal(found_key[number], np.pad(key[best], (0, k - len(best)), constant_values=LOWEST))
         np.testing.assert_array_equal(
             found["number"][number], np.pad(best, (0, k - len(best)), constant_values=-1), err_msg=str(number)
         )
