@@ -179,14 +179,6 @@ def _open_arrays(paths: Sequence[Path], column: str) -> list[ArrayFile]:
     return arrays
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of the digests of all files in a folder."""
-    if path.is_file():
-        return files.sha256(path)
-    inside = sorted(part for part in path.rglob("*") if part.is_file())
-    return files.digest({str(part.relative_to(path)): files.sha256(part) for part in inside})
-
-
 def _rows(arrays: Sequence[ArrayFile], tokens: int, start: int, stop: int) -> np.ndarray:
     """Rows `start` to `stop` of the concatenated arrays, with `tokens` rows per study. [stop - start, d_model]"""
     first, last = start // tokens, -(-stop // tokens)  # studies
