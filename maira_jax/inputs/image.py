@@ -1,25 +1,23 @@
 """From an X-ray file to the pixels that the vision tower reads.
 
 The order and the number formats are those of MAIRA-2's processor followed by transformers' `BitImageProcessorPil`, and
-the result is the same bit for bit: grey, min-max stretch in float64 cut (not rounded) to 8 bits, PIL bicubic to the
-short edge, centre crop, product with 1/255 in float64 kept as float32, normalisation in float32.
+the result is the same bit for bit: grey, min-max stretch in float64 truncated (not rounded) to 8 bits, PIL bicubic to
+the short edge, centre crop, product with 1/255 in float64 kept as float32, normalisation in float32.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
-
-if TYPE_CHECKING:  # the readers of studies import this module
-    from maira_jax.studies.study import ImageSource
+from maira_jax.studies.study import ImageSource
 
 _LEVELS = np.arange(256)
-# PIL modes with more than 8 bits of grey. PIL's own conversion to 8 bits would cut them at 255.
+# PIL modes with more than 8 bits of grey. PIL's own conversion to 8 bits would clip them at 255.
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for inverted grey
 
@@ -32,9 +30,9 @@ class ImageConfig:
     """What `preprocessor_config.json` of a checkpoint says.
 
     Attributes:
-      size: edge of the square that the vision tower sees, in pixels (518 for MAIRA-2).
-      mean, std: of each of the three channels, in units of the full grey scale.
-      rescale_factor: grey level to full scale, 1/255.
+      size: side of the square that the vision tower encodes, in pixels (518 for MAIRA-2).
+      mean, std: mean and standard deviation of each of the three channels, in units of the full grey scale.
+      rescale_factor: factor from grey levels to the full grey scale, 1/255.
     """
 
     size: int
@@ -77,17 +75,17 @@ class ImageConfig:
 
     def levels(self) -> np.ndarray:
         """The pixel value of each grey level: float32 [256, 3]."""
-        # float64 product, float32 from there on: what transformers does to each pixel, done once a level.
+        # float64 product, float32 from there on: what transformers does to each pixel, done once per level.
         scaled = (_LEVELS.astype(np.float64) * self.rescale_factor).astype(np.float32)[:, None]
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
-def preprocess(image: "ImageSource", cfg: ImageConfig) -> np.ndarray:
+def preprocess(image: ImageSource, cfg: ImageConfig) -> np.ndarray:
     """Pixels of one image.
 
     Args:
       image: a file that PIL reads, or a grey array [height, width], 8-bit or deeper (as `stretch`).
-      cfg: of the checkpoint.
+      cfg: how the checkpoint's vision tower takes its images.
 
     Returns:
       float32 [size, size, 3]. The model's convolution takes channels last; PyTorch's is this with channels first.
@@ -98,7 +96,7 @@ def preprocess(image: "ImageSource", cfg: ImageConfig) -> np.ndarray:
     return cfg.levels()[to_grey_square(image, cfg.size)]
 
 
-def to_grey_square(image: "ImageSource", size: int) -> np.ndarray:
+def to_grey_square(image: ImageSource, size: int) -> np.ndarray:
     """The stretched, resized and cropped image before normalisation: uint8 [size, size]."""
     grey = to_grey(image)
     height, width = grey.shape
@@ -110,7 +108,7 @@ def to_grey_square(image: "ImageSource", size: int) -> np.ndarray:
     return np.asarray(resized)[top : top + size, left : left + size]
 
 
-def to_grey(image: "ImageSource") -> np.ndarray:
+def to_grey(image: ImageSource) -> np.ndarray:
     """The whole image, stretched: uint8 [height, width].
 
     Raises:
@@ -120,8 +118,8 @@ def to_grey(image: "ImageSource") -> np.ndarray:
     return stretch(image if isinstance(image, np.ndarray) else read_grey(image), name)
 
 
-def width_height(image: "ImageSource") -> tuple[int, int]:
-    """Size of an image in pixels; of a file, only its head is read.
+def width_height(image: ImageSource) -> tuple[int, int]:
+    """Size of an image in pixels; only the header of a file is read.
 
     Raises:
       UserError: the file cannot be read.
@@ -139,7 +137,7 @@ def read_grey(path: Path) -> np.ndarray:
     """Reads an image file as grey levels [height, width], more is brighter.
 
     Returns:
-      uint8 for files of 8 bits a channel (colour is converted by PIL's luma), the file's own integers or floats for
+      uint8 for files of 8 bits per channel (colour is converted by PIL's luma), the file's own integers or floats for
       deeper grey, such as 16-bit PNG or TIFF; inverted where the file says that zero is white.
 
     Raises:
@@ -169,7 +167,7 @@ def read_grey(path: Path) -> np.ndarray:
 def _refuse_unclear(image: Image.Image, path: Path) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames != 1:
-        raise UserError(f"image {path} holds {frames} images: save the one to be read in a file of its own")
+        raise UserError(f"image {path} holds {frames} images: save the one to be read as a separate file")
     if image.mode not in _DEEP_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         raise UserError(f"image {path} is 16-bit colour, of which 8 bits would be lost: save it as 16-bit grey")
 
@@ -184,7 +182,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def stretch(grey: np.ndarray, name: str = "the image") -> np.ndarray:
-    """Spreads grey levels over the full 8-bit range, cutting fractions off.
+    """Spreads grey levels over the full 8-bit range, truncating fractions.
 
     Deeper images (16-bit, float) are stretched from their own minimum to their own maximum in one step, where MAIRA-2's
     code would clip them at 255. Where white means air (DICOM's MONOCHROME1), invert the image before.
@@ -220,7 +218,7 @@ def preprocess_batch(images: np.ndarray, cfg: ImageConfig) -> np.ndarray:
 
     Args:
       images: uint8 [n, size, size].
-      cfg: of the checkpoint.
+      cfg: how the checkpoint's vision tower takes its images.
 
     Returns:
       float32 [n, size, size, 3], equal to `preprocess` of each.

@@ -2,6 +2,9 @@
 
 Source: `processing_maira2.py` of microsoft/maira-2 (revision 795a2b1). A prompt is made of a *content*, which this
 module writes, and of the chat template around it, which belongs to the checkpoint (`ChatTemplate`).
+
+The chat template is rendered, and the tokenizer's files are read (`tokens.py`), by this package and not by
+transformers, which is no dependency at run time; the tests hold the token ids equal to those of its `AutoTokenizer`.
 """
 
 import dataclasses
@@ -9,16 +12,14 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import jinja2
 import jinja2.sandbox
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
-
-if TYPE_CHECKING:  # the readers of studies import this module
-    from maira_jax.studies.study import ImageSource, Study
+from maira_jax.studies.study import ImageSource, Study
 
 IMAGE_TOKEN = "<image>"
 NOT_AVAILABLE = "N/A"
@@ -37,7 +38,7 @@ _PHRASE = (
 )
 
 
-class Section(StrEnum):
+class PromptSection(StrEnum):
     """The parts of a prompt that a study fills in; all the rest is boilerplate."""
 
     INDICATION = "indication"
@@ -51,18 +52,18 @@ class Section(StrEnum):
 class Span:
     """Characters `start` (inclusive) to `end` (exclusive) of a prompt's content that are `section`."""
 
-    section: Section
+    section: PromptSection
     start: int
     end: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What the user turn says.
+    """The text of the user turn.
 
     Attributes:
       content: the text of the turn, with one `<image>` for each image.
-      spans: the study sections in `content`, in order. The `N/A` that stands for an empty section is its section.
+      spans: the study sections in `content`, in order. The `N/A` of an empty section counts as that section.
       n_images: how often `<image>` occurs.
     """
 
@@ -91,7 +92,7 @@ class ChatTemplate:
         """Renders the checkpoint's own Jinja template, or takes MAIRA-2's known rendering where it has none.
 
         The template is tried on a turn of texts and images, as MAIRA-2's processor hands it over. It must write them
-        in their order with nothing between them: what stands before and after is all that `render` adds.
+        in their order with nothing between them: the text before and after is all that `render` adds.
 
         Raises:
           UserError: the template cannot be rendered, or does not repeat the turn as it is.
@@ -159,7 +160,7 @@ def _render(source: str, messages: list[dict[str, Any]]) -> str:
     )
 
 
-def study_images(study: "Study") -> "tuple[ImageSource, ...]":
+def study_images(study: Study) -> tuple[ImageSource, ...]:
     """The study's images in the order of their `<image>`: current frontal, current lateral, prior frontal.
 
     Raises:
@@ -171,7 +172,7 @@ def study_images(study: "Study") -> "tuple[ImageSource, ...]":
     return tuple(image for image in images if image is not None)
 
 
-def reporting_prompt(study: "Study", grounded: bool = False) -> Prompt:
+def reporting_prompt(study: Study, grounded: bool = False) -> Prompt:
     """The prompt that asks for the findings of a study.
 
     As in MAIRA-2, the sentence always speaks of the prior frontal image; the prior report is part of the prompt only
@@ -184,11 +185,11 @@ def reporting_prompt(study: "Study", grounded: bool = False) -> Prompt:
     study_images(study)
     if grounded and study.frontal is None:
         raise UserError(f"study {study.study_id} has no image to locate findings in: ask for an ungrounded report")
-    pieces: list[tuple[str, Section | None]] = [(_images_sentence(study), None)]
+    pieces: list[tuple[str, PromptSection | None]] = [(_images_sentence(study), None)]
     if study.prior_frontal is not None:
-        pieces += [(" PRIOR_REPORT: ", None), (_section(study, Section.PRIOR_REPORT), Section.PRIOR_REPORT)]
+        pieces += [(" PRIOR_REPORT: ", None), (_section(study, PromptSection.PRIOR_REPORT), PromptSection.PRIOR_REPORT)]
     pieces.append((_TASK + (_GROUNDING if grounded else ""), None))
-    for name in (Section.INDICATION, Section.TECHNIQUE, Section.COMPARISON):
+    for name in (PromptSection.INDICATION, PromptSection.TECHNIQUE, PromptSection.COMPARISON):
         pieces += [(f" {name.upper()}: ", None), (_section(study, name), name)]
     if study.frontal is None:  # the sentence on images is empty: the task begins the turn
         pieces[1] = (pieces[1][0].lstrip(), None)
@@ -204,10 +205,10 @@ def phrase_grounding_prompt(phrase: str) -> Prompt:
     if not phrase:
         raise UserError("the phrase to locate is empty: name a finding, such as 'Pleural effusion.'")
     check_text(phrase, "the phrase to locate")
-    return _assemble([(f"Given the current frontal image{IMAGE_TOKEN}{_PHRASE}", None), (phrase, Section.PHRASE)])
+    return _assemble([(f"Given the current frontal image{IMAGE_TOKEN}{_PHRASE}", None), (phrase, PromptSection.PHRASE)])
 
 
-def _images_sentence(study: "Study") -> str:
+def _images_sentence(study: Study) -> str:
     lateral, prior = study.lateral is not None, study.prior_frontal is not None
     if study.frontal is None:
         return ""
@@ -221,7 +222,7 @@ def _images_sentence(study: "Study") -> str:
     return f"{start} only{IMAGE_TOKEN}"
 
 
-def _section(study: "Study", section: Section) -> str:
+def _section(study: Study, section: PromptSection) -> str:
     value = getattr(study, section)
     if not isinstance(value, str) or not value:
         return NOT_AVAILABLE
@@ -233,15 +234,15 @@ def check_text(text: str, where: str) -> None:
     """Refuses text that cannot be part of a prompt or a report.
 
     Raises:
-      UserError: it holds the image token, which would become an image that does not exist, or half a character.
+      UserError: it holds the image token, which would become an image that does not exist, or a lone surrogate.
     """
     if IMAGE_TOKEN in text:
-        raise UserError(f"{where} holds the text {IMAGE_TOKEN}, which stands for an image: remove it")
+        raise UserError(f"{where} holds the text {IMAGE_TOKEN}, which marks an image: remove it")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{where} holds a lone surrogate, which is no character: repair its encoding")
+        raise UserError(f"{where} holds a lone surrogate, which is not a character: repair its encoding")
 
 
-def _assemble(pieces: Sequence[tuple[str, Section | None]]) -> Prompt:
+def _assemble(pieces: Sequence[tuple[str, PromptSection | None]]) -> Prompt:
     spans, content = [], ""
     for text, section in pieces:
         if section is not None:

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from maira_jax.errors import UserError
-from maira_jax.inputs.prompt import IMAGE_TOKEN, ChatTemplate, Prompt, Section, check_text
+from maira_jax.inputs.prompt import IMAGE_TOKEN, ChatTemplate, Prompt, PromptSection, check_text
 from maira_jax.run import files
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -38,12 +38,12 @@ class Kind(IntEnum):
 
 
 _SECTION_KINDS = {
-    Section.INDICATION: Kind.INDICATION,
-    Section.TECHNIQUE: Kind.TECHNIQUE,
-    Section.COMPARISON: Kind.COMPARISON,
-    Section.PRIOR_REPORT: Kind.PRIOR_REPORT,
+    PromptSection.INDICATION: Kind.INDICATION,
+    PromptSection.TECHNIQUE: Kind.TECHNIQUE,
+    PromptSection.COMPARISON: Kind.COMPARISON,
+    PromptSection.PRIOR_REPORT: Kind.PRIOR_REPORT,
     # A phrase to locate is written by the user about this study, as an indication is.
-    Section.PHRASE: Kind.INDICATION,
+    PromptSection.PHRASE: Kind.INDICATION,
 }
 
 FRONTAL = "frontal"  # the image tokens of a study's current frontal image, which comes first
@@ -96,7 +96,7 @@ class Encoded:
     Attributes:
       ids: int32 [n].
       kinds: int8 [n], of `Kind`.
-      n_prompt: how many of the tokens are the prompt.
+      n_prompt: number of tokens of the prompt.
     """
 
     ids: np.ndarray
@@ -113,7 +113,7 @@ class Tokenizer:
     Attributes:
       pad_id, bos_id, eos_id, image_id: ids of the special tokens, as the checkpoint's files give them.
       vocab_size: with added tokens (32207 for MAIRA-2).
-      patches_per_image: image tokens for each `<image>` (1369 for MAIRA-2).
+      patches_per_image: number of image tokens for each `<image>` (1369 for MAIRA-2).
       chat: the checkpoint's chat template.
     """
 
@@ -176,11 +176,11 @@ class Tokenizer:
     def encode(self, prompt: Prompt, findings: str | None = None) -> Encoded:
         """Tokenises a prompt, and after it the findings and the end token where findings are given.
 
-        Prompt and findings are tokenised apart and joined. The prompt ends with a space, which is a token of its own
-        when generation starts from it; tokenised together, that space would melt into the first word of the findings,
-        and the model would be read in a state that it is never in when it writes. So the first word of the findings
-        carries its own word-boundary mark (the "single leading space" of MAIRA-2's completions), exactly as a generated
-        one does. Findings that begin with a grounding token have no such mark.
+        Prompt and findings are tokenised separately and joined. The prompt ends with a space, which is a separate token
+        when generation starts from it; tokenised together, that space would merge with the first word of the findings,
+        and the model would be in a state that it is never in when it generates. So the first word of the findings has
+        its own word-boundary mark (the "single leading space" of MAIRA-2's completions), exactly as a generated one
+        does. Findings that begin with a grounding token have no such mark.
 
         Raises:
           UserError: as `check_text`, of the findings.
@@ -237,7 +237,7 @@ class Tokenizer:
 
         Args:
           rows: B tokenised studies.
-          length: T; the longest row's if None.
+          length: T, the padded length; None: that of the longest row.
           side: "left", as MAIRA-2 generates, or "right".
 
         Returns:
@@ -246,10 +246,10 @@ class Tokenizer:
         Raises:
           ValueError: a row is longer than `length`, or an unknown side.
         """
-        longest = max((len(row) for row in rows), default=0)
-        length = longest if length is None else length
-        if longest > length:
-            raise ValueError(f"a row of {longest} tokens does not fit into {length}")
+        max_length = max((len(row) for row in rows), default=0)
+        length = max_length if length is None else length
+        if max_length > length:
+            raise ValueError(f"a row of {max_length} tokens does not fit into {length}")
         if side not in ("left", "right"):
             raise ValueError(f"side must be 'left' or 'right', not {side!r}")
         tokens = np.full((len(rows), length), self.pad_id, np.int32)

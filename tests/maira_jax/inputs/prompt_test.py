@@ -9,7 +9,7 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.prompt import (
     MAIRA2_CHAT,
     ChatTemplate,
-    Section,
+    PromptSection,
     phrase_grounding_prompt,
     reporting_prompt,
     study_images,
@@ -69,17 +69,17 @@ def test_phrase_grounding_prompt_is_maira2s():
         "indicating all locations where it can be seen in the given chest X-ray image. Finding: Pleural effusion."
     )
     assert [(span.section, prompt.content[span.start : span.end]) for span in prompt.spans] == [
-        (Section.PHRASE, "Pleural effusion.")
+        (PromptSection.PHRASE, "Pleural effusion.")
     ]
 
 
 def test_spans_hold_the_sections_and_empty_ones_read_not_available():
     prompt = reporting_prompt(study(indication="", technique="PA.", prior_frontal=OTHER))
     assert [(span.section, prompt.content[span.start : span.end]) for span in prompt.spans] == [
-        (Section.PRIOR_REPORT, "N/A"),
-        (Section.INDICATION, "N/A"),
-        (Section.TECHNIQUE, "PA."),
-        (Section.COMPARISON, "N/A"),
+        (PromptSection.PRIOR_REPORT, "N/A"),
+        (PromptSection.INDICATION, "N/A"),
+        (PromptSection.TECHNIQUE, "PA."),
+        (PromptSection.COMPARISON, "N/A"),
     ]
 
 
