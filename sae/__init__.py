@@ -1,1 +1,1 @@
-"""Sparse autoencoders on stored activations: harvest, training, metrics and formats."""
+"""Sparse autoencoders: the activations they are trained on, their variants, training, evaluation and file formats."""

@@ -1,1 +1,1 @@
-"""Activations: harvested from the model or taken from arrays, stored, shuffled into batches, or computed live."""
+"""Activations: harvested from the model or imported from arrays, stored, shuffled into batches, or computed live."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from sae.autoencoder import Sae
 from sae.formats.registry import FormatWriter
+from sae.variants import trained_as
 
-_KINDS = {"batch_top_k": "BatchTopK", "top_k": "TopK", "relu": "ReLU"}
 # Name in metrics.json, name on the card, number format.
 _METRICS = (
     ("tokens", "held-out tokens", ",d"),
@@ -52,7 +52,8 @@ def text(
         if fold_normalization
         else f"It takes activations divided by {factor!r}; its features and reconstructions are divided by it, too."
     )
-    kind = _KINDS.get(sae.meta.get("sae", {}).get("kind"), "TopK" if sae.per_token else "BatchTopK")
+    variant = trained_as(sae)
+    kind = variant.title if variant else "TopK" if sae.per_token else "BatchTopK"
     nested = "Matryoshka " if len(sae.group_sizes) > 1 else ""
     rows = {
         "site": source.get("site", "unknown"),

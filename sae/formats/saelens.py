@@ -1,7 +1,7 @@
 """SAELens' folder: `cfg.json` and `sae_weights.safetensors`.
 
-Batch top-k is a name of SAELens for training only; a finished autoencoder is its "jumprelu", with the threshold
-repeated for each feature, or its "topk" where a fixed number of features is kept for each token.
+SAELens has batch top-k as a training architecture only. A finished autoencoder is written as its "jumprelu", with the
+threshold repeated for each feature, or as its "topk" if the k largest features of each token are kept.
 """
 
 import itertools
@@ -18,13 +18,13 @@ from maira_jax.run import files
 from sae.autoencoder import Sae
 from sae.formats import raw_units
 from sae.formats.registry import FORMATS, FormatWriter, SaeFormat
+from sae.variants import trained_as
 
 _FILE, _CONFIG = "sae_weights.safetensors", "cfg.json"
-# The version whose files these are; without one of 6 or later, SAELens takes a file for one of its older formats.
+# The version whose format is written; without one of 6 or later, SAELens reads a file as one of its older formats.
 _VERSION = "6.54.12"
 _NO_THRESHOLD = np.asarray(-1.0, np.float32)
 _BATCH_TOP_K = ("batchtopk", "matryoshka_batchtopk")
-_TRAINED_AS = {"batch_top_k": "matryoshka_batchtopk", "top_k": "topk", "relu": "standard"}
 
 
 def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
@@ -48,7 +48,8 @@ def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
 
 
 def _config(sae: Sae) -> dict[str, Any]:
-    source = sae.meta.get("source", {})
+    """What SAELens writes into `cfg.json`; None for what this toolkit does not record."""
+    source, variant = sae.meta.get("source", {}), trained_as(sae)
     config = {
         "architecture": "topk" if sae.per_token else "jumprelu",
         "d_in": sae.d_model,
@@ -70,7 +71,7 @@ def _config(sae: Sae) -> dict[str, Any]:
         "context_size": None,
         "prepend_bos": True,
         "dataset_path": None,
-        "training_architecture": _TRAINED_AS.get(sae.meta.get("sae", {}).get("kind"), config["architecture"]),
+        "training_architecture": variant.saelens if variant else config["architecture"],
         "training_architecture_details": {
             "k": sae.k,
             "matryoshka_widths": list(itertools.accumulate(sae.group_sizes)),

@@ -1,0 +1,98 @@
+"""Torch's files, read and written without torch; what is malicious or damaged is refused."""
+
+import collections
+import functools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from maira_jax.errors import UserError
+from sae import formats
+from sae.formats import torch_file
+
+
+class _Malicious:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+class _MaliciousState:
+    """Smuggles its call into the state of an object that may be read."""
+
+    def __reduce__(self):
+        return (collections.OrderedDict, (), {"_metadata": _Malicious()})
+
+
+@pytest.mark.parametrize(
+    "value", [_Malicious(), _MaliciousState(), [torch.zeros(2), _Malicious()], torch.nn.Linear(2, 2)]
+)
+def test_no_object_is_unpickled(tmp_path, capsys, value):
+    torch.save({"W_enc": value}, tmp_path / "ae.pt")
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        formats.load(tmp_path / "ae.pt")
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_tensors_of_torch_are_read_without_torch(tmp_path):
+    layer = torch.nn.Linear(4, 6)
+    half = layer.weight.detach().to(torch.bfloat16)
+    saved = {
+        "state": layer.state_dict(),
+        "parameter": layer.weight,
+        "view": layer.weight.detach().T[1:, 2:5],
+        "half": half.T,
+        "scalar": torch.tensor(7, dtype=torch.int32),
+        "empty": torch.zeros(0, 3),
+        "plain": (1, "text", None, 0.5),
+    }
+    torch.save(saved, tmp_path / "ae.pt")
+    found = torch_file.read(tmp_path / "ae.pt")
+    np.testing.assert_array_equal(found["state"]["bias"], layer.bias.detach().numpy())
+    np.testing.assert_array_equal(found["parameter"], layer.weight.detach().numpy())
+    np.testing.assert_array_equal(found["view"], saved["view"].numpy())
+    np.testing.assert_array_equal(found["half"].astype(np.float32), half.T.float().numpy())
+    assert (found["scalar"], found["empty"].shape, found["plain"]) == (7, (0, 3), saved["plain"])
+
+
+def test_torch_reads_what_is_written(tmp_path):
+    rng = np.random.default_rng(0)
+    written = {
+        "rows": rng.normal(size=(3, 5)).astype(np.float32),
+        "columns": np.asfortranarray(rng.normal(size=(300, 500)).astype(np.float32)),
+        "gaps": rng.normal(size=(4, 6))[:, ::2],
+        "scalar": np.asarray(4, np.int32),
+        "many": np.arange(70_000),
+    }
+    torch_file.write(tmp_path / "ae.pt", written)
+    for options in ({"weights_only": True}, {"weights_only": False}, {"weights_only": True, "mmap": True}):
+        found = torch.load(tmp_path / "ae.pt", **options)
+        for name, array in written.items():
+            np.testing.assert_array_equal(found[name].numpy(), array, err_msg=name)
+    assert found["columns"].stride() == (1, 300)
+    again = torch_file.read(tmp_path / "ae.pt")
+    assert all((again[name] == array).all() for name, array in written.items())
+
+
+@pytest.mark.parametrize("layout", ["beyond", "overlap", "negative"])
+def test_tensors_stay_inside_their_bytes(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr(torch_file, "_tensor", functools.partial(_crooked, layout))
+    torch_file.write(tmp_path / "ae.pt", {"W_enc": np.ones(16, np.float32)})
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        torch_file.read(tmp_path / "ae.pt")
+
+
+def _crooked(layout, key, array):
+    """The description of a tensor that reaches beyond its bytes, is larger than they are, or starts before them."""
+    offset, shape, strides = {"beyond": (9, 8, 1), "overlap": (0, 2**40, 0), "negative": (-4, 8, 1)}[layout]
+    number, pair = torch_file._number, torch_file._tuple
+    storage = pair(
+        torch_file._text("storage"), torch_file._name("torch", "FloatStorage"), torch_file._text(key),
+        torch_file._text("cpu"), number(array.size),
+    )  # fmt: skip
+    hooks = torch_file._name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = pair(
+        storage + pickle.BINPERSID, number(offset), pair(number(shape)), pair(number(strides)), pickle.NEWFALSE, hooks
+    )
+    return torch_file._name("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
