@@ -15,7 +15,7 @@ import numpy.typing as npt
 from maira_jax.errors import UserError
 
 _UMASK = os.umask(0)
-os.umask(_UMASK)  # there is no way to read it but to set it
+os.umask(_UMASK)  # it can be read only by setting it
 _MODE = 0o666 & ~_UMASK
 
 
@@ -29,7 +29,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` (for a file or a folder) that takes its place at the end.
+    """Yields a temporary path next to `path` (for a file or a folder), which replaces it at the end.
 
     Nothing is left at `path` when the body raises. A full disk is reported as a `UserError`.
     """
@@ -39,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         remove(temporary)
         yield temporary
         if temporary.is_file():
-            temporary.chmod(_MODE)  # some writers keep what they write to themselves
+            temporary.chmod(_MODE)  # some libraries create files that only their owner can read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         if path.is_dir():
@@ -57,7 +57,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def array_on_disk(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
     """Zeros in a new .npy file, as a map of it.
 
-    Their place on the disk is taken at once: a process that writes to a map for which there is none is killed.
+    Their space on the disk is reserved at once: a process that writes to a map of a full disk is killed.
 
     Raises:
       UserError: the disk is full; nothing is left.

@@ -1,4 +1,4 @@
-"""A stage of a run: one folder, one manifest, resumed or refused."""
+"""A stage of a run: one folder with one manifest, which a second run resumes, finds finished or refuses."""
 
 import contextlib
 import datetime
@@ -43,7 +43,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON would give it back, so that a section compares equal to the one in a file."""
+    """`value` as JSON gives it back, so that a section compares equal to the one in a file."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -63,11 +63,11 @@ def _refuse_not_finite(section: Mapping[str, Any]) -> None:
     for name, value in _flatten(section).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{name} is {number}, which is no number: change it")
+                raise UserError(f"{name} is {number}, which is not a finite number: change it")
 
 
 def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
-    """A manifest, which has the fields `wanted`."""
+    """Reads a manifest, which must have the fields `wanted`."""
     found = files.read_object(path)
     if not wanted <= found.keys():
         raise UserError(f"{path} is not what a stage wrote: delete {path.parent} and run that stage again")
@@ -78,21 +78,22 @@ class Stage:
     """Owns the folder `workdir/name` while the stage runs.
 
     The folder's content survives a kill: when the same stage with the same section and the same input manifests
-    is run again, `dir` is as it was left, for the stage to resume from. `finish` writes the manifest last.
+    is run again, `dir` holds what the earlier attempt wrote, and the stage resumes. `finish` writes the manifest last.
 
     Args:
       workdir: the run directory.
       name: the stage's folder.
-      section: everything of the config that decides this stage's result, as plain values.
+      section: every field of the configuration that decides this stage's result, as plain values.
       inputs: folder names of the stages that this one reads.
-      computing: how the result is computed (meshes, sizes of parts, intervals); recorded, never compared.
+      computing: fields that only say how the result is computed (meshes, sizes of parts, intervals); recorded in the
+        manifest, never compared.
 
     Raises:
       UserError: a field of the section is NaN or infinite.
 
     Raises (on entering):
-      UserError: an input stage is not finished, the folder holds a result of another config, or another process is
-        at work in it.
+      UserError: an input stage is not finished, the folder holds a result of another configuration, or another
+        process works in it.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Stage:
         return self
 
     def _open(self, identity: Mapping[str, Any]) -> None:
-        """Finds out how far the folder is; marks it as begun if it is empty."""
+        """Reads how far an earlier attempt came; an empty folder is marked as begun."""
         manifest, unfinished = self.dir / MANIFEST, self.dir / _UNFINISHED
         for leftover in self.dir.glob(".*.tmp"):  # of a run that was killed while it wrote
             files.remove(leftover)
@@ -162,7 +163,7 @@ class Stage:
         self._unlock()
 
     def _lock(self) -> None:
-        """Keeps other processes out of the folder until this one leaves it or dies."""
+        """Locks the folder against other processes until this one leaves it or ends."""
         while True:
             try:
                 self.dir.mkdir(parents=True, exist_ok=True)
@@ -175,13 +176,13 @@ class Stage:
                 fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._unlock()
-                raise UserError(f"another command is at work in {self.dir}: wait until it has ended") from None
+                raise UserError(f"another command works in {self.dir}: wait until it has ended") from None
             except OSError:  # a file system without locks
                 return
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._folder), self.dir.stat()):
                     return
-            self._unlock()  # the one before has just removed the folder
+            self._unlock()  # the process that held the lock has just removed the folder
 
     def _unlock(self) -> None:
         if self._folder is not None:
@@ -189,7 +190,11 @@ class Stage:
             self._folder = None
 
     def finish(self, counts: Mapping[str, Any]) -> None:
-        """Marks the stage as finished; `counts` is what it did, in plain numbers."""
+        """Marks the stage as finished.
+
+        Args:
+          counts: what the stage did, as plain numbers; the manifest records it.
+        """
         end = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.manifest = self.manifest | {"end": end, "counts": _plain(counts)}
         files.write_json(self.dir / MANIFEST, self.manifest)

@@ -1,0 +1,64 @@
+"""Batches of requests: how they are grouped, filled up and padded."""
+
+import numpy as np
+import pytest
+
+from maira_jax.errors import UserError
+from maira_jax.inputs import batches
+from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up, plan_batches, read_images
+from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.tokens import Encoded
+
+CONFIG = ImageConfig(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Padding:
+    """Pads on the left, as `Tokenizer.batch` does."""
+
+    def batch(self, rows, length):
+        ids = np.stack([np.pad(row.ids, (length - len(row), 0)) for row in rows])
+        return ids, ids > 0, ids.astype(np.int8)
+
+
+def request(length, *images):
+    ids = np.arange(1, length + 1, dtype=np.int32)
+    return GenerationRequest(Encoded(ids, ids.astype(np.int8), length), images)
+
+
+def image(seed):
+    return np.random.default_rng(seed).integers(0, 255, (16, 12)).astype(np.uint8)
+
+
+def test_requests_are_grouped_by_images_and_length():
+    requests = [request(length, *([image(0)] * n)) for length, n in ((5, 1), (9, 0), (8, 1), (17, 1), (3, 1), (1, 0))]
+    planned = plan_batches(requests, batch_size=2, length_step=8)
+    assert planned == [((5,), 8), ((1,), 16), ((0, 2), 8), ((4,), 8), ((3,), 24)]
+
+
+def test_a_short_batch_repeats_its_last_member():
+    assert fill_up((3, 1), 4) == [3, 1, 1, 1] and fill_up([3, 1], 2) == [3, 1]
+
+
+def test_rows_are_padded_in_tokens_and_images(monkeypatch):
+    read = []
+    monkeypatch.setattr(batches, "preprocess", lambda image, cfg: read.append(1) or preprocess(image, cfg))
+    requests = fill_up([request(3, image(1)), request(2), request(4, image(2), image(3))], 5)
+    batch = assemble(requests, Padding(), CONFIG, length=6)
+    np.testing.assert_array_equal(batch.tokens[0], [0, 0, 0, 1, 2, 3])
+    np.testing.assert_array_equal(batch.mask.sum(1), [3, 2, 4, 4, 4])
+    assert batch.pixels is not None and batch.pixels.shape == (5, 2, 8, 8, 3) and batch.pixels.dtype == np.float32
+    for row, images in enumerate([(image(1),), (), *[(image(2), image(3))] * 3]):
+        np.testing.assert_array_equal(batch.pixels[row], read_images(images, 2, CONFIG))
+        assert not batch.pixels[row, len(images) :].any()
+    assert len(read) == 3 + 7  # the repeated request was read once
+
+
+def test_without_images_there_are_no_pixels():
+    assert assemble([request(3)], Padding(), CONFIG, 4).pixels is None
+    padded = assemble([request(3)], Padding(), CONFIG, 4, n_images=2).pixels
+    assert padded is not None and padded.shape == (1, 2, 8, 8, 3) and not padded.any()
+
+
+def test_an_image_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        assemble([request(3, tmp_path / "no.png")], Padding(), CONFIG, 4)
