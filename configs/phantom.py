@@ -151,7 +151,6 @@ def get_label() -> ml_collections.ConfigDict:
     label = ConfigDict()
     label.sections = ("image",)  # a study is the activations of these sections' tokens
     label.concepts = ()  # these labels; empty: all
-    label.block_tokens = 4096  # tokens encoded at a time
     return label
 
 

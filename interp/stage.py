@@ -74,7 +74,7 @@ def _run(cfg: InterpretConfig, judge: Judge, studies: ml_collections.ConfigDict,
         raise UserError(f"interpret.features names {unknown[0]}, but the features are 0 to {sae.n_features - 1}")
     phases = out / "phases"
     statistics = _collect(cfg, sae, corpus, out / "exemplars.parquet", phases)
-    labels = concepts.Labels.from_json(corpus.studies["labels"].to_pylist())
+    labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
     found = concepts.fit(np.load(phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
     concept_table, left_out = concepts.table(found, labels, corpus.held_out, cfg.n_least_studies)
     judging = Judging(cfg, judge, out / "exemplars.parquet", sae.n_features, phases, cfg.features)

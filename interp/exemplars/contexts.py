@@ -1,4 +1,4 @@
-"""Cuts an activation store into contexts: pieces of a study's sections, at most a sentence long."""
+"""Contexts: the parts of studies' sections, at most a sentence long, that an activation store is divided into."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ SECTION_NAMES = {
     Kind.FINDINGS: "findings",
     Kind.EOS: "end token",
 }
+SECTIONS = tuple(dict.fromkeys(SECTION_NAMES[kind] for kind in Kind))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Contexts:
     """Runs of consecutive store rows that cover the store without gaps, in order.
 
     Attributes:
-      start: int64 [n], first store row.
-      length: int32 [n], rows.
-      study: int32 [n], index into the store's studies; never falling.
-      position: int32 [n], place of the first token in the study's sequence; the others follow it.
-      kind: int8 [n], of `Kind`; all tokens of a context share it.
+      start: the first store row. int64 [n]
+      length: the number of rows. int32 [n]
+      study: index into the store's studies; never falling. int32 [n]
+      position: the place of the first token in the study's sequence; the others follow it. int32 [n]
+      kind: the `Kind` that all tokens of the context share. int8 [n]
     """
 
     start: np.ndarray
@@ -46,10 +47,10 @@ class Contexts:
         return len(self.start)
 
     def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Store rows of the contexts `chosen` [m], one after the other.
+        """The store rows of the contexts `chosen [m]`, one context after the other.
 
         Returns:
-          rows int64 [sum of lengths], offsets int64 [m + 1] (context i has rows[offsets[i]:offsets[i + 1]]).
+          Rows int64 [sum of lengths], and offsets int64 [m + 1]: context i has rows[offsets[i]:offsets[i + 1]].
         """
         length = self.length[chosen].astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum(length)])
@@ -72,12 +73,12 @@ def split_into_contexts(
     pieces: Sequence[str],
     max_length: int,
 ) -> Contexts:
-    """Cuts where the study, the section or the sentence ends, where tokens were left out, and at a maximum length.
+    """Ends a context where its study, section or sentence ends, where tokens were left out, and at a maximum length.
 
     Args:
-      study, position, token_id, kind: [n], the store's token table.
-      pieces: text of every token id, a word boundary as a leading space.
-      max_length: longest context, in tokens.
+      study, position, token_id, kind: the columns of the store's token table. [n] each
+      pieces: the text of every token id, with a word boundary as a leading space.
+      max_length: length of the longest context, in tokens.
 
     Returns:
       The contexts of all n rows.

@@ -1,4 +1,4 @@
-"""The text that features are found in: an activation store, its tokens cut into contexts, and how it is split."""
+"""The text that features are found in: an activation store, its tokens divided into contexts, and its splits."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ class Corpus:
 
     Attributes:
       store: the activations.
-      studies: its study table.
-      token_id: int32 [n_tokens].
-      pieces: text of every token id that occurs, a word boundary as a leading space; empty for the others.
-      contexts: of all tokens.
-      held_out: bool [n_studies].
+      studies: the store's study table.
+      token_id: the id of every token. int32 [n_tokens]
+      pieces: the text of every token id that occurs, with a word boundary as a leading space; empty for the others.
+      contexts: the contexts of all tokens.
+      held_out: which studies are held out. bool [n_studies]
     """
 
     store: ActivationStore
@@ -35,7 +35,7 @@ class Corpus:
 
     @classmethod
     def open(cls, workdir: Path, max_length: int) -> "Corpus":
-        """Reads the tokens of `workdir/activations` and cuts them into contexts of at most `max_length` tokens.
+        """Reads the tokens of `workdir/activations` and divides them into contexts of at most `max_length` tokens.
 
         Raises:
           UserError: the store cannot be read, or all its studies are of one split.
@@ -54,7 +54,7 @@ class Corpus:
         return cls(store, studies, tokens["token_id"], pieces, cut, held_out)
 
     def text(self, number: int) -> str:
-        """The words of a context."""
+        """The text of the context with this number, with single spaces."""
         start = self.contexts.start[number]
         ids = self.token_id[start : start + self.contexts.length[number]]
         return " ".join("".join(self.pieces[i] for i in ids).split())

@@ -14,16 +14,16 @@ import pyarrow as pa
 from maira_jax.run.progress import progress
 
 N_RUNNERS_UP = 4
-# Columns of the study matrix that are sorted at a time.
+# Features whose columns of the study matrix are sorted together.
 _FEATURES = 256
 
 SCHEMA = pa.schema(
     [
         ("concept", pa.string()),
-        ("prevalence", pa.float64()),  # among the held-out studies whose label is known
+        ("prevalence", pa.float64()),  # share of positive studies among the held-out ones whose label is known
         ("n_train", pa.int32()),
         ("n_held_out", pa.int32()),
-        ("n_positive", pa.int32()),  # held-out
+        ("n_positive", pa.int32()),  # of the held-out studies
         ("feature", pa.int32()),
         ("threshold", pa.float64()),  # a study is positive above it
         ("train_f1", pa.float64()),
@@ -37,13 +37,13 @@ SCHEMA = pa.schema(
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """Study-level labels.
+class StudyLabels:
+    """Which of C concepts n studies have.
 
     Attributes:
-      concepts: names.
-      value: bool [n_studies, n_concepts].
-      known: bool [n_studies, n_concepts].
+      concepts: the names of the concepts.
+      value: whether the study has the concept; False where that is not known. bool [n, C]
+      known: whether the study is labelled for the concept. bool [n, C]
     """
 
     concepts: tuple[str, ...]
@@ -51,7 +51,7 @@ class Labels:
     known: np.ndarray
 
     @classmethod
-    def from_json(cls, rows: Iterable[str]) -> "Labels":
+    def from_json(cls, rows: Iterable[str]) -> "StudyLabels":
         """Reads the `labels` column of a store's studies."""
         parsed = [json.loads(row) for row in rows]
         concepts = tuple(sorted({name for labels in parsed for name in labels}))
@@ -62,14 +62,14 @@ class Labels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-    """How well each of F features detects each of C concepts; arrays [C, F] but for `always_f1`.
+class ConceptFit:
+    """How well each of F features detects each of C concepts.
 
     Attributes:
-      always_f1: [C], the train F1 of saying yes to every study.
-      threshold: with the best train F1; infinite where no threshold finds anything.
-      train_f1: at that threshold.
-      f1, precision, recall: on the held-out studies at that threshold.
+      always_f1: the train F1 of calling every study positive. float64 [C]
+      threshold: the threshold with the best train F1; infinite where no threshold finds anything. float64 [C, F]
+      train_f1: F1 on the train studies at that threshold. float64 [C, F]
+      f1, precision, recall: the measures on the held-out studies at that threshold. float64 [C, F]
     """
 
     always_f1: np.ndarray
@@ -80,23 +80,24 @@ class Fit:
     recall: np.ndarray
 
 
-def fit(study_peak: np.ndarray, labels: Labels, held_out: np.ndarray) -> Fit:
+def fit(study_peak: np.ndarray, labels: StudyLabels, held_out: np.ndarray) -> ConceptFit:
     """Chooses thresholds on the train studies and measures them on the others.
 
     Args:
-      study_peak: float32 [n_studies, F], may be a memory map: it is read a block of features at a time.
-      labels: of the same studies.
-      held_out: bool [n_studies].
+      study_peak: each study's largest activations; may be a memory map, which is read in blocks of features.
+        float32 [n, F]
+      labels: the labels of the same studies.
+      held_out: which studies are held out. bool [n]
     """
     n_features = study_peak.shape[1]
-    positive, known = ((labels.value & labels.known)[~held_out].sum(0), labels.known[~held_out].sum(0))
+    positive, known = ((labels.value & labels.known)[~held_out].sum(0), labels.known[~held_out].sum(0))  # [C]
     shape = (len(labels.concepts), n_features)
-    out = Fit(2 * positive / np.maximum(positive + known, 1), *(np.zeros(shape) for _ in range(5)))
+    out = ConceptFit(2 * positive / np.maximum(positive + known, 1), *(np.zeros(shape) for _ in range(5)))
     for begin in progress(range(0, n_features, _FEATURES), unit="block", desc="interpret: concepts"):
         block = slice(begin, min(begin + _FEATURES, n_features))
-        train, test = study_peak[~held_out, block], study_peak[held_out, block]
-        order = np.argsort(-train, axis=0, kind="stable")
-        train = np.take_along_axis(train, order, axis=0)
+        train, test = study_peak[~held_out, block], study_peak[held_out, block]  # [studies, block]
+        order = np.argsort(-train, axis=0, kind="stable")  # [studies, block]
+        train = np.take_along_axis(train, order, axis=0)  # [studies, block]
         for c in range(len(labels.concepts)):
             value, known = labels.value[:, c], labels.known[:, c]
             out.threshold[c, block], out.train_f1[c, block] = _best_threshold(
@@ -104,8 +105,8 @@ def fit(study_peak: np.ndarray, labels: Labels, held_out: np.ndarray) -> Fit:
             )
             counted = known[held_out]
             positive = value[held_out][counted]
-            fires = test[counted] > out.threshold[c, block]
-            hits, fired = (fires & positive[:, None]).sum(0), fires.sum(0)
+            fires = test[counted] > out.threshold[c, block]  # [studies, block]
+            hits, fired = (fires & positive[:, None]).sum(0), fires.sum(0)  # [block]
             out.precision[c, block] = hits / np.maximum(fired, 1)
             out.recall[c, block] = hits / max(positive.sum(), 1)
             out.f1[c, block] = 2 * hits / np.maximum(fired + positive.sum(), 1)
@@ -113,35 +114,37 @@ def fit(study_peak: np.ndarray, labels: Labels, held_out: np.ndarray) -> Fit:
 
 
 def _best_threshold(score: np.ndarray, positive: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cut with the highest F1, in every column of sorted scores.
+    """The threshold with the highest F1, in every column of sorted scores.
 
     Args:
-      score: [n, F], falling in each column.
-      positive, known: bool [n, F], labels in the order of the scores.
+      score: scores that fall in each column. [n, F]
+      positive, known: the labels in the order of the scores. bool [n, F]
 
     Returns:
-      thresholds [F], half way to the next lower score, and F1 [F].
+      Thresholds [F], half way to the next lower score, and F1 [F].
     """
     n = len(score)
-    hits, fired = positive.cumsum(0), known.cumsum(0)
-    f1 = 2 * hits / np.maximum(fired + positive.sum(0), 1)
-    following = np.concatenate([score[1:], np.zeros_like(score[:1])])
-    # Equal scores cannot be told apart, and a silent feature says nothing.
+    hits, fired = positive.cumsum(0), known.cumsum(0)  # [n, F]
+    f1 = 2 * hits / np.maximum(fired + positive.sum(0), 1)  # [n, F]
+    following = np.concatenate([score[1:], np.zeros_like(score[:1])])  # [n, F]
+    # No threshold lies between equal scores, and studies on which the feature is not active stay negative.
     f1[(score <= following) | (score <= 0)] = 0.0
-    best = f1.argmax(0)
+    best = f1.argmax(0)  # [F]
     columns = np.arange(score.shape[1])
     value = f1[best, columns] if n else np.zeros(score.shape[1])
     threshold = (score[best, columns] + following[best, columns]) / 2
     return np.where(value > 0, threshold, np.inf), value
 
 
-def table(found: Fit, labels: Labels, held_out: np.ndarray, n_least: int) -> tuple[pa.Table, dict[str, str]]:
+def table(
+    found: ConceptFit, labels: StudyLabels, held_out: np.ndarray, min_studies: int
+) -> tuple[pa.Table, dict[str, str]]:
     """The best feature of each concept.
 
     Args:
-      found: of `fit`.
-      labels, held_out: as there.
-      n_least: fewest studies of each class in each split.
+      found: what `fit` returned.
+      labels, held_out: the arguments of `fit`.
+      min_studies: concepts with fewer studies, with or without it, in a split are left out.
 
     Returns:
       A table of `SCHEMA`, and for the concepts that are not in it the reason.
@@ -153,8 +156,8 @@ def table(found: Fit, labels: Labels, held_out: np.ndarray, n_least: int) -> tup
             for split in (False, True)
             for value in (False, True)
         ]
-        if min(counts) < n_least:
-            left_out[concept] = f"a split has only {min(counts)} studies with or without it, {n_least} are needed"
+        if min(counts) < min_studies:
+            left_out[concept] = f"a split has only {min(counts)} studies with or without it, {min_studies} are needed"
             continue
         order = np.argsort(-found.train_f1[c], kind="stable")[: 1 + N_RUNNERS_UP]
         best, others = int(order[0]), order[1:]

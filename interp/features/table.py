@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars.contexts import SECTION_NAMES
+from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
 from interp.exemplars.index import SplitIndex, pool_activity
 from interp.exemplars.selection import NON_ACTIVATING_KINDS
 from interp.explainers.judge import Judge
 from interp.features import lens
-from interp.features.concepts import Fit, Labels
+from interp.features.concepts import ConceptFit, StudyLabels
 from interp.features.summary import summarise
 from interp.scorers.ground_truth import Statements, describe
 from maira_jax.checkpoint.store import load_unembedding
@@ -23,7 +23,6 @@ from maira_jax.run import files
 from sae.autoencoder import Sae
 
 _N_SIMILAR, _N_PROMOTED = 8, 8
-SECTIONS = tuple(dict.fromkeys(SECTION_NAMES[kind] for kind in Kind))
 
 _INTERVAL = pa.list_(pa.float64(), 2)
 
@@ -287,7 +286,7 @@ def described(found: Mapping[str, SplitIndex], stated: Statements, n_least: int)
     }
 
 
-def detected(labels: Labels, fit: Fit) -> dict[str, Any]:
+def detected(labels: StudyLabels, fit: ConceptFit) -> dict[str, Any]:
     """Columns of the concept that each feature detects best: by train F1 above that of saying yes to every study.
 
     Without that, every feature would be said to detect the most frequent concept.

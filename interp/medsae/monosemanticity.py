@@ -1,4 +1,4 @@
-"""MedSAE's measures (arXiv 2510.26411): what single neurons of an autoencoder, or of the raw activations, stand for.
+"""MedSAE's measures (arXiv 2510.26411) of single neurons: features of an autoencoder, or raw dimensions.
 
 All are exact, computed in float64 for a block of neurons at a time, and cost one product of activations [n, neurons]
 with embeddings [n, d] and labels [n, classes]; no pair of images is ever visited.
@@ -9,25 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from interp.features.concepts import Labels
+from interp.features.concepts import StudyLabels
 
 # A neuron fires above this quantile of its positive activations.
-FIRES = 0.7
-# Neurons that correlate with no label more than this are left out of means over neurons.
-LEAST_CORRELATION = 0.2
+FIRING_QUANTILE = 0.7
+# Neurons whose correlation with every label is at most this are left out of means over neurons.
+MIN_CORRELATION = 0.2
 _NEURONS = 512  # at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Measures:
-    """Of F neurons and C classes; NaN where undefined.
+class NeuronMeasures:
+    """The measures of F neurons for C classes; NaN where undefined.
 
     Attributes:
-      monosemanticity: [F], see `monosemanticity`.
-      correlation: [F, C], Pearson's r with each label.
-      entropy: [F], of the correlations' absolute values, in nats; low where one label has it all.
-      threshold: [F], above it the neuron fires.
-      precision, recall, f1: [F, C], of firing as a sign of each label.
+      monosemanticity: see `monosemanticity`. [F]
+      correlation: Pearson's r with each label. [F, C]
+      entropy: the entropy of the correlations' absolute values, in nats; 0 where one label alone correlates. [F]
+      threshold: the neuron fires above it. [F]
+      precision, recall, f1: the measures of firing as a test for each label. [F, C]
     """
 
     monosemanticity: np.ndarray
@@ -39,26 +39,26 @@ class Measures:
     f1: np.ndarray
 
 
-def measure(activation: np.ndarray, embedding: np.ndarray, labels: Labels) -> Measures:
+def measure(activation: np.ndarray, embedding: np.ndarray, labels: StudyLabels) -> NeuronMeasures:
     """All measures of every neuron.
 
     Args:
-      activation: [n, F], of either sign; may be a memory map: it is read a block of neurons at a time.
-      embedding: [n, d], of the same studies; none is zero.
-      labels: of the same studies; each class is measured on the studies whose label is known.
+      activation: activations of either sign; may be a memory map, which is read in blocks of neurons. [n, F]
+      embedding: the embeddings of the same studies; none is zero. [n, d]
+      labels: the labels of the same studies; each class is measured on the studies whose label is known.
     """
     parts = []
     for begin in range(0, activation.shape[1], _NEURONS):
         a = np.asarray(activation[:, begin : begin + _NEURONS], np.float64)
         r = correlation(a, labels)
         parts.append((monosemanticity(a, embedding), r, entropy(r), *_firing(a, labels)))
-    return Measures(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return NeuronMeasures(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def monosemanticity(activation: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-    """How alike the images are that a neuron is active on: the mean cosine of pairs, weighted by both activations.
+    """How similar the images are that a neuron is active on: the mean cosine of pairs, weighted by both activations.
 
-    With a the activations scaled to [0, 1] and u the embeddings of length 1,
+    Where a are the activations scaled to [0, 1], e the embeddings, and u the same scaled to length 1,
 
       sum over i < j of a_i a_j cos(e_i, e_j)   (|sum a_i u_i|^2 - sum a_i^2) / 2
       --------------------------------------- = ---------------------------------
@@ -69,21 +69,21 @@ def monosemanticity(activation: np.ndarray, embedding: np.ndarray) -> np.ndarray
       embedding: [n, d].
 
     Returns:
-      [F], at most 1; NaN where the denominator is 0: a neuron that is constant, or above its least value only once.
+      [F], at most 1; NaN where the denominator is 0: a neuron that is constant, or above its smallest value only once.
     """
     low, high = activation.min(0), activation.max(0)
     span = high - low
     a = (activation - low) / np.where(span > 0, span, 1.0)
     unit = np.asarray(embedding, np.float64)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-    squares = (a * a).sum(0)
-    numerator = ((a.T @ unit) ** 2).sum(1) - squares
-    denominator = a.sum(0) ** 2 - squares
+    squares = (a * a).sum(0)  # [F]
+    numerator = ((a.T @ unit) ** 2).sum(1) - squares  # [F]
+    denominator = a.sum(0) ** 2 - squares  # [F]
     defined = (a > 0).sum(0) >= 2  # exactly; the difference of two rounded sums need not be 0
     return np.divide(numerator, denominator, out=np.full(len(span), np.nan), where=defined)
 
 
-def correlation(activation: np.ndarray, labels: Labels) -> np.ndarray:
+def correlation(activation: np.ndarray, labels: StudyLabels) -> np.ndarray:
     """Pearson's r of every neuron with every label over the studies that have it, [F, C]; NaN if either is constant."""
     columns = []
     for c in range(len(labels.concepts)):
@@ -108,12 +108,12 @@ def entropy(r: np.ndarray) -> np.ndarray:
     return np.where(total[:, 0] > 0, h, np.nan)
 
 
-def _firing(activation: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _firing(activation: np.ndarray, labels: StudyLabels) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Threshold [F] and precision, recall and F1 [F, C] of firing; ratios without cases are 0, without labels NaN."""
     positive = np.where(activation > 0, activation, np.nan)
     alive = (activation > 0).any(0)
     threshold = np.full(activation.shape[1], np.nan)
-    threshold[alive] = np.nanquantile(positive[:, alive], FIRES, axis=0)
+    threshold[alive] = np.nanquantile(positive[:, alive], FIRING_QUANTILE, axis=0)
     fires = activation > np.where(alive, threshold, np.inf)  # [n, F]
     known, value = labels.known.astype(np.float64), (labels.known & labels.value).astype(np.float64)
     hits, fired = fires.T.astype(np.float64) @ value, fires.T.astype(np.float64) @ known  # [F, C]
@@ -126,13 +126,13 @@ def _firing(activation: np.ndarray, labels: Labels) -> tuple[np.ndarray, np.ndar
     return threshold, precision, recall, f1
 
 
-def summary(found: Measures, concepts: tuple[str, ...]) -> dict[str, Any]:
-    """The figures that MedSAE reports, of one kind of neuron.
+def summary(found: NeuronMeasures, concepts: tuple[str, ...]) -> dict[str, Any]:
+    """The figures that MedSAE reports, for the neurons of one basis.
 
-    For each class it takes the neuron with the highest signed r of those that are kept, and means over the classes.
+    For each class it takes the kept neuron with the highest signed r; the means are over the classes.
     """
     best_r = np.abs(np.nan_to_num(found.correlation)).max(1, initial=0.0)
-    kept = best_r > LEAST_CORRELATION
+    kept = best_r > MIN_CORRELATION
     classes = {}
     for c, concept in enumerate(concepts):
         signed = np.where(kept, np.nan_to_num(found.correlation[:, c], nan=-np.inf), -np.inf)
@@ -145,9 +145,9 @@ def summary(found: Measures, concepts: tuple[str, ...]) -> dict[str, Any]:
         "neurons": len(kept),
         "alive": int(np.isfinite(found.monosemanticity).sum()),
         "kept": int(kept.sum()),
-        "monosemanticity": _spread(found.monosemanticity),
-        "monosemanticity_kept": _spread(found.monosemanticity[kept]),
-        "entropy_kept": _spread(found.entropy[kept]),
+        "monosemanticity": _statistics(found.monosemanticity),
+        "monosemanticity_kept": _statistics(found.monosemanticity[kept]),
+        "entropy_kept": _statistics(found.entropy[kept]),
         "classes": classes,
         "mean_over_classes": {
             name: _mean([row[name] for row in classes.values()]) for name in ("r", "precision", "recall", "f1")
@@ -155,7 +155,7 @@ def summary(found: Measures, concepts: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _spread(values: np.ndarray) -> dict[str, float | None]:
+def _statistics(values: np.ndarray) -> dict[str, float | None]:
     values = values[np.isfinite(values)]
     if not len(values):
         return {"mean": None, "median": None, "max": None}

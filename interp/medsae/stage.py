@@ -1,9 +1,9 @@
-"""The label stage: MedSAE's measures of features beside raw dimensions, on all labelled studies of a store.
+"""The label stage: MedSAE's measures of features and of raw dimensions, on all labelled studies of a store.
 
 A study is one vector, as an image is in MedSAE: its embedding is the mean activation of its tokens in
-`label.sections`, and a neuron's activation is the largest over those tokens. With one token a study, such as an image
-embedding, both are MedSAE's definitions; for more they are this project's choice. Neurons are chosen and measured on
-the same studies, as there; `interp/concepts.parquet` has features chosen on some studies and measured on others.
+`label.sections`, and a neuron's activation is the largest over those tokens. With one token per study, such as an image
+embedding, both are MedSAE's definitions; with more they are this project's choice. Neurons are chosen and measured on
+the same studies, as in MedSAE; `interp/concepts.parquet` has features chosen on some studies and measured on others.
 """
 
 import dataclasses
@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars.contexts import SECTION_NAMES
-from interp.features.concepts import Labels
+from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
+from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
+from maira_jax.run.config import Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations.store import ActivationStore
@@ -32,48 +33,33 @@ from sae.autoencoder import Params, Sae, encode
 from sae.saved import load_sae
 
 FEATURES, DIMENSIONS = "features", "raw dimensions"
-_READ = 1 << 16  # rows of the store that are looked through at a time
+# Tokens encoded at a time: enough to fill the device, and few enough that [tokens, features] stays small.
+_BLOCK_TOKENS = 4096
+_READ_ROWS = 1 << 16  # rows of the store from which the wanted ones are read together
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelConfig:
-    """The `label` section; what the fields mean stands in configs/phantom.py."""
+class LabelSection(Section, name="label"):
+    """How features, and raw dimensions of the activations, are measured against the studies' labels."""
 
-    sections: tuple[str, ...]
-    concepts: tuple[str, ...]
-    block_tokens: int
+    sections: tuple[str, ...] = setting(
+        ("image",), "A study is represented by the activations of these sections' tokens.", choices=lambda: SECTIONS
+    )
+    concepts: tuple[str, ...] = setting((), "Labels that are measured; empty: all.")
 
-    @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> "LabelConfig":
-        """Reads and checks the section.
-
-        Raises:
-          UserError: a field is missing, unknown or out of range.
-        """
-        section = config.label.to_dict()
-        try:
-            section |= {name: tuple(section[name]) for name in ("sections", "concepts")}
-            cfg = cls(**section)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"the config's label section is wrong ({error}): see configs/phantom.py") from error
-        for name in cfg.sections:
-            if name not in SECTION_NAMES.values():
-                known = ", ".join(sorted(set(SECTION_NAMES.values())))
-                raise UserError(f"label.sections names {name!r}: choose from {known}")
-        if not cfg.sections or cfg.block_tokens < 1:
-            raise UserError("label.sections must name a section and label.block_tokens be at least 1: change them")
-        return cfg
+    def check(self) -> None:
+        if not self.sections:
+            raise UserError("label.sections is empty, but must name at least one section: change it")
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyVectors:
-    """Of n studies.
+    """What represents each of n studies.
 
     Attributes:
-      study: int64 [n], rows of the store's study table; those with a token of the sections.
-      embedding: float32 [n, d_model], mean activation of those tokens.
-      dimension: float32 [n, d_model], largest.
-      feature: float32 [n, F], largest.
+      study: rows of the store's study table: the studies with a token of the sections. int64 [n]
+      embedding: the mean activation of those tokens. float32 [n, d_model]
+      dimension: each raw dimension's largest activation on those tokens. float32 [n, d_model]
+      feature: each feature's largest activation on those tokens. float32 [n, F]
     """
 
     study: np.ndarray
@@ -86,27 +72,27 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Measures every feature of `workdir/sae` and every dimension of its activations.
 
     Returns:
-      What the manifest counts.
+      The counts of the manifest.
 
     Raises:
-      UserError: the config is invalid, an input stage is not finished, or no study has labels or tokens to measure on.
+      UserError: the section is invalid, an input stage is not finished, or no study has labels or tokens to measure on.
     """
-    cfg = LabelConfig.from_config(config)
-    with Stage(Path(workdir), "label", {"label": config.label.to_dict()}, inputs=("activations", "sae")) as stage:
+    section = LabelSection.of(config)
+    with Stage(Path(workdir), "label", {"label": section.deciding()}, inputs=("activations", "sae")) as stage:
         if not stage.finished:
-            stage.finish(_run(cfg, Path(workdir), stage.dir))
+            stage.finish(_run(section, Path(workdir), stage.dir))
         return stage.manifest["counts"]
 
 
-def _run(cfg: LabelConfig, workdir: Path, out: Path) -> dict[str, Any]:
+def _run(section: LabelSection, workdir: Path, out: Path) -> dict[str, Any]:
     sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
     if sae.d_model != store.d_model:
         raise UserError(
             f"{workdir / 'sae'} takes {sae.d_model} dimensions and {workdir / 'activations'} has {store.d_model}: "
             "use the autoencoder that was trained on these activations"
         )
-    vectors = study_vectors(sae, store, cfg.sections, cfg.block_tokens, out / "feature.npy")
-    labels = _labels(cfg, store, vectors.study)
+    vectors = study_vectors(sae, store, section.sections, out / "feature.npy")
+    labels = _labels(section, store, vectors.study)
     tables, found = [], {}
     for basis, activation in ((FEATURES, vectors.feature), (DIMENSIONS, vectors.dimension)):
         measured = monosemanticity.measure(activation, vectors.embedding, labels)
@@ -114,7 +100,9 @@ def _run(cfg: LabelConfig, workdir: Path, out: Path) -> dict[str, Any]:
         tables.append(_table(basis, measured, labels.concepts))
     with files.atomic_path(out / "neurons.parquet") as path:
         pq.write_table(pa.concat_tables(tables), path)
-    files.write_json(out / "summary.json", {"studies": len(vectors.study), "sections": cfg.sections, "bases": found})
+    files.write_json(
+        out / "summary.json", {"studies": len(vectors.study), "sections": section.sections, "bases": found}
+    )
     (out / "feature.npy").unlink()
     return {"studies": len(vectors.study), "concepts": len(labels.concepts)} | {
         f"{name.replace(' ', '_')}_{measure}": part[measure]["mean"] or 0.0
@@ -123,26 +111,28 @@ def _run(cfg: LabelConfig, workdir: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _labels(cfg: LabelConfig, store: ActivationStore, study: np.ndarray) -> Labels:
-    labels = Labels.from_json(store.studies["labels"].take(pa.array(study)).to_pylist())
-    missing = set(cfg.concepts) - set(labels.concepts)
+def _labels(section: LabelSection, store: ActivationStore, study: np.ndarray) -> StudyLabels:
+    labels = StudyLabels.from_json(store.studies["labels"].take(pa.array(study)).to_pylist())
+    missing = set(section.concepts) - set(labels.concepts)
     if missing:
         raise UserError(f"label.concepts names {sorted(missing)[0]!r}, which no study is labelled with")
-    chosen = [c for c, name in enumerate(labels.concepts) if not cfg.concepts or name in cfg.concepts]
+    chosen = [c for c, name in enumerate(labels.concepts) if not section.concepts or name in section.concepts]
     if not chosen:
         raise UserError(f"no study of {store.directory} has labels and tokens of label.sections: harvest others")
-    return Labels(tuple(labels.concepts[c] for c in chosen), labels.value[:, chosen], labels.known[:, chosen])
+    return StudyLabels(tuple(labels.concepts[c] for c in chosen), labels.value[:, chosen], labels.known[:, chosen])
 
 
-def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], block: int, path: Path) -> StudyVectors:
-    """One vector a study, from one pass over the store.
+def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], path: Path) -> StudyVectors:
+    """Represents each study by one vector, in one pass over the store.
 
     Args:
-      sae: of raw activations.
+      sae: autoencoder of raw activations.
       store: the activations.
-      sections: tokens of these are counted; those of users' own arrays, which have no section, always are.
-      block: tokens encoded at a time.
-      path: a file that `feature` is kept in, because it grows with studies x features.
+      sections: tokens of these sections are counted; those of users' own arrays, which have no section, always are.
+      path: a file that holds `feature`, because it grows with studies x features.
+
+    Raises:
+      UserError: the store has no tokens of the sections.
     """
     kinds = [int(kind) for kind in Kind if SECTION_NAMES[kind] in sections]
     tokens = store.tokens
@@ -155,13 +145,13 @@ def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], b
     feature = files.array_on_disk(path, np.float32, (n, sae.n_features))
     dimension, total = np.full((n, d), -np.inf, np.float32), np.zeros((n, d))
     threshold = jnp.asarray(sae.threshold, jnp.float32)
-    for begin, x in _blocks(store, rows, block):
-        own = number[begin : begin + block]
+    for begin, x in _blocks(store, rows):
+        own = number[begin : begin + _BLOCK_TOKENS]  # studies of the block's tokens, never falling
         first = own[0]
-        slot = np.full(block, block)  # padding: out of range, and dropped
+        slot = np.full(_BLOCK_TOKENS, _BLOCK_TOKENS)  # padding: out of range, and dropped
         slot[: len(own)] = own - first
         part = slice(first, own[-1] + 1)
-        largest, raw = _largest(sae.params, threshold, x, slot, sae.top_k)
+        largest, raw = _largest(sae.params, threshold, x, slot, sae.top_k)  # [block, F], [block, d_model]
         count = part.stop - part.start
         feature[part] = np.maximum(feature[part], np.asarray(largest)[:count])
         dimension[part] = np.maximum(dimension[part], np.asarray(raw)[:count])
@@ -169,13 +159,13 @@ def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], b
     return StudyVectors(study, (total / np.bincount(number)[:, None]).astype(np.float32), dimension, feature)
 
 
-def _blocks(store: ActivationStore, rows: np.ndarray, block: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (place in `rows`, activations float32 [block, d_model] padded with zeros)."""
-    for begin in progress(range(0, len(rows), block), unit="block", desc="label"):
-        wanted = rows[begin : begin + block]
-        x = np.zeros((block, store.d_model), np.float32)
-        for low in range(int(wanted[0]), int(wanted[-1]) + 1, _READ):
-            here = np.flatnonzero((wanted >= low) & (wanted < low + _READ))
+def _blocks(store: ActivationStore, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (place in `rows`, activations float32 [_BLOCK_TOKENS, d_model] padded with zeros)."""
+    for begin in progress(range(0, len(rows), _BLOCK_TOKENS), unit="block", desc="label"):
+        wanted = rows[begin : begin + _BLOCK_TOKENS]
+        x = np.zeros((_BLOCK_TOKENS, store.d_model), np.float32)
+        for low in range(int(wanted[0]), int(wanted[-1]) + 1, _READ_ROWS):
+            here = np.flatnonzero((wanted >= low) & (wanted < low + _READ_ROWS))
             if len(here):
                 start, stop = int(wanted[here[0]]), int(wanted[here[-1]]) + 1
                 x[here] = store.read(start, stop)[wanted[here] - start]
@@ -186,12 +176,21 @@ def _blocks(store: ActivationStore, rows: np.ndarray, block: int) -> Iterator[tu
 def _largest(
     params: Params, threshold: jax.Array, x: jax.Array, slot: jax.Array, top_k: int | None
 ) -> tuple[jax.Array, jax.Array]:
-    """x: [block, d_model], slot: [block] -> each slot's largest features [block, F] and dimensions [block, d_model]."""
+    """The largest activations of each study of a block of T tokens.
+
+    Args:
+      params, threshold, top_k: the autoencoder's parameters, threshold and number of features kept on each token.
+      x: activations. [T, d_model]
+      slot: the place of each token's study in the block, never falling; out of range in padding. int [T]
+
+    Returns:
+      Each slot's largest feature activations [T, F], and its largest raw activations [T, d_model].
+    """
     largest = functools.partial(jax.ops.segment_max, segment_ids=slot, num_segments=len(x), indices_are_sorted=True)
     return largest(encode(params, x, threshold, top_k)), largest(x)
 
 
-def _table(basis: str, found: monosemanticity.Measures, concepts: tuple[str, ...]) -> pa.Table:
+def _table(basis: str, found: monosemanticity.NeuronMeasures, concepts: tuple[str, ...]) -> pa.Table:
     def by_concept(values: np.ndarray) -> pa.Array:
         rows = [{c: _number(v) for c, v in zip(concepts, row, strict=True)} for row in values]
         return pa.array(rows, pa.struct([(c, pa.float64()) for c in concepts]))

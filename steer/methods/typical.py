@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from interp.features.concepts import Labels
+from interp.features.concepts import StudyLabels
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
 from steer.methods.means import study_sums
@@ -25,7 +25,7 @@ class Typical:
     """
 
     activity: np.ndarray
-    labels: Labels
+    labels: StudyLabels
 
     @property
     def usual(self) -> np.ndarray:
@@ -38,7 +38,9 @@ class Typical:
         sums, counts = study_sums(store, taken, sae.n_features, lambda x: np.asarray(sae.encode(jnp.asarray(x))))
         there = np.flatnonzero(counts)
         rows = store.studies["labels"].to_pylist()
-        return cls(sums[there] / counts[there, None].astype(np.float32), Labels.from_json([rows[i] for i in there]))
+        return cls(
+            sums[there] / counts[there, None].astype(np.float32), StudyLabels.from_json([rows[i] for i in there])
+        )
 
     def settings(self, concept: str, feature: int) -> tuple[dict[int, float], dict[int, float]] | None:
         """The features to set, and to what, so that a study is like those with a concept; and like those without it.

@@ -23,7 +23,7 @@ def world():
     score[:, 7] += 2 * value[:, 0]  # detects the first concept
     score[:, 290] = np.round(score[:, 290] + 3 * value[:, 1])  # detects the second, with ties
     score[:, 5] = 0
-    labels = concepts.Labels(("a", "b", "c"), value, known)
+    labels = concepts.StudyLabels(("a", "b", "c"), value, known)
     return score, labels, rng.random(n) < 0.4
 
 
@@ -62,11 +62,11 @@ def test_table_names_the_best_feature_and_leaves_rare_concepts_out(world):
 
 
 def test_labels_from_json_keep_unknown_apart():
-    labels = concepts.Labels.from_json([json.dumps({"b": True}), json.dumps({"a": False, "b": False}), "{}"])
+    labels = concepts.StudyLabels.from_json([json.dumps({"b": True}), json.dumps({"a": False, "b": False}), "{}"])
     assert labels.concepts == ("a", "b")
     np.testing.assert_array_equal(labels.known, [[False, True], [True, True], [False, False]])
     np.testing.assert_array_equal(labels.value, [[False, True], [False, False], [False, False]])
-    assert concepts.Labels.from_json(["{}", "{}"]).value.shape == (2, 0)
+    assert concepts.StudyLabels.from_json(["{}", "{}"]).value.shape == (2, 0)
 
 
 def test_always_f1_is_that_of_saying_yes_to_every_train_study(world):

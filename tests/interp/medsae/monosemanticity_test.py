@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from interp.features.concepts import Labels
+from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 
 
@@ -35,7 +35,7 @@ def world():
     activation[:, 3] = rng.normal(size=n)  # signed, as a raw dimension
     activation[:, 4] = 1e6 * activation[:, 5]  # the scale does not matter
     activation[:, 550] = 3.0 * value[:, 1] + 0.01 * rng.random(n)
-    return activation, embedding, Labels(("a", "b", "never"), value, known)
+    return activation, embedding, StudyLabels(("a", "b", "never"), value, known)
 
 
 def test_closed_form_equals_the_sum_over_pairs(world):

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from interp.features.concepts import Labels
+from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity, stage
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
@@ -19,9 +19,10 @@ def run_dir(tmp_path_factory):
     return make_workdir(tmp_path_factory.mktemp("label"), 120)
 
 
-def test_study_vectors_equal_a_loop(run_dir, tmp_path):
+def test_study_vectors_equal_a_loop(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_BLOCK_TOKENS", 100)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    found = stage.study_vectors(sae, store, ("findings", "technique"), 100, tmp_path / "feature.npy")
+    found = stage.study_vectors(sae, store, ("findings", "technique"), tmp_path / "feature.npy")
     x, tokens = store.read(0, store.n_tokens), store.tokens
     kind, study = tokens["kind"].to_numpy(), tokens["study"].to_numpy()
     f = np.asarray(sae.encode(x))
@@ -39,8 +40,8 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     cfg.label.sections = ("findings",)
     counts = stage.run(cfg, run_dir)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    vectors = stage.study_vectors(sae, store, ("findings",), 4096, tmp_path / "feature.npy")
-    labels = Labels.from_json(store.studies["labels"].to_pylist())
+    vectors = stage.study_vectors(sae, store, ("findings",), tmp_path / "feature.npy")
+    labels = StudyLabels.from_json(store.studies["labels"].to_pylist())
     rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()
     for basis, activation in (("features", vectors.feature), ("raw dimensions", vectors.dimension)):
         measured = monosemanticity.measure(activation, vectors.embedding, labels)
@@ -65,10 +66,10 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
 
 def test_wrong_configs_are_refused(run_dir, tmp_path):
     changes = (
-        ({"sections": ("finding",)}, "label.sections names 'finding'"),
+        ({"sections": ("finding",)}, "label.sections is .*'finding'"),
         ({"sections": ("start token",)}, "has no tokens of the sections start token"),
         ({"concepts": ("measles",)}, "label.concepts names 'measles'"),
-        ({"block_tokens": 0}, "label.block_tokens be at least 1"),
+        ({"sections": ()}, "label.sections is empty"),
     )
     for i, (change, message) in enumerate(changes):
         workdir = tmp_path / str(i)
