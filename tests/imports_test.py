@@ -1,4 +1,4 @@
-"""Which package may import which, and that nothing is imported that a user would not have."""
+"""Which package and which room may import which, and that nothing is imported that a user would not have."""
 
 import ast
 import importlib.metadata
@@ -13,13 +13,51 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up: a package imports itself and those before it.
 ORDER = ("maira_jax", "sae", "interp", "steer", "launch")
+# The rooms of a package, its folders and the modules at its top, from the ground up: a room imports itself and those
+# before it. The package's own face, `__init__.py`, is above all of them.
+ROOMS = {
+    "maira_jax": (
+        "errors",
+        "run",
+        "studies",
+        "phantom.world",
+        "studies.readers",
+        "model",
+        "inputs",
+        "checkpoint",
+        "generation",
+        "reports",
+        "phantom",
+        "phantom.pretraining",
+    ),
+    "sae": (
+        "mesh",
+        "kernels",
+        "autoencoder",
+        "activations",
+        "variants",
+        "saved",
+        "evaluation",
+        "formats",
+        "training",
+    ),
+}
 # Imported inside the functions that need them, by users who installed the extra of that name.
 OPTIONAL = {"torch": "bench", "transformers": "bench"}
 FILES = sorted(path for package in (*ORDER, "configs") for path in (ROOT / package).rglob("*.py"))
 
 
+def module_of(path: Path) -> str:
+    """Dotted name of a file of the repository."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
 def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
-    """Top-level name of every imported module, its line, and whether importing the file imports it."""
+    """Dotted name of every imported module, its line, and whether importing the file imports it."""
     tree = ast.parse(path.read_text(), str(path))
     inner = {
         id(node)
@@ -32,16 +70,30 @@ def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
-            names = [node.module or ""]
+            names = [
+                f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in MODULES else node.module or ""
+                for alias in node.names
+            ]
         else:
             continue
         for name in names:
-            yield name.split(".")[0], node.lineno, id(node) not in inner
+            yield name, node.lineno, id(node) not in inner
+
+
+def room_of(module: str) -> int:
+    """Floor of a module's room, counted from the ground."""
+    package, _, inner = module.partition(".")
+    if not inner:
+        return len(ROOMS[package])
+    matching = [room for room in ROOMS[package] if f"{inner}.".startswith(f"{room}.")]
+    assert matching, f"{module} is in no room of {package}: add its room to ROOMS"
+    return ROOMS[package].index(max(matching, key=len))
 
 
 def outside(path: Path) -> Iterator[tuple[str, int, bool]]:
-    """The imports that neither Python nor the repository brings."""
-    for name, line, at_import in imports(path):
+    """Top-level names of the imports that neither Python nor the repository brings."""
+    for module, line, at_import in imports(path):
+        name = module.split(".")[0]
         if name not in sys.stdlib_module_names and name not in (*ORDER, "configs"):
             yield name, line, at_import
 
@@ -51,8 +103,21 @@ def test_imports_point_down(path):
     package = path.relative_to(ROOT).parts[0]
     # Configurations are data: they import only one another, and nothing imports them but by file name.
     allowed = ("configs",) if package == "configs" else ORDER[: ORDER.index(package) + 1]
-    for name, line, _ in imports(path):
+    for module, line, _ in imports(path):
+        name = module.split(".")[0]
         assert name not in (*ORDER, "configs") or name in allowed, f"{path}:{line}: {package} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.relative_to(ROOT).parts[0] in ROOMS],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_rooms_import_downward(path):
+    package, own = path.relative_to(ROOT).parts[0], module_of(path)
+    for module, line, _ in imports(path):
+        if module.split(".")[0] == package:
+            assert room_of(module) <= room_of(own), f"{path}:{line}: {own} imports {module}, which is above it"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
