@@ -42,7 +42,8 @@ from interp.explainers import llm
 from interp.explainers.judge import SteerTask
 from interp.llm import requests
 from maira_jax.errors import UserError
-from maira_jax.reports.changes import compare, degenerate, edit_distance, reading, repetition, words_of
+from maira_jax.reports.changes import compare, parse
+from maira_jax.reports.text import degenerate, edit_distance, repetition, words_of
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
@@ -171,7 +172,7 @@ def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
     concept, strength = settings["concept"], line["strength"]
     found = compare(original, steered, concept, settings.get("also", ()))
     before, after = words_of(original), words_of(steered)
-    was, now = reading(original).concepts.get(concept), reading(steered).concepts.get(concept)
+    was, now = parse(original).concepts.get(concept), parse(steered).concepts.get(concept)
     judged = bool(strength) and was is not None
     wanted = strength > 0
     return {
@@ -190,8 +191,8 @@ def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
         "no_change": found.none,
         "identical": original == steered,
         "degenerate": degenerate(steered, line["finished"], line.get("finite", True)),
-        "appeared": list(found.appeared),
-        "vanished": list(found.vanished),
+        "appeared": list(found.added),
+        "vanished": list(found.removed),
         "changed": list(found.changed),
         "concepts": list(found.concepts),
         "edit_distance": edit_distance(before, after),

@@ -1,1 +1,10 @@
-"""What a radiology report states: the labeller with its vocabulary, and what changed between two reports."""
+"""What radiology reports say, for any text: a CheXpert-style labeller, changes between two reports, text measures.
+
+    >>> from maira_jax.reports.labeller import chexpert, extract
+    >>> findings = extract("Small left pleural effusion, unchanged. No pneumothorax.")
+    >>> chexpert(findings)
+    {'pleural effusion': 'present', 'pneumothorax': 'absent', 'no finding': 'absent'}
+
+`labeller` is the public face of the labeller; `mentions`, `status` and `attributes` are its steps, and `vocabulary`
+holds its words. `changes` compares two reports by what the labeller finds, and `text` measures the wording alone.
+"""

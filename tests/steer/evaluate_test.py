@@ -1,9 +1,7 @@
-"""What changed between reports, and the rates that are made of it."""
+"""The rates that are computed from the changes between steered and unsteered reports."""
 
 import difflib
 import json
-import random
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
-from maira_jax.phantom.world.concepts import study_labels
-from maira_jax.phantom.world.latents import sample
-from maira_jax.phantom.world.write import write
-from maira_jax.reports.changes import Scope, compare, degenerate, edit_distance, repetition, words_of
+from maira_jax.reports.text import words_of
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from steer import evaluate
@@ -24,118 +19,6 @@ from tests.helpers.judge import judge_config, serve
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
 LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")
 BOTH = LEFT.replace("No pacemaker.", "Pacemaker in place.")
-
-
-def test_what_appeared_and_what_was_meant() -> None:
-    found = compare(CLEAR, BOTH, "left pleural effusion")
-    assert found.appeared == ("left pleural effusion", "pacemaker")
-    assert found.vanished == ()
-    assert found.off_target
-    assert "+left pleural effusion" in found.concepts
-    assert not compare(CLEAR, LEFT, "left pleural effusion").off_target
-    assert compare(LEFT, CLEAR, "pleural effusion").vanished == ("left pleural effusion",)
-    assert compare(CLEAR, LEFT, "right pleural effusion").off_target
-    assert compare(CLEAR, LEFT, "communication").off_target
-    assert not compare(CLEAR, BOTH, "normal study").off_target
-
-
-def test_a_change_of_an_attribute_is_no_change_of_status() -> None:
-    found = compare(BOTH, BOTH.replace("Small", "Large"), "pacemaker")
-    assert found.changed == ("left pleural effusion size small > large",)
-    assert not found.off_target
-    assert found.off_target_attributes
-    assert not compare(BOTH, BOTH.replace("Small", "Large"), "large left pleural effusion").off_target_attributes
-
-
-def test_other_words_for_the_same_are_no_change() -> None:
-    found = compare(CLEAR, CLEAR.replace("Heart size is normal", "The heart is not enlarged"), "oedema")
-    assert found.none
-    # Silence is not a change of what is claimed to be there.
-    assert compare(CLEAR, CLEAR.replace("Heart size is normal. ", ""), "oedema").none
-
-
-def test_doubt_is_a_change() -> None:
-    found = compare(CLEAR, CLEAR + " Possible pneumonia.", "oedema")
-    assert found.appeared == ("uncertain pneumonia",)
-    assert found.off_target
-
-
-@pytest.mark.parametrize(
-    ("concept", "scope"),
-    [
-        ("pleural effusion", Scope("pleural effusion")),
-        ("small left pleural effusion", Scope("pleural effusion", "left")),
-        ("bilateral pleural effusions", Scope("pleural effusion")),
-        ("right upper consolidation", Scope("consolidation", "right", "upper")),
-        ("endotracheal tube malpositioned", Scope("endotracheal tube")),
-        ("mild cardiomegaly", Scope("cardiomegaly")),
-        ("comparison with prior", Scope("")),
-        ("normal study", Scope("*")),
-    ],
-)
-def test_scope_of_a_concept(concept: str, scope: Scope) -> None:
-    assert Scope.of(concept) == scope
-
-
-def test_every_phantom_concept_has_a_scope() -> None:
-    about_no_finding = {c for c in study_labels((), has_prior=False, communication=False) if not Scope.of(c).name}
-    assert about_no_finding == {
-        "new finding", "worse", "improved", "unchanged", "resolved", "comparison with prior", "communication",
-    }  # fmt: skip
-
-
-def test_edit_distance_equals_the_definition() -> None:
-    def slow(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-        @cache
-        def distance(i: int, j: int) -> int:
-            if not i or not j:
-                return i + j
-            same = distance(i - 1, j - 1) + (a[i - 1] != b[j - 1])
-            return min(same, distance(i - 1, j) + 1, distance(i, j - 1) + 1)
-
-        return distance(len(a), len(b))
-
-    rng = random.Random(0)
-    for _ in range(200):
-        a, b = (tuple(rng.choices("abcd", k=rng.randrange(12))) for _ in range(2))
-        assert edit_distance(list(a), list(b)) == slow(a, b)
-
-
-@pytest.mark.parametrize(
-    ("text", "finished", "reason"),
-    [
-        (LEFT, True, ""),
-        (LEFT, False, "unfinished"),
-        ("", True, "empty"),
-        (" . . ", True, "empty"),
-        ("the the the the", True, "repetition"),
-        (CLEAR + " Pacemaker in place." * 4, True, "repetition"),
-        ("left small left small left small left small effusion", True, "repetition"),
-    ],
-)
-def test_degenerate_text(text: str, finished: bool, reason: str) -> None:
-    assert degenerate(text, finished) == reason
-
-
-def test_what_is_not_finite_is_degenerate() -> None:
-    assert degenerate(LEFT, finished=True, finite=False) == "not finite"
-
-
-def test_repetition_is_the_share_of_runs_said_before() -> None:
-    assert repetition(CLEAR) == 0
-    assert abs(repetition("a b c d " * 2) - 1 / 5) < 1e-9
-    assert repetition("a b") == 0
-
-
-def test_what_else_was_meant_is_on_target() -> None:
-    assert not compare(CLEAR, BOTH, "left pleural effusion", also=("pacemaker",)).off_target
-
-
-def test_no_true_report_is_degenerate() -> None:
-    latents = sample(0, 500, seed=5)
-    for i in range(len(latents)):
-        text = write(latents, i, random.Random(i)).findings
-        assert not degenerate(text, finished=True)
 
 
 # ------------------------------------------------------------------------------ rates, end to end

@@ -1,0 +1,74 @@
+"""What is added to and removed from a report, and what of it is on target."""
+
+import pytest
+
+from maira_jax.phantom.world.concepts import study_labels
+from maira_jax.reports.changes import TargetFindings, compare
+
+CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
+LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")
+BOTH = LEFT.replace("No pacemaker.", "Pacemaker in place.")
+
+
+def test_what_was_added_and_what_is_off_target() -> None:
+    found = compare(CLEAR, BOTH, "left pleural effusion")
+    assert found.added == ("left pleural effusion", "pacemaker")
+    assert found.removed == ()
+    assert found.off_target
+    assert "+left pleural effusion" in found.concepts
+    assert not compare(CLEAR, LEFT, "left pleural effusion").off_target
+    assert compare(LEFT, CLEAR, "pleural effusion").removed == ("left pleural effusion",)
+    assert compare(CLEAR, LEFT, "right pleural effusion").off_target
+    assert compare(CLEAR, LEFT, "communication").off_target
+    assert not compare(CLEAR, BOTH, "normal study").off_target
+
+
+def test_a_change_of_an_attribute_is_no_change_of_status() -> None:
+    found = compare(BOTH, BOTH.replace("Small", "Large"), "pacemaker")
+    assert found.changed == ("left pleural effusion size small > large",)
+    assert not found.off_target
+    assert found.off_target_attributes
+    assert not compare(BOTH, BOTH.replace("Small", "Large"), "large left pleural effusion").off_target_attributes
+
+
+def test_other_words_for_the_same_are_no_change() -> None:
+    found = compare(CLEAR, CLEAR.replace("Heart size is normal", "The heart is not enlarged"), "oedema")
+    assert found.none
+    # A denied finding that is no longer mentioned is not a change.
+    assert compare(CLEAR, CLEAR.replace("Heart size is normal. ", ""), "oedema").none
+
+
+def test_uncertainty_is_a_change() -> None:
+    found = compare(CLEAR, CLEAR + " Possible pneumonia.", "oedema")
+    assert found.added == ("uncertain pneumonia",)
+    assert found.off_target
+
+
+@pytest.mark.parametrize(
+    ("concept", "target"),
+    [
+        ("pleural effusion", TargetFindings("pleural effusion")),
+        ("small left pleural effusion", TargetFindings("pleural effusion", "left")),
+        ("bilateral pleural effusions", TargetFindings("pleural effusion")),
+        ("right upper consolidation", TargetFindings("consolidation", "right", "upper")),
+        ("endotracheal tube malpositioned", TargetFindings("endotracheal tube")),
+        ("mild cardiomegaly", TargetFindings("cardiomegaly")),
+        ("comparison with prior", TargetFindings("")),
+        ("normal study", TargetFindings("*")),
+    ],
+)
+def test_target_findings_of_a_concept(concept: str, target: TargetFindings) -> None:
+    assert TargetFindings.of(concept) == target
+
+
+def test_every_phantom_concept_has_target_findings() -> None:
+    about_no_finding = {
+        c for c in study_labels((), has_prior=False, communication=False) if not TargetFindings.of(c).name
+    }
+    assert about_no_finding == {
+        "new finding", "worse", "improved", "unchanged", "resolved", "comparison with prior", "communication",
+    }  # fmt: skip
+
+
+def test_further_concepts_are_on_target() -> None:
+    assert not compare(CLEAR, BOTH, "left pleural effusion", also=("pacemaker",)).off_target
