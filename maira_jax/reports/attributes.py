@@ -48,7 +48,7 @@ def _shared(mention: Mention, phrase: str, around: str) -> dict[str, str]:
     size = tip = None
     if mention.name in terms.DEVICES:
         tip = _first(qualifiers.TIPS, f"{mention.before} | {mention.after}")
-        if qualifiers.LYING.search(mention.before):
+        if qualifiers.MALPOSITION_BEFORE.search(mention.before):
             tip = "malpositioned"
     else:
         size = _largest_size(f"{mention.before} {phrase} | {_NEW_CLAUSE.split(mention.after)[0]}")

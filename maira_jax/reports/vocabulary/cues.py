@@ -1,10 +1,10 @@
-"""Words that deny a finding, hedge it, or say something of the whole report."""
+"""Phrases that deny or hedge a finding, or are about the whole report."""
 
 import re
 
 from maira_jax.reports.vocabulary.pattern import any_of
 
-#: Looks like a negation and says nothing about presence: it speaks of a change.
+#: Phrases that look like a negation of a finding but are about a change.
 PSEUDO_NEGATION: re.Pattern[str] = any_of(
     [
         (
@@ -86,7 +86,7 @@ NEGATION_AFTER: re.Pattern[str] = any_of(
         r"(?:is|are) (?:not|no)",
     ]
 )
-#: "partially resolved" and the like are an improvement, not an absence.
+#: Phrases of partial resolution, which is an improvement and not an absence.
 PARTIAL: re.Pattern[str] = any_of(
     [
         (
@@ -134,7 +134,7 @@ UNCERTAIN_AFTER: re.Pattern[str] = any_of(
         r"suspected|questioned",
     ]
 )
-#: Reasons for the examination, not results of it.
+#: Reasons for the study, which are not results of it.
 HYPOTHETICAL: re.Pattern[str] = any_of(
     [
         r"(?:to )?evaluat(?:e|ion|ed|ing) (?:for|of)",

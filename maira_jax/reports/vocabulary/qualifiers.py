@@ -1,10 +1,10 @@
-"""Words that say how, where and how large a finding is, and how it changed."""
+"""Phrases for the side, size, zone, change and tip position of a finding."""
 
 import re
 
 from maira_jax.reports.vocabulary.pattern import any_of
 
-#: "no evidence of change" and friends first: pseudo-negations that state a change class.
+#: Pseudo-negations ("no evidence of change") come first: the first row that matches counts.
 CHANGES: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "unchanged",
@@ -109,7 +109,7 @@ CHANGES: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
-#: The size word in these qualifies the change, not the finding.
+#: Size words that qualify a change, not the finding.
 SIZE_OF_CHANGE: re.Pattern[str] = re.compile(
     r"\b(?:slight|mild|small|marked|moderate|minimal|substantial|significant|minor|subtle|"
     r"trace)(?:ly)?"
@@ -149,7 +149,7 @@ SIDES: re.Pattern[str] = re.compile(
     r"left and right|right and left|right and the left|left and the right|either)\b"
     r"|\b(?P<left>left(?:-?sided|ward)?|l|lingula)\b|\b(?P<right>right(?:-?sided)?|r)\b"
 )
-#: Anatomy with a side in its name that says nothing of the finding's side.
+#: Sides that are part of an anatomical name or of a comparison, and are not the finding's side.
 SIDE_VETO: re.Pattern[str] = re.compile(
     r"\b(?:left|right)(?= (?:main|mainstem|main-stem|atri|ventric|heart|brachiocephalic|"
     r"innominate|cardiac))"
@@ -178,14 +178,14 @@ ZONES: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
-#: "tip in the upper oesophagus", "mid svc": places of a tip, not lung zones.
+#: Positions of a tip ("in the upper oesophagus", "mid svc"), which are not zones of the lung.
 ZONE_VETO: re.Pattern[str] = re.compile(
     r"\b(?:upper|mid|middle|lower|proximal|distal)[ -]?(?=(?:to (?:upper|mid|"
     r"lower) )?(?:svc|superior vena|trachea|thoracic|oesophag|esophag|abdom|third|lumbar|"
     r"cervical|spine|portion of the svc|half|limits?))"
     r"|\bupper(?= limits)|(?<=base of )neck"
 )
-#: Malposition is looked for first: "tip too high, above the satisfactory position".
+#: Malposition comes first: "tip too high, above the satisfactory position".
 TIPS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "malpositioned",
@@ -260,5 +260,5 @@ TIPS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
 )
 
-#: Said before a tube or a line, of where it ends.
-LYING: re.Pattern[str] = any_of([r"(?:low|high|deep|malpositioned|misplaced)"])
+#: Words before a tube or a line that say where it ends.
+MALPOSITION_BEFORE: re.Pattern[str] = any_of([r"(?:low|high|deep|malpositioned|misplaced)"])

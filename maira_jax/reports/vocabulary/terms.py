@@ -27,21 +27,19 @@ DEVICES: tuple[str, ...] = (
     "central venous line",
 )
 TUBES: tuple[str, ...] = DEVICES[1:]
-#: Said in a denial, these deny each device, or each tube and line.
+#: Denials of these deny every device, or every tube and line.
 ALL_DEVICES: re.Pattern[str] = re.compile(r"(?:support|medical) (?:devices?|apparatus)")
 ALL_TUBES: re.Pattern[str] = re.compile(r"(?:support )?(?:lines?|tubes?)\b")
-#: Findings whose side or zone is not kept: the middle has none, and oedema is on both sides
-#: ("bilateral perihilar haze" is one finding).
+#: Findings without side or zone: those of the midline, and oedema, which is on both sides ("bilateral perihilar haze" is
+#: one finding).
 MIDLINE: frozenset[str] = frozenset(
     {"no finding", "cardiomegaly", "enlarged cardiomediastinum", "endotracheal tube", "oedema"}
 )
-
-
-#: Findings that are told apart by zone: there can be one in each.
+#: Findings that are distinguished by zone: each zone can have one.
 ZONAL: frozenset[str] = frozenset({"consolidation", "lung opacity", "atelectasis", "lung lesion"})
 
 
-# Up to five words in between, not crossing punctuation.
+# Up to five (or two) words, without punctuation between them.
 _GAP = r"(?:[ -][\w/%-]+){0,5}?[ -]"
 _SHORT_GAP = r"(?:[ -][\w/%-]+){0,2}?[ -]"
 _HEART = (
@@ -352,7 +350,7 @@ NO_FINDING: re.Pattern[str] = any_of(
     ]
 )
 
-#: A phrase matched here names nothing, although it contains a word of the lists above.
+#: Phrases that name no finding although they contain a word of the lists above.
 VETO: re.Pattern[str] = any_of(
     [
         r"pericardial effusions?",
@@ -375,7 +373,7 @@ VETO: re.Pattern[str] = any_of(
     ]
 )
 
-#: Concepts of data sets that are one kind of a finding above, by the phrase that names it.
+#: Labels of data sets that are a kind of one of the findings above, and the phrases that name them.
 NARROWER: dict[str, re.Pattern[str]] = {
     "emphysema": re.compile(r"emphysema"),
     "fibrosis": re.compile(r"fibro(?:sis|tic)"),
