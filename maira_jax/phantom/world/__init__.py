@@ -1,1 +1,1 @@
-"""The synthetic world: hidden findings, the pictures drawn from them, and the reports written about them."""
+"""The synthetic data: hidden findings, the images rendered from them, and the reports written about them."""

@@ -3,26 +3,26 @@
 from collections.abc import Sequence
 
 from maira_jax.phantom.world.latents import DEGREES, FINDINGS
-from maira_jax.phantom.world.write import names
+from maira_jax.phantom.world.write import concept_names
 from maira_jax.studies.study import SIDES, SIZES, ZONES, Finding
 
 _TUBES = ("endotracheal tube", "nasogastric tube", "central venous line")
 
 
-def study_labels(facts: Sequence[Finding], has_prior: bool, communication: bool) -> dict[str, bool]:
+def study_labels(findings: Sequence[Finding], has_prior: bool, communication: bool) -> dict[str, bool]:
     """Study-level concepts of a phantom study.
 
     Args:
-      facts: what is true of the study, absent findings included.
+      findings: what is true of the study, absent findings included.
       has_prior: whether there is a prior study, which the report then compares with.
       communication: whether the report says that a finding was communicated to someone.
 
     Returns:
       Concept -> whether it is true; the same concepts, in the same order, for every study.
     """
-    present = [fact for fact in facts if fact.status == "present"]
-    true = {name for fact in present for name in names(fact)}
-    changes = {fact.change for fact in facts}
+    present = [finding for finding in findings if finding.status == "present"]
+    true = {name for finding in present for name in concept_names(finding)}
+    changes = {finding.change for finding in findings}
     out = {name: name in true for name in _CONCEPTS}
     out["bilateral pleural effusions"] = {"left pleural effusion", "right pleural effusion"} <= true
     out["new finding"] = "new" in changes

@@ -1,9 +1,8 @@
-"""The hidden state of the phantom's studies: which findings are there, and which were before.
+"""The hidden state of the phantom's studies: which findings are present, and which were in the prior study.
 
-A study's state is a row of levels, a column a *slot* (a finding at a place: "left pleural effusion").
-Level 0 is absent; higher levels are sizes, tip positions, or just presence. Everything is drawn from
-counter-based random numbers addressed by the study's index, so study 17 of a seed is the same
-whichever range it is drawn with.
+A study's state is a row of levels with one column per *slot*, a finding at a place ("left pleural effusion"). Level 0
+is absent; higher levels are sizes, tip positions, or just presence. Everything is sampled from counter-based random
+numbers addressed by the study's index, so that study 17 of a seed is the same in whichever range it is sampled.
 """
 
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ import numpy as np
 
 from maira_jax.studies.study import SIDES, ZONES, Finding
 
-HEALTHY = 0.18  # share of studies whose first state has nothing at all
+HEALTHY = 0.18  # share of studies whose first state has no finding
 WITH_PRIOR = 0.5
 DEGREES = {"small": "mild", "moderate": "moderate", "large": "severe"}
-"""How the sizes of a heart are said."""
+"""The words for the sizes of cardiomegaly."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,12 @@ class Slot:
     """A finding at a place, and the meaning of its levels above 0.
 
     Attributes:
-      finding: the `Finding.name`.
-      kind: what a level means: "size" (see `sizes`), "presence" or "tip".
-      prevalence: share of studies in which it is present.
-      side: the patient's side, where it has one.
-      zone: the lung zone, where it has one.
-      sizes: the size names of levels 1, 2, ... for kind "size".
+      finding: name of the finding, as in `Finding.name`.
+      kind: what the levels are: "size" (see `sizes`), "presence" or "tip".
+      prevalence: share of studies in which the finding is present.
+      side: the patient's side, None for a finding without sides.
+      zone: the lung zone, None for a finding without zones.
+      sizes: the sizes of levels 1, 2, ..., for kind "size".
     """
 
     finding: str
@@ -45,7 +44,7 @@ class Slot:
 
     @property
     def levels(self) -> int:
-        """How many levels there are, absent included."""
+        """Number of levels, absent included."""
         return 1 + {"size": len(self.sizes), "presence": 1, "tip": 2}[self.kind]
 
 
@@ -64,16 +63,16 @@ COLUMN = {slot.name: column for column, slot in enumerate(SLOTS)}
 FINDINGS = tuple(dict.fromkeys(slot.finding for slot in SLOTS))
 """The phantom's nine findings, in the order of `SLOTS`."""
 
-# Rows: share of each level above 0 when the finding appears. Then, from each level above 0, the
-# probabilities of the next study's level (column 0: it has gone).
-_APPEARS = {4: (0.36, 0.34, 0.30), 3: (0.5, 0.5), 2: (1.0,)}
+# By number of levels: the share of each level above 0 when a finding is new; then, for each level above 0, the
+# probabilities of the level in the next study (column 0: it has resolved).
+_ONSET = {4: (0.36, 0.34, 0.30), 3: (0.5, 0.5), 2: (1.0,)}
 _NEXT = {
     4: ((0.34, 0.36, 0.20, 0.10), (0.15, 0.25, 0.35, 0.25), (0.10, 0.15, 0.30, 0.45)),
     3: ((0.34, 0.40, 0.26), (0.20, 0.35, 0.45)),
     2: ((0.40, 0.60),),
 }
 _NEXT_TIP = ((0.35, 0.65, 0.0), (0.35, 0.0, 0.65))
-_APPEARS_TIP = (0.6, 0.4)
+_ONSET_TIP = (0.6, 0.4)
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,10 @@ class Latents:
 
     Attributes:
       start: index of the first study.
-      seed: the world's seed.
-      has_prior: bool [n].
-      levels: int8 [n, slots], columns as `SLOTS`.
-      prior_levels: int8 [n, slots]; zeros where there is no prior.
+      seed: seed of the synthetic data.
+      has_prior: whether each study has a prior study, bool [n].
+      levels: int8 [n, slots], columns as in `SLOTS`.
+      prior_levels: levels of the prior studies, int8 [n, slots]; zeros where there is none.
     """
 
     start: int
@@ -103,12 +102,12 @@ def uniforms(start: int, stop: int, seed: int, stream: int, width: int) -> np.nd
 
     Args:
       start, stop: range of study indices.
-      seed: the world's seed.
-      stream: separates purposes; numbers of two streams are independent.
-      width: numbers a study.
+      seed: seed of the synthetic data.
+      stream: number of the purpose; numbers of two streams are independent.
+      width: number of values per study.
 
     Returns:
-      float64 [stop - start, width]; a row depends on its index only, not on the range.
+      float64 [stop - start, width]; a row depends on its index alone, not on the range.
     """
     blocks = -(-width // 4)  # a Philox counter step yields four 64-bit words
     key = np.random.SeedSequence((seed, stream)).generate_state(2, np.uint64)
@@ -117,9 +116,9 @@ def uniforms(start: int, stop: int, seed: int, stream: int, width: int) -> np.nd
 
 
 def sample(start: int, stop: int, seed: int = 0) -> Latents:
-    """Draws the states of studies `start` to `stop - 1`.
+    """Samples the states of studies `start` to `stop - 1`.
 
-    With a prior, the prior's state is drawn first and the current one is derived from it.
+    Where there is a prior study, its state is sampled first, and the current one depends on it.
     """
     n, slots = stop - start, len(SLOTS)
     draws = uniforms(start, stop, seed, stream=0, width=2 * slots + 4)
@@ -130,37 +129,40 @@ def sample(start: int, stop: int, seed: int = 0) -> Latents:
     first = np.zeros((n, slots), np.int8)
     second = np.zeros((n, slots), np.int8)
     for column, slot in enumerate(SLOTS):
-        table = _transitions(slot)  # [levels, levels], cumulative
-        appears = slot.prevalence / (1 - HEALTHY)
-        share = np.cumsum([1 - appears, *(appears * np.array(_shares(slot)))])
+        table = _transitions(slot)  # [levels, levels]
+        present = slot.prevalence / (1 - HEALTHY)
+        share = np.cumsum([1 - present, *(present * np.array(_shares(slot)))])
         first[:, column] = (draws[:, column, None] >= share[:-1]).sum(1)
         first[healthy, column] = 0
         rows = table[first[:, column]]  # [n, levels]
         second[:, column] = (draws[:, slots + column, None] >= rows[:, :-1]).sum(1)
     for levels in (first, second):
-        _make_drawable(levels, keep_left)
+        _make_visible(levels, keep_left)
     current = np.where(has_prior[:, None], second, first)
     prior = np.where(has_prior[:, None], first, np.int8(0))
     return Latents(start, seed, has_prior, current, prior)
 
 
 def _shares(slot: Slot) -> tuple[float, ...]:
-    return _APPEARS_TIP if slot.kind == "tip" else _APPEARS[slot.levels]
+    return _ONSET_TIP if slot.kind == "tip" else _ONSET[slot.levels]
 
 
 def _transitions(slot: Slot) -> np.ndarray:
-    """Cumulative probabilities of the next level, [levels now, levels next]."""
+    """Cumulative probabilities of the next study's level, float64 [levels now, levels next]."""
     onwards = _NEXT_TIP if slot.kind == "tip" else _NEXT[slot.levels]
     shares = np.array(_shares(slot))
-    gone = float(shares @ np.array([row[0] for row in onwards]))
-    # As many appear as disappear, so that prevalence is about the same with and without a prior.
-    appears = gone * slot.prevalence / (1 - slot.prevalence)
-    return np.cumsum([(1 - appears, *(appears * shares)), *onwards], axis=1)
+    resolved = float(shares @ np.array([row[0] for row in onwards]))
+    # As many are new as resolve, so that prevalence is about the same with and without a prior.
+    new = resolved * slot.prevalence / (1 - slot.prevalence)
+    return np.cumsum([(1 - new, *(new * shares)), *onwards], axis=1)
 
 
-def _make_drawable(levels: np.ndarray, keep_left: np.ndarray) -> None:
-    """Removes, in place, what a picture could not show: pneumothorax on both sides, and
-    consolidation under fluid (the lower zone from a moderate effusion on, the mid zone from a large)."""
+def _make_visible(levels: np.ndarray, keep_left: np.ndarray) -> None:
+    """Removes, in place, what an image could not show.
+
+    These are pneumothorax on both sides, and consolidation under fluid: in the lower zone under a moderate effusion, in
+    the mid zone too under a large one.
+    """
     left, right = COLUMN["left pneumothorax"], COLUMN["right pneumothorax"]
     both = (levels[:, left] > 0) & (levels[:, right] > 0)
     levels[both & keep_left, right] = 0
@@ -172,16 +174,16 @@ def _make_drawable(levels: np.ndarray, keep_left: np.ndarray) -> None:
 
 
 def truth(latents: Latents, i: int) -> tuple[Finding, ...]:
-    """Everything that is true of the i-th study, as findings.
+    """The ground truth of the i-th study, absent findings included.
 
-    Effusion and pneumothorax have a finding a side; consolidation one for each zone that has it or
-    had it, or a single absent one when there is nothing to say of any zone; the others one each.
+    Effusion and pneumothorax have one finding per side; consolidation has one for each zone that has it or had it, or
+    a single absent one without any; the others have one each.
     """
     return _findings(latents.levels[i], latents.prior_levels[i] if latents.has_prior[i] else None)
 
 
 def prior_truth(latents: Latents, i: int) -> tuple[Finding, ...]:
-    """Everything that is true of the i-th study's prior (which exists), without changes."""
+    """The ground truth of the i-th study's prior study, which must exist, without changes."""
     return _findings(latents.prior_levels[i], None)
 
 

@@ -1,10 +1,9 @@
-"""Draws phantom chest images.
+"""Renders the phantom's chest images.
 
-Every shape is painted once for each of a few *bodies* (thoraxes that differ in build), as a sprite:
-how much of what is underneath to keep, and what to add. Drawing a batch is then a gather and a
-multiply-add for each finding, on the images that have it, followed by a shift, a change of contrast
-and noise. Coordinates are in units of 1/112 of the image side whatever the size. The patient's left
-is on the right of the image.
+Every shape is painted once for each of a few *bodies* (thoraxes that differ in build), as a sprite: how much of the
+image below it to keep, and what to add. Rendering a batch is then a gather and a multiply-add for each finding, on the
+images that have it, followed by a shift, a change of contrast and noise. Coordinates are in units of 1/112 of the
+image side, whatever the size. The patient's left is on the right of the image.
 """
 
 import functools
@@ -16,7 +15,7 @@ from maira_jax.phantom.world.latents import SLOTS, Latents, uniforms
 
 UNITS = 112
 BODIES = 16
-SHIFT = 3  # largest shift of an image, in units
+MAX_SHIFT = 3  # of an image, in units
 NOISE = 0.022  # standard deviation, of a grey scale from 0 to 1
 _BANK = 1 << 18
 _CHUNK = 64  # images painted at once: their canvas stays in the processor's cache
@@ -36,21 +35,21 @@ _ZONE = {
 }  # outwards, below the apex
 
 
-_Layer = tuple[np.ndarray, np.ndarray | float]  # how much it covers, its grey; [H, W] each
+_Layer = tuple[np.ndarray, np.ndarray | float]  # coverage from 0 to 1 and grey value, [H, W] each
 
 
 @dataclass(frozen=True)
 class _Body:
-    """The build of a thorax, in units: the same for a study and its prior."""
+    """The build of a thorax, in units; a study and its prior study have the same."""
 
     grid: tuple[np.ndarray, np.ndarray]  # x, y of pixel centres, [H, W] each
     texture: np.ndarray  # [H, W] smooth noise, standard deviation 1
-    sharpness: float  # pixels a unit
+    sharpness: float  # pixels per unit
     centre: float  # of a lung, from the midline
     width: float  # half of a lung's
     apex: float
     base: float
-    rib: float  # phase of the ribs
+    rib: float  # phase of the ribs, in periods
     wobble: np.ndarray  # [slots] small offsets, -1 to 1
 
     def cover(self, distance: np.ndarray) -> np.ndarray:
@@ -58,8 +57,8 @@ class _Body:
         return np.clip(0.5 - distance * self.sharpness, 0, 1)
 
     def lung(self, sign: int, inset: float = 0.0) -> np.ndarray:
-        """Distance to the outline of the pleural space without a floor; `inset` shrinks it from
-        the outside and the top only."""
+        """Distance to the outline of the pleural space, which has no floor; `inset` shrinks it on the outside and the
+        top alone."""
         x, y = self.grid
         outwards = (x - 56) * sign - self.centre + inset / 2
         width = self.width - inset / 2
@@ -70,18 +69,18 @@ class _Body:
         return (radius - 1) * width
 
     def floor(self, sign: int) -> np.ndarray:
-        """Height of the diaphragm at each pixel's x."""
+        """Height of the diaphragm at the x of each pixel."""
         x, _ = self.grid
         outwards = ((x - 56) * sign - self.centre) / self.width
         return self.base - (3 if sign < 0 else 0) - 7 * (1 - outwards**2) + 3
 
     def aerated(self, sign: int) -> np.ndarray:
-        """Cover of a lung above the diaphragm."""
+        """Coverage of a lung above the diaphragm."""
         _, y = self.grid
         return self.cover(self.lung(sign)) * self.cover(y - self.floor(sign))
 
     def stroke(self, points: list[tuple[float, float]], width: float) -> np.ndarray:
-        """Cover of a line through points (x, y)."""
+        """Coverage of a line through points (x, y)."""
         x, y = self.grid
         best = np.full(x.shape, np.inf)
         for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
@@ -102,25 +101,25 @@ class _Sprite:
 
 
 @dataclass(frozen=True)
-class _Atlas:
+class _SpriteSet:
     """Everything that is painted, at one size."""
 
-    bodies: np.ndarray  # [bodies, H, W] float32, without a heart
+    bodies: np.ndarray  # float32 [bodies, H, W], without a heart
     findings: dict[tuple[int, int], _Sprite]  # by (slot's column, level), in painting order
 
 
-def draw(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.ndarray:
-    """Draws the current images of studies, or their priors.
+def render(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.ndarray:
+    """Renders the current images of studies, or their prior images.
 
     Args:
-      latents: the studies' states.
-      size: side of the images in pixels, 28 or more (lines vanish below).
-      prior: draw `latents.prior_levels`; studies without a prior get a black image.
+      latents: states of the studies.
+      size: side of the images in pixels, at least 28 (lines are not visible below that).
+      prior: whether to render `latents.prior_levels`; studies without a prior get a black image.
 
     Returns:
       uint8 [n, size, size].
     """
-    atlas, bank, margin = _atlas(size), _noise(size), _margin(size)
+    sprites, bank, margin = _sprite_set(size), _noise(size), _margin(size)
     levels = latents.prior_levels if prior else latents.levels
     build = uniforms(latents.start, latents.start + len(latents), latents.seed, 1, 1)
     bodies = (build[:, 0] * BODIES).astype(int)
@@ -133,7 +132,7 @@ def draw(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.ndar
     wanted = np.flatnonzero(latents.has_prior) if prior else np.arange(len(latents))
     for at in range(0, len(wanted), _CHUNK):
         rows = wanted[at : at + _CHUNK]
-        canvas = _paint(atlas, bodies[rows], levels[rows])
+        canvas = _paint(sprites, bodies[rows], levels[rows])
         windows = np.lib.stride_tricks.sliding_window_view(canvas, (size, size), axis=(1, 2))
         image = windows[np.arange(len(rows)), shifts[rows, 0], shifts[rows, 1]]
         image *= 255 * gain[rows, None, None]
@@ -143,9 +142,9 @@ def draw(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.ndar
     return out
 
 
-def _paint(atlas: _Atlas, bodies: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    canvas = atlas.bodies[bodies]  # [n, H, W]
-    for (column, level), sprite in atlas.findings.items():
+def _paint(sprites: _SpriteSet, bodies: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    canvas = sprites.bodies[bodies]  # [n, H, W]
+    for (column, level), sprite in sprites.findings.items():
         where = np.flatnonzero(levels[:, column] == level)
         if len(where):
             part = canvas[:, sprite.rows, sprite.cols]
@@ -157,23 +156,23 @@ def _paint(atlas: _Atlas, bodies: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 def _margin(size: int) -> int:
-    return max(1, round(SHIFT * size / UNITS))
+    return max(1, round(MAX_SHIFT * size / UNITS))
 
 
 @functools.lru_cache(maxsize=4)
 def _noise(size: int) -> np.ndarray:
-    """Windows onto one strip of noise, a window an image: float32 [offsets, size * size]."""
+    """Windows onto one strip of noise, one per image: float32 [offsets, size * size]."""
     strip = np.random.default_rng(11).standard_normal(_BANK + size * size, np.float32)
     strip *= 255 * NOISE
     return np.lib.stride_tricks.sliding_window_view(strip, size * size)
 
 
 @functools.lru_cache(maxsize=4)
-def _atlas(size: int) -> _Atlas:
+def _sprite_set(size: int) -> _SpriteSet:
     bodies = [_body(size, k) for k in range(BODIES)]
     base = np.stack([_background(body) for body in bodies]).astype(np.float32)
     findings = {}
-    # The order is what lies over what: fluid over lung, the heart over fluid, devices over all.
+    # In painting order: fluid over lung, the heart over fluid, devices over all.
     order = ("oedema", "consolidation", "pneumothorax", "pleural effusion", "cardiomegaly")
     columns = sorted(
         range(len(SLOTS)),
@@ -184,11 +183,11 @@ def _atlas(size: int) -> _Atlas:
         for level in range(slot.finding != "cardiomegaly", slot.levels):
             layers = [_LAYERS[slot.finding](body, column, level) for body in bodies]
             findings[column, level] = _sprite(layers)
-    return _Atlas(base, findings)
+    return _SpriteSet(base, findings)
 
 
 def _sprite(layers: list[_Layer]) -> _Sprite:
-    """Cuts layers (cover, value), a layer a body, to the box that holds them all."""
+    """Crops layers, one per body, to the box that holds them all."""
     cover = np.stack([cover for cover, _ in layers])
     value = np.stack([np.broadcast_to(value, cover.shape[1:]) for _, value in layers])
     touched = np.any(cover > 1e-3, axis=0)
@@ -277,7 +276,7 @@ def _pneumothorax(body: _Body, column: int, level: int) -> _Layer:
 
 
 def _consolidation(body: _Body, column: int, level: int) -> _Layer:
-    del level  # it is there or not
+    del level  # present or absent
     x, y = body.grid
     slot, sign = SLOTS[column], _sign(column)
     outwards, down = _ZONE[slot.zone or "mid"]

@@ -1,8 +1,8 @@
 """Writes the report sections of phantom studies in the prose of radiology.
 
-A sentence names its finding with side, size, zone or tip, and, where there is a prior, the change,
-so that a report can be read back without loss. The vocabulary is small (a model of a few million
-parameters learns it) and the phrasings vary. What a sentence states is kept beside it (`stated`).
+A sentence names its finding with side, size, zone or tip and, where there is a prior study, the change, so that a
+labeller can recover the findings without loss. The vocabulary is small enough for a model of a few million parameters,
+and the phrasings vary. Each sentence is kept with its statements (see `statements`), as ground truth.
 """
 
 import random
@@ -12,8 +12,8 @@ from typing import NamedTuple
 from maira_jax.phantom.world.latents import DEGREES, FINDINGS, Latents, prior_truth, truth
 from maira_jax.studies.study import Finding
 
-MOST_WORDS = 72  # longer reports are written again, a few times, in the hope of shorter phrasings
-COMMUNICATED = 0.9  # share of the reports of critical findings that say who was told
+MAX_WORDS = 72  # longer reports are written again, up to 8 times, for shorter phrasings
+COMMUNICATED = 0.9  # share of the reports of critical findings that mention their communication
 
 _INDICATIONS = (
     "Shortness of breath.",
@@ -46,7 +46,7 @@ _COMPARISONS = (
 
 _ADVERBS = {"small": "mildly", "moderate": "moderately", "large": "severely"}
 
-# What is present. {size} {side} {zone} are filled; {degree} and {adverb} are the size of a heart.
+# Present findings. {degree} and {adverb} are the size of cardiomegaly.
 _PRESENT = {
     "cardiomegaly": (
         "{degree} cardiomegaly",
@@ -181,10 +181,10 @@ _NO_DEVICE = (
     "no pacemaker, endotracheal tube, nasogastric tube or central venous line",
 )
 _NOTHING = ("no {what}", "there is no {what}", "no evidence of {what}", "no {what} is seen")
-_NO_SOLID = (*_NOTHING, "no focal {what}")
+_NO_CONSOLIDATION = (*_NOTHING, "no focal {what}")
 _SAME = ("no change from the prior study", "no interval change")
 _NORMAL_PRIOR = ("No acute abnormality.", "No acute process.", "Normal chest radiograph.")
-_TOLD = (
+_COMMUNICATIONS = (
     "Findings were discussed with the referring team by telephone.",
     "These findings were communicated to the referring team by telephone.",
     "The referring team was informed by telephone.",
@@ -196,15 +196,15 @@ _ORDERS = (
 )
 
 
-class Sentence(NamedTuple):
-    """A sentence and what it states (see `stated`)."""
+class ReportSentence(NamedTuple):
+    """A sentence of a report with its statements."""
 
     text: str
     states: frozenset[str]
 
 
-class Written(NamedTuple):
-    """The sections of a study, and for each sentence of the findings and the prior report what it states."""
+class WrittenSections(NamedTuple):
+    """The sections of a study's report, and the statements of each sentence of the findings and the prior report."""
 
     indication: str
     technique: str
@@ -214,136 +214,138 @@ class Written(NamedTuple):
     stated: dict[str, frozenset[str]]
 
 
-def write(latents: Latents, i: int, rng: random.Random) -> Written:
+def write_sections(latents: Latents, i: int, rng: random.Random) -> WrittenSections:
     """Writes the sections of the i-th study.
 
-    The indication and the technique are drawn without looking at the state. Every one of the nine
-    findings is stated present or absent. A communication sentence stands only in reports of critical
-    findings (`is_critical`), and in most of those.
+    Indication and technique do not depend on the state. Each of the nine findings is mentioned as present or absent.
+    Most reports of critical findings (`is_critical`), and no others, end with a sentence about their communication.
 
-    Comparison is None without a prior; half of the studies with a prior have its report.
+    The comparison is None without a prior study; half of the studies with a prior have its report.
     """
     indication, technique = rng.choice(_INDICATIONS), rng.choice(_TECHNIQUES)
     comparison = None
-    earlier: list[Sentence] = []
+    earlier: list[ReportSentence] = []
     if latents.has_prior[i]:
         comparison = rng.choice(_COMPARISONS)
         if rng.random() < 0.5:
             earlier = _impression(prior_truth(latents, i), rng)
-    facts = truth(latents, i)
-    drafts: list[list[Sentence]] = []
-    while not drafts or (len(drafts) < 8 and len(_text(drafts[-1]).split()) > MOST_WORDS):
-        drafts.append(_report(facts, bool(latents.has_prior[i]), rng))
-    findings = min(drafts, key=lambda draft: len(_text(draft)))
-    if is_critical(facts) and rng.random() < COMMUNICATED:
-        findings.append(Sentence(rng.choice(_TOLD), frozenset({"communication"})))
-    said = {sentence.text: sentence.states for sentence in (*earlier, *findings)}
-    return Written(indication, technique, comparison, _text(earlier) or None, _text(findings), said)
+    findings = truth(latents, i)
+    drafts: list[list[ReportSentence]] = []
+    while not drafts or (len(drafts) < 8 and len(_text(drafts[-1]).split()) > MAX_WORDS):
+        drafts.append(_report(findings, bool(latents.has_prior[i]), rng))
+    report = min(drafts, key=lambda draft: len(_text(draft)))
+    if is_critical(findings) and rng.random() < COMMUNICATED:
+        report.append(ReportSentence(rng.choice(_COMMUNICATIONS), frozenset({"communication"})))
+    stated = {sentence.text: sentence.states for sentence in (*earlier, *report)}
+    return WrittenSections(indication, technique, comparison, _text(earlier) or None, _text(report), stated)
 
 
-def names(fact: Finding) -> frozenset[str]:
-    """What a present finding is called, from the finding alone to all that is known of it."""
-    size = DEGREES.get(fact.size or "") if fact.name == "cardiomegaly" else fact.size
-    parts = ((), (fact.side,), (size,), (size, fact.side), (fact.side, fact.zone))
-    found = {" ".join(filter(None, (*words, fact.name))) for words in parts}
-    return frozenset(found | ({f"{fact.name} {fact.tip}"} if fact.tip else set()))
+def concept_names(finding: Finding) -> frozenset[str]:
+    """The concepts of a present finding, from its name alone to its name with all attributes."""
+    size = DEGREES.get(finding.size or "") if finding.name == "cardiomegaly" else finding.size
+    parts = ((), (finding.side,), (size,), (size, finding.side), (finding.side, finding.zone))
+    found = {" ".join(filter(None, (*words, finding.name))) for words in parts}
+    return frozenset(found | ({f"{finding.name} {finding.tip}"} if finding.tip else set()))
 
 
-def stated(facts: Iterable[Finding]) -> frozenset[str]:
-    """What a sentence about findings states.
+def statements(findings: Iterable[Finding]) -> frozenset[str]:
+    """The statements of a sentence about findings.
 
-    For each finding that it is mentioned; the `names` of a present one, or "no " and the name; its side, size, zone
-    and tip by themselves; and the change against the prior study, if there is one, and that there is a comparison.
+    For each finding: that it is mentioned; its `concept_names` if it is present, else "no " and the name; its side,
+    size, zone and tip by themselves; and, where there is a change, the change and that there is a comparison.
     """
     out: set[str] = set()
-    for fact in facts:
-        out.add(f"mention of {fact.name}")
-        out |= names(fact) if fact.status == "present" else {f"no {fact.name}"}
-        out |= {value for value in (fact.side, fact.size, fact.zone and f"{fact.zone} zone", fact.tip) if value}
-        if fact.change:
-            out |= {fact.change, "comparison with prior"}
+    for finding in findings:
+        out.add(f"mention of {finding.name}")
+        out |= concept_names(finding) if finding.status == "present" else {f"no {finding.name}"}
+        zone = finding.zone and f"{finding.zone} zone"
+        out |= {value for value in (finding.side, finding.size, zone, finding.tip) if value}
+        if finding.change:
+            out |= {finding.change, "comparison with prior"}
     return frozenset(out)
 
 
-def is_critical(facts: Sequence[Finding]) -> bool:
-    """Whether someone should be told: a large pneumothorax or a malpositioned tube."""
+def is_critical(findings: Sequence[Finding]) -> bool:
+    """Whether the findings must be communicated: a large pneumothorax or a malpositioned tube."""
     return any(
         (f.name == "pneumothorax" and f.size == "large") or (f.name.endswith("tube") and f.tip == "malpositioned")
-        for f in facts
+        for f in findings
     )
 
 
 def has_communication(report: str) -> bool:
-    """Whether a phantom report says that someone was told."""
-    return report.endswith(_TOLD)
+    """Whether a report of the phantom says that its findings were communicated."""
+    return report.endswith(_COMMUNICATIONS)
 
 
-def _report(facts: Sequence[Finding], has_prior: bool, rng: random.Random) -> list[Sentence]:
+def _report(findings: Sequence[Finding], has_prior: bool, rng: random.Random) -> list[ReportSentence]:
     by_name: dict[str, list[Finding]] = {name: [] for name in FINDINGS}
-    for fact in facts:
-        by_name[fact.name].append(fact)
+    for finding in findings:
+        by_name[finding.name].append(finding)
     topics = {
         "lungs": _pair(by_name["consolidation"], by_name["oedema"], _CLEAR, rng),
         "pleura": _pair(by_name["pleural effusion"], by_name["pneumothorax"], _NO_PLEURA, rng),
-        "heart": _stated(by_name["cardiomegaly"], rng) or [_deny(rng.choice(_NO_HEART), by_name["cardiomegaly"])],
+        "heart": _mentioned(by_name["cardiomegaly"], rng) or [_deny(rng.choice(_NO_HEART), by_name["cardiomegaly"])],
         "devices": _devices([by_name[name][0] for name in _DEVICES], rng),
     }
     pick = rng.random()
     order = next(order for below, order in _ORDERS if pick < below)
     sentences = [sentence for topic in order for sentence in topics[topic]]
-    if has_prior and all(fact.change is None for fact in facts):
+    if has_prior and all(finding.change is None for finding in findings):
         sentences.append(_sentence(rng.choice(_SAME), (), {"no change", "comparison with prior"}))
     return sentences
 
 
-def _impression(facts: Sequence[Finding], rng: random.Random) -> list[Sentence]:
-    present = [_sentence(_core(fact, rng, 1), [fact]) for fact in facts if fact.status == "present"]
-    return present or [Sentence(rng.choice(_NORMAL_PRIOR), frozenset({"normal study"}))]
+def _impression(findings: Sequence[Finding], rng: random.Random) -> list[ReportSentence]:
+    present = [_sentence(_core(finding, rng, 1), [finding]) for finding in findings if finding.status == "present"]
+    return present or [ReportSentence(rng.choice(_NORMAL_PRIOR), frozenset({"normal study"}))]
 
 
-def _pair(first: list[Finding], second: list[Finding], neither: tuple[str, ...], rng: random.Random) -> list[Sentence]:
-    """Two findings that are denied together when neither has anything to be said of it."""
-    said, also = _stated(first, rng), _stated(second, rng)
-    if not said and not also and rng.random() < 0.8:
+def _pair(
+    first: list[Finding], second: list[Finding], neither: tuple[str, ...], rng: random.Random
+) -> list[ReportSentence]:
+    """Sentences about two findings, which are mostly denied together where both are simply absent."""
+    one, other = _mentioned(first, rng), _mentioned(second, rng)
+    if not one and not other and rng.random() < 0.8:
         return [_deny(rng.choice(neither), (*first, *second))]
-    return (said or [_denial(first, rng)]) + (also or [_denial(second, rng)])
+    return (one or [_denial(first, rng)]) + (other or [_denial(second, rng)])
 
 
-def _stated(facts: list[Finding], rng: random.Random) -> list[Sentence]:
-    """Sentences for what is present or has resolved; empty when it is simply absent."""
+def _mentioned(findings: list[Finding], rng: random.Random) -> list[ReportSentence]:
+    """Sentences about what is present or has resolved; none for what is simply absent."""
     bilateral = (
-        len(facts) == 2
-        and facts[0].name == "pleural effusion"
-        and facts[0].status == facts[1].status == "present"
-        and (facts[0].size, facts[0].change) == (facts[1].size, facts[1].change)
+        len(findings) == 2
+        and findings[0].name == "pleural effusion"
+        and findings[0].status == findings[1].status == "present"
+        and (findings[0].size, findings[0].change) == (findings[1].size, findings[1].change)
     )
     if bilateral and rng.random() < 0.75:
-        core = rng.choice(_BILATERAL).format(size=facts[0].size)
-        return [_sentence(_with_change(core, facts[0].change, rng), facts, {"bilateral pleural effusions"})]
+        core = rng.choice(_BILATERAL).format(size=findings[0].size)
+        return [_sentence(_with_change(core, findings[0].change, rng), findings, {"bilateral pleural effusions"})]
     out = []
-    for fact in facts:
-        if fact.status == "present":
-            out.append(_sentence(_with_change(_core(fact, rng), fact.change, rng), [fact]))
-        elif fact.change == "resolved":
-            place = " ".join(filter(None, (fact.side, fact.zone and f"{fact.zone} zone")))
-            what = f"{place} {_WORDS.get(fact.name, fact.name)}".strip()
-            phrases = _REMOVED if fact.name in _DEVICES else _RESOLVED
-            out.append(_sentence(rng.choice(phrases).format(what=what), [fact]))
-    sides = [fact for fact in facts if fact.side and fact.zone is None]
-    plain = [fact for fact in sides if fact.status == "absent" and fact.change is None]
+    for finding in findings:
+        if finding.status == "present":
+            out.append(_sentence(_with_change(_core(finding, rng), finding.change, rng), [finding]))
+        elif finding.change == "resolved":
+            place = " ".join(filter(None, (finding.side, finding.zone and f"{finding.zone} zone")))
+            what = f"{place} {_WORDS.get(finding.name, finding.name)}".strip()
+            phrases = _REMOVED if finding.name in _DEVICES else _RESOLVED
+            out.append(_sentence(rng.choice(phrases).format(what=what), [finding]))
+    sides = [finding for finding in findings if finding.side and finding.zone is None]
+    plain = [finding for finding in sides if finding.status == "absent" and finding.change is None]
     if out and len(plain) == 1 and rng.random() < 0.3:
         out.append(_sentence(f"no {plain[0].side} {plain[0].name}", plain))
     return out
 
 
-def _core(fact: Finding, rng: random.Random, variants: int | None = None) -> str:
-    phrases = _TUBES[fact.name, fact.tip] if fact.tip else _PRESENT[fact.name]
+def _core(finding: Finding, rng: random.Random, variants: int | None = None) -> str:
+    phrases = _TUBES[finding.name, finding.tip] if finding.tip else _PRESENT[finding.name]
     return rng.choice(phrases[:variants]).format(
-        size=fact.size,
-        side=fact.side,
-        zone=fact.zone,
-        degree=DEGREES.get(fact.size or ""),
-        adverb=_ADVERBS.get(fact.size or ""),
+        size=finding.size,
+        side=finding.side,
+        zone=finding.zone,
+        degree=DEGREES.get(finding.size or ""),
+        adverb=_ADVERBS.get(finding.size or ""),
     )
 
 
@@ -357,35 +359,36 @@ def _with_change(core: str, change: str | None, rng: random.Random) -> str:
     return f"{core}, {rng.choice(_CHANGED[change])}"
 
 
-def _denial(facts: list[Finding], rng: random.Random) -> Sentence:
-    name = facts[0].name
-    phrases = _NO_SOLID if name == "consolidation" else _NOTHING
-    return _deny(rng.choice(phrases).format(what=_WORDS.get(name, name)), facts)
+def _denial(findings: list[Finding], rng: random.Random) -> ReportSentence:
+    name = findings[0].name
+    phrases = _NO_CONSOLIDATION if name == "consolidation" else _NOTHING
+    return _deny(rng.choice(phrases).format(what=_WORDS.get(name, name)), findings)
 
 
-def _devices(facts: list[Finding], rng: random.Random) -> list[Sentence]:
+def _devices(findings: list[Finding], rng: random.Random) -> list[ReportSentence]:
     out, absent = [], []
-    for fact in facts:
-        sentences = _stated([fact], rng)
+    for finding in findings:
+        sentences = _mentioned([finding], rng)
         out += sentences
         if not sentences:
-            absent.append(fact)
+            absent.append(finding)
     if len(absent) == len(_DEVICES):
         return [_deny(rng.choice(_NO_DEVICE), absent)]
     if absent:
-        *others, last = (fact.name for fact in absent)
+        *others, last = (finding.name for finding in absent)
         out.append(_deny(f"no {', '.join(others)} or {last}" if others else f"no {last}", absent))
     return out
 
 
-def _sentence(words: str, facts: Sequence[Finding], also: Iterable[str] = ()) -> Sentence:
-    return Sentence(f"{words[0].upper()}{words[1:]}.", stated(facts).union(also))
+def _sentence(words: str, findings: Sequence[Finding], also: Iterable[str] = ()) -> ReportSentence:
+    """The sentence of these words, with the statements about `findings` and the statements `also`."""
+    return ReportSentence(f"{words[0].upper()}{words[1:]}.", statements(findings).union(also))
 
 
-def _deny(words: str, facts: Iterable[Finding]) -> Sentence:
+def _deny(words: str, findings: Iterable[Finding]) -> ReportSentence:
     """A sentence that denies findings everywhere, without their sides."""
-    return _sentence(words, [Finding(fact.name, "absent") for fact in facts])
+    return _sentence(words, [Finding(finding.name, "absent") for finding in findings])
 
 
-def _text(sentences: Iterable[Sentence]) -> str:
+def _text(sentences: Iterable[ReportSentence]) -> str:
     return " ".join(sentence.text for sentence in sentences)

@@ -30,8 +30,8 @@ TUBES: tuple[str, ...] = DEVICES[1:]
 #: Denials of these deny every device, or every tube and line.
 ALL_DEVICES: re.Pattern[str] = re.compile(r"(?:support|medical) (?:devices?|apparatus)")
 ALL_TUBES: re.Pattern[str] = re.compile(r"(?:support )?(?:lines?|tubes?)\b")
-#: Findings without side or zone: those of the midline, and oedema, which is on both sides ("bilateral perihilar haze" is
-#: one finding).
+#: Findings without side or zone: those of the midline, and oedema, which is on both sides ("bilateral perihilar
+#: haze" is one finding).
 MIDLINE: frozenset[str] = frozenset(
     {"no finding", "cardiomegaly", "enlarged cardiomediastinum", "endotracheal tube", "oedema"}
 )

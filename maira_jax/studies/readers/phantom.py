@@ -1,4 +1,4 @@
-"""Studies of the phantom: a small world of chest images and reports whose truth is known.
+"""Studies of the phantom: synthetic chest images and reports whose truth is known.
 
 `studies` yields whole studies (images, sections, truth, labels); `arrays` only the images and their
 levels, fast. Study i of a seed is always the same, so training and test sets are ranges of indices.
@@ -13,8 +13,8 @@ import numpy as np
 from maira_jax.errors import UserError
 from maira_jax.phantom.world.concepts import study_labels
 from maira_jax.phantom.world.latents import SLOTS, sample, truth
-from maira_jax.phantom.world.render import UNITS, draw
-from maira_jax.phantom.world.write import has_communication, write
+from maira_jax.phantom.world.render import UNITS, render
+from maira_jax.phantom.world.write import has_communication, write_sections
 from maira_jax.run.config import setting
 from maira_jax.studies.readers.registry import READERS, StudiesSection
 from maira_jax.studies.study import Study
@@ -24,8 +24,8 @@ from maira_jax.studies.study import Study
 class PhantomSection(StudiesSection):
     """The phantom: studies that are made when they are read."""
 
-    # Another world than the one that the shipped model was trained on.
-    seed: int = setting(1, "Seed of the phantom's world.")
+    # Another seed than that of the studies that the shipped model was trained on.
+    seed: int = setting(1, "Seed of the phantom's studies.")
     start: int = setting(0, "Index of the first study.", ge=0)
     size: int = setting(UNITS, "Side of the images in pixels.", ge=1)
 
@@ -62,7 +62,7 @@ def arrays(start: int, stop: int, seed: int = 0, size: int = UNITS) -> PhantomAr
     """Draws studies `start` to `stop - 1` without writing reports."""
     latents = sample(start, stop, seed)
     levels = {slot.name: latents.levels[:, column] for column, slot in enumerate(SLOTS)}
-    images, priors = draw(latents, size), draw(latents, size, prior=True)
+    images, priors = render(latents, size), render(latents, size, prior=True)
     return PhantomArrays(images, priors, latents.has_prior, levels)
 
 
@@ -78,16 +78,16 @@ def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: boo
 
     Args:
       start, stop: range of study indices.
-      seed: the world's seed.
+      seed: seed of the synthetic data.
       size: side of the images in pixels.
       varied: whether prose differs from study to study; if not, the same truth always gives the same words.
     """
     latents = sample(start, stop, seed)
-    images, priors = draw(latents, size), draw(latents, size, prior=True)
+    images, priors = render(latents, size), render(latents, size, prior=True)
     out = []
     for i in range(len(latents)):
         rng = random.Random(f"phantom {seed} {start + i}") if varied else _FirstChoice()
-        written = write(latents, i, rng)
+        written = write_sections(latents, i, rng)
         facts = truth(latents, i)
         has_prior = bool(latents.has_prior[i])
         out.append(

@@ -8,7 +8,7 @@ import pytest
 
 from maira_jax.phantom.world.concepts import study_labels
 from maira_jax.phantom.world.latents import sample, truth
-from maira_jax.phantom.world.write import write
+from maira_jax.phantom.world.write import write_sections
 from maira_jax.reports.labeller import chexpert, concepts, extract, has_comparison, is_communication
 from maira_jax.studies.study import Finding
 
@@ -173,7 +173,7 @@ def phantom_reports() -> list[tuple[tuple[Finding, ...], str, dict[str, bool]]]:
     latents = sample(0, 2000, seed=11)
     out = []
     for i in range(len(latents)):
-        text = write(latents, i, random.Random(f"labels {i}")).findings
+        text = write_sections(latents, i, random.Random(f"labels {i}")).findings
         facts = truth(latents, i)
         true_labels = study_labels(facts, bool(latents.has_prior[i]), "eferring team" in text)
         out.append((facts, text, true_labels))

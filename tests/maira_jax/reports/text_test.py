@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from maira_jax.phantom.world.latents import sample
-from maira_jax.phantom.world.write import write
+from maira_jax.phantom.world.write import write_sections
 from maira_jax.reports.text import degenerate, edit_distance, repetition
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
@@ -59,5 +59,5 @@ def test_repetition_is_the_share_of_runs_said_before() -> None:
 def test_no_true_report_is_degenerate() -> None:
     latents = sample(0, 500, seed=5)
     for i in range(len(latents)):
-        text = write(latents, i, random.Random(i)).findings
+        text = write_sections(latents, i, random.Random(i)).findings
         assert not degenerate(text, finished=True)

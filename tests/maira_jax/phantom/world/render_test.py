@@ -1,4 +1,4 @@
-"""The phantom's images: deterministic, on the right side, and telling every level apart."""
+"""The phantom's images: deterministic, on the right side, and with levels that can be distinguished."""
 
 import itertools
 
@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from maira_jax.phantom.world.latents import COLUMN, SLOTS, Latents
-from maira_jax.phantom.world.render import draw
+from maira_jax.phantom.world.render import render
 from maira_jax.studies.readers import phantom
 
 TRAIN, TEST = 6000, 1000
 
 
-def _draw_levels(**levels: int) -> np.ndarray:
+def _render_levels(**levels: int) -> np.ndarray:
     """40 images (40 poses and builds) with the given levels, slot names with underscores; float [40, 112, 112]."""
     row = np.zeros((40, len(SLOTS)), np.int8)
     for name, level in levels.items():
         row[:, COLUMN[name.replace("_", " ")]] = level
-    images = draw(Latents(0, 9, np.zeros(40, bool), row, np.zeros_like(row)))
+    images = render(Latents(0, 9, np.zeros(40, bool), row, np.zeros_like(row)))
     return images.astype(float)
 
 
@@ -31,36 +31,36 @@ def test_images_do_not_depend_on_their_range() -> None:
 
 @pytest.mark.parametrize("size", [28, 56, 112])
 def test_shapes_types_and_black_priors(size: int) -> None:
-    drawn = phantom.arrays(0, 30, size=size)
-    assert drawn.images.shape == drawn.prior_images.shape == (30, size, size)
-    assert drawn.images.dtype == drawn.prior_images.dtype == np.uint8
-    assert not drawn.prior_images[~drawn.has_prior].any()
-    assert (drawn.prior_images[drawn.has_prior].std((1, 2)) > 20).all()
-    assert set(drawn.truth) == {slot.name for slot in SLOTS}
+    rendered = phantom.arrays(0, 30, size=size)
+    assert rendered.images.shape == rendered.prior_images.shape == (30, size, size)
+    assert rendered.images.dtype == rendered.prior_images.dtype == np.uint8
+    assert not rendered.prior_images[~rendered.has_prior].any()
+    assert (rendered.prior_images[rendered.has_prior].std((1, 2)) > 20).all()
+    assert set(rendered.truth) == {slot.name for slot in SLOTS}
 
 
 def test_the_patients_left_is_on_the_right_of_the_image() -> None:
-    plain = _draw_levels()
+    plain = _render_levels()
     for name, brighter in (("pleural_effusion", 1), ("pneumothorax", -1)):
         for side, half in (("left", slice(56, None)), ("right", slice(None, 56))):
-            change = (_draw_levels(**{f"{side}_{name}": 2}) - plain) * brighter
+            change = (_render_levels(**{f"{side}_{name}": 2}) - plain) * brighter
             other = slice(None, 56) if half.start else slice(56, None)
             assert change[:, :, half].sum() > 20 * abs(change[:, :, other].sum())
     # The box on the left; its lead comes to the midline.
-    box = _draw_levels(pacemaker=1) - plain
+    box = _render_levels(pacemaker=1) - plain
     assert box[:, :40, 75:].sum() > 20 * abs(box[:, :40, :55].sum())
 
 
 def test_bigger_levels_change_more() -> None:
-    plain = _draw_levels()
+    plain = _render_levels()
     for name, levels in (("cardiomegaly", 3), ("left_pleural_effusion", 3), ("right_pneumothorax", 2)):
-        areas = [(abs(_draw_levels(**{name: level}) - plain) > 20).sum((1, 2)) for level in range(1, levels + 1)]
+        areas = [(abs(_render_levels(**{name: level}) - plain) > 20).sum((1, 2)) for level in range(1, levels + 1)]
         for smaller, larger in itertools.pairwise(areas):
             assert (larger > 1.2 * smaller).all(), name  # image by image: the same build, pose and noise
 
 
 def test_a_linear_probe_reads_every_slot() -> None:
-    """Ridge regression from pixels onto "at least this level": no level is hidden by jitter or by other findings.
+    """Ridge regression from pixels onto "at least this level": neither jitter nor other findings hide a level.
 
     Thresholds, not one-hot levels: a linear map cannot pick the middle one of three levels in a row. The heart's
     steps are about as wide as the images' shifts, which a linear map cannot follow either (measured: 0.90; a small

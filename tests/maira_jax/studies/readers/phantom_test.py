@@ -8,7 +8,7 @@ import pytest
 from maira_jax.phantom.world.latents import FINDINGS
 from maira_jax.studies.readers import phantom
 
-# Of the reports of studies 0 to 199 of world 0. A checkpoint that was trained on the phantom is only as good as the
+# Of the reports of studies 0 to 199 of seed 0. A checkpoint that was trained on the phantom is only as good as the
 # phantom stays the same: whoever changes it on purpose trains the checkpoint again and then changes this.
 _REPORTS = "87a7ab08e4017c63c7479ed1e12bf09de9d100cf8be6bcf57aa7431c96a6e968"
 
