@@ -178,22 +178,23 @@ def get_judge() -> ml_collections.ConfigDict:
 def get_steer() -> ml_collections.ConfigDict:
     """Which reports are written with which edits. Every study has every direction at every strength."""
     steer = ConfigDict()
-    steer.name = "concepts"  # of the sweep, and of its folder in steer/ and evaluation/: a run may have several
+    steer.name = "concepts"  # name of the sweep, and of its folder in steer/ and evaluation/: a run may have several
     steer.features = ()  # these features; empty: those that match, or the best one of each concept
     steer.match = ""  # regular expression on explanations, e.g. "pleural effusion"
-    steer.top = 12  # at most so many features
+    steer.top = 12  # largest number of features
     steer.combinations = ()  # features to boost and to suppress together: ("12+30-7",); the first gives the concept
-    steer.arms = ("feature", "random")  # feature(s), clamp, typical, ablate, project, means, probe, random or prompt
+    # add, add_several, clamp, class_means, ablate, project, difference_of_means, probe, random or prompt
+    steer.methods = ("add", "random")
     steer.strengths = (-1.5, -0.75, 0.75, 1.5)  # in units; 0, the unsteered report, is always there
-    steer.unit = "max_activation"  # of the feature; or residual_norm (mean length on the edited tokens); or raw
+    steer.unit = "max_activation"  # the feature's; or residual_norm (mean length on the edited tokens); or raw
     # Edited: generated; of the prompt all (prompt), frontal, image, indication, technique, comparison, prior_report.
     steer.positions = ("generated",)
     steer.sae = ""  # another autoencoder's folder or file, whose steer.features are steered; empty: the run's own
     steer.manifest = ""  # a manifest of studies to steer; empty: studies that the autoencoder was not trained on
-    steer.studies = 24  # at most so many
-    steer.batch_studies = 8  # studies written together; each is read once
+    steer.studies = 24  # largest number of studies
+    steer.batch_studies = 8  # studies whose reports are written together; each prompt is read once
     steer.batch_rows = 16  # reports of each of them written together
-    steer.workers = 2  # such batches side by side: keeps a processor's cores busy; on an accelerator take 1
+    steer.workers = 2  # batches written in parallel: keeps a processor's cores busy; on an accelerator take 1
     steer.max_new_tokens = 136
     steer.temperature = 0.0  # 0: the most likely token, always; else drawn, for all reports of a study alike
     steer.top_p = 1.0  # only the most likely tokens that add up to this probability are drawn
@@ -206,7 +207,7 @@ def get_evaluate() -> ml_collections.ConfigDict:
     evaluate = ConfigDict()
     evaluate.bootstrap = 1000  # resamples of the studies for each interval
     evaluate.judge = "none"  # or llm: the model of the judge section compares the reports, too
-    evaluate.judge_studies = 20  # the first so many studies, all their reports
+    evaluate.judge_studies = 20  # studies, from the first, whose reports it compares
     return evaluate
 
 
@@ -217,5 +218,5 @@ def get_atlas() -> ml_collections.ConfigDict:
     atlas.n_top = 6  # strongest contexts of a feature
     atlas.n_decile = 1  # contexts from each activation decile
     atlas.n_silent = 3  # contexts in which it is silent
-    atlas.n_steering = 4  # pairs of original and steered report for each feature and wish
+    atlas.n_steering = 4  # pairs of original and steered report for each feature and intended effect
     return atlas

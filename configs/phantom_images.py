@@ -18,8 +18,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.sae.k = 8
     config.interpret.concept_sections = ("image",)
     config.steer.top = 20
-    config.steer.arms = (
-        "feature", "features", "clamp", "typical", "ablate", "project", "means", "probe", "random", "prompt",
+    config.steer.methods = (
+        "add", "add_several", "clamp", "class_means", "ablate", "project", "difference_of_means", "probe", "random",
+        "prompt",
     )  # fmt: skip
     config.steer.strengths = (-1.0, 1.0)
     config.steer.positions = ("frontal",)

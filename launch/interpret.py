@@ -6,18 +6,9 @@ Result: WORKDIR/interp. A language model's answers are kept in WORKDIR/judge and
 """
 
 from interp import stage
-from launch import _main
+from launch import _judge_flags, _main
 
-_main.define_switch(
-    "allow_remote",
-    "Prompts, which hold patient data, may leave this machine for the server that judge.base_url names.",
-    "judge.allow_remote",
-)
-_main.define_shortcut(
-    "max_cost",
-    "Stop before this run directory has cost more US dollars; a higher one goes on. Sets judge.max_cost.",
-    lambda text: {"judge.max_cost": float(text)},
-)
+_judge_flags.define()
 _main.define_shortcut(
     "features",
     "Explain and score only these, e.g. 12,99. Sets interpret.features.",

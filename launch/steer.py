@@ -1,7 +1,7 @@
 """Writes reports with the residual stream edited, for every study, direction and strength.
 
-Result: WORKDIR/steer/NAME/generations.jsonl, a line a report. Interrupted, it resumes. A run directory holds any number
-of sweeps, told apart by their names.
+Result: WORKDIR/steer/NAME/generations.jsonl, one line per report. Interrupted, it resumes. A run directory holds any
+number of sweeps, distinguished by their names.
 
   python -m launch.steer --sweep=pair --features=12,99 --strengths=-8,0,8 --limit=20
 """
@@ -31,7 +31,7 @@ _main.define_shortcut(
     lambda text: {"steer.strengths": tuple(float(part) for part in text.split(","))},
 )
 _main.define_shortcut(
-    "limit", "Steer at most so many studies. Sets steer.studies.", lambda text: {"steer.studies": int(text)}
+    "limit", "Largest number of studies to steer. Sets steer.studies.", lambda text: {"steer.studies": int(text)}
 )
 _main.define_shortcut(
     "studies",

@@ -1,21 +1,17 @@
-"""The `steer` section of a configuration, checked."""
+"""The `steer` section of the configuration."""
 
-import dataclasses
-import math
 import re
-from typing import Self
 
-import ml_collections
 import numpy as np
 
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import FRONTAL, Kind, token_filter_mask
-from maira_jax.run import fields
-from steer.methods import directions
+from maira_jax.run.config import Section, setting
+from steer.methods import METHODS
+from steer.methods.combination import members
+from steer.methods.method import StrengthUnit
 
-UNITS = ("max_activation", "residual_norm", "raw")
-GENERATED = "generated"
-_TUPLES = {"features": int, "combinations": str, "arms": str, "strengths": float, "positions": str}
+GENERATED = "generated"  # the position of every token that produces a token
 # Parts of a prompt by the names that `steer.positions` gives them.
 PARTS = {
     **{kind.name.lower(): (kind,) for kind in Kind if kind not in (Kind.PAD, Kind.FINDINGS, Kind.EOS, Kind.IMAGE_LAST)},
@@ -24,82 +20,76 @@ PARTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The `steer` section.
+class SteerSection(Section, name="steer"):
+    """Which reports are written with which edits. Every study has every direction at every strength."""
 
-    Attributes:
-      name: of the sweep, and of its folder.
-      features, match, top: which features, see `Catalogue.choose`.
-      combinations: see `directions.combination`.
-      arms: a selection of `directions.ARMS`.
-      strengths: without 0, which is always there.
-      unit: one of `UNITS`, see `directions.size`.
-      positions: what is edited: "generated" (every token that produces one), names of `PARTS`, and "frontal" (of the
-        images only the first, the current frontal one).
-      sae: a file of another autoencoder than the run's own, or "".
-      manifest: a manifest of studies to steer instead of the held-out ones, or "".
-      studies: at most so many studies, in the store's or the manifest's order.
-      batch_studies: whose rows are written together.
-      batch_rows: of each of these studies.
-      workers: batches that are written side by side.
-      max_new_tokens: longest report.
-      temperature, top_p: see `maira_jax.generation.decode.Sampling`; a temperature of 0 takes the most likely token.
-    """
+    name: str = setting(
+        "concepts", "Name of the sweep, and of its folder in steer/ and evaluation/: a run may have several."
+    )
+    features: tuple[int, ...] = setting(
+        (), "Features to steer; empty: those that match, or the best one of each concept.", ge=0
+    )
+    match: str = setting("", "Regular expression on explanations that selects features, e.g. 'pleural effusion'.")
+    top: int = setting(12, "Largest number of features.", ge=1)
+    combinations: tuple[str, ...] = setting(
+        (), "Features to boost and to suppress together: ('12+30-7',); the first one gives the concept."
+    )
+    methods: tuple[str, ...] = setting(("add", "random"), "Steering methods.", choices=METHODS.names)
+    strengths: tuple[float, ...] = setting(
+        (-1.5, -0.75, 0.75, 1.5), "Strengths, in units; 0, the unsteered report, is always there."
+    )
+    unit: StrengthUnit = setting(
+        "max_activation",
+        "Unit of strength: the feature's largest activation, the mean norm of the residual stream where edited, or 1.",
+    )
+    positions: tuple[str, ...] = setting(
+        (GENERATED,),
+        "Edited tokens: those that are generated, and parts of the prompt.",
+        choices=lambda: (GENERATED, FRONTAL, *PARTS),
+    )
+    sae: str = setting(
+        "", "Folder or file of another autoencoder, whose steer.features are steered; empty: the run's own."
+    )
+    manifest: str = setting("", "Manifest of studies to steer; empty: studies that the autoencoder was not trained on.")
+    studies: int = setting(24, "Largest number of studies, in the order of the store or of the manifest.", ge=1)
+    batch_studies: int = setting(
+        8, "Studies whose reports are written together; each prompt is read once.", ge=1, decides=False
+    )
+    batch_rows: int = setting(16, "Reports of each study that are written together.", ge=1, decides=False)
+    workers: int = setting(
+        2,
+        "Batches that are written in parallel, which keeps a processor's cores busy; on an accelerator take 1.",
+        ge=1,
+        decides=False,
+    )
+    max_new_tokens: int = setting(136, "Largest number of tokens of a report.", ge=1)
+    temperature: float = setting(
+        0.0, "0 takes the most likely token; else tokens are drawn, the same draws for all reports of a study.", ge=0
+    )
+    top_p: float = setting(1.0, "Only the most likely tokens whose probabilities add up to this are drawn.", gt=0, le=1)
+    dry_run: bool = setting(
+        False, "Only say how many reports there are, and what memory and time they take.", decides=False
+    )
 
-    name: str
-    features: tuple[int, ...]
-    match: str
-    top: int
-    combinations: tuple[str, ...]
-    arms: tuple[str, ...]
-    strengths: tuple[float, ...]
-    unit: str
-    positions: tuple[str, ...]
-    sae: str
-    manifest: str
-    studies: int
-    batch_studies: int
-    batch_rows: int
-    workers: int
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-
-    @classmethod
-    def from_section(cls, section: ml_collections.ConfigDict) -> Self:
-        """Reads and checks the section.
-
-        Raises:
-          UserError: a field is out of range.
-        """
-        values = {field.name: section[field.name] for field in dataclasses.fields(cls)}
-        lists = {name: fields.tuple_of(kind, f"steer.{name}", values[name]) for name, kind in _TUPLES.items()}
-        strengths = tuple(float(s) for s in lists["strengths"])
-        for name in ("top", "studies", "batch_studies", "batch_rows", "workers", "max_new_tokens"):
-            if values[name] < 1:
-                raise UserError(f"steer.{name} is {values[name]}, but must be at least 1: change it")
-        if not (0 <= values["temperature"] < math.inf and 0 < values["top_p"] <= 1):
-            raise UserError(
-                f"steer.temperature {values['temperature']} must be 0 or more, and steer.top_p {values['top_p']} "
-                "above 0 and at most 1: change them"
-            )
-        if not re.fullmatch(r"\w[\w.-]*", values["name"]):
-            raise UserError(f"steer.name {values['name']!r} cannot name a folder: use letters, digits, '-' and '_'")
-        if not all(map(math.isfinite, strengths)) or not any(strengths):
-            raise UserError(f"steer.strengths {strengths} must be numbers, one of them not 0: change them")
-        for name, known in (("unit", UNITS), ("arms", directions.ARMS), ("positions", (GENERATED, FRONTAL, *PARTS))):
-            given = (values[name],) if name == "unit" else lists[name]
-            if set(given) - set(known) or not given:
-                raise UserError(f"steer.{name} {given} must be chosen from {', '.join(known)}: change it")
-        if lists["features"] and values["match"]:
+    def check(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise UserError(f"steer.name {self.name!r} cannot name a folder: use letters, digits, '-' and '_'")
+        if not self.nonzero_strengths:
+            raise UserError(f"steer.strengths {self.strengths} must hold a number other than 0: add one")
+        for name in ("methods", "positions"):
+            if not getattr(self, name):
+                raise UserError(f"steer.{name} is empty: choose at least one")
+        if self.features and self.match:
             raise UserError("steer.features and steer.match exclude each other: empty one of them")
-        if values["sae"] and not (lists["features"] or lists["combinations"]):
+        if self.sae and not (self.features or self.combinations):
             raise UserError("nothing is known of the features of steer.sae: name some in steer.features")
-        for text in lists["combinations"]:
-            directions.members(text)
-        lists["strengths"] = tuple(dict.fromkeys(s for s in strengths if s))
-        return cls(**values | lists)
+        for text in self.combinations:
+            members(text)
+
+    @property
+    def nonzero_strengths(self) -> tuple[float, ...]:
+        """The strengths at which reports are steered, each once."""
+        return tuple(dict.fromkeys(strength for strength in self.strengths if strength))
 
     @property
     def sampling(self) -> str:
@@ -107,20 +97,20 @@ class Settings:
         return f"temperature {self.temperature}, top_p {self.top_p}" if self.temperature else "greedy"
 
     @property
-    def generated(self) -> bool:
+    def edits_generated(self) -> bool:
         """Whether tokens that produce a token are edited, the prompt's last one included."""
         return GENERATED in self.positions
 
     @property
     def edits_prompt(self) -> bool:
-        """Whether any token of a prompt is edited, but for the last one."""
+        """Whether any token of a prompt but the last one is edited."""
         return set(self.positions) != {GENERATED}
 
-    def taken(self, kinds: np.ndarray) -> np.ndarray:
-        """Which tokens of a study stand for those that are edited, bool: findings for generated ones."""
-        return self.edited(kinds) | ((kinds == Kind.FINDINGS) & self.generated)
-
     def edited(self, kinds: np.ndarray) -> np.ndarray:
-        """Which tokens of prompts are edited, bool, the shape of `kinds` (of `Kind`)."""
+        """Which tokens of prompts are edited, bool, from their kinds (of `Kind`), of the same shape."""
         found = np.isin(kinds, [int(kind) for name in self.positions for kind in PARTS.get(name, ())])
         return found | token_filter_mask(kinds, FRONTAL) if FRONTAL in self.positions else found
+
+    def measured(self, kinds: np.ndarray) -> np.ndarray:
+        """Which tokens of a study stand for the edited ones in the activation store: findings for generated ones."""
+        return self.edited(kinds) | ((kinds == Kind.FINDINGS) & self.edits_generated)

@@ -1,37 +1,36 @@
-"""The evaluate stage: what steering changed, what of it was meant, and how sure that is.
+"""The evaluate stage: what steering changed, what of it was intended, and how sure that is.
 
-Words used in the results, for a generation that steers towards a concept ("appear": positive
-strength) or away from it ("vanish": negative strength):
+Words used in the results, for a generation that steers towards a concept (intended: "added", positive strength) or away
+from it (intended: "removed", negative strength):
 
-* eligible: the unsteered report does not have the concept ("appear"), or has it ("vanish").
-* on-target, the success: eligible, and the steered report has the concept (or no longer has it), as
+* eligible: the unsteered report does not have the concept ("added"), or has it ("removed").
+* on_target, the success: eligible, and the steered report has the concept (or no longer has it), as
   `maira_jax.reports.labeller.concepts` reads both reports. Its rate is over eligible generations.
-* off-target: a finding that the concept is not about became present, uncertain or neither. Its rate
-  is over all generations. Attributes (size, comparison, tip) of other findings are counted apart.
-* no change: no finding, attribute or concept changed; "identical": not one character did.
-* repetition: the share of its four-word runs that a report has said before. Surprise: how unlikely the unsteered model
-  finds a report, in nats a token; its exponential is the perplexity.
+* off_target: a finding that the concept is not about became present, uncertain or neither. Its rate
+  is over all generations. Attributes (size, comparison, tip) of other findings are counted in off_target_attributes.
+* no_change: no finding, attribute or concept changed; "identical": not one character did.
+* repetition: the share of its four-word runs that a report repeats. mean_nll: the report's mean negative
+  log-likelihood under the unsteered model, in nats per token; its exponential is the perplexity.
 * degenerate: empty, repetitive, without an end or of numbers that are not finite. Such generations are counted, and
   left out of all rates but "on_target_of_all", where they are failures.
 
 Where a language model judges, it is shown the explanation of the feature, the original and the steered report, and not
 which way the feature was steered; it lists the differences, each on target or not, and rates the steered report for the
 concept, for being a report, and for fluency, 0 to 2 each (AxBench's scores). "judge_score" is their harmonic mean, 0 if
-one of them is 0; where the concept should vanish, its rating counts as 2 less itself. These rates are over the reports
-that it answered on.
+one of them is 0; where the concept is to be removed, its rating counts as 2 less itself. These rates are over the
+reports that it answered on.
 
-Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, an
-arm and a wish is the one with the most on-target minus off-target generations (a degenerate one
-counts as off target) on one half of the studies; its rates are those of the other half.
+Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, a method and an intended
+effect is the one with the most on-target minus off-target generations (a degenerate one counts as off target) on one
+half of the studies; its rates are those of the other half.
 """
 
 import contextlib
 import dataclasses
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
 import numpy as np
@@ -44,28 +43,29 @@ from interp.llm import requests
 from maira_jax.errors import UserError
 from maira_jax.reports.changes import compare, parse
 from maira_jax.reports.text import degenerate, edit_distance, repetition, words_of
-from maira_jax.run import files
+from maira_jax.run import files, jsonl
+from maira_jax.run.config import Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
-from steer.methods.directions import NONE
+from steer.config import SteerSection
+from steer.methods.direction import NONE
 from steer.sweep import DIRECTIONS, GENERATIONS, folder
 
 FOLDER = "evaluation"  # with a folder for each sweep in it
 RESULTS = "results.parquet"
 SUMMARY = "summary.json"
-JUDGES = ("none", "llm")
-APPEAR, VANISH = "appear", "vanish"
+ADDED, REMOVED = "added", "removed"
 _STRINGS = pa.list_(pa.string())
 SCHEMA = pa.schema(
     [
-        ("line", pa.int32()),  # of generations.jsonl, from 0
+        ("line", pa.int32()),  # the line's number in generations.jsonl, from 0
         ("study", pa.string()),
         ("direction", pa.string()),
-        ("arm", pa.string()),
+        ("method", pa.string()),
         ("concept", pa.string()),  # "" when the direction has none
         ("feature", pa.int32()),
         ("strength", pa.float64()),
-        ("wish", pa.string()),  # "appear", "vanish", or "" without a concept or a strength
+        ("intended", pa.string()),  # "added", "removed", or "" without a concept or a strength
         ("eligible", pa.bool_()),
         ("on_target", pa.bool_()),
         ("off_target", pa.bool_()),
@@ -73,81 +73,82 @@ SCHEMA = pa.schema(
         ("no_change", pa.bool_()),
         ("identical", pa.bool_()),
         ("degenerate", pa.string()),  # why, "" if it is not
-        ("appeared", _STRINGS),
-        ("vanished", _STRINGS),
+        ("added", _STRINGS),  # findings
+        ("removed", _STRINGS),
         ("changed", _STRINGS),
         ("concepts", _STRINGS),
         ("edit_distance", pa.int32()),  # words
         ("repetition", pa.float64()),
-        ("surprise", pa.float64()),  # nats a token
-        ("words", pa.int32()),  # of the longer of the two reports
-        # Of the language model, null where it did not judge: how many differences, and ratings.
+        ("mean_nll", pa.float64()),  # nats per token
+        ("words", pa.int32()),  # the length of the longer of the two reports
+        # The language model's numbers of differences and its ratings; null where it did not judge.
         *((f"judge_{name}", pa.int32()) for name in ("on_target", "off_target", "concept", "report", "fluency")),
     ]
 )
 
 
+class EvaluateSection(Section, name="evaluate"):
+    """How steered reports are compared with unsteered ones."""
+
+    bootstrap: int = setting(1000, "Resamples of the studies for each interval.", ge=1)
+    judge: Literal["none", "llm"] = setting(
+        "none", "Who compares the reports besides the labeller: nobody, or the language model of the judge section."
+    )
+    judge_studies: int = setting(
+        20, "Number of studies, from the first, whose reports the language model compares.", ge=1
+    )
+
+
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Compares every steered report of a sweep with its original.
 
-    Writes `evaluation/NAME/results.parquet`, a row a generation (see `SCHEMA`), and
-    `evaluation/NAME/summary.json`: `rates` by arm, strength and concept ("all": pooled), `best` strengths
-    by concept, arm and wish, and the `headline`, which pools the latter over concepts.
+    Writes `evaluation/NAME/results.parquet`, one row per generation (see `SCHEMA`), and
+    `evaluation/NAME/summary.json`: `rates` by method, strength and concept ("all": pooled), `best` strengths
+    by concept, method and intended effect, and the `headline`, which pools the latter over concepts.
 
     Returns:
-      The headline of each arm, flat, and the number of generations.
+      The headline of each method, flat, and the number of generations.
 
     Raises:
       UserError: a field of `config.evaluate` is out of range, or the generations cannot be read.
     """
-    settings = config.evaluate.to_dict()
-    for name in ("bootstrap", "judge_studies"):
-        if settings[name] < 1:
-            raise UserError(f"evaluate.{name} is {settings[name]}, but must be at least 1: change it")
-    if settings["judge"] not in JUDGES:
-        raise UserError(f"evaluate.judge {settings['judge']!r} does not exist: choose {' or '.join(JUDGES)}")
-    judge = llm.from_config(config, Path(workdir)) if settings["judge"] == "llm" else None
-    section = {"evaluate": settings, "seed": config.seed}
+    section, name = EvaluateSection.of(config), SteerSection.of(config).name
+    judge = llm.from_config(config, Path(workdir)) if section.judge == "llm" else None
+    identity: dict[str, Any] = {"evaluate": section.deciding(), "seed": config.seed}
     if judge:
-        section["judge"] = {**judge.identity, "prompts": [requests.STEER]}
-    sweep = folder(config.steer.name)
-    stage = Stage(workdir, f"{FOLDER}/{config.steer.name}", section, inputs=(sweep,))
+        identity["judge"] = {**judge.identity, "prompts": [requests.STEER]}
+    stage = Stage(workdir, f"{FOLDER}/{name}", identity, inputs=(folder(name),))
     with contextlib.closing(judge) if judge else contextlib.nullcontext(), stage:
         if stage.finished:
             return stage.manifest["counts"]
-        path = Path(workdir) / sweep / GENERATIONS
-        rows = [_judge(number, line) for number, line in _generations(path)]
+        path = Path(workdir) / folder(name) / GENERATIONS
+        lines = jsonl.read(path, "steer again", required=("study", "direction", "strength", "settings"))
+        rows = [_result(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
         if judge:
-            _ask(judge, rows, path, settings["judge_studies"])
+            _ask(judge, rows, lines, files.read_json(path.parent / DIRECTIONS), section.judge_studies)
         with files.atomic_path(stage.dir / RESULTS) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
-        summary = summarise(rows, config.evaluate.bootstrap, config.seed)
+        summary = summarise(rows, section.bootstrap, config.seed)
         files.write_json(stage.dir / SUMMARY, summary)
         counts: dict[str, Any] = {"generations": len(rows), "degenerate": sum(bool(r["degenerate"]) for r in rows)}
-        for arm, rates in summary["headline"].items():
-            counts |= {f"{arm}_{name}": rates[name]["rate"] for name in HEADLINE}
+        for method, rates in summary["headline"].items():
+            counts |= {f"{method}_{measure}": rates[measure]["rate"] for measure in HEADLINE}
         stage.finish(counts)
         return counts
 
 
-def _generations(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = path.read_bytes().splitlines()  # of text, lines would end at characters that reports may hold
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): steer again") from error
-    for number, line in enumerate(progress(lines, unit="report", desc="evaluate")):
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"line {number + 1} of {path} is not JSON ({error}): steer again") from error
-
-
-def _ask(judge: llm.LlmJudge, rows: list[dict[str, Any]], path: Path, n_studies: int) -> None:
+def _ask(
+    judge: llm.LlmJudge,
+    rows: Sequence[dict[str, Any]],
+    lines: Sequence[dict[str, Any]],
+    directions: Sequence[dict[str, Any]],
+    n_studies: int,
+) -> None:
     """Adds a language model's comparisons to the rows of the first `n_studies` studies."""
-    known = {d["key"]: d["target"] for d in files.read_json(path.parent / DIRECTIONS)}
+    known = {direction["key"]: direction["target"] for direction in directions}
     chosen = set(list(dict.fromkeys(row["study"] for row in rows))[:n_studies])
     asked, tasks = [], []
-    for row, (_, line) in zip(rows, _generations(path), strict=True):
+    for row, line in zip(rows, lines, strict=True):
         target = known.get(row["direction"])
         explanation = target and (target["explanation"] or target["concept"])
         if row["study"] in chosen and explanation:
@@ -166,38 +167,38 @@ def _harmonic(row: dict[str, Any]) -> float:
     return 3 / sum(1 / rating for rating in ratings) if all(ratings) else 0.0
 
 
-def _judge(number: int, line: dict[str, Any]) -> dict[str, Any]:
+def _result(number: int, line: dict[str, Any]) -> dict[str, Any]:
     """The row of `SCHEMA` for one generation."""
     settings, original, steered = line["settings"], line["original"], line["steered"]
     concept, strength = settings["concept"], line["strength"]
     found = compare(original, steered, concept, settings.get("also", ()))
     before, after = words_of(original), words_of(steered)
     was, now = parse(original).concepts.get(concept), parse(steered).concepts.get(concept)
-    judged = bool(strength) and was is not None
+    steered_for = bool(strength) and was is not None  # a concept that the labeller knows
     wanted = strength > 0
     return {
         "line": number,
         "study": line["study"],
         "direction": line["direction"],
-        "arm": settings["arm"],
+        "method": settings["method"],
         "concept": concept,
         "feature": settings["feature"],
         "strength": strength,
-        "wish": "" if not judged else APPEAR if wanted else VANISH,
-        "eligible": judged and was != wanted,
-        "on_target": judged and was != wanted and now == wanted,
+        "intended": "" if not steered_for else ADDED if wanted else REMOVED,
+        "eligible": steered_for and was != wanted,
+        "on_target": steered_for and was != wanted and now == wanted,
         "off_target": found.off_target,
         "off_target_attributes": found.off_target_attributes,
         "no_change": found.none,
         "identical": original == steered,
         "degenerate": degenerate(steered, line["finished"], line.get("finite", True)),
-        "appeared": list(found.added),
-        "vanished": list(found.removed),
+        "added": list(found.added),
+        "removed": list(found.removed),
         "changed": list(found.changed),
         "concepts": list(found.concepts),
         "edit_distance": edit_distance(before, after),
         "repetition": repetition(steered),
-        "surprise": line.get("surprise"),
+        "mean_nll": line.get("mean_nll"),
         "words": max(len(before), len(after)),
     }
 
@@ -233,7 +234,7 @@ MEASURES = {
     "degenerate": _Measure(lambda r: bool(r["degenerate"]), lambda r: True),
     "edit_distance": _Measure(lambda r: r["edit_distance"] / max(r["words"], 1), _whole),
     "repetition": _Measure(lambda r: r["repetition"], _whole),
-    "surprise": _Measure(lambda r: r["surprise"], lambda r: _whole(r) and r["surprise"] is not None),
+    "mean_nll": _Measure(lambda r: r["mean_nll"], lambda r: _whole(r) and r["mean_nll"] is not None),
 }
 HEADLINE = ("on_target", "on_target_of_all", "off_target", "no_change", "degenerate")
 
@@ -270,21 +271,21 @@ class _Bootstrap:
 
 
 def summarise(rows: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
-    """Rates, best strengths and the headline of rows as `_judge` gives them."""
-    steered = [row for row in rows if row["arm"] != NONE]
+    """Rates, best strengths and the headline of rows of `SCHEMA`."""
+    steered = [row for row in rows if row["method"] != NONE]
     if not steered:
         raise UserError("there is no steered report to evaluate: steer with at least one direction")
     bootstrap = _Bootstrap([row["study"] for row in steered], resamples, seed)
     groups: dict[tuple[str, float, str], list[dict[str, Any]]] = defaultdict(list)
     for row in steered:
-        groups[row["arm"], row["strength"], "all"].append(row)
-        groups[row["arm"], row["strength"], row["concept"]].append(row)
+        groups[row["method"], row["strength"], "all"].append(row)
+        groups[row["method"], row["strength"], row["concept"]].append(row)
     rates = [
-        {"arm": arm, "strength": strength, "concept": concept} | bootstrap.rates(group)
-        for (arm, strength, concept), group in sorted(groups.items())
+        {"method": method, "strength": strength, "concept": concept} | bootstrap.rates(group)
+        for (method, strength, concept), group in sorted(groups.items())
     ]
     best, reported = _best(steered, bootstrap, seed)
-    originals = [row for row in rows if row["arm"] == NONE]
+    originals = [row for row in rows if row["method"] == NONE]
     return {
         "definitions": __doc__,
         "studies": len({row["study"] for row in steered}),
@@ -292,9 +293,9 @@ def summarise(rows: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict
             "reports": len(originals),
             "degenerate": sum(bool(row["degenerate"]) for row in originals),
             "repetition": bootstrap.rate(originals, MEASURES["repetition"]),
-            "surprise": bootstrap.rate(originals, MEASURES["surprise"]),
+            "mean_nll": bootstrap.rate(originals, MEASURES["mean_nll"]),
         },
-        "headline": {arm: bootstrap.rates(group) for arm, group in sorted(reported.items())},
+        "headline": {method: bootstrap.rates(group) for method, group in sorted(reported.items())},
         "best": best,
         "rates": rates,
     }
@@ -309,24 +310,24 @@ def _halves(rows: Sequence[dict[str, Any]], seed: int) -> set[str]:
 def _best(
     rows: Sequence[dict[str, Any]], bootstrap: _Bootstrap, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Best strength of each concept, arm and wish, and the generations it is reported on, by arm.
+    """The best strength of each concept, method and intended effect, and the generations it is reported on, by method.
 
-    Only eligible generations take part: what a direction does where its concept is already as
-    wished is in `rates`. Where the one half has no eligible study, `strength` is None.
+    Only eligible generations take part: what a direction does where its concept is already as intended is in `rates`.
+    Where the half that chooses has no eligible study, `strength` is None.
     """
     choosing = _halves(rows, seed)
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["eligible"]:
-            groups[row["concept"], row["arm"], row["wish"]].append(row)
+            groups[row["concept"], row["method"], row["intended"]].append(row)
     best: list[dict[str, Any]] = []
     reported: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for (concept, arm, wish), group in sorted(groups.items()):
+    for (concept, method, intended), group in sorted(groups.items()):
         scores: dict[float, int] = defaultdict(int)
         for row in group:
             if row["study"] in choosing:
                 scores[row["strength"]] += row["on_target"] - row["off_target"] if _whole(row) else -1
-        entry = {"concept": concept, "arm": arm, "wish": wish, "feature": group[0]["feature"]}
+        entry = {"concept": concept, "method": method, "intended": intended, "feature": group[0]["feature"]}
         if not scores:
             best.append(entry | {"strength": None, "chosen_on": 0})
             continue
@@ -334,5 +335,5 @@ def _best(
         rest = [row for row in group if row["strength"] == strength and row["study"] not in choosing]
         chosen_on = sum(row["strength"] == strength for row in group) - len(rest)
         best.append(entry | {"strength": strength, "chosen_on": chosen_on} | bootstrap.rates(rest))
-        reported[arm] += rest
+        reported[method] += rest
     return best, reported

@@ -158,13 +158,13 @@
     ? "It is a baseline: explanations are rules over words and sections, and scoring tests those words, literally. It knows no synonyms and sees no images."
     : `Prompts: ${S.prompt_version}. Cost: ${short(S.cost)} US dollars.`;
   function conceptTable() {
-    const steered = (row, wish) => row.steering && row.steering[wish];
-    const outcome = (wish, title) => ({
-      title, num: true, hint: `Steering ${wish === "appear" ? "towards" : "away from"} the concept: on target / off target`,
-      value: (row) => { const r = steered(row, wish); return r ? r.on_target.rate : null; },
+    const steered = (row, intended) => row.steering && row.steering[intended];
+    const outcome = (intended, title) => ({
+      title, num: true, hint: `Steering ${intended === "added" ? "towards" : "away from"} the concept: on target / off target`,
+      value: (row) => { const r = steered(row, intended); return r ? r.on_target.rate : null; },
       cell: (row) => {
         if (!D.evaluation) return h("span", { class: "soft" }, "not run");
-        const r = steered(row, wish);
+        const r = steered(row, intended);
         if (!r || (r.on_target.n === 0 && r.off_target.n === 0)) return h("span", { class: "soft", title: "not steered, or no study to judge it on" }, DASH);
         return [rate(r.on_target), h("span", { class: "soft" }, " / "), rate(r.off_target, "soft"), h("span", { class: "soft small" }, ` at ${r.strength}`)];
       },
@@ -178,7 +178,7 @@
       { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
       { title: "Explanation", wide: true, value: (r) => F.name[r.feature], cell: (r) => h("span", { class: "small", title: F.explanation[r.feature] || "" }, F.name[r.feature] || F.reason[r.feature]) },
       { title: "Detection", num: true, value: (r) => F.detection[r.feature], cell: (r) => fixed(F.detection[r.feature]) },
-      outcome("appear", "Steered in"), outcome("vanish", "Steered out"),
+      outcome("added", "Steered in"), outcome("removed", "Steered out"),
     ], D.concepts, 3);
   }
   function scoreChart() {
@@ -410,17 +410,17 @@
     const title = "Steering" + (entry.concept ? ` (concept: ${entry.concept})` : "");
     const unit = { max_activation: "times the feature's largest activation", residual_norm: "times the residual norm" }[entry.unit] || entry.unit;
     return panel(title,
-      h("p", { class: "soft small" }, `Strength in ${unit}. The first studies in which the concept could appear or vanish, not the best ones; `
+      h("p", { class: "soft small" }, `Strength in ${unit}. The first studies in which the concept could be added or removed, not the best ones; `
         + (D.evaluation ? "at the strength that was best on half of the studies." : "at the largest strength. Evaluation: not run.")),
       entry.rates.length ? [curves(entry.rates, "Rates by strength"), key()] : null,
       entry.examples.map(pair));
   }
   function pair(example) {
     const o = example.outcome, [before, after] = diff(example.original, example.steered);
-    return h("article", { class: "pair" }, h("header", {}, chip(example.wish === "appear" ? "towards" : "away"), `strength ${example.strength}`, h("span", {}, example.study),
+    return h("article", { class: "pair" }, h("header", {}, chip(example.intended === "added" ? "towards" : "away"), `strength ${example.strength}`, h("span", {}, example.study),
       o && o.eligible ? (o.on_target ? chip("on target", "good") : chip("missed", "warn")) : null, o && o.off_target ? chip("off target", "bad") : null,
       o && o.no_change ? chip("no change") : null, o && o.degenerate ? chip("degenerate: " + o.degenerate, "bad") : null,
-      o ? h("span", {}, [...o.appeared.map((x) => "+ " + x), ...o.vanished.map((x) => "− " + x), ...o.changed].join("; ")) : null),
+      o ? h("span", {}, [...o.added.map((x) => "+ " + x), ...o.removed.map((x) => "− " + x), ...o.changed].join("; ")) : null),
       h("div", { class: "sides" }, h("div", {}, h("h4", {}, "Original"), h("div", { class: "text" }, before)), h("div", {}, h("h4", {}, "Steered"), h("div", { class: "text" }, after))));
   }
   // Longest common subsequence of words.
@@ -437,25 +437,25 @@
     }
     return [before, after];
   }
-  const ARMS = { feature: "SAE feature", means: "difference of means", random: "random direction", prompt: "sentence in the prompt" };
+  const METHODS = { add: "SAE feature added", add_several: "several SAE features added", clamp: "SAE feature clamped", class_means: "class-conditional means", ablate: "SAE feature ablated", project: "feature direction projected out", difference_of_means: "difference of means", probe: "linear probe", random: "random direction", prompt: "sentence in the prompt" };
   function steering() {
     const title = h("h1", {}, "Steering");
     if (!D.steering) return [title, h("p", { class: "lead" }, "Stage steer: not run.")];
     if (!D.evaluation) return [title, h("p", { class: "lead" }, "Stage evaluation: not run. The pages of the steered features show example reports."), steeredList()];
-    const arms = Object.entries(D.evaluation.headline).map(([arm, rates]) => ({ arm, ...rates }));
+    const methods = Object.entries(D.evaluation.headline).map(([method, rates]) => ({ method, ...rates }));
     const column = (name, title) => ({ title, num: true, value: (r) => r[name].rate, cell: (r) => [rate(r[name]), h("span", { class: "soft small" }, isNumber(r[name].rate) ? ` ${(100 * r[name].low).toFixed(0)}–${percent(r[name].high)}` : "")] });
     const rates = [column("on_target", "On target"), column("off_target", "Off target"), column("no_change", "No change"), column("degenerate", "Degenerate")];
     return [title,
-      h("p", { class: "lead" }, `${count(D.evaluation.studies)} held-out studies. On target: the concept appeared (or vanished) as wished. Off target: another finding changed. `
+      h("p", { class: "lead" }, `${count(D.evaluation.studies)} held-out studies. On target: the concept was added (or removed) as intended. Off target: another finding changed. `
         + "For each concept the strength was chosen on one half of the studies and is reported on the other; intervals are 95 %, over studies."),
-      panel("By kind of direction", table([{ title: "Direction", value: (r) => r.arm, cell: (r) => ARMS[r.arm] || r.arm }, ...rates], arms, 1)),
-      h("div", { class: "cols stack" }, arms.map(({ arm }) => panel(`${ARMS[arm] || arm}: rates by strength`,
-        curves(D.evaluation.curves.filter((row) => row.arm === arm), `Rates by strength for ${arm}`), key()))),
+      panel("By method", table([{ title: "Method", value: (r) => r.method, cell: (r) => METHODS[r.method] || r.method }, ...rates], methods, 1)),
+      h("div", { class: "cols stack" }, methods.map(({ method }) => panel(`${METHODS[method] || method}: rates by strength`,
+        curves(D.evaluation.curves.filter((row) => row.method === method), `Rates by strength for ${method}`), key()))),
       panel("By concept, at the best strength", table([
         { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) },
-        { title: "Direction", value: (r) => r.arm, cell: (r) => ARMS[r.arm] || r.arm },
-        { title: "Feature", num: true, value: (r) => (r.arm === "feature" ? r.feature : null), cell: (r) => (r.arm === "feature" && isNumber(r.feature) ? link(r.feature, String(r.feature)) : DASH) },
-        { title: "Wish", value: (r) => r.wish, cell: (r) => r.wish },
+        { title: "Method", value: (r) => r.method, cell: (r) => METHODS[r.method] || r.method },
+        { title: "Feature", num: true, value: (r) => (r.method === "add" ? r.feature : null), cell: (r) => (r.method === "add" && isNumber(r.feature) ? link(r.feature, String(r.feature)) : DASH) },
+        { title: "Intended", value: (r) => r.intended, cell: (r) => r.intended },
         { title: "Strength", num: true, value: (r) => r.strength, cell: (r) => r.strength }, ...rates,
       ], D.evaluation.best, 0, false))];
   }

@@ -215,47 +215,48 @@ def _exemplars(path: Path, table: pa.Table, shown: set[int], cfg: AtlasConfig) -
 def _steering(workdir: Path, cfg: AtlasConfig, evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Pairs of reports for each steered feature, and the rates of its concept by strength.
 
-    For each wish the pairs are at the strength that evaluation chose (else the largest), of the first studies in the
-    file's order in which the concept could appear or vanish, successful or not: a sample, not a selection.
+    For each intended effect the pairs are at the strength that evaluation chose (else the largest), of the first
+    studies in the file's order in which the concept could be added or removed, successful or not: a sample, not a
+    selection.
     """
     if not is_finished(workdir, folder("steer", cfg)):
         return None
     outcome = _outcomes(workdir / folder("evaluation", cfg)) if evaluation is not None else {}
     best = {
-        (entry["feature"], entry["wish"]): entry["strength"]
+        (entry["feature"], entry["intended"]): entry["strength"]
         for entry in (evaluation or {"best": []})["best"]
-        if entry["arm"] == "feature" and entry["strength"] is not None
+        if entry["method"] == "add" and entry["strength"] is not None
     }
     strongest = _strongest(workdir / folder("steer", cfg) / "generations.jsonl")
     features: dict[str, dict[str, Any]] = {}
     taken: dict[tuple[int, str], int] = defaultdict(int)
     for number, line in enumerate(_lines(workdir / folder("steer", cfg) / "generations.jsonl")):
         settings, strength = line["settings"], line["strength"]
-        if settings["arm"] != "feature" or not strength:
+        if settings["method"] != "add" or not strength:
             continue
-        feature, wish = settings["feature"], "appear" if strength > 0 else "vanish"
+        feature, intended = settings["feature"], "added" if strength > 0 else "removed"
         entry = features.setdefault(
             str(feature),
             {"concept": settings["concept"], "unit": settings["unit"], "examples": [], "rates": []},
         )
         row = outcome.get(number)
-        wanted = best.get((feature, wish), strongest[feature, wish])
+        wanted = best.get((feature, intended), strongest[feature, intended])
         if (
             strength != wanted
-            or (row and row["wish"] and not row["eligible"])
-            or taken[feature, wish] >= cfg.n_steering
+            or (row and row["intended"] and not row["eligible"])
+            or taken[feature, intended] >= cfg.n_steering
         ):
             continue
-        taken[feature, wish] += 1
+        taken[feature, intended] += 1
         entry["examples"].append(
-            {"study": line["study"], "strength": strength, "wish": wish}
+            {"study": line["study"], "strength": strength, "intended": intended}
             | {"original": line["original"], "steered": line["steered"], "outcome": row}
         )
     for entry in features.values():
         entry["rates"] = [
             _rate_row(row)
             for row in (evaluation or {"rates": []})["rates"]
-            if row["arm"] == "feature" and row["concept"] == entry["concept"]
+            if row["method"] == "add" and row["concept"] == entry["concept"]
         ]
     return {"features": features}
 
@@ -272,22 +273,22 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
 def _strongest(path: Path) -> dict[tuple[int, str], float]:
     found: dict[tuple[int, str], float] = {}
     for line in _lines(path):
-        if line["settings"]["arm"] == "feature" and line["strength"]:
-            key = (line["settings"]["feature"], "appear" if line["strength"] > 0 else "vanish")
+        if line["settings"]["method"] == "add" and line["strength"]:
+            key = (line["settings"]["feature"], "added" if line["strength"] > 0 else "removed")
             found[key] = max(found.get(key, 0.0), line["strength"], key=abs)
     return found
 
 
 def _outcomes(directory: Path) -> dict[int, dict[str, Any]]:
     names = [
-        "wish",
+        "intended",
         "eligible",
         "on_target",
         "off_target",
         "no_change",
         "degenerate",
-        "appeared",
-        "vanished",
+        "added",
+        "removed",
         "changed",
     ]
     table = _table(directory / "results.parquet").select(["line", *names])
@@ -302,13 +303,13 @@ def _rate_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _concept_steering(evaluation: Mapping[str, Any] | None, concept: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best strength of the concept's own feature for each wish, measured on the other half of the studies."""
+    """The best strength of the concept's own feature by intended effect, measured on the other half of the studies."""
     if evaluation is None:
         return None
     return {
-        entry["wish"]: _rate_row(entry)
+        entry["intended"]: _rate_row(entry)
         for entry in evaluation["best"]
-        if entry["arm"] == "feature"
+        if entry["method"] == "add"
         and entry["concept"] == concept["concept"]
         and entry["feature"] == concept["feature"]
         and entry["strength"] is not None
@@ -320,10 +321,14 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     return {
         "studies": evaluation["studies"],
-        "headline": {arm: {name: rates[name] for name in _RATES} for arm, rates in evaluation["headline"].items()},
-        "curves": [{"arm": row["arm"]} | _rate_row(row) for row in evaluation["rates"] if row["concept"] == "all"],
+        "headline": {
+            method: {name: rates[name] for name in _RATES} for method, rates in evaluation["headline"].items()
+        },
+        "curves": [
+            {"method": row["method"]} | _rate_row(row) for row in evaluation["rates"] if row["concept"] == "all"
+        ],
         "best": [
-            {name: entry[name] for name in ("concept", "arm", "wish", "feature")} | _rate_row(entry)
+            {name: entry[name] for name in ("concept", "method", "intended", "feature")} | _rate_row(entry)
             for entry in evaluation["best"]
             if entry["strength"] is not None
         ],

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf
 from maira_jax.model.sites import Site
 from maira_jax.run import files
 from steer.program import decode
-from steer.program.beside import side_by_side
-from steer.program.edit import Edits
+from steer.program.edit import SteeringEdits
 
 # (vision: width, layers, heads, patch, image), (text: width, MLP, layers, heads, vocabulary), words of a prompt.
 SIZES = {
@@ -49,7 +49,7 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--studies", type=int, default=8)
     parser.add_argument("--rows", type=int, default=32, help="features x strengths, for each study")
     parser.add_argument("--tokens", type=int, default=64, help="that each row is long")
-    parser.add_argument("--workers", type=int, default=2, help="batches that we write side by side")
+    parser.add_argument("--workers", type=int, default=2, help="batches that we write in parallel")
     parser.add_argument("--peer_batch", type=int, default=64, help="rows that transformers writes at a time")
     parser.add_argument("--turns", type=int, default=3, help="how often each is timed; the best counts")
     parser.add_argument("--peers", default=",".join(PEERS), help="how transformers is used: generate, prefilled")
@@ -78,7 +78,7 @@ def main(options: Sequence[str]) -> None:
                     "load": os.getloadavg()[0],
                     **found,
                     "ratio": {who: round(ours / found[who]["tokens_per_second"], 2) for who in found},
-                    # Random weights have near ties, and a row that has once taken the other way stays apart.
+                    # Random weights have near ties, and a row that has once diverged does not come back.
                     "same_tokens": {who: round(float((wrote[who] == wrote["ours"]).mean()), 4) for who in found},
                 }
             ),
@@ -152,21 +152,23 @@ def _timed(
 
 def _ours(arguments: argparse.Namespace, folder: Path, who: str) -> Run:
     cfg = Maira2Config.from_dir(folder)
-    params = decode.apart(convert.to_flax(folder, cfg, np.dtype(np.float32)))
+    params = decode.unstacked(convert.to_flax(folder, cfg, np.dtype(np.float32)))
     inputs, site = np.load(folder / "inputs.npz"), Site.parse("language.2.resid_post", cfg)
     tokens, mask, pixels, vectors = (inputs[name] for name in ("tokens", "mask", "pixels", "vectors"))
-    shape = decode.Shape.of(site, False, slots=arguments.rows, max_new_tokens=arguments.tokens, eos_id=-1)
+    shape = decode.SweepShape.of(site, False, slots=arguments.rows, max_new_tokens=arguments.tokens, eos_id=-1)
     n = arguments.rows
-    edits = Edits(jnp.full(n, site.code, jnp.int32), jnp.asarray(vectors), jnp.ones(n))
+    edits = SteeringEdits(jnp.full(n, site.code, jnp.int32), jnp.asarray(vectors), jnp.ones(n))
     each = -(-arguments.studies // arguments.workers)
     parts = [slice(start, start + each) for start in range(0, arguments.studies, each)]
 
     def write(part: slice) -> np.ndarray:
-        prompts = decode.read(params, cfg, shape, tokens[part], mask[part], pixels[part], np.zeros_like(mask[part]))
-        return decode.write(params, cfg, shape, prompts, edits, True, np.full(len(tokens[part]), n))[0]
+        prompts = decode.prefill(params, cfg, shape, tokens[part], mask[part], pixels[part], np.zeros_like(mask[part]))
+        rows = decode.SteeredRows.of(edits, True, np.full(len(tokens[part]), n))
+        return decode.write_rows(params, cfg, shape, prompts, rows)[0]
 
     def run() -> np.ndarray:
-        return np.concatenate(list(side_by_side(write, parts, arguments.workers)))
+        with ThreadPoolExecutor(arguments.workers) as pool:
+            return np.concatenate(list(pool.map(write, parts)))
 
     return run
 

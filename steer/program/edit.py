@@ -1,45 +1,107 @@
-"""How directions become an edit of the model: a batch of rows, each with its own."""
+"""Interventions as an edit of the model: a batch of rows, each with its own."""
+
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from maira_jax.model import maira2
 from maira_jax.model.layers import Tap
+from maira_jax.model.sites import Site
+from steer.methods.intervention import Intervention
 
 
 @struct.dataclass
-class Edits(maira2.Edits):
-    """x + strength * direction + sum over c of share[c] * (target[c] - f_c(x)) * writer[c], at one site.
+class ClampEdits:
+    """Features that are set, up to C in each row: sum over c of weight[c] * (target[c] - f_c(x)) * decoder[c] is added.
 
-    f_c(x) is x . reader[c] + bias[c] where that is above threshold[c], else 0: a feature of an autoencoder, or how far
-    x reaches along a direction. Every f_c reads the x before the edit. All fields are traced: adding a direction,
-    clamping a feature to a value and removing a feature or a direction are one program, and so are C of them at once.
+    f_c(x) is x . encoder[c] + bias[c] where that is above threshold[c], else 0: a feature of an autoencoder, or the
+    projection of x on a direction. Every f_c reads the x before the edit.
 
-    reader, writer: float32 [batch, C, d].
-    bias, threshold, target, share: float32 [batch, C]; a share of 0 leaves x alone.
+    encoder_directions, decoder_directions: float32 [batch, C, d].
+    bias, threshold, target, weight: float32 [batch, C]; a weight of 0 leaves x alone.
     """
 
-    reader: jax.Array | None = None
-    writer: jax.Array | None = None
-    bias: jax.Array | None = None
-    threshold: jax.Array | None = None
-    target: jax.Array | None = None
-    share: jax.Array | None = None
+    encoder_directions: jax.Array
+    decoder_directions: jax.Array
+    bias: jax.Array
+    threshold: jax.Array
+    target: jax.Array
+    weight: jax.Array
+
+    def delta(self, x: jax.Array) -> jax.Array:
+        """What is added to x [batch, positions, d]; float32."""
+        wide = x.astype(jnp.float32)
+        read = jnp.einsum("bpd,bcd->bpc", wide, self.encoder_directions) + self.bias[:, None]  # [B, P, C]
+        feature = jnp.where(read > self.threshold[:, None], read, 0.0)  # [B, P, C]
+        change = self.weight[:, None] * (self.target[:, None] - feature)  # [B, P, C]
+        return jnp.einsum("bpc,bcd->bpd", change, self.decoder_directions)  # [B, P, d]
+
+
+@struct.dataclass
+class SteeringEdits(maira2.Edits):
+    """x + strength * direction + what `clamps` adds, at one site.
+
+    All fields are traced: adding a direction, clamping a feature to a value and removing a feature or a direction are
+    one program, and so are C of them at once.
+    """
+
+    clamps: ClampEdits | None = None
+
+    @classmethod
+    def of(cls, interventions: Sequence[Intervention], strengths: Sequence[float], site: Site) -> Self:
+        """The edit of some rows: row i does interventions[i] at strengths[i].
+
+        The shapes depend on the number of rows, and on the largest number of features that an intervention sets.
+
+        Args:
+          interventions: [batch].
+          strengths: [batch], in units of each intervention; 0 edits nothing.
+          site: where the residual stream is edited.
+        """
+        lengths = [0.0 if i.clamps else s * i.unit for i, s in zip(interventions, strengths, strict=True)]
+        return cls(
+            site=jnp.full(len(interventions), site.code, jnp.int32),
+            direction=jnp.asarray(np.stack([intervention.vector for intervention in interventions])),
+            strength=jnp.asarray(lengths, jnp.float32),
+            clamps=_clamp_edits(interventions, strengths),
+        )
 
     def tap(self, mask: jax.Array) -> Tap:
         """The edit as a function of (x [batch, positions, d], site code), on the positions in `mask`."""
-        add = super().tap(mask)
-        if self.reader is None or not self.reader.shape[1]:
+        add, clamps = super().tap(mask), self.clamps
+        if clamps is None:
             return add
 
         def edit(x: jax.Array, code: jax.Array) -> jax.Array:
-            wide = x.astype(jnp.float32)
-            read = jnp.einsum("bpd,bcd->bpc", wide, self.reader) + self.bias[:, None]  # type: ignore[index]
-            feature = jnp.where(read > self.threshold[:, None], read, 0.0)  # type: ignore[index]
-            change = self.share[:, None] * (self.target[:, None] - feature)  # type: ignore[index]
-            delta = jnp.einsum("bpc,bcd->bpd", change, self.writer)
-            here = (mask & (self.site == code)[:, None])[..., None]
-            return add(x, code) + jnp.where(here, delta, 0).astype(x.dtype)
+            here = (mask & (self.site == code)[:, None])[..., None]  # [B, P, 1]
+            return add(x, code) + jnp.where(here, clamps.delta(x), 0).astype(x.dtype)
 
         return edit
+
+
+def _clamp_edits(interventions: Sequence[Intervention], strengths: Sequence[float]) -> ClampEdits | None:
+    """The features that each row sets, padded to the largest number of them; None where no row could set any."""
+    max_features = max((len(clamp.bias) for i in interventions for clamp in i.clamps), default=0)
+    if not max_features:
+        return None
+    n, width = len(interventions), len(interventions[0].vector)
+    wide = {
+        name: np.zeros((n, max_features, width), np.float32) for name in ("encoder_directions", "decoder_directions")
+    }
+    each = {name: np.zeros((n, max_features), np.float32) for name in ("bias", "threshold", "target", "weight")}
+    for row, (intervention, strength) in enumerate(zip(interventions, strengths, strict=True)):
+        clamp = intervention.clamp_at(strength)
+        if clamp is None:
+            continue
+        features = slice(0, len(clamp.bias))
+        for name, array in wide.items():
+            array[row, features] = getattr(clamp, name)
+        for name in ("bias", "threshold"):
+            each[name][row, features] = getattr(clamp, name)
+        each["target"][row, features] = strength * clamp.value
+        each["weight"][row, features] = 1.0
+    return ClampEdits(**{name: jnp.asarray(array) for name, array in (wide | each).items()})

@@ -1,4 +1,4 @@
-"""Writes the reports of a sweep, some studies at a time. Every call has the same shapes: one compilation."""
+"""Writes the reports of a sweep, some studies at a time. Every call has the same shapes, so it is compiled once."""
 
 import dataclasses
 import time
@@ -14,87 +14,97 @@ from maira_jax.inputs.batches import fill_up
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
-from steer.config import Settings
-from steer.methods.directions import PROMPT, Direction, edits, none
+from steer.config import SteerSection
+from steer.methods.direction import Direction
 from steer.program import decode
-from steer.program.decode import Prefixes, Shape
-from steer.program.edit import Edits
+from steer.program.decode import PromptPrefixes, SteeredRows, SweepShape
+from steer.program.edit import SteeringEdits
 from steer.program.prompts import Prompts
 
-_MEASURED = 6  # tokens
-_LENGTHS = 4  # to which texts are cut when their surprise is measured, each a program
-SAID = {1.0: "There is {}.", -1.0: "There is no {}."}  # of a concept, for the arm "prompt"
+_TIMED_STEPS = 6  # decoding steps that an estimate times
+_LENGTHS = 4  # lengths to which reports are cut when their likelihood is measured; each is compiled once
 
 
-class Row(NamedTuple):
-    """One report for each study: along which direction, how strongly."""
+class GenerationRow(NamedTuple):
+    """One report for each study: along which direction, and how strongly."""
 
     direction: Direction
     strength: float
 
-
-class Measured(NamedTuple):
-    """Seconds to read the prompts, to read them again for one row in every place, and to write one token in every
-    place; and the bytes that this needs."""
-
-    read: float
-    reread: float
-    token: float
-    bytes: int
+    @property
+    def sentence(self) -> str | None:
+        """The sentence that the study's indication is extended by; None where the prompt is the study's own."""
+        return self.direction.intervention.sentences.get(self.strength)
 
 
-class Report(NamedTuple):
+class SteeredReport(NamedTuple):
     """What was written.
 
     Attributes:
       text: the report.
-      tokens: how many it has, its end token counted.
+      tokens: its number of tokens, its end token counted.
       finished: whether it ended by itself.
       finite: whether every token was chosen from finite logits.
-      surprise: how unlikely the unsteered model finds it, nats a token.
+      mean_nll: its mean negative log-likelihood under the unsteered model, nats per token.
     """
 
     text: str
     tokens: int
     finished: bool
     finite: bool
-    surprise: float
+    mean_nll: float
 
 
-def plan(steered: Sequence[Direction], strengths: Sequence[float], d_model: int) -> list[Row]:
-    """The rows of a study: the unsteered report, each direction at its strengths, and last those with other prompts."""
-    rows = [Row(none(d_model), 0.0)]
-    rows += [Row(direction, strength) for direction in steered for strength in direction.strengths(strengths)]
-    return sorted(rows, key=lambda row: row.direction.arm == PROMPT)
+class MeasuredCost(NamedTuple):
+    """What some steps of a sweep took.
+
+    Attributes:
+      prefill: seconds to read the prompts.
+      row_prefill: seconds to read the prompt again for one row in every slot.
+      token: seconds to write one token in every slot.
+      bytes: the memory that this needs.
+    """
+
+    prefill: float
+    row_prefill: float
+    token: float
+    bytes: int
+
+
+def plan_rows(directions: Sequence[Direction], strengths: Sequence[float], d_model: int) -> list[GenerationRow]:
+    """The rows of each study: the unsteered report, each direction at its strengths, and last the prompted ones."""
+    rows = [GenerationRow(Direction.none(d_model), 0.0)]
+    rows += [GenerationRow(direction, s) for direction in directions for s in direction.strengths(strengths)]
+    return sorted(rows, key=lambda row: row.sentence is not None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Writer:
+class SweepWriter:
     """Writes all rows of some studies.
 
     Attributes:
-      params: the model, with the language model's layers apart.
+      params: the model, with the language model's layers unstacked.
       cfg: its configuration.
-      prompts: of the studies.
-      site: where to edit.
-      settings: of the sweep.
-      seed: of the draws.
-      rows: of each study, those with other prompts last.
-      table: the edits of the others.
-      said: the sentences of those with other prompts.
-      said_length: tokens of the longest prompt with a sentence.
+      prompts: the prompts of the studies.
+      site: where the residual stream is edited.
+      section: the section of the configuration.
+      seed: the seed of the draws.
+      rows: the rows of each study, the prompted ones last.
+      edits: the edits of the others.
+      sentences: the sentences of the prompted rows.
+      prompted_length: tokens of the longest prompt with a sentence.
     """
 
     params: Params
     cfg: Maira2Config
     prompts: Prompts
     site: Site
-    settings: Settings
+    section: SteerSection
     seed: int
-    rows: Sequence[Row]
-    table: Edits
-    said: tuple[str, ...]
-    said_length: int
+    rows: Sequence[GenerationRow]
+    edits: SteeringEdits
+    sentences: tuple[str, ...]
+    prompted_length: int
 
     @classmethod
     def of(
@@ -103,146 +113,135 @@ class Writer:
         cfg: Maira2Config,
         prompts: Prompts,
         site: Site,
-        settings: Settings,
+        section: SteerSection,
         seed: int,
-        rows: Sequence[Row],
+        rows: Sequence[GenerationRow],
     ) -> Self:
-        """For a model as it is loaded."""
-        own = [row for row in rows if row.direction.arm != PROMPT]
-        table = edits([row.direction for row in own], [row.strength for row in own], site)
-        said = tuple(SAID[row.strength].format(row.direction.target.concept) for row in rows[len(own) :])  # type: ignore[union-attr]
-        length = prompts.length_with(said) if said else 0
-        return cls(decode.apart(params), cfg, prompts, site, settings, seed, rows, table, said, length)
+        """The writer for a model as it is loaded."""
+        own = [row for row in rows if row.sentence is None]
+        edits = SteeringEdits.of([row.direction.intervention for row in own], [row.strength for row in own], site)
+        sentences = tuple(row.sentence for row in rows if row.sentence is not None)
+        length = prompts.length_with(sentences) if sentences else 0
+        return cls(decode.unstacked(params), cfg, prompts, site, section, seed, rows, edits, sentences, length)
 
     @property
-    def shape(self) -> Shape:
-        """Of the rows with the study's own prompt."""
-        slots = min(self.settings.batch_rows, len(self.table.site))
-        longest, eos = self.settings.max_new_tokens, self.prompts.tokenizer.eos_id
-        return Shape.of(self.site, self.settings.edits_prompt, slots=slots, max_new_tokens=longest, eos_id=eos)
+    def shape(self) -> SweepShape:
+        """The shape of the rows with the study's own prompt."""
+        return SweepShape.of(
+            self.site,
+            self.section.edits_prompt,
+            slots=min(self.section.batch_rows, len(self.edits.site)),
+            max_new_tokens=self.section.max_new_tokens,
+            eos_id=self.prompts.tokenizer.eos_id,
+        )
 
     @property
-    def _plain(self) -> Shape:
-        """Of rows that nothing is edited in: whatever is shared can be."""
+    def _unedited_shape(self) -> SweepShape:
+        """The shape where no prompt is edited: rows share all layers of a prompt."""
         return dataclasses.replace(self.shape, tower="language", first_layer=None)
 
     def sampling(self, studies: Sequence[int]) -> Sampling | None:
-        """How tokens are chosen: a study draws alike in all its rows, whatever its company."""
-        if not self.settings.temperature:
+        """How tokens are chosen: all rows of a study share its draws, independent of the other studies in its batch."""
+        if not self.section.temperature:
             return None
-        names = [self.prompts.studies[number].study_id for number in fill_up(studies, self.settings.batch_studies)]
-        each = (jnp.float32(self.settings.temperature), jnp.float32(self.settings.top_p))
+        names = [self.prompts.studies[number].study_id for number in fill_up(studies, self.section.batch_studies)]
+        each = (jnp.float32(self.section.temperature), jnp.float32(self.section.top_p))
         return Sampling(row_keys(names, self.seed), *each)
 
-    def read(self, studies: Sequence[int], shape: Shape) -> Prefixes:
-        """Reads the prompts of studies, filled up to as many as are written together."""
-        batch = self.prompts.batch(fill_up(studies, self.settings.batch_studies))
-        edited = self.settings.edited(batch.kinds)
-        return decode.read(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, edited)
+    def prefill(self, studies: Sequence[int], shape: SweepShape) -> PromptPrefixes:
+        """Reads the prompts of studies, filled up to `batch_studies`."""
+        batch = self.prompts.batch(fill_up(studies, self.section.batch_studies))
+        edited = self.section.edited(batch.kinds)
+        return decode.prefill(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, edited)
 
-    def write(self, studies: Sequence[int], on_rows: Callable[[int], object] = lambda rows: None) -> list[list[Report]]:
-        """For each study, at most `batch_studies` of them, the reports of all rows.
+    def steered_rows(self, studies: Sequence[int]) -> SteeredRows:
+        """The rows with the study's own prompt; none of the studies that fill up the batch."""
+        counts = np.where(np.arange(self.section.batch_studies) < len(studies), len(self.edits.site), 0)
+        return SteeredRows.of(self.edits, self.section.edits_generated, counts, self.sampling(studies))
+
+    def write(
+        self, studies: Sequence[int], on_rows: Callable[[int], object] = lambda rows: None
+    ) -> list[list[SteeredReport]]:
+        """The reports of all rows, for each study.
 
         Args:
-          studies: their numbers in `prompts`.
-          on_rows: is told now and then how many more reports have come to an end.
+          studies: numbers of studies in `prompts`, at most `batch_studies`.
+          on_rows: called periodically with the number of reports that have ended since the last call.
         """
-        shape, places = self.shape, self.settings.batch_studies
-        prompts = self.read(studies, shape)
-        count = np.where(np.arange(places) < len(studies), len(self.table.site), 0)
-        own = decode.write(
-            self.params,
-            self.cfg,
-            shape,
-            prompts,
-            self.table,
-            self.settings.generated,
-            count,
-            on_rows,
-            self.sampling(studies),
-        )
-        said = self._write_said(studies, on_rows) if self.said else tuple(array[:, :0] for array in own)
-        tokens, lengths, finite = (np.concatenate(pair, axis=1) for pair in zip(own, said, strict=True))
+        shape = self.shape
+        prompts = self.prefill(studies, shape)
+        steered = decode.write_rows(self.params, self.cfg, shape, prompts, self.steered_rows(studies), on_rows)
+        prompted = self._write_prompted(studies, on_rows) if self.sentences else tuple(x[:, :0] for x in steered)
+        tokens, lengths, finite = (np.concatenate(pair, axis=1) for pair in zip(steered, prompted, strict=True))
         if shape.first_layer is not None:
-            prompts = self.read(studies, self._plain)
-        nats = self._surprise(prompts, tokens, lengths)
-        eos, text_of = self.prompts.tokenizer.eos_id, self.prompts.tokenizer.decode
+            prompts = self.prefill(studies, self._unedited_shape)
+        nats = self._mean_nll(prompts, tokens, lengths)  # [studies, rows]
         return [
-            [
-                Report(
-                    text_of(ids[:n]), int(n), int(ids[n - 1]) == eos, bool(finite[s, r]), round(float(nats[s, r]), 5)
-                )
-                for r, (ids, n) in enumerate(zip(tokens[s], lengths[s], strict=True))
-            ]
+            [self._report(*row) for row in zip(tokens[s], lengths[s], finite[s], nats[s], strict=True)]
             for s in range(len(studies))
         ]
 
-    def _surprise(self, prompts: Prefixes, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """See `generate.surprise`. Reports of about the same length are read together, cut to one of a few lengths."""
-        studies, n, longest = tokens.shape
-        step, together = -(-longest // _LENGTHS), self.shape.slots
+    def _report(self, tokens: np.ndarray, length: int, finite: bool, mean_nll: float) -> SteeredReport:
+        ids, tokenizer = tokens[:length], self.prompts.tokenizer
+        finished = int(ids[-1]) == tokenizer.eos_id
+        return SteeredReport(tokenizer.decode(ids), int(length), finished, bool(finite), round(float(mean_nll), 5))
+
+    def _mean_nll(self, prompts: PromptPrefixes, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """See `decode.mean_nll`. Reports of similar length are read together, cut to one of a few lengths."""
+        studies, n, max_length = tokens.shape
+        step, together = -(-max_length // _LENGTHS), self.shape.slots
         order = np.argsort(lengths, axis=1, kind="stable")  # [studies, n]
         nats = np.zeros((studies, n), np.float32)
         for start in range(0, n, together):
             ranks = np.minimum(np.arange(start, start + together), n - 1)
             rows = order[:, ranks]  # [studies, together]
-            each = np.take_along_axis(lengths, rows, axis=1)
-            cut = min(-(-int(each.max()) // step) * step, longest)
-            texts = np.take_along_axis(tokens, rows[..., None], axis=1)[..., :cut]
-            found = decode.surprise(self.params, self.cfg, prompts, texts, each)
+            each = np.take_along_axis(lengths, rows, axis=1)  # [studies, together]
+            length = min(-(-int(each.max()) // step) * step, max_length)
+            texts = np.take_along_axis(tokens, rows[..., None], axis=1)[..., :length]  # [studies, together, length]
+            found = decode.mean_nll(self.params, self.cfg, prompts, texts, each)
             np.put_along_axis(nats, rows, np.asarray(found), axis=1)
         return nats
 
-    def measure(self, studies: Sequence[int]) -> "Measured":
-        """Reads the prompts of studies and writes a few tokens in every place."""
-        shape, steps = self.shape, jnp.int32(_MEASURED)
-        self.read(studies, shape)  # compiles
-        start = time.perf_counter()
-        prompts = jax.block_until_ready(self.read(studies, shape))
-        read = time.perf_counter() - start
-        count = jnp.full(self.settings.batch_studies, len(self.table.site), jnp.int32)
-        state = decode.begin(self.cfg, shape, prompts, self.table, count)
-        generated = jnp.asarray(self.settings.generated)
-        sampling = self.sampling(studies)
-        program = decode.advance.lower(
-            self.params, self.cfg, shape, prompts, self.table, generated, count, state, steps, sampling
-        ).compile()
-        took = []
-        for _ in range(2):
-            start = time.perf_counter()
-            state = program(self.params, prompts, self.table, generated, count, state, steps, sampling)
-            jax.block_until_ready(state)
-            took.append((time.perf_counter() - start) / _MEASURED)
-        found = program.memory_analysis()
-        assert found is not None
-        return Measured(
-            read,
-            max(took[0] - took[1], 0) * _MEASURED,
-            took[1],
-            found.argument_size_in_bytes + found.temp_size_in_bytes,
-        )
-
-    def _write_said(
+    def _write_prompted(
         self, studies: Sequence[int], on_rows: Callable[[int], object]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The rows with other prompts, each a prompt of its own; for as many studies as are written together."""
-        shape = dataclasses.replace(self._plain, slots=1)
-        wanted = [
-            (study, sentence) for study in fill_up(studies, self.settings.batch_studies) for sentence in self.said
-        ]
-        places = self.settings.batch_studies * self.shape.slots
-        zero = edits([self.rows[0].direction], [0.0], self.site)
+        """The prompted rows, each with a prompt of its own, of `batch_studies` studies; see `decode.write_rows`."""
+        shape = dataclasses.replace(self._unedited_shape, slots=1)
+        filled = fill_up(studies, self.section.batch_studies)
+        wanted = [(study, sentence) for study in filled for sentence in self.sentences]
+        batch_size = self.section.batch_studies * self.shape.slots
+        unedited = SteeringEdits.of([Direction.none(self.cfg.text.hidden_size).intervention], [0.0], self.site)
         parts = []
-        for start in range(0, len(wanted), places):
-            part = fill_up(wanted[start : start + places], places)
-            batch = self.prompts.batch([study for study, _ in part], [said for _, said in part], self.said_length)
-            prompts = decode.read(
-                self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, np.zeros_like(batch.mask)
-            )
-            count = (start + np.arange(places) < len(studies) * len(self.said)).astype(int)
-            drawn = self.sampling([study for study, _ in part])
-            parts.append(decode.write(self.params, self.cfg, shape, prompts, zero, False, count, on_rows, drawn))
-        each = (self.settings.batch_studies, len(self.said))
+        for start in range(0, len(wanted), batch_size):
+            numbers, sentences = zip(*fill_up(wanted[start : start + batch_size], batch_size), strict=True)
+            batch = self.prompts.batch(numbers, sentences, self.prompted_length)
+            nowhere = np.zeros_like(batch.mask)
+            prompts = decode.prefill(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, nowhere)
+            counts = start + np.arange(batch_size) < len(studies) * len(self.sentences)
+            rows = SteeredRows.of(unedited, False, counts, self.sampling(numbers))
+            parts.append(decode.write_rows(self.params, self.cfg, shape, prompts, rows, on_rows))
+        each = (self.section.batch_studies, len(self.sentences))
         whole = [np.concatenate(arrays)[: len(wanted), 0] for arrays in zip(*parts, strict=True)]
         tokens, lengths, finite = (array.reshape(*each, *array.shape[1:]) for array in whole)
         return tokens, lengths, finite
+
+    def measure(self, studies: Sequence[int]) -> MeasuredCost:
+        """Reads the prompts of studies and writes a few tokens in every slot."""
+        shape, steps = self.shape, jnp.int32(_TIMED_STEPS)
+        self.prefill(studies, shape)  # compiles
+        start = time.perf_counter()
+        prompts = jax.block_until_ready(self.prefill(studies, shape))
+        prefill = time.perf_counter() - start
+        rows = self.steered_rows(studies)
+        state = decode.begin(self.cfg, shape, prompts, rows)
+        program = decode.advance.lower(self.params, self.cfg, shape, prompts, rows, state, steps).compile()
+        took = []
+        for _ in range(2):
+            start = time.perf_counter()
+            state = jax.block_until_ready(program(self.params, prompts, rows, state, steps))
+            took.append((time.perf_counter() - start) / _TIMED_STEPS)
+        memory = program.memory_analysis()
+        assert memory is not None
+        row_prefill = max(took[0] - took[1], 0) * _TIMED_STEPS  # only the first steps read prompts again
+        size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        return MeasuredCost(prefill, row_prefill, took[1], size)

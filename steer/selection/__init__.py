@@ -1,1 +1,1 @@
-"""Which features a sweep steers."""
+"""Selection: which features a sweep steers."""

@@ -31,19 +31,19 @@ def report(effusion: bool, pacemaker: bool = False) -> str:
     )
 
 
-def line(study: int, arm: str, strength: float, original: str, steered: str) -> dict:
-    concept = "" if arm == "none" else "left pleural effusion"
-    settings = {"arm": arm, "concept": concept, "feature": None if arm == "none" else 3}
+def line(study: int, method: str, strength: float, original: str, steered: str) -> dict:
+    concept = "" if method == "none" else "left pleural effusion"
+    settings = {"method": method, "concept": concept, "feature": None if method == "none" else 3}
     return {
-        "study": f"s{study:02d}", "direction": arm, "strength": strength, "original": original,
-        "steered": steered, "finished": True, "finite": True, "surprise": 0.5 + abs(strength), "settings": settings,
+        "study": f"s{study:02d}", "direction": method, "strength": strength, "original": original,
+        "steered": steered, "finished": True, "finite": True, "mean_nll": 0.5 + abs(strength), "settings": settings,
     }  # fmt: skip
 
 
 def made_generations() -> list[dict]:
-    """30 studies without an effusion, 10 with one. Strength 2 of the feature makes it appear in all,
+    """30 studies without an effusion, 10 with one. Strength 2 of the feature adds it in all,
     with a pacemaker in every fifth; strength 1 in every second; strength 4 makes the text repeat
-    itself; the random arm does nothing; -2 never removes it."""
+    itself; the random direction does nothing; -2 never removes it."""
     lines = []
     for study in range(N):
         has = study >= 30
@@ -57,7 +57,7 @@ def made_generations() -> list[dict]:
                 steered = report(True, pacemaker=study % 5 == 0)
             if strength == 4.0:
                 steered = "effusion " * 30
-            lines.append(line(study, "feature", strength, original, steered))
+            lines.append(line(study, "add", strength, original, steered))
             lines.append(line(study, "random", strength, original, original))
     return lines
 
@@ -87,9 +87,9 @@ def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
     workdir, _ = evaluated
     summary = files.read_json(workdir / "evaluation" / "made" / "summary.json")
     assert (summary["unsteered"]["reports"], summary["unsteered"]["degenerate"]) == (N, 0)
-    assert summary["unsteered"]["surprise"]["rate"] == 0.5
-    rates = {(r["arm"], r["strength"]): r for r in summary["rates"] if r["concept"] == "all"}
-    two, one, four = rates["feature", 2.0], rates["feature", 1.0], rates["feature", 4.0]
+    assert summary["unsteered"]["mean_nll"]["rate"] == 0.5
+    rates = {(r["method"], r["strength"]): r for r in summary["rates"] if r["concept"] == "all"}
+    two, one, four = rates["add", 2.0], rates["add", 1.0], rates["add", 4.0]
     assert (two["on_target"]["rate"], two["on_target"]["n"]) == (1.0, 30)
     assert (two["off_target"]["rate"], two["off_target"]["n"]) == (0.2, N)
     assert one["on_target"]["rate"] == 0.5
@@ -98,27 +98,27 @@ def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
     assert four["degenerate"]["rate"] == 1.0
     assert four["on_target"] == {"rate": None, "low": None, "high": None, "n": 0}
     assert (four["on_target_of_all"]["rate"], four["on_target_of_all"]["n"]) == (0.0, 30)
-    assert rates["feature", -2.0]["on_target"] | {"low": 0, "high": 0} == {"rate": 0.0, "low": 0, "high": 0, "n": 10}
+    assert rates["add", -2.0]["on_target"] | {"low": 0, "high": 0} == {"rate": 0.0, "low": 0, "high": 0, "n": 10}
     assert rates["random", 2.0]["no_change"]["rate"] == 1.0
-    assert one["surprise"]["rate"] == 1.5
+    assert one["mean_nll"]["rate"] == 1.5
     assert one["on_target"]["low"] < 0.5 < one["on_target"]["high"]
 
 
 def test_strength_is_chosen_on_one_half_and_reported_on_the_other(evaluated: tuple[Path, dict]) -> None:
     workdir, result = evaluated
     summary = files.read_json(workdir / "evaluation" / "made" / "summary.json")
-    best = {(b["arm"], b["wish"]): b for b in summary["best"]}
-    appear = best["feature", "appear"]
-    assert appear["strength"] == 2.0
-    assert appear["chosen_on"] + appear["on_target"]["n"] == 30
-    assert 8 <= appear["chosen_on"] <= 22
-    assert appear["on_target"]["rate"] == 1.0
-    assert best["feature", "vanish"]["on_target"]["rate"] == 0.0
-    assert best["random", "appear"]["on_target"]["rate"] == 0.0
+    best = {(b["method"], b["intended"]): b for b in summary["best"]}
+    added = best["add", "added"]
+    assert added["strength"] == 2.0
+    assert added["chosen_on"] + added["on_target"]["n"] == 30
+    assert 8 <= added["chosen_on"] <= 22
+    assert added["on_target"]["rate"] == 1.0
+    assert best["add", "removed"]["on_target"]["rate"] == 0.0
+    assert best["random", "added"]["on_target"]["rate"] == 0.0
     assert result["random_on_target"] == 0.0
-    assert 0 < result["feature_off_target"] < 0.4
-    headline = summary["headline"]["feature"]["on_target"]
-    assert headline["n"] == appear["on_target"]["n"] + best["feature", "vanish"]["on_target"]["n"]
+    assert 0 < result["add_off_target"] < 0.4
+    headline = summary["headline"]["add"]["on_target"]
+    assert headline["n"] == added["on_target"]["n"] + best["add", "removed"]["on_target"]["n"]
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -142,16 +142,16 @@ def test_results_name_what_changed(evaluated: tuple[Path, dict]) -> None:
         assert (row["study"], row["strength"]) == (source["study"], source["strength"])
         same = difflib.SequenceMatcher(None, words_of(source["original"]), words_of(source["steered"])).ratio() == 1
         assert (row["edit_distance"] == 0) == same
-    made = next(r for r in rows if r["strength"] == 2.0 and r["arm"] == "feature" and r["study"] == "s05")
-    assert made["appeared"] == ["left pleural effusion", "pacemaker"]
+    made = next(r for r in rows if r["strength"] == 2.0 and r["method"] == "add" and r["study"] == "s05")
+    assert made["added"] == ["left pleural effusion", "pacemaker"]
     assert made["on_target"] and made["off_target"]
 
 
 def test_a_broken_line_is_refused(tmp_path: Path) -> None:
     with Stage(tmp_path, "steer/made", {}) as stage:
-        (stage.dir / "generations.jsonl").write_text('{"study": "s0')
+        (stage.dir / "generations.jsonl").write_text('{"study": "s0\n')
         stage.finish({})
-    with pytest.raises(UserError, match="line 1 of"):
+    with pytest.raises(UserError, match="generations.jsonl, line 1,"):
         evaluate.run(
             configured(10),
             tmp_path,
@@ -166,7 +166,7 @@ def test_a_language_model_compares_the_reports(tmp_path: Path) -> None:
             entry["direction"] = f"{entry['direction']}-3"
         (stage.dir / "generations.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in generations))
         target = {"explanation": 'Says "effusion".', "concept": "left pleural effusion"}
-        described = [{"key": "feature-3", "target": target}, {"key": "random-3", "target": None}]
+        described = [{"key": "add-3", "target": target}, {"key": "random-3", "target": None}]
         files.write_json(stage.dir / "directions.json", described)
         stage.finish({})
     with serve() as server:
@@ -177,14 +177,14 @@ def test_a_language_model_compares_the_reports(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "evaluation" / "made" / "results.parquet").to_pylist()
     judged = [row for row in rows if row["judge_concept"] is not None]
     assert {row["study"] for row in judged} == {f"s{i:02d}" for i in range(7)}
-    assert {row["arm"] for row in judged} == {"feature"}
+    assert {row["method"] for row in judged} == {"add"}
     made = next(r for r in judged if r["strength"] == 2.0 and r["study"] == "s05")
     before, after = ({*words_of(report(*has))} - {".", ","} for has in ((False,), (True, True)))
     assert made["judge_on_target"] == 0 and made["judge_off_target"] == len(before ^ after)
     assert (made["judge_concept"], made["judge_report"], made["judge_fluency"]) == (2, 2, 1)
     rates = files.read_json(tmp_path / "evaluation" / "made" / "summary.json")["rates"]
-    two = next(r for r in rates if r["arm"] == "feature" and r["strength"] == 2.0 and r["concept"] == "all")
+    two = next(r for r in rates if r["method"] == "add" and r["strength"] == 2.0 and r["concept"] == "all")
     assert (two["judge_score"]["rate"], two["judge_score"]["n"]) == (1.5, 7)
-    minus = next(r for r in rates if r["arm"] == "feature" and r["strength"] == -2.0 and r["concept"] == "all")
+    minus = next(r for r in rates if r["method"] == "add" and r["strength"] == -2.0 and r["concept"] == "all")
     assert (minus["judge_no_change"]["rate"], minus["judge_score"]["rate"]) == (1.0, 0.0)
     assert bodies and not any("strength" in json.dumps(body) or "appear" in json.dumps(body) for body in bodies)

@@ -25,15 +25,16 @@ from sae.autoencoder import Sae
 from sae.formats import safetensors as plain_file
 from sae.saved import load_sae, save_sae
 from steer import evaluate, sweep
-from steer.config import Settings
-from steer.methods.directions import ARMS, members
-from steer.methods.means import StudyMeans
+from steer.config import SteerSection
+from steer.methods import METHODS
+from steer.methods.combination import members
 from steer.program import decode as programs
 from steer.program.prompts import Prompts
-from steer.program.sweep_writer import Writer
-from steer.selection.targets import Catalogue
+from steer.program.sweep_writer import SweepWriter
+from steer.selection.catalogue import FeatureCatalogue
 from tests.helpers.phantom_model import D_MODEL, write_model
 
+BUILT_IN = METHODS.names()
 N_STUDIES, N_FEATURES, SITE = 12, 64, "language.1.resid_post"
 
 
@@ -44,7 +45,7 @@ def make_config() -> ConfigDict:
         "match": "",
         "top": 2,
         "combinations": (),
-        "arms": ARMS,
+        "methods": BUILT_IN,
         "strengths": (-4.0, 4.0),
         "unit": "max_activation",
         "positions": ("generated",),
@@ -142,26 +143,26 @@ def lines_of(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "steer" / "test" / sweep.GENERATIONS).read_text().splitlines()]
 
 
-def test_a_line_a_study_direction_and_strength(swept: tuple[Path, dict]) -> None:
+def test_one_line_per_study_direction_and_strength(swept: tuple[Path, dict]) -> None:
     workdir, counts = swept
     lines = lines_of(workdir)
     # Feature 5 is best for two concepts and takes the better one; oedema is in no training study,
     # so what compares studies with and without it does not exist.
-    numbered = ("feature", "features", "clamp", "ablate", "project", "random")
-    keys = [f"{arm}-5" for arm in numbered] + ["prompt-pneumothorax"] + [f"{arm}-9" for arm in numbered]
+    numbered = ("add", "add_several", "clamp", "ablate", "project", "random")
+    keys = [f"{name}-5" for name in numbered] + ["prompt-pneumothorax"] + [f"{name}-9" for name in numbered]
     described = files.read_json(workdir / "steer" / "test" / sweep.DIRECTIONS)
     assert {d["key"] for d in described} == {*keys, "prompt-oedema"}
     assert {d["target"]["concept"] for d in described if d["key"].endswith("-5")} == {"pneumothorax"}
-    assert next(d for d in described if d["key"] == "features-5")["target"]["others"] == [[7, 6.0], [8, 6.0]]
+    assert next(d for d in described if d["key"] == "add_several-5")["target"]["others"] == [[7, 6.0], [8, 6.0]]
     assert np.load(workdir / "steer" / "test" / "directions.npy").shape == (14, D_MODEL)
-    # A concept has 4 arms with two strengths, two with none of their own, and two sentences.
+    # A concept has 4 methods with two strengths, two with none of their own, and two sentences.
     assert counts["generations"] == len(lines) == 5 * (1 + 2 * (4 * 2 + 2 + 2))
     triples = [(line["study"], line["direction"], line["strength"]) for line in lines]
     assert len(set(triples)) == len(triples)
     by_study = {line["study"]: line["steered"] for line in lines if line["direction"] == "none"}
     assert all(line["original"] == by_study[line["study"]] for line in lines)
     assert len(by_study) == 5
-    assert all(line["finite"] and 0 < line["surprise"] < 20 for line in lines)
+    assert all(line["finite"] and 0 < line["mean_nll"] < 20 for line in lines)
 
 
 def plain(workdir: Path, ids: list[str], sampling: Sampling | None = None) -> list[str]:
@@ -185,7 +186,7 @@ def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None
 
 def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:
     config = make_config()
-    config.steer.update({"temperature": 0.8, "top_p": 0.9, "arms": ("random",), "strengths": (1e-20, 9.0)})
+    config.steer.update({"temperature": 0.8, "top_p": 0.9, "methods": ("random",), "strengths": (1e-20, 9.0)})
     sweep.run(config, workdir)
     lines = lines_of(workdir)
     assert all(line["steered"] == line["original"] for line in lines if line["strength"] == 1e-20)
@@ -195,12 +196,13 @@ def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:
     assert plain(workdir, list(originals)) != list(originals.values())
 
 
-def test_every_arm_changes_reports_and_nothing_recompiles(swept: tuple[Path, dict]) -> None:
+def test_every_method_changes_reports_and_nothing_recompiles(swept: tuple[Path, dict]) -> None:
     workdir, _ = swept
     lines = lines_of(workdir)
-    for arm in {line["settings"]["arm"] for line in lines} - {"none"}:
-        assert any(line["steered"] != line["original"] for line in lines if line["settings"]["arm"] == arm), arm
-    used = (programs.read, programs.begin, programs.advance)
+    for method in {line["settings"]["method"] for line in lines} - {"none"}:
+        own = [line for line in lines if line["settings"]["method"] == method]
+        assert any(line["steered"] != line["original"] for line in own), method
+    used = (programs.prefill, programs.begin, programs.advance)
     before = [program._cache_size() for program in used]
     again = make_config()
     again.steer.update({"name": "again", "strengths": (1.0, 16.0)})
@@ -217,13 +219,13 @@ def test_how_many_are_written_side_by_side_decides_nothing(swept: tuple[Path, di
     assert lines_of(workdir) == whole[: len(whole) * 4 // 5]
 
 
-def test_every_arm_that_adds_moves_equally_far(swept: tuple[Path, dict]) -> None:
+def test_every_method_that_adds_moves_equally_far(swept: tuple[Path, dict]) -> None:
     workdir, _ = swept
     vectors = np.load(workdir / "steer" / "test" / "directions.npy")
     described = files.read_json(workdir / "steer" / "test" / sweep.DIRECTIONS)
-    adds = np.array([d["arm"] in ("feature", "features", "random") for d in described])
+    adds = np.array([d["method"] in ("add", "add_several", "random") for d in described])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), adds, rtol=1e-6)
-    assert {d["unit"] for d in described if d["arm"] != "prompt"} == {6.0}
+    assert {d["unit"] for d in described if d["method"] != "prompt"} == {6.0}
 
 
 class Killed(BaseException):
@@ -236,21 +238,21 @@ def test_a_killed_sweep_ends_with_the_same_file(
 ) -> None:
     """Killed after some batches, the last `cut` bytes of which did not reach the disk."""
     calls = []
-    write = Writer.write
+    write = SweepWriter.write
 
-    def failing(self: Writer, studies: range, *args: object) -> list:
+    def failing(self: SweepWriter, studies: range, *args: object) -> list:
         if len(calls) == batches:
             raise Killed
         calls.append(len(studies))
         return write(self, studies, *args)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Writer, "write", failing)
+        patch.setattr(SweepWriter, "write", failing)
         sweep.run(make_config(), workdir)
     path = workdir / "steer" / "test" / sweep.GENERATIONS
     path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - cut])
     redone = []
-    monkeypatch.setattr(Writer, "write", lambda self, *args: redone.append(1) or write(self, *args))
+    monkeypatch.setattr(SweepWriter, "write", lambda self, *args: redone.append(1) or write(self, *args))
     sweep.run(make_config(), workdir)
     assert path.read_bytes() == (swept[0] / "steer" / "test" / sweep.GENERATIONS).read_bytes()
     assert len(redone) == 3 - batches + (1 if cut else 0)
@@ -274,13 +276,13 @@ def test_combinations_of_features(inputs: Path, workdir: Path) -> None:
     lines = [line for line in lines_of(workdir) if line["strength"]]
     assert {line["direction"] for line in lines} == {"5-9", "9+3"}
     pair = next(line["settings"] for line in lines if line["direction"] == "5-9")
-    assert (pair["concept"], pair["also"], pair["arm"]) == ("pneumothorax", ["oedema"], "combination")
+    assert (pair["concept"], pair["also"], pair["method"]) == ("pneumothorax", ["oedema"], "combination")
     w_dec = np.asarray(load_sae(inputs / "sae").params["W_dec"])
     expected = 6.0 * (w_dec[5] - w_dec[9])
     np.testing.assert_allclose(
         np.load(workdir / "steer" / "test" / "directions.npy")[0] * pair["unit_size"], expected, atol=1e-5
     )
-    assert members("12+3-4") == [("", 12), ("+", 3), ("-", 4)]
+    assert members("12+3-4") == [(12, 1.0), (3, 1.0), (4, -1.0)]
 
 
 def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
@@ -295,41 +297,25 @@ def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
     # As BatchTopK's, JumpReLU's and TopK's files are.
     for sae in (own, dataclasses.replace(own, threshold=limits), dataclasses.replace(own, k=2, per_token=True)):
         f = np.asarray(sae.encode(x))
-        measured = Catalogue.measured(sae, store_, (4, 11), "there")
+        measured = FeatureCatalogue.measured(sae, store_, (4, 11), "there")
         for number in (4, 11):
             np.testing.assert_allclose(measured.target(number).max_activation, f[:, number].max(), rtol=1e-5)
     config = make_config()
-    config.steer.update({"sae": str(path), "features": (4, 11), "arms": ("feature",), "studies": 1})
+    config.steer.update({"sae": str(path), "features": (4, 11), "methods": ("add",), "studies": 1})
     for stage in ("sae", "interp"):
         (workdir / stage).unlink()
     sweep.run(config, workdir)
-    assert {line["direction"] for line in lines_of(workdir)} == {"none", "feature-4", "feature-11"}
+    assert {line["direction"] for line in lines_of(workdir)} == {"none", "add-4", "add-11"}
 
 
 def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
     config = make_config()
     config.steer.match = "Oedema of"
-    config.steer.studies, config.steer.arms = 1, ("feature",)
+    config.steer.studies, config.steer.methods = 1, ("add",)
     sweep.run(config, workdir)
     steered = [line for line in lines_of(workdir) if line["strength"]]
     assert {line["settings"]["feature"] for line in steered} == {N_FEATURES - 1}
     assert {line["settings"]["concept"] for line in steered} == {"oedema"}
-
-
-def test_what_labelled_studies_say(inputs: Path) -> None:
-    from sae.activations.store import ActivationStore
-
-    activations = ActivationStore.open(inputs / "activations")
-    means = StudyMeans.of(activations, lambda kinds: kinds == Kind.FINDINGS)
-    probe = means.probe("cardiomegaly")
-    centred = means.means[:6] - means.means[:6].mean(axis=0)
-    assert (np.sign(centred @ probe) == [1, -1] * 3).all()
-    assert means.probe("oedema") is None
-    x = activations.read(0, 36).reshape(6, 6, D_MODEL)[:, 1:]  # training studies, findings tokens
-    expected = x[::2].mean((0, 1)) - x[1::2].mean((0, 1))
-    np.testing.assert_allclose(means.difference("cardiomegaly"), expected, atol=1e-6)
-    assert means.difference("oedema") is None
-    np.testing.assert_allclose(means.residual_norm, np.linalg.norm(x, axis=-1).mean(), rtol=1e-6)
 
 
 def test_positions_of_a_prompt() -> None:
@@ -339,9 +325,9 @@ def test_positions_of_a_prompt() -> None:
 
     def edited(*positions: str) -> list[str]:
         config.steer.positions = positions
-        settings = Settings.from_section(config.steer)
-        assert settings.edits_prompt and not settings.generated
-        return ["".join("01"[int(here)] for here in row) for row in settings.edited(kinds)]
+        section = SteerSection.of(config)
+        assert section.edits_prompt and not section.edits_generated
+        return ["".join("01"[int(here)] for here in row) for row in section.edited(kinds)]
 
     assert edited("image") == ["00111011100", "01110000000"]
     assert edited("frontal") == ["00111000000", "01110000000"]
@@ -356,7 +342,7 @@ def test_positions_of_a_prompt() -> None:
         ("unit", "metres", "steer.unit"),
         ("features", (N_FEATURES,), f"feature {N_FEATURES}"),
         ("match", "no such words", "matches no feature"),
-        ("arms", ("magic",), "steer.arms"),
+        ("methods", ("magic",), "steer.methods"),
         ("studies", 0, "steer.studies"),
         ("workers", 0, "steer.workers"),
         ("positions", ("findings",), "steer.positions"),
@@ -380,8 +366,8 @@ def test_evaluation_of_the_sweep(swept: tuple[Path, dict]) -> None:
     table = pq.read_table(workdir / "evaluation" / "test" / evaluate.RESULTS)
     assert table.num_rows == counts["generations"] == result["generations"]
     assert table["line"].to_pylist() == list(range(table.num_rows))
-    zero = [row for row in table.to_pylist() if row["arm"] == "none"]
+    zero = [row for row in table.to_pylist() if row["method"] == "none"]
     assert all(row["identical"] and row["no_change"] and not row["eligible"] for row in zero)
     summary = files.read_json(workdir / "evaluation" / "test" / evaluate.SUMMARY)
-    assert set(summary["headline"]) <= set(ARMS)
-    assert all(row["surprise"] > 0 for row in table.to_pylist())
+    assert set(summary["headline"]) <= set(BUILT_IN)
+    assert all(row["mean_nll"] > 0 for row in table.to_pylist())

@@ -71,17 +71,17 @@ def add_steering(workdir, evaluated=True):
     lines, results = [], []
     for study in range(6):
         for strength in (0.0, -2.0, 2.0, 4.0):
-            settings = {"arm": "feature" if strength else "none", "concept": "communication" if strength else ""}
+            settings = {"method": "add" if strength else "none", "concept": "communication" if strength else ""}
             settings |= {"feature": 4 if strength else None, "unit": "max_activation"}
             original = f"The heart is normal. {ATTACK}" if study == 0 else "The heart is normal."
             steered = f"{original} A pacemaker is present." if strength > 0 else original
             lines.append({"study": f"s{study}", "direction": "feature:4", "strength": strength, "settings": settings})
             lines[-1] |= {"original": original, "steered": steered, "finished": True}
-            wish = "appear" if strength > 0 else "vanish" if strength else ""
+            intended = "added" if strength > 0 else "removed" if strength else ""
             eligible = strength > 0 and study != 3
-            results.append({"line": len(lines) - 1, "wish": wish, "eligible": eligible, "on_target": eligible})
+            results.append({"line": len(lines) - 1, "intended": intended, "eligible": eligible, "on_target": eligible})
             results[-1] |= {"off_target": False, "no_change": not eligible, "degenerate": ""}
-            results[-1] |= {"appeared": ["pacemaker"] if eligible else [], "vanished": [], "changed": []}
+            results[-1] |= {"added": ["pacemaker"] if eligible else [], "removed": [], "changed": []}
     with Stage(workdir, "steer/concepts", {}, inputs=("interp",)) as stage:
         (stage.dir / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         stage.finish({"generations": len(lines)})
@@ -89,15 +89,15 @@ def add_steering(workdir, evaluated=True):
         return
     rate = {"rate": 1.0, "low": 0.9, "high": 1.0, "n": 5}
     rates = dict.fromkeys(("on_target", "off_target", "no_change", "degenerate"), rate)
-    entry = {"arm": "feature", "concept": "communication", "feature": 4, "wish": "appear", "strength": 2.0}
+    entry = {"method": "add", "concept": "communication", "feature": 4, "intended": "added", "strength": 2.0}
     with Stage(workdir, "evaluation/concepts", {}, inputs=("steer/concepts",)) as stage:
         pq.write_table(pa.Table.from_pylist(results), stage.dir / "results.parquet")
         summary = {
             "studies": 6,
-            "headline": {"feature": rates},
+            "headline": {"add": rates},
             "best": [entry | rates],
             "rates": [
-                {"arm": "feature", "strength": strength, "concept": concept} | rates
+                {"method": "add", "strength": strength, "concept": concept} | rates
                 for strength in (2.0, 4.0)
                 for concept in ("all", "communication")
             ],
@@ -203,15 +203,15 @@ def test_steering_appears_when_its_stages_have_run(run_dir, tmp_path):
     data = data_of(Page(text))
     assert len(scripts(Page(text))) == 2
     (entry,) = data["steering"]["features"].values()
-    appear = [example for example in entry["examples"] if example["wish"] == "appear"]
+    added = [example for example in entry["examples"] if example["intended"] == "added"]
     # At the evaluated strength, the first eligible studies: the fourth is not eligible.
-    assert [example["study"] for example in appear] == ["s0", "s1", "s2", "s4"]
-    assert all(example["strength"] == 2.0 and example["outcome"]["on_target"] for example in appear)
-    assert appear[0]["original"].endswith(ATTACK) and appear[0]["steered"].endswith("A pacemaker is present.")
+    assert [example["study"] for example in added] == ["s0", "s1", "s2", "s4"]
+    assert all(example["strength"] == 2.0 and example["outcome"]["on_target"] for example in added)
+    assert added[0]["original"].endswith(ATTACK) and added[0]["steered"].endswith("A pacemaker is present.")
     assert [row["strength"] for row in entry["rates"]] == [2.0, 4.0]
-    assert data["evaluation"]["headline"]["feature"]["on_target"]["rate"] == 1.0
+    assert data["evaluation"]["headline"]["add"]["on_target"]["rate"] == 1.0
     steered = {row["concept"]: row["steering"] for row in data["concepts"]}
-    assert steered["communication"]["appear"]["strength"] == 2.0 and steered["pneumothorax"] == {}
+    assert steered["communication"]["added"]["strength"] == 2.0 and steered["pneumothorax"] == {}
 
 
 def test_steering_without_evaluation_shows_the_largest_strength(run_dir, tmp_path):

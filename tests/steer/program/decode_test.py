@@ -12,7 +12,7 @@ from maira_jax.generation.decode import generate
 from maira_jax.model.sites import Site
 from sae import autoencoder
 from steer.program import decode as sweep
-from steer.program.edit import Edits
+from steer.program.edit import ClampEdits, SteeringEdits
 from tests.helpers import torch_sites
 from tests.helpers.tiny_model import CFG, batch, make
 
@@ -47,9 +47,9 @@ def set_features(sae: dict, values: dict[int, float]) -> tuple[dict, Change]:
     """Features set to values: what the decoder makes of it, less what it made before."""
     which = list(values)
     fields = {
-        "reader": sae["W_enc"][:, which].T, "writer": sae["W_dec"][which],
+        "encoder_directions": sae["W_enc"][:, which].T, "decoder_directions": sae["W_dec"][which],
         "bias": (sae["b_enc"] - sae["b_dec"] @ sae["W_enc"])[which], "threshold": np.full(len(which), THRESHOLD),
-        "target": np.array(list(values.values())), "share": np.ones(len(which)),
+        "target": np.array(list(values.values())), "weight": np.ones(len(which)),
     }  # fmt: skip
 
     def change(x: torch.Tensor) -> torch.Tensor:
@@ -65,8 +65,8 @@ def set_features(sae: dict, values: dict[int, float]) -> tuple[dict, Change]:
 
 def project_out(sae: dict, feature: int) -> tuple[dict, Change]:
     vector = sae["W_dec"][feature]
-    one = {"reader": vector[None], "writer": vector[None], "bias": np.zeros(1), "target": np.zeros(1)}
-    fields = one | {"threshold": np.full(1, -np.inf), "share": np.ones(1)}
+    one = {"encoder_directions": vector[None], "decoder_directions": vector[None], "bias": np.zeros(1)}
+    fields = one | {"threshold": np.full(1, -np.inf), "target": np.zeros(1), "weight": np.ones(1)}
     return fields, lambda x: -(x @ torch.tensor(vector))[:, None] * torch.tensor(vector)
 
 
@@ -86,13 +86,14 @@ def kinds(sae: dict) -> dict[str, tuple[dict, Change]]:
     }
 
 
-def edits_of(made: list[dict], site: str, width: int) -> Edits:
-    """The rows of `made`, padded to as many features as the one with most of them has."""
-    n, most = len(made), max(len(fields.get("share", ())) for fields in made)
+def edits_of(made: list[dict], site: str, width: int) -> SteeringEdits:
+    """The rows of `made`, padded to the largest number of features."""
+    n, max_features = len(made), max(len(fields.get("weight", ())) for fields in made)
     arrays = {
         "direction": np.zeros((n, width), np.float32), "strength": np.zeros(n, np.float32),
-        "reader": np.zeros((n, most, width), np.float32), "writer": np.zeros((n, most, width), np.float32),
-        **{name: np.zeros((n, most), np.float32) for name in ("bias", "threshold", "target", "share")},
+        "encoder_directions": np.zeros((n, max_features, width), np.float32),
+        "decoder_directions": np.zeros((n, max_features, width), np.float32),
+        **{name: np.zeros((n, max_features), np.float32) for name in ("bias", "threshold", "target", "weight")},
     }  # fmt: skip
     for row, fields in enumerate(made):
         for name, value in fields.items():
@@ -100,20 +101,25 @@ def edits_of(made: list[dict], site: str, width: int) -> Edits:
                 arrays[name][row] = value
             else:
                 arrays[name][row, : len(value)] = value
-    return Edits(jnp.full(n, Site.parse(site, CFG).code, jnp.int32), **{k: jnp.asarray(v) for k, v in arrays.items()})
+    direction, strength, *clamps = (jnp.asarray(array) for array in arrays.values())
+    code = jnp.full(n, Site.parse(site, CFG).code, jnp.int32)
+    clamp_edits = ClampEdits(**dict(zip(list(arrays)[2:], clamps, strict=True)))
+    return SteeringEdits(site=code, direction=direction, strength=strength, clamps=clamp_edits)
 
 
-def swept(params, site: str, edits: Edits, edited: np.ndarray | None, generated: bool, slots: int = 4, **kwargs):
+def swept(
+    params, site: str, edits: SteeringEdits, edited: np.ndarray | None, generated: bool, slots: int = 4, **kwargs
+):
     """All rows of `edits` for the three studies. edited: bool [studies, positions], None where no prompt is edited."""
     tokens, mask, pixels, _ = batch(IMAGES, LENGTH)
-    shape = sweep.Shape.of(
+    shape = sweep.SweepShape.of(
         Site.parse(site, CFG), edited is not None,
         slots=slots, max_new_tokens=kwargs.get("steps", STEPS), eos_id=kwargs.get("eos_id", -1),
     )  # fmt: skip
     where = np.zeros_like(mask) if edited is None else edited
-    prompts = sweep.read(params, CFG, shape, tokens, mask, pixels, where)
+    prompts = sweep.prefill(params, CFG, shape, tokens, mask, pixels, where)
     count = kwargs.get("count", np.full(len(tokens), len(edits.site)))
-    return sweep.write(params, CFG, shape, prompts, edits, generated, count)
+    return sweep.write_rows(params, CFG, shape, prompts, sweep.SteeredRows.of(edits, generated, count))
 
 
 def hooked(oracle, site: str, change: Change, edited: np.ndarray, generated: bool) -> np.ndarray:
@@ -159,7 +165,7 @@ def test_every_edit_equals_a_pytorch_hook(both, site, scope):
     made = kinds(sae_of(48))
     edited, generated = SCOPES[scope]
     edits = edits_of([fields for fields, _ in made.values()], site, 48)
-    ours, _, sound = swept(sweep.apart(params), site, edits, edited, generated)
+    ours, _, sound = swept(sweep.unstacked(params), site, edits, edited, generated)
     assert sound.all()
     plain = edited if edited is not None else section(0, 0)
     for row, (name, (_, change)) in enumerate(made.items()):
@@ -174,7 +180,7 @@ def test_edits_of_images_equal_a_pytorch_hook(both, site):
     width = WIDTHS[site.split(".")[0]]
     made = {name: made for name, made in kinds(sae_of(width)).items() if name != "nothing"}
     edits = edits_of([fields for fields, _ in made.values()], site, width)
-    ours, _, _ = swept(sweep.apart(params), site, edits, None, False)
+    ours, _, _ = swept(sweep.unstacked(params), site, edits, None, False)
     for row, (name, (_, change)) in enumerate(made.items()):
         theirs = hooked(oracle, site, change, section(0, 0), False)
         np.testing.assert_array_equal(ours[:, row], theirs, err_msg=name)
@@ -190,11 +196,11 @@ def test_a_sweep_writes_what_plain_generation_writes(both, scope):
     made = [f for f, _ in kinds(sae).values()] + [add(sae, i, 5.0)[0] for i in range(5)]
     edited, generated = SCOPES[scope]
     edits = edits_of(made, SITE, 48)
-    free, _, _ = swept(sweep.apart(params), SITE, edits, edited, generated, steps=20)
+    free, _, _ = swept(sweep.unstacked(params), SITE, edits, edited, generated, steps=20)
     eos = int(np.bincount(free.ravel()).argmax())
     count = np.array([11, 3, 9])
     ours, lengths, _ = swept(
-        sweep.apart(params), SITE, edits, edited, generated, slots=3, steps=20, eos_id=eos, count=count
+        sweep.unstacked(params), SITE, edits, edited, generated, slots=3, steps=20, eos_id=eos, count=count
     )
     assert len(np.unique(lengths[0])) > 2, "rows end at different lengths"
     if not generated:
@@ -215,8 +221,8 @@ def test_a_sweep_writes_what_plain_generation_writes(both, scope):
 
 def test_one_program_serves_a_sweep_whatever_is_steered(both):
     params, _ = both
-    params, sae = sweep.apart(params), sae_of(48)
-    programs = (sweep.read, sweep.begin, sweep.advance)
+    params, sae = sweep.unstacked(params), sae_of(48)
+    programs = (sweep.prefill, sweep.begin, sweep.advance)
     before = [program._cache_size() for program in programs]
     for seed, site in enumerate((SITE, "language.3.resid_post", "language.0.resid_mid")):
         made = [add(sae, seed, 1.0 + seed)[0], set_features(sae, {seed: 2.0})[0], project_out(sae, seed + 3)[0]]
@@ -224,11 +230,11 @@ def test_one_program_serves_a_sweep_whatever_is_steered(both):
     assert [program._cache_size() - size for program, size in zip(programs, before, strict=True)] == [1, 1, 1]
 
 
-def test_a_row_that_breaks_is_told_apart_and_harms_no_other(both):
+def test_a_row_that_breaks_is_reported_and_harms_no_other(both):
     params, _ = both
     sae = sae_of(48)
     made = [add(sae, 1, 2.0)[0], add(sae, 1, float("nan"))[0]] * 3
-    ours, _, sound = swept(sweep.apart(params), SITE, edits_of(made, SITE, 48), None, True, slots=2)
+    ours, _, sound = swept(sweep.unstacked(params), SITE, edits_of(made, SITE, 48), None, True, slots=2)
     np.testing.assert_array_equal(sound, np.tile([True, False], (3, 3)))
     for row in (2, 4):
         np.testing.assert_array_equal(ours[:, row], ours[:, 0])
@@ -237,19 +243,19 @@ def test_a_row_that_breaks_is_told_apart_and_harms_no_other(both):
 def test_memory_grows_with_new_tokens_and_not_with_rows_times_prompt(both):
     """Twice the rows cost their own tokens' keys and values, and no copy of any prompt."""
     params, _ = both
-    params = sweep.apart(params)
+    params = sweep.unstacked(params)
     tokens, mask, pixels, _ = batch(IMAGES, LENGTH)
     sae = sae_of(48)
 
     def size(slots: int) -> int:
-        shape = sweep.Shape.of(Site.parse(SITE, CFG), False, slots=slots, max_new_tokens=STEPS, eos_id=-1)
+        shape = sweep.SweepShape.of(Site.parse(SITE, CFG), False, slots=slots, max_new_tokens=STEPS, eos_id=-1)
         edits = edits_of([add(sae, 0, 1.0)[0]] * 64, SITE, 48)
-        count = jnp.full(3, 64, jnp.int32)
+        rows = sweep.SteeredRows.of(edits, True, np.full(3, 64))
         prompts = jax.eval_shape(
-            lambda *x: sweep.read(params, CFG, shape, *x), tokens, mask, pixels, np.zeros_like(mask)
+            lambda *x: sweep.prefill(params, CFG, shape, *x), tokens, mask, pixels, np.zeros_like(mask)
         )
-        state = jax.eval_shape(lambda p: sweep.begin(CFG, shape, p, edits, count), prompts)
-        lowered = sweep.advance.lower(params, CFG, shape, prompts, edits, jnp.asarray(True), count, state, jnp.int32(1))
+        state = jax.eval_shape(lambda p: sweep.begin(CFG, shape, p, rows), prompts)
+        lowered = sweep.advance.lower(params, CFG, shape, prompts, rows, state, jnp.int32(1))
         found = lowered.compile().memory_analysis()
         return found.temp_size_in_bytes + found.argument_size_in_bytes + found.output_size_in_bytes
 
@@ -259,16 +265,16 @@ def test_memory_grows_with_new_tokens_and_not_with_rows_times_prompt(both):
     assert per_row < 4 * STEPS * one_token < LENGTH * one_token
 
 
-def test_surprise_is_the_mean_negative_log_likelihood(both):
+def test_mean_nll_is_the_mean_negative_log_likelihood(both):
     params, oracle = both
     tokens, mask, pixels, flat = batch(IMAGES, LENGTH)
     rng = np.random.default_rng(3)
     texts = rng.integers(3, 290, (3, 2, 9)).astype(np.int32)
     lengths = np.array([[9, 4], [1, 9], [5, 6]])
-    shape = sweep.Shape.of(Site.parse(SITE, CFG), False, slots=1, max_new_tokens=9, eos_id=-1)
-    apart = sweep.apart(params)
-    prompts = sweep.read(apart, CFG, shape, tokens, mask, pixels, np.zeros_like(mask))
-    ours = np.asarray(sweep.surprise(apart, CFG, prompts, texts, lengths))
+    shape = sweep.SweepShape.of(Site.parse(SITE, CFG), False, slots=1, max_new_tokens=9, eos_id=-1)
+    unstacked = sweep.unstacked(params)
+    prompts = sweep.prefill(unstacked, CFG, shape, tokens, mask, pixels, np.zeros_like(mask))
+    ours = np.asarray(sweep.mean_nll(unstacked, CFG, prompts, texts, lengths))
     for row in range(2):
         whole = np.concatenate([tokens, texts[:, row]], axis=1)
         logits = oracle.forward(whole, np.concatenate([mask, np.ones((3, 9), bool)], axis=1), flat)

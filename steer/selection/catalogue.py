@@ -1,4 +1,4 @@
-"""Which features a sweep steers: by number, by their explanation, or the best of each concept."""
+"""What is known of the features of an autoencoder."""
 
 import dataclasses
 import re
@@ -16,20 +16,21 @@ from maira_jax.errors import UserError, first_line
 from sae import autoencoder
 from sae.activations.store import TRAIN, ActivationStore
 from sae.autoencoder import Sae
-from steer.methods.directions import Target
+from steer.selection.target import Target
 
-_AS_GOOD = 0.9  # of the best feature's F1: what a feature needs to be steered together with it
-_ROWS = 16384  # rows of the store that are encoded at a time
+_MIN_F1_RATIO = 0.9  # of the best feature's F1, for a feature that is steered together with it
+_BLOCK_ROWS = 16384  # rows of the store that are encoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Catalogue:
+class FeatureCatalogue:
     """What is known of the features of an autoencoder.
 
     Attributes:
-      features: feature -> its row of the interpretation: at least `explanation` and `max_activation`.
-      concepts: rows of concepts with their best feature, best detected first.
-      source: where this was read, for error messages.
+      features: by the number of the feature, its row of the interpretation: at least `explanation` and
+        `max_activation`.
+      concepts: one row per concept, with its best feature; sorted by F1, best first.
+      source: the folder or file that this was read from, for error messages.
     """
 
     features: dict[int, dict[str, Any]]
@@ -38,10 +39,10 @@ class Catalogue:
 
     @classmethod
     def read(cls, interp_dir: Path) -> Self:
-        """What the interpret stage found out.
+        """The results of the interpret stage.
 
         Raises:
-          UserError: its tables cannot be read.
+          UserError: a table cannot be read.
         """
         features = _table(interp_dir / "features.parquet", ("feature", "explanation", "max_activation"))
         columns = ("concept", "feature", "f1", "runners_up", "runners_up_f1")
@@ -51,7 +52,11 @@ class Catalogue:
 
     @classmethod
     def measured(cls, sae: Sae, store: ActivationStore, numbers: Sequence[int], source: str) -> Self:
-        """Features of an autoencoder that nobody has interpreted: their largest activations on the training tokens."""
+        """Features of an autoencoder that was not interpreted, with their largest activations on the training tokens.
+
+        Raises:
+          UserError: a feature does not exist.
+        """
         chosen = sorted(set(numbers))
         for number in chosen:
             if number >= sae.n_features:
@@ -60,8 +65,8 @@ class Catalogue:
         train = np.asarray(store.studies["split"].to_pylist()) == TRAIN
         wanted = train[store.tokens["study"].to_numpy()]
         largest = np.zeros(len(chosen))
-        for start in range(0, store.n_tokens, _ROWS):
-            here = wanted[start : start + _ROWS]
+        for start in range(0, store.n_tokens, _BLOCK_ROWS):
+            here = wanted[start : start + _BLOCK_ROWS]
             if here.any():
                 x = store.read(start, start + len(here))[here].astype(np.float32)
                 largest = np.maximum(largest, np.asarray(encode(x)).max(axis=0))
@@ -69,15 +74,17 @@ class Catalogue:
         return cls(rows, [], source)
 
     def target(self, number: int) -> Target:
-        """A feature with its concept: the one that it detects best among those whose best feature it is, else the
-        longest one that its explanation names, else "".
+        """A feature with its concept.
+
+        Of the concepts whose best feature it is, that is the one that it detects best; else the longest one that its
+        explanation names; else "".
 
         Raises:
-          UserError: there is no such feature.
+          UserError: the feature does not exist.
         """
         if number not in self.features:
             raise UserError(
-                f"feature {number} is to be steered, which {self.source} does not hold: choose one of its features"
+                f"feature {number} is to be steered, but is not in {self.source}: choose a feature that is there"
             )
         row = self.features[number]
         explanation, largest = row["explanation"] or "", float(row["max_activation"])
@@ -89,47 +96,14 @@ class Catalogue:
         others = tuple(
             (other, float(self.features[other]["max_activation"]))
             for other, f1 in zip(best["runners_up"], best["runners_up_f1"], strict=True)
-            if other in self.features and f1 >= _AS_GOOD * (best["f1"] or 1.0)
+            if other in self.features and f1 >= _MIN_F1_RATIO * (best["f1"] or 1.0)
         )
         return Target(best["concept"], number, largest, explanation, best["f1"], others)
 
-    def choose(self, features: Sequence[int], match: str, top: int) -> list[Target]:
-        """Chooses features.
-
-        Args:
-          features: these features, if there are any; else
-          match: features whose explanation matches this regular expression (case does not matter), strongest first, if
-            it is not empty; else the best feature of each concept, by F1 on held-out studies, a feature that is the
-            best of several concepts with the one that it detects best.
-          top: at most so many.
-
-        Raises:
-          UserError: no such feature, or nothing matches.
-        """
-        if features:
-            return [self.target(number) for number in features[:top]]
-        if match:
-            return [self.target(number) for number in self._matching(match)[:top]]
-        chosen = dict.fromkeys(row["feature"] for row in self.concepts)
-        found = [number for number in chosen if self.features[number]["max_activation"] > 0]
-        if not found:
-            raise UserError(f"{self.source} names no concept with a feature: name some in steer.features")
-        return [self.target(number) for number in found[:top]]
-
-    def _matching(self, match: str) -> list[int]:
-        try:
-            pattern = re.compile(match, re.IGNORECASE)
-        except re.error as error:
-            raise UserError(f"steer.match {match!r} is not a regular expression ({error}): mend it") from error
-        found = [n for n, row in self.features.items() if pattern.search(row["explanation"] or "")]
-        if not found:
-            raise UserError(f"steer.match {match!r} matches no feature's explanation: choose other words")
-        return sorted(found, key=lambda n: -self.features[n]["max_activation"])
-
 
 def _encoder(sae: Sae, columns: np.ndarray) -> Callable[[np.ndarray], jax.Array]:
-    """A function that gives the features `columns` of raw activations, `[n, d_model] -> [n, columns]`."""
-    if sae.per_token:  # which of them are kept depends on all the others
+    """The function from raw activations to the features numbered `columns`, [n, d_model] -> [n, columns]."""
+    if sae.per_token:  # which features are kept depends on all the others
         return lambda x: sae.encode(jnp.asarray(x))[:, columns]
     part = {name: sae.params[name][..., columns] for name in ("W_enc", "b_enc")} | {"b_dec": sae.params["b_dec"]}
     threshold = np.broadcast_to(np.asarray(sae.threshold, np.float32), sae.n_features)[columns]

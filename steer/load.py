@@ -1,0 +1,137 @@
+"""Reads everything that a sweep needs from the earlier stages, and checks that it fits together."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import ml_collections
+
+from maira_jax.checkpoint import store
+from maira_jax.errors import UserError
+from maira_jax.model.sites import Site
+from maira_jax.studies.readers import load_studies, manifest
+from maira_jax.studies.study import Study
+from sae import formats
+from sae.activations.store import HELD_OUT, ActivationStore
+from sae.autoencoder import Sae
+from sae.saved import load_sae
+from steer.config import SteerSection
+from steer.methods import MethodInputs
+from steer.methods.combination import combination, members
+from steer.methods.direction import Direction, make_directions
+from steer.methods.study_means import StudyMeans
+from steer.program.prompts import Prompts
+from steer.program.sweep_writer import SweepWriter, plan_rows
+from steer.selection.catalogue import FeatureCatalogue
+from steer.selection.choose import choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep that is ready to run.
+
+    Attributes:
+      section: the section of the configuration.
+      directions: what it steers with.
+      writer: the writer of its reports.
+    """
+
+    section: SteerSection
+    directions: Sequence[Direction]
+    writer: SweepWriter
+
+    @property
+    def studies(self) -> Sequence[Study]:
+        """The studies that reports are written for."""
+        return self.writer.prompts.studies
+
+    @property
+    def n_generations(self) -> int:
+        """The number of reports."""
+        return len(self.studies) * len(self.writer.rows)
+
+    @classmethod
+    def load(cls, config: ml_collections.ConfigDict, workdir: Path) -> Self:
+        """Reads the earlier stages' results in `workdir`.
+
+        Raises:
+          UserError: a field of `config.steer` is out of range, or an input does not fit the others.
+        """
+        section = SteerSection.of(config)
+        activations = ActivationStore.open(workdir / "activations")
+        params, cfg = store.load(workdir / "model")
+        site = Site.parse(str(activations.source["site"]), cfg)
+        if site.tower != "language" and section.positions != ("image",):
+            raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")
+        directions = _directions(section, config.seed, workdir, activations)
+        prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
+        rows = plan_rows(directions, section.nonzero_strengths, activations.d_model)
+        return cls(section, directions, SweepWriter.of(params, cfg, prompts, site, section, config.seed, rows))
+
+
+def _directions(section: SteerSection, seed: int, workdir: Path, activations: ActivationStore) -> list[Direction]:
+    combined = [number for text in section.combinations for number, _ in members(text)]
+    sae, catalogue = _autoencoder(section, workdir, activations, (*section.features, *combined))
+    inputs = MethodInputs.measure(sae, section.unit, seed, activations, section.measured, section.methods)
+    if section.unit == "residual_norm" and not inputs.statistic(StudyMeans).residual_norm:
+        raise UserError(
+            f"{activations.directory} has no token of steer.positions to measure: choose another steer.unit"
+        )
+    directions = []
+    if section.features or section.match or not section.combinations:
+        targets = choose(catalogue, section.features, section.match, section.top)
+        directions = make_directions(targets, section.methods, inputs)
+    known = {number: catalogue.target(number) for number in combined}
+    directions += [combination(text, known, inputs) for text in section.combinations]
+    if not directions:
+        raise UserError("no method of steer.methods can steer these features: add the method 'add'")
+    return directions
+
+
+def _autoencoder(
+    section: SteerSection, workdir: Path, activations: ActivationStore, named: Sequence[int]
+) -> tuple[Sae, FeatureCatalogue]:
+    """The autoencoder to steer with, and what is known of its features; `named` are those that the section names."""
+    if section.sae:
+        source = Path(section.sae).expanduser()
+        sae: Sae = formats.load(source)
+        catalogue = FeatureCatalogue.measured(sae, activations, named, str(source))
+    else:
+        source = workdir / "sae"
+        sae, catalogue = load_sae(source), FeatureCatalogue.read(workdir / "interp")
+    if sae.d_model != activations.d_model:
+        raise UserError(
+            f"{source} is of width {sae.d_model}, but the activations are of width {activations.d_model}: "
+            "choose an autoencoder of these activations"
+        )
+    return sae, catalogue
+
+
+def _studies(config: ml_collections.ConfigDict, section: SteerSection, activations: ActivationStore) -> list[Study]:
+    if section.manifest:
+        found = manifest.read(Path(section.manifest).expanduser())[: section.studies]
+        if not found:
+            raise UserError(f"{section.manifest} holds no study: add some, or leave steer.manifest empty")
+        return found
+    return held_out(load_studies(config.studies), activations, section.studies)
+
+
+def held_out(studies: Iterable[Study], activations: ActivationStore, limit: int) -> list[Study]:
+    """The first `limit` studies that the autoencoder was not trained on, in the store's order.
+
+    Raises:
+      UserError: the store's held-out studies are not among `studies`, or there are none.
+    """
+    table = activations.studies.select(["study_id", "split"]).to_pylist()
+    wanted = [row["study_id"] for row in table if row["split"] == HELD_OUT][:limit]
+    if not wanted:
+        raise UserError(f"{activations.directory} holds out no study to steer: raise harvest.held_out_fraction")
+    by_id = {study.study_id: study for study in studies}
+    missing = [study for study in wanted if study not in by_id]
+    if missing:
+        raise UserError(
+            f"study {missing[0]} of {activations.directory} is not in the studies section: "
+            "steer with the studies section that the harvest had"
+        )
+    return [by_id[study] for study in wanted]

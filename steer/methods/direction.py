@@ -1,0 +1,64 @@
+"""The directions of a sweep: each method's intervention for each target."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from steer.methods.intervention import Intervention
+from steer.methods.method import METHODS, MethodInputs
+from steer.selection.target import Target
+
+NONE = "none"  # the method of the unsteered report
+
+
+@dataclasses.dataclass(frozen=True)
+class Direction:
+    """An intervention with what it is meant to steer.
+
+    Attributes:
+      key: its name in the results, unique in a sweep.
+      method: the name of a method in `METHODS`, "combination" or "none".
+      target: what it is meant to steer; None for "none".
+      intervention: what is done.
+      fixed_strengths: the only strengths that it has; empty: any.
+      also: concepts other than the target's that are meant to change.
+    """
+
+    key: str
+    method: str
+    target: Target | None
+    intervention: Intervention
+    fixed_strengths: tuple[float, ...] = ()
+    also: tuple[str, ...] = ()
+
+    def strengths(self, wanted: Sequence[float]) -> Sequence[float]:
+        """The strengths that it has, of those that are wanted."""
+        return self.fixed_strengths or wanted
+
+    @classmethod
+    def none(cls, d_model: int) -> "Direction":
+        """No direction: the one of the unsteered report."""
+        return cls(NONE, NONE, None, Intervention(np.zeros(d_model, np.float32), 0.0))
+
+
+def make_directions(targets: Iterable[Target], methods: Iterable[str], inputs: MethodInputs) -> list[Direction]:
+    """The directions of all methods that can steer them, target by target.
+
+    Args:
+      targets: what to steer.
+      methods: names in `METHODS`.
+      inputs: what the methods need.
+    """
+    found: dict[str, Direction] = {}
+    chosen = {name: METHODS.get(name)() for name in methods}
+    for target in targets:
+        for name, method in chosen.items():
+            subject = target.concept.replace(" ", "-") if method.of_concept else str(target.feature)
+            key = f"{name}-{subject}"
+            if key in found or not subject:
+                continue
+            intervention = method.intervention(target, inputs)
+            if intervention is not None:
+                found[key] = Direction(key, name, target, intervention, method.strengths)
+    return list(found.values())

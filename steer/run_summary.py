@@ -1,0 +1,60 @@
+"""The figures of a whole run, from the autoencoder to the steered reports, as a text of a few lines."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from interp.features.summary import GOOD_F1
+from maira_jax.run import files
+
+
+def text(workdir: Path, sweep: str) -> str:
+    """The figures of a finished run, read from the files of its stages and of the sweep of this name."""
+    sae = files.read_json(workdir / "sae" / "metrics.json")
+    interp = files.read_json(workdir / "interp" / "summary.json")
+    evaluation = files.read_json(workdir / "evaluation" / sweep / "summary.json")
+    controls = ", ".join(f"{control} {_mean_score(found)}" for control, found in interp["controls"].items())
+    return (
+        f"\nSAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}\n"
+        f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75, "
+        f"mean {_mean_score(interp)} (controls: {controls}); "
+        f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
+        f"{_found_concepts(workdir / 'interp' / 'concepts.parquet', workdir / 'interp' / 'features.parquet')}"
+        f"{_steering(evaluation['headline'])}\n"
+        f"Atlas: {(workdir / 'atlas' / 'index.html').resolve()}"
+    )
+
+
+def _found_concepts(concepts: Path, features: Path) -> str:
+    """One line for each concept that a feature detects well: its F1, the feature and the feature's name."""
+    names = pq.read_table(features, columns=["name"])["name"].to_pylist()
+    rows = sorted(pq.read_table(concepts).to_pylist(), key=lambda row: -row["f1"])
+    lines = [
+        f"  {row['concept']:<31} F1 {row['f1']:.2f}  feature {row['feature']:>5}  {names[row['feature']] or 'no name'}"
+        for row in rows
+        if row["f1"] >= GOOD_F1
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _steering(headline: Mapping[str, Any]) -> str:
+    """The rates of the method "add", or of the first one where the sweep does not add features."""
+    rates = headline["add"] if "add" in headline else next(iter(headline.values()), None)
+    if rates is None:
+        return "Steering: no report in which a concept could be added or removed"
+    on, off, none = (_percent(rates[name]["rate"]) for name in ("on_target", "off_target", "no_change"))
+    return (
+        f"Steering, {rates['on_target']['n']} reports at the strengths that were best on others: "
+        f"on target {on}, off target {off}, no change {none}"
+    )
+
+
+def _mean_score(found: Mapping[str, Any]) -> str:
+    mean = found["detection"]["mean"]
+    return "none" if mean is None else f"{mean:.2f}"
+
+
+def _percent(rate: float | None) -> str:
+    return "not measured" if rate is None else f"{rate:.0%}"

@@ -1,0 +1,24 @@
+"""A feature that is to be steered, with what is known of it."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A feature and the concept that it is steered for.
+
+    Attributes:
+      concept: the study-level concept; "" when none is known for the feature.
+      feature: the number of the feature in the autoencoder.
+      max_activation: the feature's largest activation, in raw activation units.
+      explanation: the feature's explanation from the interpret stage.
+      f1: F1 of the feature as a detector of the concept on held-out studies; None if not measured.
+      others: features that detect the concept about as well, each with its largest activation.
+    """
+
+    concept: str
+    feature: int
+    max_activation: float
+    explanation: str = ""
+    f1: float | None = None
+    others: tuple[tuple[int, float], ...] = ()
