@@ -37,7 +37,9 @@ class StudyFeatures:
         sums, counts = study_sums(store, measured, sae.n_features, lambda x: np.asarray(sae.encode(jnp.asarray(x))))
         there = np.flatnonzero(counts)
         rows = store.studies["labels"].to_pylist()
-        return cls(sums[there] / counts[there, None].astype(np.float32), StudyLabels.from_json([rows[i] for i in there]))
+        return cls(
+            sums[there] / counts[there, None].astype(np.float32), StudyLabels.from_json([rows[i] for i in there])
+        )
 
     @property
     def active_mean(self) -> np.ndarray:

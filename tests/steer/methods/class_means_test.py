@@ -27,7 +27,9 @@ def study_features() -> StudyFeatures:
     size = rng.choice(3, N, p=[0.6, 0.2, 0.2])
     heart, line = rng.random(N) < 0.3, rng.random(N) < 0.02
     active = np.stack([size > 0, size == 1, size == 2, size == 0, heart, line], axis=1)
-    labels = StudyLabels(("effusion", "large", "never"), np.stack([size > 0, size == 2, size > 2], 1), np.ones((N, 3), bool))
+    labels = StudyLabels(
+        ("effusion", "large", "never"), np.stack([size > 0, size == 2, size > 2], 1), np.ones((N, 3), bool)
+    )
     faint = rng.random((N, 6)).astype(np.float32)  # of something else
     return StudyFeatures(np.where(active, np.float32(10), faint), labels)
 
