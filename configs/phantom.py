@@ -30,7 +30,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.interpret, config.judge = get_interpret(), get_judge()
     config.label = get_label()
     config.steer, config.evaluate = get_steer(), get_evaluate()
-    config.atlas = get_atlas()
     return config
 
 
@@ -209,14 +208,3 @@ def get_evaluate() -> ml_collections.ConfigDict:
     evaluate.judge = "none"  # or llm: the model of the judge section compares the reports, too
     evaluate.judge_studies = 20  # studies, from the first, whose reports it compares
     return evaluate
-
-
-def get_atlas() -> ml_collections.ConfigDict:
-    """What the page of all features holds; these bound its size."""
-    atlas = ConfigDict()
-    atlas.n_features = 4096  # features with exemplars, best scores and concepts first; all are in the list
-    atlas.n_top = 6  # strongest contexts of a feature
-    atlas.n_decile = 1  # contexts from each activation decile
-    atlas.n_silent = 3  # contexts in which it is silent
-    atlas.n_steering = 4  # pairs of original and steered report for each feature and intended effect
-    return atlas

@@ -3,7 +3,7 @@
 Result: WORKDIR/atlas/index.html.
 """
 
-from interp import atlas
+from interp.atlas import stage
 from launch import _main
 
 _main.define_shortcut(
@@ -11,4 +11,4 @@ _main.define_shortcut(
 )
 
 if __name__ == "__main__":
-    _main.main(atlas.run, __doc__ or "", reads=("atlas",))
+    _main.main(stage.run, __doc__ or "", reads=())

@@ -10,8 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from interp import atlas
 from interp import stage as interpret
+from interp.atlas import stage as atlas
 from launch import _main
 from maira_jax.checkpoint import convert
 from sae.activations import harvest
@@ -29,7 +29,7 @@ STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("evaluate", evaluate.run),
     ("atlas", atlas.run),
 )
-READS = ("seed", "model", "studies", *(name for name, _ in STAGES if name != "convert"), "sae", "judge")
+READS = ("seed", "model", "studies", *(name for name, _ in STAGES if name not in ("convert", "atlas")), "sae", "judge")
 
 
 def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:

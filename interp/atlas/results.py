@@ -1,0 +1,39 @@
+"""Reads the results that the stages of a run have left."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maira_jax.errors import UserError, first_line
+from maira_jax.run import files
+from maira_jax.run.stage import MANIFEST
+
+
+def optional_folders(sweep: str) -> Mapping[str, str]:
+    """The stages that the page shows where they have run, and their folders; of steering those of one sweep."""
+    return {"export": "export", "label": "label", "steer": f"steer/{sweep}", "evaluation": f"evaluation/{sweep}"}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a stage has written the manifest of its folder."""
+    return (folder / MANIFEST).is_file()
+
+
+def json_if_finished(path: Path) -> Any:
+    """The content of a JSON file in a stage's folder; None where that stage has not finished."""
+    return files.read_json(path) if is_finished(path.parent) else None
+
+
+def read_table(path: Path) -> pa.Table:
+    """The content of a parquet file.
+
+    Raises:
+      UserError: the file is missing or cannot be read.
+    """
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): run the stage that writes it again") from error

@@ -1,0 +1,46 @@
+"""The atlas stage: gathers the finished stages' results and writes them as one page."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from interp.atlas.data import gather
+from interp.atlas.page import render
+from interp.atlas.results import is_finished, optional_folders
+from maira_jax.run import files
+from maira_jax.run.stage import MANIFEST, Stage
+
+_NEEDED = ("model", "activations", "sae", "interp")
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Writes `atlas/index.html` from the finished stages; stages that have not run are shown as such.
+
+    Of the steering sweeps it shows the one that `steer.name` names.
+
+    Returns:
+      The counts of the manifest, and the page's path as `page`.
+
+    Raises:
+      UserError: the interpret stage has not finished.
+    """
+    workdir, sweep = Path(workdir), config.steer.name
+    inputs = (*_NEEDED, *(name for name in optional_folders(sweep).values() if is_finished(workdir / name)))
+    _remove_outdated(workdir / "atlas", inputs)
+    with Stage(workdir, "atlas", {}, inputs=inputs) as stage:
+        page = stage.dir / "index.html"
+        if not stage.finished:
+            data = gather(workdir, sweep)
+            with files.atomic_path(page) as path:
+                path.write_text(render(data), encoding="utf-8")
+            stage.finish({"features": len(data["features"]["feature"]), "bytes": page.stat().st_size})
+        return stage.manifest["counts"] | {"page": str(page)}
+
+
+def _remove_outdated(directory: Path, inputs: tuple[str, ...]) -> None:
+    """Removes an atlas of other stages, such as one from before steering: it is to be made again, not refused."""
+    manifest = directory / MANIFEST
+    if manifest.is_file() and set(files.read_object(manifest).get("inputs", ())) != set(inputs):
+        shutil.rmtree(directory)
