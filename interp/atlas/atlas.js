@@ -68,8 +68,8 @@
   // ------------------------------------------------------------------- charts
   function bars(values, { labels = [], titles = [], ghost = null, line = null, top = 0, height = 130, label = "" }) {
     const W = 460, H = height, base = H - 20, left = 4;
-    const most = top || Math.max(1e-12, ...values.map((v) => v || 0), ...(ghost || [0]));
-    const step = (W - 2 * left) / values.length, y = (v) => base - (base - 8) * Math.min(1, (v || 0) / most);
+    const highest = top || Math.max(1e-12, ...values.map((v) => v || 0), ...(ghost || [0]));
+    const step = (W - 2 * left) / values.length, y = (v) => base - (base - 8) * Math.min(1, (v || 0) / highest);
     const svg = s("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": label });
     values.forEach((v, i) => {
       const x = left + i * step;
@@ -115,7 +115,7 @@
     const run = D.run, control = S.controls["shuffled explanations"].detection, head = D.evaluation && D.evaluation.headline.feature;
     const tiles = [
       tile(fixed(run.sae.fvu, 3), "variance unexplained", "Fraction of the held-out activations' variance that the autoencoder misses"),
-      tile(fixed(run.sae.l0, 1), `active a token (k = ${run.sae.k ?? DASH})`),
+      tile(fixed(run.sae.l0, 1), `active per token (k = ${run.sae.k ?? DASH})`),
       tile(`${count(S.alive)}`, `of ${count(S.features)} features are ever active`),
       tile(count(S.scored), "features scored"),
       tile(count(S.detection.above_075), "score above 0.75", `with random negatives alone ${count(S.detection_random.above_075)}`),
@@ -173,7 +173,7 @@
       { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) },
       { title: "Prevalence", num: true, value: (r) => r.prevalence, cell: (r) => percent(r.prevalence) },
       { title: "Feature", num: true, value: (r) => r.feature, cell: (r) => link(r.feature, String(r.feature)) },
-      { title: "F1", num: true, value: (r) => r.f1, cell: (r) => h("span", { title: `saying yes to every study: ${fixed((2 * r.prevalence) / (1 + r.prevalence))}` }, meter(r.f1, 0.8)), hint: "On held-out studies" },
+      { title: "F1", num: true, value: (r) => r.f1, cell: (r) => h("span", { title: `calling every study positive: ${fixed((2 * r.prevalence) / (1 + r.prevalence))}` }, meter(r.f1, 0.8)), hint: "On held-out studies" },
       { title: "Precision", num: true, value: (r) => r.precision, cell: (r) => fixed(r.precision) },
       { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
       { title: "Explanation", wide: true, value: (r) => F.name[r.feature], cell: (r) => h("span", { class: "small", title: F.explanation[r.feature] || "" }, F.name[r.feature] || F.reason[r.feature]) },
@@ -197,8 +197,8 @@
       score("detection", "Mean"), score("detection_random", "Random negatives"), score("detection_hard", "Hard negatives", "Contexts of the nearest features, and other sentences of the same studies"),
       { title: "Above 0.75", num: true, value: (r) => r.detection.above_075, cell: (r) => (r.detection.scored ? percent(r.detection.above_075 / r.detection.scored) : DASH) },
       ...(S.truth ? [{ title: "True F1", num: true, hint: "Mean of the best descriptions by what is known of the contexts", value: (r) => r.true_f1, cell: (r) => fixed(r.true_f1) }] : []),
-      { title: "Features above it", num: true, hint: "Mean of the features less this mean", value: (r) => S.above_controls[r.control], cell: (r) => fixed(S.above_controls[r.control]) },
-    ], rows, 2), h("p", { class: "small soft" }, "Raw dimensions, columns of the encoder with shuffled weights, and columns on activations of other tokens are active by rank, as rarely as the features, and explained and scored as they are. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the text: their scores are chance. Raw dimensions and shuffled weights read what the features read.")];
+      { title: "Features above control", num: true, hint: "Mean of the features minus this mean", value: (r) => S.above_controls[r.control], cell: (r) => fixed(S.above_controls[r.control]) },
+    ], rows, 2), h("p", { class: "small soft" }, "Raw dimensions, columns of the encoder with shuffled weights, and columns on activations of other tokens are thresholded to the densities of the features, and explained and scored like them. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the text: their scores are chance. Raw dimensions and shuffled weights read what the features read.")];
   }
   const statementTable = () => table([
     { title: "Statement", value: (r) => r.statement, cell: (r) => h("b", {}, r.statement) },
@@ -223,8 +223,8 @@
       h("tr", {}, h("td", {}, why), h("td", { class: "num" }, count(n))))))
     : h("p", { class: "soft" }, "Every feature was scored.");
   const reading = () => [
-    h("p", {}, h("b", {}, "Detection. "), "The judge sees an explanation and held-out contexts: some on which the feature fires, from each tenth of its activation range, and as many on which it is silent, half of them hard to tell: contexts of the nearest other features, and other sentences of the same studies. It says which is which, five at a time. The score is its balanced accuracy."),
-    h("p", {}, h("b", {}, "No peeking. "), "Explanations were made from training studies and tested on studies of other patients. The contexts in this page are from the training studies."),
+    h("p", {}, h("b", {}, "Detection. "), "The judge sees an explanation and held-out contexts: some on which the feature fires, from each tenth of its activation range, and as many non-activating ones, half of them hard: contexts of the nearest other features, and other sentences of the same studies. It says of each whether the feature fires on it, five at a time. The score is its balanced accuracy."),
+    h("p", {}, h("b", {}, "Held-out studies. "), "Explanations were made from training studies and tested on studies of other patients. The contexts in this page are from the training studies."),
     h("p", {}, h("b", {}, "Colours. "), "The stronger a token's tint, the stronger the feature there; the underlined token is the peak."),
     h("p", {}, h("b", {}, "Keys. "), h("kbd", {}, "/"), " search, ", h("kbd", {}, "↑"), " ", h("kbd", {}, "↓"), " ", h("kbd", {}, "Enter"), " in the list, ", h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " next and previous feature."),
     h("p", { class: "small soft" }, `Interpreted ${D.run.finished ?? ""} on ${D.run.device ?? "unknown device"}; `
@@ -320,15 +320,15 @@
     const negatives = Object.entries(F.by_negative[i] || {}).filter(([, v]) => isNumber(v)).map(([kind, v]) => `${kind} ${percent(v)}`);
     const facts = [["Detection", F.detection[i] === null ? F.reason[i] : scoreOf(F.detection[i], F.detection_interval[i])], ["F1", scoreOf(F.f1[i], F.f1_interval[i])],
       ["Against random negatives", fixed(F.detection_random[i])], ["Against hard negatives", fixed(F.detection_hard[i])],
-      ["Silent contexts recognised", negatives.join(", ") || DASH],
-      ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ["Fuzzing", fixed(F.fuzzing[i])], ["Control (another's explanation)", fixed(F.detection_shuffled[i])],
+      ["Non-activating contexts recognised", negatives.join(", ") || DASH],
+      ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ["Fuzzing", fixed(F.fuzzing[i])], ["Control (explanation of another feature)", fixed(F.detection_shuffled[i])],
       ["Density", density(F.density[i])], ["Largest activation", short(F.max_activation[i])],
       ["Activating contexts", `${count(F.n_contexts_train[i])} train, ${count(F.n_contexts_held_out[i])} held out`],
       ["Mean position", short(F.mean_position[i])], ["Matryoshka prefix", prefixText(i)], ["Peak tokens", F.top_tokens[i].join(" · ") || DASH],
       ...(F.promoted[i] ? [["Promotes", F.promoted[i].join(" · ")], ["Suppresses", F.suppressed[i].join(" · ")]] : []),
       ...(D.label ? [["Monosemanticity", fixed(D.label.monosemanticity[i], 3)]] : []),
       ["Best concept", F.concept[i] ? `${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : DASH],
-      ...(D.statements ? [["Truly", F.true_description[i] ? `${F.true_description[i].join(" / ")} (F1 ${fixed(F.true_f1[i])})` : DASH]] : [])];
+      ...(D.statements ? [["True description", F.true_description[i] ? `${F.true_description[i].join(" / ")} (F1 ${fixed(F.true_f1[i])})` : DASH]] : [])];
     return [
       h("div", { class: "crumbs" }, h("a", { href: "#/features" }, "← all features"), h("span", { class: "right" },
         step(-1) ? h("a", { href: step(-1), id: "previous" }, "previous") : null, step(1) ? h("a", { href: step(1), id: "next" }, "next") : null)),
@@ -351,10 +351,10 @@
     { title: "Density", num: true, value: (r) => F.density[r.f], cell: (r) => density(F.density[r.f]) },
   ], features.map((f, n) => ({ f, c: values[n] })), 1)) : null);
   function familyPanel(i) {
-    const alike = F.explanation_group[i] === null ? [] : F.feature.filter((f) => f !== i && F.explanation_group[f] === F.explanation_group[i]);
+    const duplicates = F.explanation_group[i] === null ? [] : F.feature.filter((f) => f !== i && F.explanation_group[f] === F.explanation_group[i]);
     const list = (features) => features.slice(0, 24).map((f) => h("div", {}, link(f), h("span", { class: "soft small" }, ` prefix ${F.group[f] + 1}`)));
     const block = (title, features) => (features.length ? [h("h3", {}, `${title} (${count(features.length)})`), list(features)] : []);
-    const parts = [...block("Splits off from", F.parent[i] === null ? [] : [F.parent[i]]), ...block("Splits into", F.children[i]), ...block("Explained alike", alike)];
+    const parts = [...block("Splits off from", F.parent[i] === null ? [] : [F.parent[i]]), ...block("Splits into", F.children[i]), ...block("Near-duplicate explanations", duplicates)];
     return parts.length ? panel("Family", parts) : null;
   }
   function prefixText(i) {
@@ -367,7 +367,7 @@
     const low = (b) => (b === 0 ? 0 : edges[b - 1]), high = (b) => (b < edges.length ? edges[b] : Infinity);
     return panel("Peak activations", bars(counts, { labels: counts.map((_, n) => (counts.length < 8 || n % 2 === 0 ? short(low(first + n)) : "")),
       titles: counts.map((n, b) => `${short(low(first + b))} to ${short(high(first + b))}: ${n} contexts`), label: "Histogram of peak activations" }),
-      h("p", { class: "small soft" }, "Contexts by their largest activation, half-octave bins."));
+      h("p", { class: "small soft" }, "Number of contexts by their largest activation, in half-octave bins."));
   }
   function decilePanel(i) {
     const values = F.by_decile[i];
@@ -383,11 +383,13 @@
   }
   function contextsPanel(i) {
     const contexts = D.exemplars.contexts[i];
-    if (!contexts) return panel("Contexts", h("p", { class: "soft" }, F.density[i] ? "Left out to keep this page small; they are in interp/exemplars.parquet." : "It was never active."));
+    if (!contexts) return panel("Contexts", h("p", { class: "soft" }, F.density[i] ? "Left out of this page to keep it small: see interp/exemplars.parquet." : "It was never active."));
     const of = (kind) => contexts.filter((c) => c[0] === kind);
     const block = (title, rows) => (rows.length ? [h("h3", {}, title), rows.map((row) => context(row, i))] : []);
     return panel("Contexts", block("Strongest", of("top")),
-      block("From each tenth of the activation range, strongest first", of("decile").sort((a, b) => b[1] - a[1])), block("Silent", of("random")), block("Silent, but active on a near feature", of("nearest")), block("Silent, in a study where it is active elsewhere", of("same study")));
+      block("From each tenth of the activation range, strongest first", of("decile").sort((a, b) => b[1] - a[1])), 
+      block("Non-activating, drawn at random", of("random")), block("Non-activating, of the nearest features", of("nearest")),
+      block("Non-activating, of studies in which it is active elsewhere", of("same study")));
   }
   function context([kind, decile, section, study, tokens, percents], i) {
     const peak = percents.length ? percents.indexOf(Math.max(...percents)) : -1;
