@@ -18,7 +18,7 @@ from interp.exemplars import contexts, exemplar_table, index
 from interp.exemplars.corpus import Corpus
 from interp.explainers import llm
 from interp.explainers.judge import Judge, OfflineJudge
-from interp.features import concepts, lens, table
+from interp.features import concepts, relatives, table
 from interp.judging import Judging
 from interp.scorers import controls, ground_truth
 from maira_jax.errors import UserError
@@ -143,6 +143,6 @@ def _collect(cfg: InterpretConfig, sae: Sae, corpus: Corpus, path: Path, phases:
         peak.flush()
     index.save(phases / "index.npz", found)
     n_activating = {"train": cfg.n_explain, "held_out": cfg.n_score}
-    similar, _ = lens.nearest(lens.activity(index.pool_activity(found)), _N_NEIGHBOURS)
+    similar, _ = relatives.nearest(relatives.centred_activity(index.pool_activity(found)), _N_NEIGHBOURS)
     exemplar_table.collect(path, sae, corpus, found, similar, n_activating, cfg.seed, cfg.feature_batch)
     return found

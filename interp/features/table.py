@@ -13,7 +13,7 @@ from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
 from interp.exemplars.index import SplitIndex, pool_activity
 from interp.exemplars.selection import NON_ACTIVATING_KINDS
 from interp.explainers.judge import Judge
-from interp.features import lens
+from interp.features import logit_lens, relatives
 from interp.features.concepts import ConceptFit, StudyLabels
 from interp.features.summary import summarise
 from interp.scorers.ground_truth import Statements, describe
@@ -184,10 +184,10 @@ def statistics(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
     }
     pool = pool_activity(dict(found))
     group = np.repeat(np.arange(len(sae.group_sizes)), sae.group_sizes)
-    similar, cosine = lens.nearest(np.asarray(sae.params["W_dec"]), _N_SIMILAR)
-    coactive, correlation = lens.nearest(lens.activity(pool), _N_SIMILAR)
+    similar, cosine = relatives.nearest(np.asarray(sae.params["W_dec"]), _N_SIMILAR)
+    coactive, correlation = relatives.nearest(relatives.centred_activity(pool), _N_SIMILAR)
     together = correlation > 0
-    parent, parent_share = lens.parents(pool, group)
+    parent, parent_share = relatives.parents(pool, group)
     children: list[list[int]] = [[] for _ in group]
     for child in np.flatnonzero(parent >= 0).tolist():
         children[parent[child]].append(child)
@@ -220,7 +220,9 @@ def promoted_tokens(workdir: Path, sae: Sae, site: str) -> dict[str, Any]:
     names = ("promoted", "promoted_logit", "suppressed", "suppressed_logit")
     if not site.startswith("language."):
         return {name: [None] * sae.n_features for name in names}
-    found = lens.promoted(np.asarray(sae.params["W_dec"]), *load_unembedding(workdir / "model"), _N_PROMOTED)
+    found = logit_lens.extreme_tokens(
+        np.asarray(sae.params["W_dec"]), *load_unembedding(workdir / "model"), _N_PROMOTED
+    )
     tokenizer = Tokenizer.from_dir(workdir / "model")
     columns = [
         [tokenizer.pieces(row) for row in part]
@@ -237,7 +239,9 @@ def _judged(
     return {
         "name": [record["label"] for record in explained],
         "explanation": [record["text"] for record in explained],
-        "explanation_group": [i if i >= 0 else None for i in lens.alike([r["text"] for r in explained]).tolist()],
+        "explanation_group": [
+            i if i >= 0 else None for i in relatives.near_duplicates([r["text"] for r in explained]).tolist()
+        ],
         "top_tokens": [record["top_tokens"] for record in explained],
         "reason": [record["reason"] for record in scored],
         "judge": [judge.name] * len(scored),
