@@ -14,7 +14,7 @@ from maira_jax.studies.study import Finding
 
 
 def found(text: str) -> set[tuple[str | None, ...]]:
-    """What a text states, without the unset fields."""
+    """The findings of a text, without the fields that are None."""
     return {(f.name, f.status, *(x for x in (f.side, f.size, f.zone, f.change, f.tip) if x)) for f in extract(text)}
 
 
@@ -140,12 +140,12 @@ def test_sentences(text: str, expected: set[tuple[str, ...]]) -> None:
     assert found(text) == expected
 
 
-def test_statements_of_a_report_are_merged() -> None:
+def test_findings_of_a_report_are_merged() -> None:
     report = "No pleural effusion. Small left pleural effusion. The effusion is new."
     assert found(report) == {(EFFUSION, "present", "left", "small", "new")}
 
 
-def test_no_finding_is_a_statement() -> None:
+def test_no_finding_is_a_finding() -> None:
     assert found("No acute cardiopulmonary abnormality.") == {("no finding", "present")}
     assert "no finding" not in {f.name for f in extract("Cardiomegaly. No acute abnormality.")}
 
@@ -174,9 +174,9 @@ def phantom_reports() -> list[tuple[tuple[Finding, ...], str, dict[str, bool]]]:
     out = []
     for i in range(len(latents)):
         text = write_sections(latents, i, random.Random(f"labels {i}")).findings
-        facts = truth(latents, i)
-        true_labels = study_labels(facts, bool(latents.has_prior[i]), "eferring team" in text)
-        out.append((facts, text, true_labels))
+        findings = truth(latents, i)
+        true_labels = study_labels(findings, bool(latents.has_prior[i]), "eferring team" in text)
+        out.append((findings, text, true_labels))
     return out
 
 
@@ -184,17 +184,17 @@ def test_phantom_reports_are_read_without_loss(phantom_reports: list) -> None:
     """Every attribute of at least 99.5 % of the true findings, and nothing invented."""
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
-    for facts, text, _ in phantom_reports:
-        stated = {(f.name, f.side, f.zone): f for f in extract(text)}
-        places = {(f.name, f.side, f.zone) for f in facts if f.status == "present"}
-        claims = {place for place, f in stated.items() if f.status == "present" and f.name != "no finding"}
+    for true_findings, text, _ in phantom_reports:
+        extracted = {(f.name, f.side, f.zone): f for f in extract(text)}
+        places = {(f.name, f.side, f.zone) for f in true_findings if f.status == "present"}
+        claims = {place for place, f in extracted.items() if f.status == "present" and f.name != "no finding"}
         right["nothing invented"] += claims <= places
         asked["nothing invented"] += 1
-        for fact in facts:
-            said = stated.get((fact.name, fact.side, fact.zone))
-            if fact.status == "present" or fact.change == "resolved":
+        for true in true_findings:
+            found = extracted.get((true.name, true.side, true.zone))
+            if true.status == "present" or true.change == "resolved":
                 for field in ("status", "size", "change", "tip"):
-                    right[field] += said is not None and getattr(said, field) == getattr(fact, field)
+                    right[field] += found is not None and getattr(found, field) == getattr(true, field)
                     asked[field] += 1
     rates = {field: right[field] / asked[field] for field in asked}
     print(rates)
@@ -205,14 +205,14 @@ def test_phantom_reports_are_read_without_loss(phantom_reports: list) -> None:
 def test_phantom_concepts_are_read(phantom_reports: list) -> None:
     wrong: Counter[str] = Counter()
     for _, text, true_labels in phantom_reports:
-        said = concepts(text)
-        wrong.update(name for name, value in true_labels.items() if said[name] != value)
+        extracted = concepts(text)
+        wrong.update(name for name, value in true_labels.items() if extracted[name] != value)
     assert max(wrong.values(), default=0) <= 0.005 * len(phantom_reports), wrong
 
 
 # ------------------------------------------------------------------------------------ real reports
-# MeSH headings (a person's indexing of the report) to CheXpert observations. "round" is how the
-# indexers code nodular. "no finding" is what has none of the others, devices aside, as in CheXpert.
+# MeSH headings, which people gave to the reports, and their CheXpert observations. "round" is the indexers' code for
+# nodular. "no finding" is a report with no other observation but devices, as in CheXpert.
 _HEADINGS = {
     "cardiomegaly": "cardiomegaly",
     "pleural effusion": EFFUSION,
@@ -261,8 +261,11 @@ def _mesh_labels(mesh: str) -> set[str]:
 
 
 def test_real_reports_against_their_mesh_labels(shared_data) -> None:
-    """Floors are the figures reached, rounded down. The rules were written with samples of these
-    very reports in view, so the figures say how well they fit, not how well they would transfer."""
+    """The minima are the figures reached, rounded down.
+
+    The rules were written with samples of these reports in view, so the figures say how well the rules fit, not how
+    well they would transfer.
+    """
     counts: dict[str, Counter[str]] = {}
     with (shared_data / "iu-xray-reports" / "indiana_reports.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -270,17 +273,17 @@ def test_real_reports_against_their_mesh_labels(shared_data) -> None:
         text = row["findings"] + "\n" + row["impression"]
         if row["MeSH"].lower().startswith("no indexing") or not text.strip():
             continue
-        said = {n for n, status in chexpert(extract(text)).items() if status == "present"}
+        extracted = {n for n, status in chexpert(extract(text)).items() if status == "present"}
         true = _mesh_labels(row["MeSH"])
-        for name in said | true:
-            kind = "both" if name in said & true else "said" if name in said else "missed"
+        for name in extracted | true:
+            kind = "both" if name in extracted & true else "extra" if name in extracted else "missed"
             counts.setdefault(name, Counter())[kind] += 1
     scores = {}
     print(f"\n{'label':28s}{'reports':>8s}{'precision':>11s}{'recall':>8s}{'F1':>7s}")
     for name, c in sorted(counts.items()):
         n = c["both"] + c["missed"]
-        precision, recall = c["both"] / max(1, c["both"] + c["said"]), c["both"] / max(1, n)
-        f1 = 2 * c["both"] / (2 * c["both"] + c["said"] + c["missed"])
+        precision, recall = c["both"] / max(1, c["both"] + c["extra"]), c["both"] / max(1, n)
+        f1 = 2 * c["both"] / (2 * c["both"] + c["extra"] + c["missed"])
         print(f"{name:28s}{n:8d}{precision:11.3f}{recall:8.3f}{f1:7.3f}")
         if n >= 30:
             scores[name] = f1
@@ -288,11 +291,11 @@ def test_real_reports_against_their_mesh_labels(shared_data) -> None:
     print(f"macro F1 over {len(scores)} labels with 30 or more reports: {macro:.3f}")
     assert len(scores) == 12
     assert macro >= 0.89
-    for name, floor in FLOORS.items():
-        assert scores[name] >= floor, name
+    for name, minimum in MIN_F1.items():
+        assert scores[name] >= minimum, name
 
 
-FLOORS = {
+MIN_F1 = {
     "atelectasis": 0.95,
     "cardiomegaly": 0.97,
     "consolidation": 0.92,

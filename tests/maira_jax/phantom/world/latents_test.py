@@ -61,33 +61,33 @@ def test_changes_are_those_between_the_two_truths(latents: Latents) -> None:
     sizes = {None: 0, "small": 1, "moderate": 2, "large": 3}
     seen = set()
     for i in range(1500):
-        facts = truth(latents, i)
+        findings = truth(latents, i)
         if not latents.has_prior[i]:
-            assert all(fact.change is None for fact in facts)
+            assert all(finding.change is None for finding in findings)
             continue
         before = {(f.name, f.side, f.zone): f for f in prior_truth(latents, i) if f.status == "present"}
-        for fact in facts:
-            was = before.get((fact.name, fact.side, fact.zone))
-            seen.add(fact.change)
-            if fact.change is None:
-                assert fact.status == "absent" and was is None
-            elif fact.change == "new":
-                assert fact.status == "present" and was is None
-            elif fact.change == "resolved":
-                assert fact.status == "absent" and was is not None
+        for finding in findings:
+            was = before.get((finding.name, finding.side, finding.zone))
+            seen.add(finding.change)
+            if finding.change is None:
+                assert finding.status == "absent" and was is None
+            elif finding.change == "new":
+                assert finding.status == "present" and was is None
+            elif finding.change == "resolved":
+                assert finding.status == "absent" and was is not None
             else:
                 assert was is not None
-                step = sizes[fact.size] - sizes[was.size]
-                assert fact.change == {1: "worse", 0: "unchanged", -1: "improved"}[int(np.sign(step))]
-                assert fact.tip == was.tip
+                step = sizes[finding.size] - sizes[was.size]
+                assert finding.change == {1: "worse", 0: "unchanged", -1: "improved"}[int(np.sign(step))]
+                assert finding.tip == was.tip
     assert seen == {None, "new", "worse", "improved", "unchanged", "resolved"}
 
 
 def test_truth_names_every_finding_once_a_place(latents: Latents) -> None:
     for i in range(300):
-        facts = truth(latents, i)
-        places = [(fact.name, fact.side, fact.zone) for fact in facts]
+        findings = truth(latents, i)
+        places = [(finding.name, finding.side, finding.zone) for finding in findings]
         assert len(set(places)) == len(places)
-        assert {fact.name for fact in facts} == set(FINDINGS)
+        assert {finding.name for finding in findings} == set(FINDINGS)
         for name in ("pleural effusion", "pneumothorax"):
-            assert {fact.side for fact in facts if fact.name == name} == {"left", "right"}
+            assert {finding.side for finding in findings if finding.name == name} == {"left", "right"}

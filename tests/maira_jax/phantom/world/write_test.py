@@ -44,32 +44,32 @@ def _sentences(study: Study) -> list[str]:
     return [sentence.lower() for sentence in re.split(r"(?<=\.) ", study.findings or "")]
 
 
-def _says(sentence: str, fact: Finding) -> bool:
+def _says(sentence: str, finding: Finding) -> bool:
     """Whether a sentence says all of a present or resolved finding."""
-    side = f"{fact.side}|bilateral" if fact.side else ""
+    side = f"{finding.side}|bilateral" if finding.side else ""
     patterns = [
-        _NOUNS[fact.name],
+        _NOUNS[finding.name],
         side,
-        _SIZES.get(fact.size or "", ""),
-        fact.zone or "",
-        _CHANGES.get(fact.change or "", ""),
-        _TIPS.get(fact.tip or "", ""),
+        _SIZES.get(finding.size or "", ""),
+        finding.zone or "",
+        _CHANGES.get(finding.change or "", ""),
+        _TIPS.get(finding.tip or "", ""),
     ]
     return all(re.search(pattern, sentence) for pattern in patterns) and not _DENIED.search(sentence)
 
 
-def test_whatever_is_present_or_resolved_has_its_sentence(studies: list[Study]) -> None:
+def test_every_present_or_resolved_finding_has_its_sentence(studies: list[Study]) -> None:
     for study in studies:
-        for fact in study.truth or ():
-            if fact.status == "present" or fact.change == "resolved":
-                assert any(_says(sentence, fact) for sentence in _sentences(study)), (fact, study.findings)
+        for finding in study.truth or ():
+            if finding.status == "present" or finding.change == "resolved":
+                assert any(_says(sentence, finding) for sentence in _sentences(study)), (finding, study.findings)
 
 
-def test_whatever_is_absent_is_denied_and_nothing_is_invented(studies: list[Study]) -> None:
+def test_every_absent_finding_is_denied_and_nothing_is_invented(studies: list[Study]) -> None:
     for study in studies:
-        facts = study.truth or ()
-        stated = {f.name for f in facts if f.status == "present" or f.change == "resolved"}
-        for name in set(FINDINGS) - stated:
+        findings = study.truth or ()
+        mentioned = {f.name for f in findings if f.status == "present" or f.change == "resolved"}
+        for name in set(FINDINGS) - mentioned:
             about = [sentence for sentence in _sentences(study) if re.search(_NOUNS[name], sentence)]
             others = "tube" if "tube" in name else "line"
             about = [s for s in about if name in s or not re.search(rf"\w+ {others}\b", s)]
@@ -77,7 +77,7 @@ def test_whatever_is_absent_is_denied_and_nothing_is_invented(studies: list[Stud
             assert all(_DENIED.search(sentence) for sentence in about), (name, study.findings)
 
 
-def test_changes_are_said_only_with_a_prior(studies: list[Study]) -> None:
+def test_changes_are_mentioned_only_with_a_prior(studies: list[Study]) -> None:
     words = re.compile(r"prior|previously|interval|unchanged|\bnew\b|increased|decreased|resolved", re.IGNORECASE)
     for study in studies:
         has_prior = study.prior_frontal is not None
