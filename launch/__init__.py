@@ -1,1 +1,1 @@
-"""The commands: one a stage, and the whole path as `demo`."""
+"""The commands: one per stage, and `demo` for all stages in succession."""

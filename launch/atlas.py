@@ -1,4 +1,4 @@
-"""Writes the feature browser, one HTML file that needs nothing else.
+"""Writes the feature browser, one self-contained HTML file.
 
 Result: WORKDIR/atlas/index.html.
 """
@@ -7,7 +7,7 @@ from interp.atlas import stage
 from launch import _main
 
 _main.define_shortcut(
-    "sweep", "Name of the steering sweep that is shown. Sets steer.name.", lambda text: {"steer.name": text}
+    "sweep", "Name of the steering sweep to show. Sets steer.name.", lambda text: {"steer.name": text}
 )
 
 if __name__ == "__main__":

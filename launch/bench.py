@@ -1,4 +1,4 @@
-"""Benchmarks against peers on this machine: python -m launch.bench NAME [options].
+"""Benchmarks against other libraries on this machine: python -m launch.bench NAME [options].
 
 sae_step   tokens/s of a training step: ours, dictionary_learning's, SAELens' and sparsify's
 recovery   true features recovered from synthetic activations: ours, dictionary_learning's and SAELens'

@@ -1,7 +1,7 @@
 """Converts a MAIRA-2 checkpoint from the Hugging Face layout (safetensors) to Flax parameters, or back with --reverse.
 
 Result: WORKDIR/model, where the other commands look, or the folder --out. It holds the parameters (orbax), the
-tokenizer and the configuration files. --checkpoint, --dtype and --mesh are short for --config.model.checkpoint,
+tokenizer and the configuration files. --checkpoint, --dtype and --mesh set --config.model.checkpoint,
 --config.model.dtype and --config.model.mesh.
 """
 
@@ -17,23 +17,23 @@ from maira_jax.checkpoint import convert
 
 _main.define_shortcut(
     "checkpoint",
-    "Folder that is read: a checkpoint, or 'phantom' for the model that ships with the package.",
+    "Folder of the checkpoint to convert, or 'phantom' for the model that ships with the package.",
     lambda text: {"model.checkpoint": text},
 )
 _main.define_shortcut("dtype", "Type of the parameters: float32 or bfloat16.", lambda text: {"model.dtype": text})
 _main.define_shortcut(
     "mesh",
     "Devices along the batch, and along each layer, of the mesh that will load the parameters, such as 1,8: their "
-    "files are cut so that a device reads only its own. Any other mesh can load them too.",
+    "files are split so that a device reads only its own part. Any other mesh can load them too.",
     lambda text: {"model.mesh": tuple(int(part) for part in text.split(","))},
 )
-_OUT = _main.define(flags.DEFINE_string("out", None, "Folder that is written, if not WORKDIR/model."))
+_OUT = _main.define(flags.DEFINE_string("out", None, "Folder to write to instead of WORKDIR/model."))
 _REVERSE = _main.define(
     flags.DEFINE_boolean(
         "reverse",
         None,
-        "The other way: --checkpoint is a folder that this command wrote, and --out becomes a checkpoint in the "
-        "Hugging Face layout, in the type that the parameters have.",
+        "Convert back: from --checkpoint, a folder that this command wrote, to --out, a checkpoint in the Hugging Face "
+        "layout with parameters of the same type.",
     )
 )
 flags.mark_flags_as_mutual_exclusive(["reverse", "dtype"])

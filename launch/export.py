@@ -1,6 +1,6 @@
 """Writes the sparse autoencoder for other programs: dictionary_learning, SAELens and plain safetensors.
 
-Result: WORKDIR/export, a folder a format, each with a model card.
+Result: WORKDIR/export, one folder per format, each with a model card.
 
   python -m launch.export --to=saelens,dictionary_learning
 """
@@ -12,7 +12,7 @@ from sae.formats import export, writers
 
 _main.define_shortcut(
     "to",
-    f"Formats, with commas between them: {', '.join(writers())}. Sets export.to.",
+    f"Formats, separated by commas: {', '.join(writers())}. Sets export.to.",
     lambda text: {"export.to": tuple(text.split(","))},
 )
 _main.define_shortcut(

@@ -1,6 +1,6 @@
 """Writes reports, grounded reports or the boxes of a phrase for the studies of the configuration.
 
-Result: WORKDIR/reports, grounded or phrases: generations.jsonl, a line a study. Interrupted, it resumes.
+Result: WORKDIR/reports, grounded or phrases: generations.jsonl, one line per study. Interrupted, it resumes.
 
   python -m launch.generate --limit=20
   python -m launch.generate --task=grounded --save_images
@@ -22,7 +22,7 @@ _main.define_shortcut(
 )
 _main.define_shortcut(
     "limit",
-    "At most so many studies, from the first. Sets generate.studies.",
+    "Maximum number of studies, counted from the first. Sets generate.studies.",
     lambda text: {"generate.studies": int(text)},
 )
 _main.define_switch(

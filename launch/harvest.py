@@ -1,6 +1,6 @@
 """Runs the model over the studies and stores the activations of one site, token by token.
 
-Result: WORKDIR/activations. Interrupted, it resumes at the first shard that is not whole.
+Result: WORKDIR/activations. Interrupted, it resumes at the first shard that is incomplete.
 """
 
 from launch import _main
@@ -10,9 +10,5 @@ if __name__ == "__main__":
     _main.main(
         harvest.run,
         __doc__ or "",
-        reads=(
-            "model",
-            "studies",
-            "harvest",
-        ),
+        reads=("model", "studies", "harvest"),
     )

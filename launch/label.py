@@ -1,4 +1,4 @@
-"""Measures how well single features, and single raw dimensions, stand for the studies' labels (MedSAE's measures).
+"""Measures how well single features, and single raw dimensions, predict the studies' labels (MedSAE's measures).
 
 Result: WORKDIR/label.
 """

@@ -1,1 +1,1 @@
-"""Benchmarks, each a module with `main(arguments)`."""
+"""Benchmarks against other libraries, each a module with `main(options)`."""

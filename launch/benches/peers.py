@@ -1,9 +1,9 @@
-"""Programs that ours is compared with, imported unchanged and driven by their own training steps.
+"""Other libraries that ours is compared with, imported unchanged and driven by their own training steps.
 
-dictionary_learning is installed without its dependencies, of which a training step and the loader use torch, einops
-and tqdm; the others (nnsight, wandb, datasets, zstandard) only serve its data pipeline, and empty modules stand in
-for them. SAELens and sparsify are installed whole, beside the same torch; delphi without vLLM, which finding examples
-does not need.
+dictionary_learning is installed without its dependencies: training steps and the loader need torch, einops and tqdm
+alone; the others (nnsight, wandb, datasets, zstandard) serve its data pipeline and are replaced by empty modules.
+SAELens and sparsify are installed with their dependencies and the same torch; delphi without vLLM, which finding
+examples does not need.
 """
 
 import importlib
@@ -36,7 +36,7 @@ def _need(*names: str) -> None:
 
 
 def dictionary_learning(module: str) -> types.ModuleType:
-    """A module of the package, e.g. "utils".
+    """A module of the package, for example "utils".
 
     Raises:
       UserError: the package is not installed.
@@ -50,7 +50,7 @@ def dictionary_learning(module: str) -> types.ModuleType:
     try:
         return importlib.import_module(f"dictionary_learning.{module}")
     finally:
-        for name in stubs:  # others ask whether these are installed
+        for name in stubs:  # other libraries test whether these are installed
             del sys.modules[name]
 
 
@@ -64,18 +64,18 @@ def torch() -> types.ModuleType:
     return importlib.import_module("torch")
 
 
-class Peer(Protocol):
-    """A trainer of another program."""
+class PeerTrainer(Protocol):
+    """The trainer of another library."""
 
     def step(self, x: Any) -> None:
-        """Takes a step on a torch batch [B, d]."""
+        """Takes one training step on a torch batch [B, d]."""
 
     def params(self) -> dict[str, np.ndarray]:
-        """W_enc [d, F], b_enc [F], W_dec [F, d] with unit rows, b_dec [d]."""
+        """The autoencoder: W_enc [d, F], b_enc [F], W_dec [F, d] with unit rows, b_dec [d]."""
 
 
 class DictionaryLearning:
-    """Its `MatryoshkaBatchTopKTrainer`, with its defaults where nothing is said."""
+    """dictionary_learning's `MatryoshkaBatchTopKTrainer`, with its own defaults for all other options."""
 
     def __init__(self, d: int, n_features: int, k: int, fractions: Sequence[float], steps: int, **options: Any):
         module = dictionary_learning("trainers.matryoshka_batch_top_k")
@@ -92,17 +92,17 @@ class DictionaryLearning:
         self._steps = 0
 
     def step(self, x: Any) -> None:
-        """See `Peer`."""
+        """See `PeerTrainer`."""
         self._trainer.update(self._steps, x)
         self._steps += 1
 
     def params(self) -> dict[str, np.ndarray]:
-        """See `Peer`."""
+        """See `PeerTrainer`."""
         return {name: value.detach().cpu().numpy() for name, value in self._trainer.ae.named_parameters()}
 
 
 class SaeLens:
-    """Its `SAETrainer` on a "matryoshka_batchtopk", with its defaults where nothing is said."""
+    """SAELens' `SAETrainer` on a "matryoshka_batchtopk", with its own defaults for all other options."""
 
     def __init__(
         self,
@@ -128,12 +128,12 @@ class SaeLens:
         self._trainer = trainer.SAETrainer(settings, module.MatryoshkaBatchTopKTrainingSAE(sae), iter(()))
 
     def step(self, x: Any) -> None:
-        """See `Peer`."""
+        """See `PeerTrainer`."""
         self._trainer.step(x)
         self._trainer.n_training_steps += 1
 
     def params(self) -> dict[str, np.ndarray]:
-        """See `Peer`."""
+        """See `PeerTrainer`."""
         values = {name: value.detach().cpu().numpy() for name, value in self._trainer.sae.named_parameters()}
         norm = np.linalg.norm(values["W_dec"], axis=1)
         return {
@@ -145,7 +145,7 @@ class SaeLens:
 
 
 class Sparsify:
-    """Its `SparseCoder` (TopK, one level: it has no other) with the optimiser of its trainer."""
+    """Sparsify's `SparseCoder` (TopK without groups, its only kind) with the optimiser of its trainer."""
 
     def __init__(self, d: int, n_features: int, k: int, device: str):
         _need("sparsify", "schedulefree")
@@ -159,7 +159,7 @@ class Sparsify:
         self._optimizer.train()
 
     def step(self, x: Any) -> None:
-        """See `Peer`; in the order of its trainer."""
+        """See `PeerTrainer`; in the order of sparsify's trainer."""
         self._sae.set_decoder_norm_to_unit_norm()
         self._sae(x).fvu.backward()
         self._sae.remove_gradient_parallel_to_decoder_directions()
@@ -167,7 +167,7 @@ class Sparsify:
         self._optimizer.zero_grad()
 
     def params(self) -> dict[str, np.ndarray]:
-        """See `Peer`."""
+        """See `PeerTrainer`."""
         return {
             "W_enc": self._sae.encoder.weight.detach().cpu().numpy().T,
             "b_enc": self._sae.encoder.bias.detach().cpu().numpy(),
@@ -177,7 +177,7 @@ class Sparsify:
 
 
 def delphi(module: str) -> types.ModuleType:
-    """A module of EleutherAI/delphi, e.g. "latents".
+    """A module of EleutherAI/delphi, for example "latents".
 
     Raises:
       UserError: it is not installed.

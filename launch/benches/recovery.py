@@ -1,13 +1,12 @@
 """True features recovered from synthetic activations: ours, dictionary_learning's and SAELens'.
 
-All see the same tokens, have the same width and groups, and are measured on the same held-out tokens at the same L0:
-the mean number of true features a token has. Each one's threshold is set for that exactly (see
-`sae.evaluation.calibrate`). Ours is the default preset as it is; each peer is trained once with each of `--peer_lr`
-and the one with the lower error counts. dictionary_learning decays over the last fifth, as in its demo, and so does
-SAELens.
+All are trained on the same tokens with the same width and groups, and measured on the same held-out tokens at the same
+L0: the mean number of active true features per token, for which each threshold is calibrated (see
+`sae.evaluation.calibrate`). Ours is the default preset; each other library is trained with every rate of `--peer_lr`,
+and the run with the lowest error counts. Their rates decay over the last fifth, as in dictionary_learning's demo.
 
 fvu        fraction of variance unexplained
-recovered  share of true features to which a feature that is ever active has a cosine above 0.9
+recovered  share of true features with a cosine above 0.9 to a feature that is ever active
 cosine     mean over the true features of the largest cosine
 """
 
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.benches import peers
-from launch.benches.synthetic import World
+from launch.benches.synthetic import SyntheticFeatures
 from sae import autoencoder
 from sae.autoencoder import Sae
 from sae.evaluation import calibrate, metrics
@@ -36,7 +35,7 @@ Params = dict[str, np.ndarray]
 
 
 def main(options: Sequence[str]) -> None:
-    """Prints a line of JSON a run, and then a table: mean and standard deviation over the seeds."""
+    """Prints one line of JSON per run, and then a table of means and standard deviations over the seeds."""
     parser = argparse.ArgumentParser(
         prog="launch.bench recovery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,18 +44,22 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--n_features", type=int, default=512, help="features of the autoencoders")
     parser.add_argument("--batch_size", type=int, default=512, help="tokens")
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--active", type=int, nargs="+", default=[4, 8, 16], help="mean true features a token; k")
+    parser.add_argument(
+        "--active", type=int, nargs="+", default=[4, 8, 16], help="mean number of active true features per token; k"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--peer_lr", type=float, nargs="+", default=[3e-3, 1e-2], help="rates that peers try")
-    parser.add_argument("--alone", action="store_true", help="ours only")
+    parser.add_argument(
+        "--peer_lr", type=float, nargs="+", default=[3e-3, 1e-2], help="learning rates that the other libraries try"
+    )
+    parser.add_argument("--alone", action="store_true", help="train ours alone")
     arguments = parser.parse_args(options)
     results: dict[tuple[int, str], list[dict[str, float]]] = {}
     for active, seed in itertools.product(arguments.active, arguments.seeds):
-        world = World.draw(arguments.d_model, arguments.n_true, active, seed)
-        batches = np.stack([world.sample(arguments.batch_size, (seed, 1, i)) for i in range(arguments.steps)])
-        held_out = world.sample(_HELD_OUT, (seed, 2))
+        synthetic = SyntheticFeatures.random(arguments.d_model, arguments.n_true, active, seed)
+        batches = np.stack([synthetic.sample(arguments.batch_size, (seed, 1, i)) for i in range(arguments.steps)])
+        held_out = synthetic.sample(_HELD_OUT, (seed, 2))
         for name, train in _trainers(arguments).items():
-            tries = [_measure(params, active, world, held_out) for params in train(batches, active, seed)]
+            tries = [_measure(params, active, synthetic, held_out) for params in train(batches, active, seed)]
             best = min(tries, key=lambda measured: measured["fvu"])
             results.setdefault((active, name), []).append(best)
             print(json.dumps({"active": active, "seed": seed, "name": name, "tries": tries}), flush=True)
@@ -70,23 +73,23 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
 
 
-def _measure(params: Params, k: int, world: World, held_out: np.ndarray) -> dict[str, float]:
-    """See the module's docstring."""
+def _measure(params: Params, k: int, synthetic: SyntheticFeatures, held_out: np.ndarray) -> dict[str, float]:
+    """The measures of the module's docstring, and the L0 that was reached."""
     arrays = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
     parts = np.array_split(held_out, 10)
     threshold = calibrate.threshold_for_l0(arrays, lambda: iter(parts), k)
     sae = Sae(arrays, threshold, k, (len(params["b_enc"]),))
     measured, density = metrics.evaluate(sae, iter(parts))
-    recovered, cosine = world.recovered(params["W_dec"], density > 0)
+    recovered, cosine = synthetic.recovered(params["W_dec"], density > 0)
     return {"fvu": measured["fvu"], "recovered": recovered, "cosine": cosine, "l0": measured["l0"]}
 
 
 def _trainers(arguments: argparse.Namespace) -> dict[str, Callable[[np.ndarray, int, int], list[Params]]]:
-    """By name, a function that trains on batches [steps, B, d], given k and a seed, once a rate."""
+    """By name, a function of (batches [steps, B, d], k, seed) that trains once with each learning rate."""
     d, f, steps, size = arguments.d_model, arguments.n_features, arguments.steps, arguments.batch_size
     decay = steps // 5
 
-    def drive(peer: peers.Peer, batches: np.ndarray, scale: float) -> Params:
+    def drive(peer: peers.PeerTrainer, batches: np.ndarray, scale: float) -> Params:
         for batch in peers.torch().from_numpy(batches / np.float32(scale)):
             peer.step(batch)
         return autoencoder.fold(peer.params(), 0.0, scale)[0]

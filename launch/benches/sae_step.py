@@ -1,8 +1,8 @@
 """Tokens/s of a training step: ours, dictionary_learning's, SAELens' and sparsify's, in turns in one process.
 
-They take turns, a few steps each, so that all see the same disturbances; the medians over the turns are compared.
-All train in float32 from activations already in memory. No feature is dead, so no auxiliary loss is computed.
-sparsify has no Matryoshka and no BatchTopK: its plain TopK is timed.
+They take turns of a few steps each, so that other load affects all of them alike; medians over the turns are compared.
+All train in float32 from activations in memory. No feature is dead, so that no auxiliary loss is computed.
+sparsify has neither Matryoshka nor BatchTopK: its plain TopK is timed.
 """
 
 import argparse
@@ -31,13 +31,13 @@ def main(options: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="launch.bench sae_step", description=__doc__)
     parser.add_argument("--d_model", type=int, default=512, help="width of the activations")
     parser.add_argument("--n_features", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=64, help="mean number of kept features a token")
+    parser.add_argument("--k", type=int, default=64, help="mean number of active features per token")
     parser.add_argument("--batch_size", type=int, default=2048, help="tokens")
-    parser.add_argument("--dtype", default="float32", help="of our matrix products")
+    parser.add_argument("--dtype", default="float32", help="type of our matrix products")
     parser.add_argument("--microbatches", type=int, default=1, help="parts of our batch")
-    parser.add_argument("--turns", type=int, default=7, help="how often each is timed")
-    parser.add_argument("--steps", type=int, default=3, help="steps of one turn")
-    parser.add_argument("--alone", action="store_true", help="time ours only")
+    parser.add_argument("--turns", type=int, default=7, help="number of times that each is timed")
+    parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
+    parser.add_argument("--alone", action="store_true", help="time ours alone")
     arguments = parser.parse_args(options)
     rng = np.random.default_rng(0)
     shape = (arguments.steps, arguments.batch_size, arguments.d_model)
@@ -47,10 +47,10 @@ def main(options: Sequence[str]) -> None:
         turns |= _peers(arguments, x)
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for turn in turns.values():
-        turn()  # compiles, and fills caches
+        turn()  # compiles and fills caches
     for _ in range(arguments.turns):
         for name, turn in turns.items():
-            turn()  # threads of the one before spin for a while, and it left the caches full
+            turn()  # not timed: threads of the one before still spin, and the caches hold its data
             start = time.perf_counter()
             turn()
             seconds[name].append((time.perf_counter() - start) / arguments.steps)
@@ -68,9 +68,9 @@ def main(options: Sequence[str]) -> None:
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """How often faster ours is, over the turns."""
+    """How many times faster ours is: median, minimum and maximum over the turns."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    values = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    values = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {name: round(value, 2) for name, value in values.items()}
 
 
@@ -105,20 +105,20 @@ def _ours(arguments: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
 
 
 def _peers(arguments: argparse.Namespace, x: np.ndarray) -> dict[str, Callable[[], None]]:
-    """By name, a function that takes a step of the peer on each batch."""
+    """By name, a function that takes a step of the other library on each batch."""
     d, f, k = arguments.d_model, arguments.n_features, arguments.k
     widths = list(itertools.accumulate(group_sizes(_FRACTIONS, f)))
     torch = peers.torch()
     gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
     device = "cuda" if gpu else "cpu"
-    trainers: dict[str, peers.Peer] = {
+    trainers: dict[str, peers.PeerTrainer] = {
         "dictionary_learning": peers.DictionaryLearning(d, f, k, _FRACTIONS, _STEPS, seed=0, device=device),
         "sae_lens": peers.SaeLens(d, f, k, widths, _STEPS, arguments.batch_size, device, lr_end=3e-5),
         "sparsify": peers.Sparsify(d, f, k, device),
     }
     batches = torch.from_numpy(x).to(device)
 
-    def turn(peer: peers.Peer) -> None:
+    def turn(peer: peers.PeerTrainer) -> None:
         for batch in batches:
             peer.step(batch)
         if gpu:
