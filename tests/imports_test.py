@@ -32,8 +32,8 @@ ROOMS = {
     ),
     "sae": (
         "mesh",
-        "kernels",
         "autoencoder",
+        "kernels",
         "activations",
         "variants",
         "saved",

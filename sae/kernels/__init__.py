@@ -1,1 +1,1 @@
-"""What exists for speed alone: exact selection without a sort, and products of the few entries that are kept."""
+"""What exists for speed alone: exact selection without a sort, nested products, and gradients of the kept entries."""

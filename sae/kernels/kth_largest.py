@@ -53,7 +53,7 @@ def _kth_by_bisection(z: jax.Array, count: int, passes: int = 31) -> jax.Array:
 
 
 def _kth_among_candidates(z: jax.Array, count: int) -> jax.Array:
-    """As `_kth_by_bisection`, after a few rows have shown where the cut must lie.
+    """As `_kth_by_bisection`, after a few rows have shown where the threshold must lie.
 
     Should they mislead, the whole matrix is searched.
     """
@@ -87,12 +87,12 @@ def _first_of(ties: jax.Array, wanted: jax.Array, column_order: jax.Array) -> ja
     row = lax.broadcasted_iota(jnp.int32, ties.shape, 0)
     column = jnp.broadcast_to(column_order[None], ties.shape)
 
-    def largest_below(place: jax.Array, among: jax.Array, size: int, room: jax.Array) -> jax.Array:
-        """The largest p with at most `room` hits at places < p."""
+    def largest_below(index: jax.Array, hits: jax.Array, size: int, room: jax.Array) -> jax.Array:
+        """The largest p with at most `room` hits at an index < p. []"""
 
         def refine(i: jax.Array, found: jax.Array) -> jax.Array:
             candidate = found + (1 << (size.bit_length() - i))
-            fits = (_count(among & (place < candidate)) <= room) & (candidate <= size)
+            fits = (_count(hits & (index < candidate)) <= room) & (candidate <= size)
             return jnp.where(fits, candidate, found)
 
         return lax.fori_loop(0, size.bit_length() + 1, refine, jnp.int32(0))
@@ -115,19 +115,19 @@ def batch_top_k(
 ) -> tuple[jax.Array, jax.Array]:
     """Marks the `count` largest positive entries of the whole matrix `z [rows, columns]`.
 
-    Exactly `count` entries are kept, or every positive one where there are fewer. Among equal entries at the cut,
+    Exactly `count` entries are kept, or every positive one where there are fewer. Among equal entries at the threshold,
     those of earlier rows and then of earlier columns win.
 
     Args:
       z: float32.
       count: entries to keep.
-      method: how the cut is searched; both give the same result.
+      method: how the threshold is searched; both give the same result.
       column_order: the rank of each column in a tie, where columns are not stored in order. int32 [columns].
 
     Returns:
       The mask, bool like `z`, and the smallest kept entry (0 if nothing is kept), a float32 scalar.
     """
-    cut = kth_largest(z, count, method)
+    threshold = kth_largest(z, count, method)
     if column_order is None:
         column_order = jnp.arange(z.shape[1], dtype=jnp.int32)
 
@@ -135,29 +135,29 @@ def batch_top_k(
         return z > 0, smallest_kept(z, z > 0)
 
     def exactly() -> tuple[jax.Array, jax.Array]:
-        above = z > cut
-        return above | _first_of(z == cut, count - _count(above), column_order), cut
+        above = z > threshold
+        return above | _first_of(z == threshold, count - _count(above), column_order), threshold
 
     def no_ties() -> tuple[jax.Array, jax.Array]:
-        return z >= cut, cut
+        return z >= threshold, threshold
 
-    tied = _count(z >= cut) > count
-    return lax.switch(jnp.where(cut > 0, 1 + tied, 0), [all_positive, no_ties, exactly])
+    tied = _count(z >= threshold) > count
+    return lax.switch(jnp.where(threshold > 0, 1 + tied, 0), [all_positive, no_ties, exactly])
 
 
-def row_cut(z: jax.Array, count: jax.Array) -> jax.Array:
+def row_threshold(z: jax.Array, count: jax.Array) -> jax.Array:
     """For each row of `z [rows, columns]` the `count`-th largest entry, or 0 when it is not positive.
 
-    Stops as soon as the cut of every row keeps exactly `count` entries, which is long before the last bit.
-    The cut then lies between the entries of rank `count` and `count + 1`.
+    Stops as soon as the threshold of every row keeps exactly `count` entries, which is long before the last bit.
+    The threshold then lies between the entries of rank `count` and `count + 1`.
 
     Returns:
       float32 [rows].
     """
     bits = _bits(z)
 
-    def kept(cut: jax.Array) -> jax.Array:
-        return (bits >= cut[:, None]).sum(1, dtype=jnp.float32).astype(jnp.int32)
+    def kept(threshold: jax.Array) -> jax.Array:
+        return (bits >= threshold[:, None]).sum(1, dtype=jnp.float32).astype(jnp.int32)
 
     def unfinished(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         i, _, exact = carry
@@ -176,7 +176,7 @@ def row_cut(z: jax.Array, count: jax.Array) -> jax.Array:
 def row_top_k(z: jax.Array, k: int, column_order: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Marks the `k` largest positive entries of each row of `z [rows, columns]`, or all where there are fewer.
 
-    Among equal entries at a row's cut, those of earlier columns win.
+    Among equal entries at a row's threshold, those of earlier columns win.
 
     Args:
       z: float32.
@@ -186,13 +186,13 @@ def row_top_k(z: jax.Array, k: int, column_order: jax.Array | None = None) -> tu
     Returns:
       The mask, bool like `z`, and the smallest kept entry (0 if nothing is kept), a float32 scalar.
     """
-    cut = row_cut(z, jnp.int32(k))[:, None]
-    positive = (z >= cut) & (z > 0)
+    threshold = row_threshold(z, jnp.int32(k))[:, None]
+    positive = (z >= threshold) & (z > 0)
     if column_order is None:
         column_order = jnp.arange(z.shape[1], dtype=jnp.int32)
 
     def exactly() -> jax.Array:
-        above = z > cut
+        above = z > threshold
         ties = positive & ~above
         room = k - above.sum(1, dtype=jnp.int32)
         bits = z.shape[1].bit_length()

@@ -12,15 +12,15 @@ import optax
 from orbax.checkpoint import v1 as ocp
 
 from maira_jax.errors import UserError, first_line
-from sae.training.trainer import State, Trainer
+from sae.training.trainer import Trainer, TrainState
 
 
-def _as_tree(state: State) -> dict[str, Any]:
+def _as_tree(state: TrainState) -> dict[str, Any]:
     return {
         "params": state.params,
         "adam": {"count": state.adam.count, "mu": state.adam.mu, "nu": state.adam.nu},
         "threshold": state.threshold,
-        "silent": state.silent,
+        "tokens_since_fired": state.tokens_since_fired,
         "step": state.step,
     }
 
@@ -32,8 +32,8 @@ class Checkpoints:
     the number of steps. Writing happens in the background; a checkpoint appears whole or not at all.
 
     Args:
-      directory: their folder.
-      trainer: whose states they are.
+      directory: the folder that holds them.
+      trainer: the trainer whose states are saved.
     """
 
     def __init__(self, directory: Path, trainer: Trainer):
@@ -46,7 +46,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def save(self, state: State, scale: float) -> None:
+    def save(self, state: TrainState, scale: float) -> None:
         """Starts to write `state` (striped, as it trains) and the normalisation factor.
 
         Raises:
@@ -58,17 +58,16 @@ class Checkpoints:
         with self._disk():
             self._checkpointer.save_async(int(tree["step"]), tree)
 
-    def load_latest(self) -> tuple[State, float] | None:
+    def load_latest(self) -> tuple[TrainState, float] | None:
         """The latest state, striped for the trainer's mesh, and the normalisation factor; None if there is none."""
         if self._checkpointer.latest is None:
             return None
         abstract = self._trainer.abstract_state()
-        scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=abstract.threshold.sharding)
-        tree = self._checkpointer.load(None, _as_tree(abstract) | {"scale": scale})
-        state = State(
-            tree["params"], optax.ScaleByAdamState(**tree["adam"]), tree["threshold"], tree["silent"], tree["step"]
-        )
-        return self._trainer.striped(state), float(tree["scale"])
+        abstract_scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=abstract.threshold.sharding)
+        tree = self._checkpointer.load(None, _as_tree(abstract) | {"scale": abstract_scale})
+        scale = float(tree.pop("scale"))
+        state = TrainState(**tree | {"adam": optax.ScaleByAdamState(**tree["adam"])})
+        return self._trainer.striped(state), scale
 
     def close(self) -> None:
         """Waits for what is being written.
@@ -90,5 +89,5 @@ class Checkpoints:
                 raise
             raise UserError(
                 f"could not write a checkpoint in {self._directory} ({first_line(error)}): free space and run again, "
-                "which goes on from the checkpoint before it"
+                "which resumes from the checkpoint before it"
             ) from error

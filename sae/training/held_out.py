@@ -12,7 +12,7 @@ from sae.activations.store import HELD_OUT, ActivationRows
 from sae.autoencoder import Sae
 from sae.evaluation import calibrate
 from sae.training.config import SaeConfig, TrainConfig
-from sae.training.trainer import State, Trainer
+from sae.training.trainer import Trainer, TrainState
 from sae.variants import VARIANTS
 
 BATCH = 4096
@@ -35,7 +35,7 @@ def sample(store: ActivationRows, seed: int) -> list[np.ndarray]:
 
 
 def calibrated(
-    trainer: Trainer, state: State, scale: float, batches: Callable[[], Iterator[np.ndarray]], meta: dict[str, Any]
+    trainer: Trainer, state: TrainState, scale: float, batches: Callable[[], Iterator[np.ndarray]], meta: dict[str, Any]
 ) -> Sae:
     """The autoencoder of a state: its normalisation folded in, its threshold set for a mean of k features a token.
 

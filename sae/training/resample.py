@@ -1,4 +1,4 @@
-"""Dead features made anew from tokens that the autoencoder describes badly, for autoencoders trained with an L1 term.
+"""Dead features replaced by tokens that the autoencoder reconstructs badly, for autoencoders trained with an L1 term.
 
 After Bricken et al., "Towards Monosemanticity" (2023): the tokens are drawn without replacement with a probability
 proportional to the square of their squared error; such a feature's decoder row points along its token, its encoder
@@ -19,27 +19,27 @@ _ENCODER_SHARE = 0.2
 def replace_dead(
     params: autoencoder.Params, adam: Any, dead: jax.Array, x: jax.Array, key: jax.Array, stripes: int
 ) -> tuple[autoencoder.Params, Any, jax.Array]:
-    """Replaces dead features, at most one a token.
+    """Replaces dead features, at most as many as there are tokens.
 
     Args:
-      params: of the autoencoder, striped.
-      adam: optax's state.
-      dead: bool [F]
+      params: the autoencoder's arrays, striped.
+      adam: the state of optax's Adam.
+      dead: the dead features. bool [F]
       x: normalised activations to draw from. [B, d]
-      key: of the draw.
-      stripes: devices along the feature axis.
+      key: random key of the draw.
+      stripes: number of devices along the feature axis.
 
     Returns:
-      Parameters, optax's state, and which features were replaced, bool [F].
+      The parameters, Adam's state, and which features were replaced, bool [F].
     """
     centred = x - params["b_dec"]
-    left = x - autoencoder.decode(params, autoencoder.encode(params, x, 0.0))
-    chance = 2 * jnp.log(jnp.square(left).sum(1))
-    drawn = jnp.argsort(-(chance + jax.random.gumbel(key, chance.shape)))
+    residual = x - autoencoder.decode(params, autoencoder.encode(params, x, 0.0))  # [B, d]
+    chance = 2 * jnp.log(jnp.square(residual).sum(1))  # [B]
+    drawn = jnp.argsort(-(chance + jax.random.gumbel(key, chance.shape)))  # [B]
     # By the features' own order, so that every mesh gives a feature the same token.
-    place = mesh.stripe(jnp.cumsum(mesh.unstripe(dead, stripes)) - 1, stripes)
-    replaced = dead & (place < x.shape[0])
-    rows = autoencoder.unit_rows(centred[drawn[jnp.clip(place, 0, x.shape[0] - 1)]])
+    rank = mesh.stripe(jnp.cumsum(mesh.unstripe(dead, stripes)) - 1, stripes)  # [F]
+    replaced = dead & (rank < x.shape[0])
+    rows = autoencoder.unit_rows(centred[drawn[jnp.clip(rank, 0, x.shape[0] - 1)]])  # [F, d]
     lengths = jnp.linalg.norm(params["W_enc"], axis=0)
     length = _ENCODER_SHARE * jnp.where(dead, 0.0, lengths).sum() / jnp.maximum((~dead).sum(), 1)
     new = {"W_enc": length * rows.T, "b_enc": jnp.zeros_like(params["b_enc"]), "W_dec": rows}

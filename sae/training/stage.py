@@ -26,7 +26,7 @@ from sae.training import flops, held_out
 from sae.training.checkpoints import Checkpoints
 from sae.training.config import SaeConfig, TrainConfig
 from sae.training.tensorboard import Board
-from sae.training.trainer import Metrics, State, Trainer
+from sae.training.trainer import Metrics, Trainer, TrainState
 
 # Batches that set the normalisation factor, as in dictionary_learning.
 _SCALE_BATCHES = 100
@@ -110,7 +110,7 @@ class _Run:
 
     def __init__(self, stage: Stage, trainer: Trainer):
         self.stage, self.trainer, self.config = stage, trainer, trainer.config
-        self.state: State
+        self.state: TrainState
         self.done = 0
         self._checkpoints = Checkpoints(stage.dir / "checkpoints", trainer)
         self._saved = 0

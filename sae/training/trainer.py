@@ -1,4 +1,4 @@
-"""The training step of a Matryoshka BatchTopK autoencoder, as dictionary_learning takes it.
+"""The training step, as dictionary_learning takes it: encode, select, gradients, optimiser.
 
 One step is a pure function of the state and a batch; several steps are chained on the device by `lax.scan`, so that
 the host never waits for one.
@@ -6,6 +6,7 @@ the host never waits for one.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,13 +15,13 @@ import optax
 from jax import lax
 
 from sae import autoencoder, mesh
-from sae.kernels import kth_largest
+from sae.kernels import kth_largest, nested
 from sae.training import gradients, loss, resample
 from sae.training.config import SaeConfig, TrainConfig
-from sae.variants import VARIANTS
+from sae.variants import VARIANTS, Selection
 
 _CLIP_NORM = 1.0
-# Silent tokens are counted in int32 and stop here, far above any sensible limit for a dead feature.
+# Tokens since a feature fired are counted in int32 and stop here, far above any sensible limit for a dead feature.
 _COUNT_LIMIT = 2**30
 
 Metrics = dict[str, jax.Array]
@@ -28,25 +29,25 @@ Metrics = dict[str, jax.Array]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "adam", "threshold", "silent", "step"],
+    data_fields=["params", "adam", "threshold", "tokens_since_fired", "step"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
-class State:
+class TrainState:
     """Everything that a step reads and writes.
 
     Attributes:
       params: see `sae.autoencoder`.
       adam: optax's state; its moments are dicts like `params`.
       threshold: running threshold of the normalised activations, -1 before it is first set. float32 []
-      silent: tokens since each feature was last kept. int32 [F]
+      tokens_since_fired: tokens since each feature was last selected. int32 [F]
       step: steps taken. int32 []
     """
 
     params: autoencoder.Params
     adam: Any
     threshold: jax.Array
-    silent: jax.Array
+    tokens_since_fired: jax.Array
     step: jax.Array
 
 
@@ -56,22 +57,24 @@ def _adam(config: TrainConfig) -> optax.GradientTransformation:
 
 def learning_rate(step: jax.Array, config: TrainConfig) -> jax.Array:
     """Linear warmup from 0, constant, and linear to 0 from `decay_start` on."""
+    # optax.join_schedules rounds otherwise: it interpolates rates, where dictionary_learning scales the peak.
     scale = jnp.ones((), jnp.float32)
     if config.decay_start < config.steps:
-        left = (config.steps - step) / (config.steps - config.decay_start)
-        scale = jnp.where(step >= config.decay_start, left, scale)
+        remaining = (config.steps - step) / (config.steps - config.decay_start)
+        scale = jnp.where(step >= config.decay_start, remaining, scale)
     if config.warmup_steps:
         scale = jnp.where(step < config.warmup_steps, step / config.warmup_steps, scale)
     return config.lr * scale
 
 
 def _without_parallel_part(gradient: jax.Array, w_dec: jax.Array) -> jax.Array:
-    """Takes from each row of the decoder's gradient its part along the row of the decoder."""
-    directions = w_dec / (jnp.linalg.norm(w_dec, axis=1, keepdims=True) + 1e-6)
+    """Removes from each row of the decoder's gradient its component along the decoder's row."""
+    directions = w_dec / (jnp.linalg.norm(w_dec, axis=1, keepdims=True) + 1e-6)  # [F, d]
     return gradient - (gradient * directions).sum(1, keepdims=True) * directions
 
 
 def _clip(gradients: autoencoder.Params) -> tuple[autoencoder.Params, jax.Array]:
+    # torch's clip_grad_norm_ divides by norm + 1e-6; optax's clip_by_global_norm does not, and gives no norm to log.
     norm = optax.global_norm(gradients)
     scale = jnp.minimum(1.0, _CLIP_NORM / (norm + 1e-6))
     return jax.tree.map(lambda g: g * scale, gradients), norm
@@ -83,70 +86,101 @@ def _next_threshold(threshold: jax.Array, smallest: jax.Array, step: jax.Array, 
     return jnp.where(step > config.threshold_start, moved, threshold)
 
 
-def _gradients(
-    state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: kth_largest.Method
-) -> tuple[autoencoder.Params, jax.Array, jax.Array, Metrics]:
-    """Gradients of the loss on `x [B, d]`, and what the step learns on the way.
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """The two parts of a step that one CPU computes in another way, with the same result.
 
-    The features are chosen from the pre-activations of the whole batch; everything after that, the bulk of the work
+    Attributes:
+      select: from pre-activations after the ReLU, float32 [B, F], which of them are features, bool [B, F], and the
+        smallest of these, float32 [].
+      gradients: see `sae.training.gradients.by_matrices`.
+    """
+
+    select: Callable[[jax.Array], Selection]
+    gradients: Callable[..., tuple[autoencoder.Params, gradients.Terms]]
+
+
+def route(sae: SaeConfig, config: TrainConfig, kept_entries: bool) -> Route:
+    """Chooses the functions of a step.
+
+    Args:
+      sae: the autoencoder.
+      config: the training.
+      kept_entries: look for the largest entries among a few candidates, and compute gradients from the kept entries
+        alone where a variant bounds their number: faster on one CPU, slower everywhere else.
+    """
+    variant = VARIANTS.get(sae.kind)
+
+    def select(z: jax.Array) -> Selection:
+        order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), config.mesh[1])  # [F]
+        return variant.select(z, sae.k, order, "candidates" if kept_entries else "bisection")
+
+    return Route(select, gradients.by_kept_entries if kept_entries and variant.at_most_k else gradients.by_matrices)
+
+
+def batch_gradients(
+    state: TrainState, x: jax.Array, sae: SaeConfig, config: TrainConfig, route: Route
+) -> tuple[autoencoder.Params, jax.Array, jax.Array, Metrics]:
+    """Gradients of the loss on normalised activations `x [B, d]`, and what the step learns on the way.
+
+    The features are selected from the pre-activations of the whole batch; everything after that, the bulk of the work
     and of the memory, may be done in parts.
 
     Returns:
-      Gradients, the smallest kept activation, the tokens each feature has been silent [F], metrics.
+      Gradients, the smallest selected activation [], the tokens since each feature was last selected [F], metrics.
     """
     params = state.params
-    pre = loss.contract("bd,df->bf", x - params["b_dec"], params["W_enc"], config.dtype) + params["b_enc"]
-    z = jax.nn.relu(pre)
-    variant = VARIANTS.get(sae.kind)
-    order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), config.mesh[1])
-    keep, smallest = variant.select(z, sae.k, order, method)
-    silent = jnp.where(keep.any(0), 0, jnp.minimum(state.silent + x.shape[0], _COUNT_LIMIT))
-    dead = silent >= config.dead_tokens
-    by_entries = method == "candidates" and variant.at_most_k
-    if by_entries or config.microbatches == 1:
-        found, terms = gradients.of_tokens(params, x, z, keep, dead, None, sae, config, by_entries)
-    else:
-        found, terms = gradients.in_parts(params, x, z, keep, dead, sae, config)
-    errors = terms["level_errors"]
+    with jax.named_scope("encode"):
+        pre = nested.contract("bd,df->bf", x - params["b_dec"], params["W_enc"], config.dtype) + params["b_enc"]
+        z = jax.nn.relu(pre)  # [B, F]
+    with jax.named_scope("select"):
+        keep, smallest = route.select(z)  # [B, F], []
+    unfired = jnp.minimum(state.tokens_since_fired + x.shape[0], _COUNT_LIMIT)
+    tokens_since_fired = jnp.where(keep.any(0), 0, unfired)  # [F]
+    dead = tokens_since_fired >= config.dead_tokens  # [F]
+    with jax.named_scope("gradients"):
+        found, terms = route.gradients(params, x, z, keep, dead, sae, config)
+    errors = terms["level_errors"]  # [G]
     main = (jnp.array(sae.group_weights, jnp.float32) * errors).sum()
     metrics = {
         "loss": main + config.auxk_alpha * terms["auxk"] + sae.l1 * terms["l1"],
         "main": main,
         "auxk": terms["auxk"],
         "level_errors": errors,
-        "fvu": errors[-1] / loss.spread(x),
+        "fvu": errors[-1] / loss.total_variance(x),
         "l0": keep.sum(1, dtype=jnp.float32).mean(),
         "l1": terms["l1"],
         "dead": dead.sum(),
     }
-    return found, smallest, silent, metrics
+    return found, smallest, tokens_since_fired, metrics
 
 
-def _resampled(state: State, x: jax.Array, config: TrainConfig) -> State:
-    dead = state.silent >= config.dead_tokens
+def _resampled(state: TrainState, x: jax.Array, config: TrainConfig) -> TrainState:
+    dead = state.tokens_since_fired >= config.dead_tokens
 
-    def replace() -> State:
+    def replace() -> TrainState:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         params, adam, replaced = resample.replace_dead(state.params, state.adam, dead, x, key, config.mesh[1])
-        return State(params, adam, state.threshold, jnp.where(replaced, 0, state.silent), state.step)
+        return TrainState(params, adam, state.threshold, jnp.where(replaced, 0, state.tokens_since_fired), state.step)
 
     return lax.cond((state.step % config.resample_every == 0) & dead.any(), replace, lambda: state)
 
 
 def step(
-    state: State, x: jax.Array, sae: SaeConfig, config: TrainConfig, method: kth_largest.Method
-) -> tuple[State, Metrics]:
-    """One update on normalised activations `x [B, d]`, float32."""
-    gradients, smallest, silent, metrics = _gradients(state, x, sae, config, method)
-    gradients["W_dec"] = _without_parallel_part(gradients["W_dec"], state.params["W_dec"])
-    gradients, norm = _clip(gradients)
-    direction, adam = _adam(config).update(gradients, state.adam)
-    rate = learning_rate(state.step, config)
-    params = jax.tree.map(lambda p, u: p - rate * u, state.params, direction)
-    params["W_dec"] = autoencoder.unit_rows(params["W_dec"])
+    state: TrainState, x: jax.Array, sae: SaeConfig, config: TrainConfig, route: Route
+) -> tuple[TrainState, Metrics]:
+    """One update on normalised activations `x [B, d]`, float32: encode, select, gradients, optimiser."""
+    gradients, smallest, tokens_since_fired, metrics = batch_gradients(state, x, sae, config, route)
+    with jax.named_scope("optimiser"):
+        gradients["W_dec"] = _without_parallel_part(gradients["W_dec"], state.params["W_dec"])
+        gradients, norm = _clip(gradients)
+        direction, adam = _adam(config).update(gradients, state.adam)
+        rate = learning_rate(state.step, config)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, direction)
+        params["W_dec"] = autoencoder.unit_rows(params["W_dec"])
     threshold = _next_threshold(state.threshold, smallest, state.step, config)
     metrics |= {"lr": rate, "gradient_norm": norm, "threshold": threshold}
-    state = State(params, adam, threshold, silent, state.step + 1)
+    state = TrainState(params, adam, threshold, tokens_since_fired, state.step + 1)
     if config.resample_every:
         state = _resampled(state, x, config)
     return state, metrics
@@ -158,14 +192,14 @@ class Trainer:
     Args:
       sae: the autoencoder.
       config: the training.
-      method: how the batch's cut is searched; None for what suits the devices. With "candidates", which is for one
-        CPU, the gradients are computed from the kept entries alone.
+      kept_entries: see `route`; None for what suits the devices.
     """
 
-    def __init__(self, sae: SaeConfig, config: TrainConfig, method: kth_largest.Method | None = None):
+    def __init__(self, sae: SaeConfig, config: TrainConfig, kept_entries: bool | None = None):
         self.sae, self.config = sae, config
         self.mesh = mesh.make_mesh(config.mesh)
-        self.method = method or kth_largest.default_method(self.mesh.size)
+        suited = kth_largest.default_method(self.mesh.size) == "candidates"
+        self._route = route(sae, config, suited if kept_entries is None else kept_entries)
         self.shardings = self._state_shardings()
         self._batches = mesh.sharding(self.mesh, None, mesh.DATA, None)
         single = mesh.sharding(self.mesh)
@@ -179,12 +213,12 @@ class Trainer:
             out_shardings=(self.shardings, single),
         )
 
-    def init(self, first: jax.Array, scale: float) -> State:
+    def init(self, first: jax.Array, scale: float) -> TrainState:
         """The state before the first step. `first [B, d]` are raw activations, which set `b_dec`."""
         key = jax.random.key(self.config.seed)
         return self._init(key, jnp.asarray(first, jnp.float32) / jnp.float32(scale))
 
-    def from_params(self, params: autoencoder.Params) -> State:
+    def from_params(self, params: autoencoder.Params) -> TrainState:
         """A fresh state around given parameters of normalised activations, features in order."""
         params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
         return self._striped(_fresh(params))
@@ -196,7 +230,7 @@ class Trainer:
         """
         return jax.make_array_from_callback(batches.shape, self._batches, lambda index: batches[index])
 
-    def run(self, state: State, batches: jax.Array, scale: float) -> tuple[State, Metrics]:
+    def run(self, state: TrainState, batches: jax.Array, scale: float) -> tuple[TrainState, Metrics]:
         """Takes a step a batch. The given state is consumed.
 
         Args:
@@ -209,15 +243,15 @@ class Trainer:
         """
         return self.chunk(state, batches, jnp.float32(scale))
 
-    def ordered(self, state: State) -> State:
+    def ordered(self, state: TrainState) -> TrainState:
         """A copy with the features in order, the same for every mesh: for checkpoints and export."""
         return self._ordered(state)
 
-    def striped(self, state: State) -> State:
+    def striped(self, state: TrainState) -> TrainState:
         """The inverse of `ordered`."""
         return self._striped(state)
 
-    def abstract_state(self) -> State:
+    def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of a state, for restoring a checkpoint."""
         shapes = jax.eval_shape(
             self._init_state, jax.random.key(0), jax.ShapeDtypeStruct((1, self.sae.d_model), jnp.float32)
@@ -226,27 +260,27 @@ class Trainer:
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, self.shardings
         )
 
-    def _init_state(self, key: jax.Array, first: jax.Array) -> State:
+    def _init_state(self, key: jax.Array, first: jax.Array) -> TrainState:
         median = autoencoder.geometric_median(first)
         params = autoencoder.init(key, self.sae.d_model, self.sae.n_features, median)
         return self._reorder(mesh.stripe_params, _fresh(params))
 
-    def _reorder(self, reorder: Any, state: State) -> State:
+    def _reorder(self, reorder: Any, state: TrainState) -> TrainState:
         n = self.config.mesh[1]
-        # The silent counters lie along the features like a bias.
-        silent = reorder({"b_enc": state.silent}, n)["b_enc"]
+        # The counters lie along the features like a bias.
+        tokens_since_fired = reorder({"b_enc": state.tokens_since_fired}, n)["b_enc"]
         adam = state.adam._replace(mu=reorder(state.adam.mu, n), nu=reorder(state.adam.nu, n))
-        moved = State(reorder(state.params, n), adam, state.threshold, silent, state.step)
+        moved = TrainState(reorder(state.params, n), adam, state.threshold, tokens_since_fired, state.step)
         return jax.tree.map(jnp.copy, moved)
 
-    def _chunk(self, state: State, batches: jax.Array, scale: jax.Array) -> tuple[State, Metrics]:
-        def body(state: State, x: jax.Array) -> tuple[State, Metrics]:
-            return step(state, x.astype(jnp.float32) / scale, self.sae, self.config, self.method)
+    def _chunk(self, state: TrainState, batches: jax.Array, scale: jax.Array) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, x: jax.Array) -> tuple[TrainState, Metrics]:
+            return step(state, x.astype(jnp.float32) / scale, self.sae, self.config, self._route)
 
         return lax.scan(body, state, batches)
 
     def _state_shardings(self) -> Any:
-        """A `State` of shardings."""
+        """A `TrainState` of shardings."""
         single = mesh.sharding(self.mesh)
         params = {name: mesh.sharding(self.mesh, *spec) for name, spec in mesh.PARAM_SPECS.items()}
         adam = optax.ScaleByAdamState(count=single, mu=params, nu=dict(params))
@@ -255,17 +289,17 @@ class Trainer:
             "params": params,
             "adam": adam,
             "threshold": single,
-            "silent": feature,
+            "tokens_since_fired": feature,
             "step": single,
         }
-        return State(**leaves)
+        return TrainState(**leaves)
 
 
-def _fresh(params: autoencoder.Params) -> State:
-    return State(
+def _fresh(params: autoencoder.Params) -> TrainState:
+    return TrainState(
         params=params,
         adam=optax.scale_by_adam().init(params),
         threshold=jnp.float32(-1.0),
-        silent=jnp.zeros(params["b_enc"].shape, jnp.int32),
+        tokens_since_fired=jnp.zeros(params["b_enc"].shape, jnp.int32),
         step=jnp.int32(0),
     )

@@ -5,6 +5,6 @@ your own that the configuration file imports.
 """
 
 from sae.variants import batch_top_k, relu, top_k
-from sae.variants.variant import VARIANTS, Variant, trained_as
+from sae.variants.variant import VARIANTS, Selection, Variant, trained_as
 
-__all__ = ["VARIANTS", "Variant", "batch_top_k", "relu", "top_k", "trained_as"]
+__all__ = ["VARIANTS", "Selection", "Variant", "batch_top_k", "relu", "top_k", "trained_as"]

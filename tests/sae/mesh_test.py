@@ -56,7 +56,7 @@ for shape in {MESHES}:
             for kind in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"))],
         "metrics": listed(metrics),
         "params": {{name: np.asarray(value).tolist() for name, value in ordered.params.items()}},
-        "silent": np.asarray(ordered.silent).tolist(),
+        "tokens_since_fired": np.asarray(ordered.tokens_since_fired).tolist(),
     }}
 
 for first, second in (((1, 1), (4, 2)), ((4, 2), (1, 1))):
@@ -116,7 +116,7 @@ def test_equal_to_one_device(results, shape):
     for name, value in one["params"].items():
         difference = np.linalg.norm(np.subtract(many["params"][name], value))
         assert difference < 1e-4 * np.linalg.norm(value), name
-    np.testing.assert_array_equal(many["silent"], one["silent"])
+    np.testing.assert_array_equal(many["tokens_since_fired"], one["tokens_since_fired"])
 
 
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
@@ -159,7 +159,7 @@ def test_two_processes_equal_one_device_and_hand_over_their_checkpoint(results, 
     assert (int(state.step), scale) == (_STEPS, 4.0)
     for name, value in one["params"].items():
         assert np.linalg.norm(state.params[name] - np.array(value)) < 1e-4 * np.linalg.norm(value), name
-    np.testing.assert_array_equal(state.silent, one["silent"])
+    np.testing.assert_array_equal(state.tokens_since_fired, one["tokens_since_fired"])
 
 
 def test_stripes():

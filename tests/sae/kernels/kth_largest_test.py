@@ -86,12 +86,14 @@ def test_columns_that_are_not_in_order_win_ties_by_their_rank():
     np.testing.assert_array_equal(mask, [[True] * 4, [False, True, False, True]])
 
 
-def test_row_cut_keeps_the_largest_of_each_row():
+def test_row_threshold_keeps_the_largest_of_each_row():
     rng = np.random.default_rng(1)
     z = np.maximum(rng.normal(size=(40, 60)), 0).astype(np.float32)
     z[3] = 0
     for count in (1, 7, 25):
-        kept = np.asarray(z >= np.asarray(kth_largest.row_cut(jnp.asarray(z), jnp.int32(count)))[:, None]) & (z > 0)
+        kept = np.asarray(z >= np.asarray(kth_largest.row_threshold(jnp.asarray(z), jnp.int32(count)))[:, None]) & (
+            z > 0
+        )
         largest = np.sort(z, axis=1)[:, -count:]
         np.testing.assert_array_equal(kept.sum(1), (largest > 0).sum(1))
         np.testing.assert_array_equal(np.where(kept, z, 0).sum(1, dtype=np.float64), largest.sum(1, dtype=np.float64))

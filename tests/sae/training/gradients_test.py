@@ -1,4 +1,4 @@
-"""The written-out step against automatic differentiation of the loss as the papers state it."""
+"""The written-out gradients of both routes against automatic differentiation of the loss."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sae import autoencoder
-from sae.kernels import kth_largest
 from sae.training import resample
 from sae.training.config import SaeConfig, TrainConfig
-from sae.training.trainer import State, Trainer, _gradients
+from sae.training.loss import loss
+from sae.training.trainer import Trainer, TrainState, batch_gradients, route
 from tests.helpers.sae import activations
 
 D, F, K, B = 16, 64, 4, 48
@@ -41,33 +41,15 @@ def batches(steps: int = 20) -> np.ndarray:
 
 
 def start(
-    sae: SaeConfig = SAE, config: TrainConfig = CONFIG, method: kth_largest.Method | None = None, every: int = 5
-) -> tuple[Trainer, State]:
-    """A fresh state in which one in `every` features has long been silent and is too weak to be kept at first."""
-    trainer = Trainer(sae, config, method)
+    sae: SaeConfig = SAE, config: TrainConfig = CONFIG, kept_entries: bool | None = None, every: int = 5
+) -> tuple[Trainer, TrainState]:
+    """A fresh state in which one in `every` features is long dead and at first too weak to be selected."""
+    trainer = Trainer(sae, config, kept_entries)
     state = trainer.init(batches()[0], 1.0)
-    silent = np.where(np.arange(F) % every == 0, 1000, 0).astype(np.int32)
-    w_enc = state.params["W_enc"] * np.where(silent > 0, 0.02, 1.0).astype(np.float32)
-    return trainer, dataclasses.replace(state, params=state.params | {"W_enc": w_enc}, silent=jnp.asarray(silent))
-
-
-def plain_loss(params, x, keep, dead, sae: SaeConfig, config: TrainConfig):
-    """The loss, given which entries are features."""
-    z = jax.nn.relu((x - params["b_dec"]) @ params["W_enc"] + params["b_enc"])
-    f = jnp.where(keep, z, 0.0)
-    total, end = sae.l1 * f.sum(1).mean(), 0
-    for size, weight in zip(sae.group_sizes, sae.group_weights, strict=True):
-        end += size
-        x_hat = f[:, :end] @ params["W_dec"][:end] + params["b_dec"]
-        total += weight * jnp.square(x - x_hat).sum(1).mean()
-    left = jax.lax.stop_gradient(x - x_hat)
-    candidates = jnp.where(dead, z, 0.0)
-    cut = jnp.sort(candidates, axis=1)[:, -max(1, min(D // 2, int(dead.sum())))]
-    error = left - jnp.where(candidates >= cut[:, None], candidates, 0.0) @ params["W_dec"]
-    variance = jnp.square(left - left.mean(0)).sum(1).mean()
-    if not dead.any():
-        return total
-    return total + config.auxk_alpha * jnp.square(error).sum(1).mean() / variance
+    unfired = np.where(np.arange(F) % every == 0, 1000, 0).astype(np.int32)
+    w_enc = state.params["W_enc"] * np.where(unfired > 0, 0.02, 1.0).astype(np.float32)
+    params = state.params | {"W_enc": w_enc}
+    return trainer, dataclasses.replace(state, params=params, tokens_since_fired=jnp.asarray(unfired))
 
 
 def expected_keep(z: np.ndarray, kind: str) -> np.ndarray:
@@ -79,19 +61,21 @@ def expected_keep(z: np.ndarray, kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("every", [5, 2], ids=["few dead", "many dead"])
-@pytest.mark.parametrize("method", ["candidates", "bisection"])
+@pytest.mark.parametrize("microbatches, kept_entries", [(1, True), (1, False), (3, False)])
 @pytest.mark.parametrize("kind, l1", KINDS)
-def test_gradients_are_those_of_the_loss(kind, l1, method, every):
+def test_gradients_are_those_of_the_loss(kind, l1, microbatches, kept_entries, every):
     sae = dataclasses.replace(SAE, kind=kind, l1=l1)
+    config = dataclasses.replace(CONFIG, microbatches=microbatches)
     _, state = start(sae, every=every)
     x = jnp.asarray(batches()[3])
-    gradients, smallest, silent, metrics = jax.jit(_gradients, static_argnums=(2, 3, 4))(state, x, sae, CONFIG, method)
+    compute = jax.jit(batch_gradients, static_argnums=(2, 3, 4))
+    gradients, smallest, _, metrics = compute(state, x, sae, config, route(sae, config, kept_entries))
     z = np.asarray(jax.nn.relu(autoencoder.pre_activations(state.params, x)))
     keep = expected_keep(z, kind)
-    dead = jnp.asarray(np.where(keep.any(0), 0, np.asarray(state.silent) + B) >= CONFIG.dead_tokens)
+    dead = jnp.asarray(np.where(keep.any(0), 0, np.asarray(state.tokens_since_fired) + B) >= CONFIG.dead_tokens)
     assert int(dead.sum()) == int(metrics["dead"])
     assert kind == "relu" or (0 < int(dead.sum()) <= F // 4) == (every == 5)
-    value, expected = jax.value_and_grad(plain_loss)(state.params, x, keep, dead, sae, CONFIG)
+    value, expected = jax.jit(jax.value_and_grad(loss), static_argnums=(4, 5))(state.params, x, keep, dead, sae, config)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     if kind != "relu":  # there, what is dead has nothing positive to start from
         assert metrics["auxk"] > 0
@@ -111,7 +95,7 @@ def whole():
 @pytest.mark.parametrize("microbatches", [1, 3])
 def test_whole_matrices_in_one_or_more_parts_give_what_the_kept_entries_give(whole, microbatches):
     one, first = whole
-    trainer, state = start(config=dataclasses.replace(CONFIG, microbatches=microbatches), method="bisection")
+    trainer, state = start(config=dataclasses.replace(CONFIG, microbatches=microbatches), kept_entries=False)
     many, second = trainer.run(state, trainer.place(batches()), 1.0)
     assert np.asarray(first["dead"]).max() > 0
     for name in ("loss", "auxk", "threshold", "gradient_norm", "l0"):
@@ -120,9 +104,9 @@ def test_whole_matrices_in_one_or_more_parts_give_what_the_kept_entries_give(who
         assert np.linalg.norm(many.params[name] - value) < 1e-3 * np.linalg.norm(value), name
 
 
-@pytest.mark.parametrize("method", ["candidates", "bisection"])
-def test_bfloat16_follows_float32(whole, method):
-    trainer, state = start(config=dataclasses.replace(CONFIG, dtype="bfloat16"), method=method)
+@pytest.mark.parametrize("kept_entries", [True, False])
+def test_bfloat16_follows_float32(whole, kept_entries):
+    trainer, state = start(config=dataclasses.replace(CONFIG, dtype="bfloat16"), kept_entries=kept_entries)
     state, metrics = trainer.run(state, trainer.place(batches()), 1.0)
     assert all(value.dtype == np.float32 for value in jax.tree.leaves(state.params))
     ours, exact = np.asarray(metrics["loss"]), np.asarray(whole[1]["loss"])
@@ -138,7 +122,7 @@ def test_one_token_kind_keeps_k_of_each_token():
     assert (np.asarray(metrics["auxk"]) == 0).all()
 
 
-def test_dead_features_are_made_anew():
+def test_dead_features_are_replaced():
     _, state = start()
     x = jnp.asarray(batches()[1])
     dead = jnp.asarray(np.arange(F) % 5 == 0)
@@ -162,7 +146,7 @@ def test_dead_features_are_made_anew():
 def test_resampling_keeps_to_its_steps():
     config = dataclasses.replace(CONFIG, resample_every=6, auxk_alpha=0.0, dead_tokens=2 * B)
     trainer, state = start(dataclasses.replace(SAE, kind="relu", l1=0.1), config)
-    b_enc = np.where(np.asarray(state.silent) > 0, -100.0, 0.0).astype(np.float32)
+    b_enc = np.where(np.asarray(state.tokens_since_fired) > 0, -100.0, 0.0).astype(np.float32)
     state = dataclasses.replace(state, params=state.params | {"b_enc": b_enc})
     state, metrics = trainer.run(state, trainer.place(batches()), 1.0)
     dead = np.asarray(metrics["dead"])
