@@ -41,6 +41,16 @@ ROOMS = {
         "formats",
         "training",
     ),
+    "steer": (
+        "selection",
+        "methods",
+        "config",
+        "program",
+        "load",
+        "sweep",
+        "evaluate",
+        "run_summary",
+    ),
 }
 # Imported inside the functions that need them, by users who installed the extra of that name.
 OPTIONAL = {"torch": "bench", "transformers": "bench"}

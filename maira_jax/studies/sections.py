@@ -2,7 +2,7 @@
 
 import re
 
-# A heading stands at the start of a line, in capitals, and ends with a colon.
+# A heading begins a line, is in capitals, and ends with a colon.
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /,()&-]+):", re.MULTILINE)
 _NAMES = {
     "INDICATION": "indication",
@@ -32,7 +32,7 @@ def split_sections(report: str) -> dict[str, str]:
     Returns:
       Section name ("indication", "technique", "comparison", "findings", "impression") -> text with
       single spaces. A section that is missing or empty is not a key; other headings end a section but are
-      not returned. Of a section that stands twice (an addendum), the texts are joined.
+      not returned. The texts of a section that occurs twice (an addendum) are joined.
     """
     out: dict[str, str] = {}
     headings = list(_HEADING.finditer(report))

@@ -1,7 +1,7 @@
 """Reads the report table of the Indiana University chest X-ray collection (Open-i): text-only studies.
 
-The de-identification mark `XXXX` is kept as it stands: what it replaced is unknown, and MAIRA-2 has seen such
-marks. The images are distributed apart and are not read.
+The de-identification mark `XXXX` is kept: what it replaced is unknown, and MAIRA-2 was trained on such marks.
+The images are distributed separately and are not read.
 """
 
 from pathlib import Path

@@ -6,7 +6,7 @@
     ROOT/files/p10/p10000032/s50414267/<dicom id>.jpg
     REPORTS/files/p10/p10000032/s50414267.txt
 
-Source: Johnson et al., "MIMIC-CXR-JPG", 2019. The de-identification mark `___` is kept as it stands.
+Source: Johnson et al., "MIMIC-CXR-JPG", 2019. The de-identification mark `___` is kept.
 """
 
 from collections import defaultdict
@@ -57,7 +57,7 @@ class MimicCxrSection(FilesSection):
 
 @dataclass
 class _MimicStudy:
-    """A study as the tables have it."""
+    """What the tables say of one study."""
 
     subject: str
     study: str
