@@ -25,7 +25,11 @@ def render(data: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("atlas.css", "atlas.js"))
+    style, components, pages = (
+        (_HERE / name).read_text(encoding="utf-8") for name in ("atlas.css", "components.js", "pages.js")
+    )
+    # One scope of its own: nothing in it collides with the names of the window.
+    script = f'"use strict";\n(() => {{\n{components}\n{pages}}})();\n'
     return environment.get_template("page.html.jinja").render(
         run=data["run"],
         # Hashes instead of 'unsafe-inline': a script that came in with a study's text could not run.

@@ -72,7 +72,8 @@ class SplitIndex:
 
     Attributes:
       top_context, top_peak: the strongest contexts and their peak activations, by falling peak. [F, n_top]
-      sample_context, sample_peak: the same of the sample, in random order, empty places last. [F, n_sample]
+      sample_context, sample_peak: the sampled contexts and their peak activations, in random order, empty places last.
+        [F, n_sample]
       n_contexts: number of contexts in which the feature is active. int64 [F]
       n_tokens: number of tokens on which it is active, by kind. int64 [F, kinds]
       position_sum: sum of those tokens' positions in their studies' sequences. int64 [F]

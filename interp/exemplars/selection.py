@@ -151,7 +151,7 @@ def hard_candidates(
       index: the index of every split.
       similar: each feature's nearest other features. int32 [F, neighbours]
       contexts: all contexts of the store.
-      n_activating: as for `select`.
+      n_activating: for each split, the number of activating contexts that `select` draws.
       seed: seed of the draw.
 
     Returns:
@@ -206,7 +206,7 @@ def non_activating_only(candidates: Exemplars, active: np.ndarray, n_activating:
     Args:
       candidates: what `hard_candidates` gave.
       active: whether the feature is active in each of them. bool [candidates]
-      n_activating: as for `select`.
+      n_activating: for each split, the number of activating contexts that `select` draws.
     """
     found = candidates.take(np.flatnonzero(~active))
     limit = np.array([n_activating[name] // HARD_SHARE for name in SPLITS])[found.split]  # [m]

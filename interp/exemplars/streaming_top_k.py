@@ -94,8 +94,8 @@ def add(kept: StreamingTopK, new: Candidates, k: int, lowest: float) -> Streamin
     Args:
       kept: the entries of the stream so far.
       new: n candidates.
-      k: as for `empty`.
-      lowest: as for `empty`.
+      k: number of entries that are wanted of each row.
+      lowest: a key below every entry's key.
 
     Returns:
       The rows with every entry that may be among the k largest. Of equal keys the earlier one counts as the larger.

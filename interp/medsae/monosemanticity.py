@@ -65,8 +65,8 @@ def monosemanticity(activation: np.ndarray, embedding: np.ndarray) -> np.ndarray
       sum over i < j of a_i a_j                 ((sum a_i)^2 - sum a_i^2) / 2
 
     Args:
-      activation: float64 [n, F].
-      embedding: [n, d].
+      activation: the activation of each neuron on each of n studies. float64 [n, F]
+      embedding: the embedding of each study. [n, d]
 
     Returns:
       [F], at most 1; NaN where the denominator is 0: a neuron that is constant, or above its smallest value only once.

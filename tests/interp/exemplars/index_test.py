@@ -98,7 +98,7 @@ def test_blocks_with_more_active_entries_than_the_capacity_are_repeated(world, m
 
 
 def test_memory_of_the_pass_follows_the_formula():
-    """The state, and what a step needs beside it, as the compiler plans them."""
+    """The memory of the running index, and what a step needs besides it, as the compiler plans them."""
 
     def planned(n_features, n_top=5, n_sample=40, n_pool=64):
         cfg = index.IndexConfig(n_top, n_sample, n_pool, block_tokens=256, seed=0)
@@ -127,6 +127,6 @@ def test_memory_of_the_pass_follows_the_formula():
         )
         return plan.temp_size_in_bytes / n_features
 
-    # Beside the state a step needs a few times the block's activations, 1 KiB a feature, whatever is kept.
+    # Besides the index a step needs a few times the block's activations, 1 KiB a feature, whatever is kept.
     assert planned(512) == pytest.approx(planned(1024), rel=0.2)
     assert planned(512) < 12 * 1024
