@@ -93,7 +93,7 @@ def adjust_to_original(box: Box, width: int, height: int) -> Box:
     """From the centre-cropped square that the model sees to the original image.
 
     Args:
-      box: in fractions of the square.
+      box: a rectangle in fractions of the square.
       width, height: size of the original image in pixels.
 
     Returns:

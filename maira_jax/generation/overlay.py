@@ -21,8 +21,8 @@ def draw(grey: np.ndarray, phrases: Sequence[Phrase], notes: Sequence[str] = ())
 
     Args:
       grey: the original image, uint8 [height, width].
-      phrases: with boxes in fractions of the original image. Each phrase with boxes has its own colour (the
-        seven colours repeat); the others are listed in grey.
+      phrases: the findings, their boxes in fractions of the original image. Each phrase with boxes has its own colour
+        (the seven colours repeat); the others are listed in grey.
       notes: lines of text to end with.
 
     Returns:

@@ -47,7 +47,7 @@ class ReportWriter:
       image_cfg: how the checkpoint's vision tower takes its images.
       batch_size: number of rows of every batch; a short one is filled up.
       max_new_tokens: number of tokens of the longest text.
-      temperature, top_p: see `Sampling`.
+      temperature, top_p: how tokens are chosen (see `Sampling`).
       seed: seed of the draws.
     """
 

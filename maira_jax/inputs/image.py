@@ -189,7 +189,7 @@ def stretch(grey: np.ndarray, name: str = "the image") -> np.ndarray:
 
     Args:
       grey: [height, width], integers or floats.
-      name: for the error message.
+      name: what the error message calls the image.
 
     Returns:
       uint8 [height, width].

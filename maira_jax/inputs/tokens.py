@@ -48,8 +48,8 @@ _SECTION_KINDS = {
 
 FRONTAL = "frontal"  # the image tokens of a study's current frontal image, which comes first
 
-# Which tokens an SAE sees. "method" is what the MAIRA-2 SAE paper says in words ("all but intermediate image tokens and
-# boilerplate parts of the prompt"); its exact spans are our reading.
+# The tokens whose activations an SAE is trained on. "method" is what the MAIRA-2 SAE paper states ("all but
+# intermediate image tokens and boilerplate parts of the prompt"); which tokens exactly these are is our interpretation.
 TOKEN_FILTERS: dict[str, frozenset[Kind]] = {
     "method": frozenset(
         {
@@ -112,7 +112,7 @@ class Tokenizer:
 
     Attributes:
       pad_id, bos_id, eos_id, image_id: ids of the special tokens, as the checkpoint's files give them.
-      vocab_size: with added tokens (32207 for MAIRA-2).
+      vocab_size: number of tokens, added ones included (32207 for MAIRA-2).
       patches_per_image: number of image tokens for each `<image>` (1369 for MAIRA-2).
       chat: the checkpoint's chat template.
     """

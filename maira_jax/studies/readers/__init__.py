@@ -37,7 +37,7 @@ def load_stated(section: Mapping[str, Any]) -> Mapping[str, Mapping[str, frozens
     """What each sentence of each study states, by study id (see `Study.stated`); empty where nobody knows.
 
     Args:
-      section: as in `load_studies`.
+      section: the same section as for `load_studies`.
     """
     return _parse(section).stated()
 

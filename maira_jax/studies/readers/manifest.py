@@ -76,7 +76,7 @@ def _study(line: str, folder: Path, where: str) -> Study:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise UserError(f"{where}: {half!r} is half a character, which no file can hold: replace it") from error
+        raise UserError(f"{where}: {half!r} is a lone surrogate, which no UTF-8 file can hold: replace it") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: a {type(row).__name__}, not an object: write one object per line")
     unknown = [name for name in row if name not in _FIELDS]

@@ -84,7 +84,7 @@ def test_reads_every_field(folder: Path) -> None:
         (_row(phrase=3), "phrase is not a string"),
         (_row(study_id="s0"), "used on line 1"),
         (_row(frontal="x" * 5000), "does not exist"),
-        (_row(findings="\ud800"), "'\\ud800' is half a character"),
+        (_row(findings="\ud800"), "'\\ud800' is a lone surrogate"),
         (f'{{"study_id": {"1" * 5000}}}', "not read"),
     ],
 )
