@@ -1,4 +1,4 @@
-"""An autoencoder of embeddings that you have as an array: of MedCLIP's or RAD-DINO's images, say.
+"""An autoencoder of embeddings that you have as an array, for example of MedCLIP or RAD-DINO.
 
 FILE is a .npy, .safetensors, .zarr or .parquet of [images, width]; --config.harvest.table=TABLE.csv names the images,
 their patients and their labels (see `sae/activations/imported.py`). No model is needed:
@@ -8,7 +8,7 @@ their patients and their labels (see `sae/activations/imported.py`). No model is
   python -m launch.export  --config=configs/embeddings.py:FILE --workdir=runs/embeddings
   python -m launch.label   --config=configs/embeddings.py:FILE --workdir=runs/embeddings
 
-The last one measures features against the labels, beside the embedding's own dimensions.
+The last one measures features against the labels, and compares them with the embedding's own dimensions.
 """
 
 import ml_collections
@@ -22,7 +22,7 @@ def get_config(path: str = "embeddings.npy") -> ml_collections.ConfigDict:
     config.harvest.held_out_fraction = 0.1
     config.sae.expansion = 16  # 8192 features for embeddings of 512, as in MedSAE
     config.sae.k = 32
-    # Whose lengths follow train.steps, so that it alone need be changed for a smaller or larger set.
+    # Its lengths follow train.steps, so only that needs to change for a smaller or larger set.
     config.train.preset = "default"
     config.train.update({"lr": None, "warmup_steps": None, "decay_start": None, "dead_tokens": None})
     config.train.splice_studies = 0  # there is no model to splice into

@@ -287,11 +287,6 @@ class ActivationStore:
         return self.layout.d_model
 
     @property
-    def dtype(self) -> str:
-        """Dtype of the stored values: "bfloat16" or "float32"."""
-        return self.layout.dtype
-
-    @property
     def tokens(self) -> pa.Table:
         """The token table, one row per token; see `TOKEN_SCHEMA`."""
         return self._table("tokens")

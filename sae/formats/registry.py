@@ -3,6 +3,8 @@
 A new format is one file that reads it (and writes it) and ends with a registration:
 
     FORMATS.register("my_program")(SaeFormat("My program", files=("weights.bin",), load=load))
+
+`sae/formats/__init__.py` imports the files of the built-in formats; a configuration file may import one of your own.
 """
 
 import dataclasses

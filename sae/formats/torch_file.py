@@ -173,7 +173,7 @@ def _packed(array: np.ndarray) -> np.ndarray:
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     member = zipfile.ZipInfo(f"archive/{name}")  # the same date in every file
     assert archive.fp is not None
-    start = archive.fp.tell() + 30 + len(member.filename) + 4  # behind the header and the head of the padding
+    start = archive.fp.tell() + 30 + len(member.filename) + 4  # after the header and the header of the padding
     padding = -start % _ALIGNMENT
     member.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     archive.writestr(member, content)

@@ -28,7 +28,7 @@ def test_round_trip(tmp_path, dtype):
     values = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
     make_store(tmp_path, values, dtype, shard_rows=128)
     store = ActivationStore.open(tmp_path / "activations")
-    assert (store.n_tokens, store.d_model, store.dtype) == (1000, 5, dtype)
+    assert (store.n_tokens, store.d_model, store.layout.dtype) == (1000, 5, dtype)
     tolerance = 0 if dtype == "float32" else 2**-8  # bfloat16 keeps 8 bits
     np.testing.assert_allclose(store.read(0, 1000), values, rtol=tolerance)
     np.testing.assert_array_equal(store.read(100, 300), store.read(0, 1000)[100:300])

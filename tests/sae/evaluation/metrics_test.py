@@ -70,7 +70,7 @@ def test_a_large_offset_does_not_spoil_the_variance():
     shifted = Sae(sae.params | {"b_dec": sae.params["b_dec"] + 1000}, sae.threshold, sae.k, GROUPS)
     near, _ = metrics.evaluate(sae, [x])
     far, _ = metrics.evaluate(shifted, [x + np.float32(1000)])
-    # What is left is the rounding of x + 1000 to float32, 6e-5 of a spread of about 1.
+    # What is left is the rounding of x + 1000 to float32, 6e-5 of a standard deviation of about 1.
     np.testing.assert_allclose(far["fvu"], near["fvu"], rtol=1e-3)
 
 
@@ -100,7 +100,7 @@ def test_folding_gives_the_same_features_in_raw_units():
 
 
 def test_the_utilisation_of_a_device_whose_peak_is_known(monkeypatch):
-    """10 * 8 * 100 operations a token, 50 tokens/s (those of an earlier attempt do not count): 4e5 a second."""
+    """10 * 8 * 100 operations per token, 50 tokens/s (those of an earlier attempt do not count): 4e5 per second."""
     bar = tqdm.tqdm(total=1000, initial=300, file=io.StringIO())
     now = bar._time()
     bar.n, bar.start_t, bar._time = 500, now - 4.0, lambda: now

@@ -24,7 +24,7 @@ def test_files_of_gemma_scope_are_read(tmp_path, sae, x, version):
     found = formats.load(tmp_path)
     np.testing.assert_allclose(found.encode(jnp.asarray(x)), f, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.decode(f), f @ arrays["W_dec"] + arrays["b_dec"], rtol=1e-4, atol=1e-4)
-    # It goes on as a file of SAELens, and comes back.
+    # Written as a file of SAELens, it keeps its thresholds.
     formats.writers()["saelens"].save(tmp_path / "saelens", found)
     again = formats.load(tmp_path / "saelens")
     np.testing.assert_array_equal(again.threshold, arrays["threshold"])
