@@ -1,6 +1,6 @@
 """Explains each feature from its exemplars and scores the explanations by detection and fuzzing.
 
-Result: WORKDIR/interp. A language model's answers are kept in WORKDIR/judge and never asked for twice.
+Result: WORKDIR/interp. A language model's answers are kept in WORKDIR/judge, and no question is asked twice.
 
   python -m launch.interpret --config.interpret.judge=llm --config.judge.model=NAME
 """
@@ -11,7 +11,7 @@ from launch import _judge_flags, _main
 _judge_flags.define()
 _main.define_shortcut(
     "features",
-    "Explain and score only these, e.g. 12,99. Sets interpret.features.",
+    "Features to explain and score, as numbers: 12,99. Sets interpret.features.",
     lambda text: {"interpret.features": tuple(int(number) for number in text.split(","))},
 )
 

@@ -27,19 +27,21 @@ _main.define_shortcut(
 )
 _main.define_shortcut(
     "strengths",
-    "How far to go along each direction, in steer.unit: -8,0,8. Sets steer.strengths.",
+    "Strengths of steering along each direction, in steer.unit: -8,0,8. Sets steer.strengths.",
     lambda text: {"steer.strengths": tuple(float(part) for part in text.split(","))},
 )
 _main.define_shortcut(
-    "limit", "Largest number of studies to steer. Sets steer.studies.", lambda text: {"steer.studies": int(text)}
+    "limit", "Maximum number of studies to steer. Sets steer.studies.", lambda text: {"steer.studies": int(text)}
 )
 _main.define_shortcut(
     "studies",
-    "A manifest of the studies to steer instead of the held-out ones. Sets steer.manifest.",
+    "Manifest of the studies to steer instead of the held-out ones. Sets steer.manifest.",
     lambda text: {"steer.manifest": text},
 )
 _main.define_switch(
-    "dry_run", "Only say how many reports there are, and what memory and time they take.", "steer.dry_run"
+    "dry_run",
+    "Print the number of reports and the memory and time that they take, and write nothing. Sets steer.dry_run.",
+    "steer.dry_run",
 )
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Tokens/s and peak memory of finding every feature's exemplars: ours and EleutherAI/delphi's cache-and-build.
 
-Both start from the same activations in memory and the same autoencoder, in processes of their own, one after the other,
-several times. Ours: the pass over all tokens, then exemplars with their tokens, random and hard non-activating ones,
-written to a file. Delphi's: `LatentCache.run` and `save_splits`, then one pass over `LatentDataset`, which samples each
-latent's examples and random non-activating ones; its model is a table of the activations. Both with delphi's numbers of
-examples (40 to explain, 50 to score). `encode_only` is what multiplying by the encoder costs us alone.
-`--side=ours` runs ours alone, on any number of tokens.
+Both start from the same activations in memory and the same autoencoder, in processes of their own, in turns. Ours is
+the pass over all tokens, then the exemplars with their tokens, random and hard non-activating ones, written to a file.
+Delphi's is `LatentCache.run` and `save_splits`, then one pass over `LatentDataset`, which samples examples of each
+latent and random non-activating ones; its model is a table of the activations. Both use delphi's numbers of examples
+(40 to explain, 50 to score). `encode_only` is the time of our multiplication by the encoder alone. `--side=ours` runs
+ours alone, on any number of tokens.
 """
 
 import argparse
@@ -25,9 +25,9 @@ import numpy as np
 
 from launch.benches import peers
 
-_STUDY, _CONTEXT = 256, 32  # tokens; delphi's sequence and window
+_STUDY, _CONTEXT = 256, 32  # tokens of a study and of a context; delphi's sequence and window
 _SIDES = ("ours", "delphi")
-_MOST_IN_MEMORY = 2**18  # tokens
+_MAX_IN_MEMORY = 2**18  # tokens
 
 
 def main(options: Sequence[str]) -> None:
@@ -35,17 +35,19 @@ def main(options: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="launch.bench exemplars", description=__doc__)
     parser.add_argument("--d_model", type=int, default=512, help="width of the activations")
     parser.add_argument("--n_features", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=32, help="mean number of active features a token")
-    parser.add_argument("--tokens", type=int, default=131072, help="a multiple of 4096; above 2^18, of that")
-    parser.add_argument("--turns", type=int, default=3, help="how often each is timed")
-    parser.add_argument("--side", choices=_SIDES, help="time one of the two, once, in this process")
+    parser.add_argument("--k", type=int, default=32, help="mean number of active features per token")
+    parser.add_argument(
+        "--tokens", type=int, default=131072, help="a multiple of 4096, or above 2^18 a multiple of 2^18"
+    )
+    parser.add_argument("--turns", type=int, default=3, help="number of times that each is timed")
+    parser.add_argument("--side", choices=_SIDES, help="time one of the two alone, once, in this process")
     arguments = parser.parse_args(options)
     if arguments.side:
         print(json.dumps((_ours if arguments.side == "ours" else _delphi)(arguments)))
         return
-    if arguments.tokens > _MOST_IN_MEMORY:
-        parser.error(f"delphi takes at most {_MOST_IN_MEMORY} tokens here: lower --tokens or say --side=ours")
-    peers.delphi("latents")  # says what to install before anything is measured
+    if arguments.tokens > _MAX_IN_MEMORY:
+        parser.error(f"delphi takes at most {_MAX_IN_MEMORY} tokens here: lower --tokens, or give --side=ours")
+    peers.delphi("latents")  # fails before anything is measured where delphi is not installed
     own = [f"--{name}={value}" for name, value in vars(arguments).items() if name not in ("turns", "side")]
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in _SIDES}
     for _ in range(arguments.turns):
@@ -54,17 +56,17 @@ def main(options: Sequence[str]) -> None:
             turns[side].append(
                 json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1])
             )
-    middle = {
+    medians = {
         side: {name: statistics.median(turn[name] for turn in found) for name in found[0]}
         for side, found in turns.items()
     }
-    ours, theirs = middle["ours"], middle["delphi"]
+    ours, theirs = medians["ours"], medians["delphi"]
     result = {
         **{name: value for name, value in vars(arguments).items() if name != "side"},
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        **{side: {name: round(value, 3) for name, value in found.items()} for side, found in middle.items()},
-        "tokens_per_second": {side: round(arguments.tokens / middle[side]["seconds"]) for side in _SIDES},
+        **{side: {name: round(value, 3) for name, value in found.items()} for side, found in medians.items()},
+        "tokens_per_second": {side: round(arguments.tokens / medians[side]["seconds"]) for side in _SIDES},
         "speed_ratio": round(theirs["seconds"] / ours["seconds"], 2),
         "cpu_ratio": round(theirs["cpu_seconds"] / ours["cpu_seconds"], 2),
         "memory_ratio": round(theirs["peak_mib"] / ours["peak_mib"], 2),
@@ -72,13 +74,13 @@ def main(options: Sequence[str]) -> None:
     print(json.dumps(result))
 
 
-def _world(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
-    """Activations [tokens, d_model], the autoencoder's arrays, and its threshold for `k` active features a token.
+def _synthetic(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """Activations [tokens, d_model], the autoencoder's arrays, and its threshold for `k` active features per token.
 
-    Of very many tokens, the first, which are to be repeated.
+    There are at most 2^18 tokens, which are repeated for a larger `--tokens`.
     """
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(min(arguments.tokens, _MOST_IN_MEMORY), arguments.d_model)).astype(np.float32)
+    x = rng.normal(size=(min(arguments.tokens, _MAX_IN_MEMORY), arguments.d_model)).astype(np.float32)
     w_dec = rng.normal(size=(arguments.n_features, arguments.d_model)).astype(np.float32)
     w_dec /= np.linalg.norm(w_dec, axis=1, keepdims=True)
     params = {
@@ -92,7 +94,7 @@ def _world(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndar
 
 
 class _Clock:
-    """Wall and processor seconds since it was made; the latter tell more where other programs run."""
+    """Wall and processor seconds since its creation; other load on the machine affects the latter less."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter(), time.process_time()
@@ -107,7 +109,7 @@ def _peak_mib() -> float:
 
 
 class _Rows:
-    """Activations in memory, over and over, with the reading method of a store."""
+    """Activations in memory, repeated endlessly, with the reading method of a store."""
 
     def __init__(self, x: np.ndarray):
         self.x = x
@@ -129,7 +131,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     from maira_jax.inputs.tokens import Kind
     from sae.autoencoder import Sae, encode
 
-    x, params, threshold = _world(arguments)
+    x, params, threshold = _synthetic(arguments)
     n, n_studies = arguments.tokens, arguments.tokens // _STUDY
     sae = Sae(
         {name: jax.numpy.asarray(value) for name, value in params.items()},
@@ -167,7 +169,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 class _Decoder:
-    """What delphi needs of a tokenizer."""
+    """The part of a tokenizer that delphi uses."""
 
     def batch_decode(self, tokens: Any) -> list[str]:
         return [" a"] * len(tokens)
@@ -177,7 +179,7 @@ def _delphi(arguments: argparse.Namespace) -> dict[str, float]:
     latents, config = peers.delphi("latents"), peers.delphi("config")
     import torch
 
-    x, params, threshold = _world(arguments)
+    x, params, threshold = _synthetic(arguments)
     table = torch.from_numpy(x)
     weights = {name: torch.from_numpy(value) for name, value in params.items()}
 

@@ -1,11 +1,11 @@
 """Tokens/s and peak memory of a steering sweep: ours, and transformers' `generate` with a forward hook.
 
 Both write the same rows (studies x features x strengths), greedily, float32, the same number of tokens for every row,
-from the same random weights and prompts, each in a process of its own. Timed is everything from the prompts to the
-tokens; compiling and loading are not. transformers writes `--peer_batch` rows at a time with the hook adding each row's
-own vector. As "generate" it reads the prompt for every row; as "prefilled" it reads each prompt once and repeats the
-keys and values for its rows, which is the most that its interface allows. It is given the prompts' embeddings, so it
-need not encode the images, which we do.
+from the same random weights and prompts, each in a process of its own. The time is that from the prompts to the
+tokens, without compiling and loading. transformers writes `--peer_batch` rows at a time, and the hook adds each row's
+own vector. With "generate" it prefills the prompt for every row; with "prefilled" it prefills each prompt once and
+repeats the keys and values for its rows, which is the best that its interface allows. It is given the prompts'
+embeddings and need not encode the images, which ours does.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from maira_jax.run import files
 from steer.program import decode
 from steer.program.edit import SteeringEdits
 
-# (vision: width, layers, heads, patch, image), (text: width, MLP, layers, heads, vocabulary), words of a prompt.
+# (vision: width, layers, heads, patch, image), (text: width, MLP, layers, heads, vocabulary), text tokens of a prompt.
 SIZES = {
     "phantom": ((128, 4, 4, 28, 112), (128, 352, 6, 4, 1167), 200),
     "100m": ((384, 6, 6, 14, 224), (768, 2048, 8, 12, 32207), 128),
@@ -45,13 +45,15 @@ PEERS = ("generate", "prefilled")
 def main(options: Sequence[str]) -> None:
     """Prints one line of JSON for each size."""
     parser = argparse.ArgumentParser(prog="launch.bench steer", description=__doc__)
-    parser.add_argument("--sizes", default=",".join(SIZES), help="of the model: phantom, 100m")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes of the model: phantom, 100m")
     parser.add_argument("--studies", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=32, help="features x strengths, for each study")
-    parser.add_argument("--tokens", type=int, default=64, help="that each row is long")
-    parser.add_argument("--workers", type=int, default=2, help="batches that we write in parallel")
+    parser.add_argument("--rows", type=int, default=32, help="features times strengths, per study")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per row")
+    parser.add_argument("--workers", type=int, default=2, help="batches that ours writes in parallel")
     parser.add_argument("--peer_batch", type=int, default=64, help="rows that transformers writes at a time")
-    parser.add_argument("--turns", type=int, default=3, help="how often each is timed; the best counts")
+    parser.add_argument(
+        "--turns", type=int, default=3, help="number of times that each is timed; the shortest time counts"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="how transformers is used: generate, prefilled")
     parser.add_argument("--child", nargs=2, metavar=("WHO", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(options)
@@ -94,10 +96,10 @@ def _config(size: str) -> tuple[Maira2Config, int]:
 
 
 def _prepare(arguments: argparse.Namespace, size: str, folder: Path) -> None:
-    """Weights, prompts, images and edits."""
+    """Writes the weights, prompts, images and vectors that all programs read."""
     cfg, words = _config(size)
     params = maira2.init(cfg, jax.random.key(0))
-    # Larger than at the start of training: the choice of a token is clear, and depends on what is steered.
+    # Larger than at initialisation, so that the next token is clear and depends on the steering.
     params["language"]["lm_head"] = params["language"]["lm_head"] * 20
     convert.to_hf(params, cfg, folder, np.dtype(np.float32))
     files.write_json(folder / "config.json", to_hf_dict(cfg))
@@ -128,7 +130,7 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB
 
 
-Run = Callable[[], np.ndarray]  # the tokens of all rows, [studies, rows, tokens]
+Run = Callable[[], np.ndarray]  # gives the tokens of all rows, [studies, rows, tokens]
 
 
 def _timed(
@@ -198,7 +200,7 @@ def _transformers(arguments: argparse.Namespace, folder: Path, who: str) -> Run:
     delta, first = vectors[:1], 0
 
     def hook(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        if len(output) == len(delta):  # not when the prompts are read for all rows
+        if len(output) == len(delta):  # not while the prompts are prefilled
             output[:, first if output.shape[1] > 1 else 0 :] += delta[:, None]
         return output
 
