@@ -3,7 +3,7 @@
 Every stage that runs the model builds its batches here: generation, pretraining, the harvest, loss recovered, steering.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -94,6 +94,7 @@ def assemble(
     image_cfg: ImageConfig,
     length: int,
     n_images: int | None = None,
+    pixels_of: Callable[[int], np.ndarray] | None = None,
 ) -> InputBatch:
     """Pads requests to `length` tokens and `n_images` images; the images of a repeated request are read once.
 
@@ -103,6 +104,7 @@ def assemble(
       image_cfg: how the checkpoint's vision tower takes its images.
       length: number of tokens that every row is padded to.
       n_images: number of images that every row is padded to; None: that of the request with most of them.
+      pixels_of: gives the pixels of a row as `read_images` does, for a caller that keeps them; None: they are read.
 
     Raises:
       UserError: an image cannot be read.
@@ -115,7 +117,10 @@ def assemble(
     first_rows: dict[int, int] = {}
     for row, request in enumerate(requests):
         first = first_rows.setdefault(id(request.images), row)
-        pixels[row] = pixels[first] if first < row else read_images(request.images, n_images, image_cfg)
+        if first < row:
+            pixels[row] = pixels[first]
+        else:
+            pixels[row] = pixels_of(row) if pixels_of else read_images(request.images, n_images, image_cfg)
     return InputBatch(tokens, mask, kinds, pixels)
 
 

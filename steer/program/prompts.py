@@ -1,16 +1,23 @@
 """The studies of a sweep as the model's input: every batch is padded to the same shape, so one program is compiled."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
+
+import numpy as np
 
 from maira_jax.errors import UserError
 from maira_jax.inputs.batches import GenerationRequest, InputBatch, assemble, read_images, reporting_request
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.studies.study import Study
+
+# Studies whose pixels are kept: those of a study are needed for every call of the program on its prompt and for its
+# digest, up to three times.
+_KEPT_STUDIES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Prompts:
       image_cfg: how the checkpoint's vision tower takes its images.
       length: tokens of the longest prompt; all are padded to it.
       n_images: images of the study with most of them; all are padded to it.
+      pixels: gives the pixels of a study by its number, float32 [n_images, size, size, 3].
     """
 
     studies: Sequence[Study]
@@ -32,6 +40,7 @@ class Prompts:
     image_cfg: ImageConfig
     length: int
     n_images: int
+    pixels: Callable[[int], np.ndarray]
 
     @classmethod
     def of(cls, studies: Sequence[Study], model_dir: Path) -> Self:
@@ -43,14 +52,19 @@ class Prompts:
         if not studies:
             raise UserError("there is no study to write reports for: check the studies section")
         tokenizer = Tokenizer.from_dir(model_dir)
+        image_cfg = ImageConfig.from_dir(model_dir)
         requests = [reporting_request(study, tokenizer) for study in studies]
+        n_images = max(len(request.images) for request in requests)
         return cls(
             studies=studies,
             requests=requests,
             tokenizer=tokenizer,
-            image_cfg=ImageConfig.from_dir(model_dir),
+            image_cfg=image_cfg,
             length=max(len(request.encoded) for request in requests),
-            n_images=max(len(request.images) for request in requests),
+            n_images=n_images,
+            pixels=functools.lru_cache(_KEPT_STUDIES)(
+                lambda number: read_images(requests[number].images, n_images, image_cfg)
+            ),
         )
 
     def batch(
@@ -66,7 +80,14 @@ class Prompts:
         requests = [self.requests[number] for number in numbers]
         if sentences is not None:
             requests = [self._with_sentence(number, text) for number, text in zip(numbers, sentences, strict=True)]
-        return assemble(requests, self.tokenizer, self.image_cfg, length or self.length, self.n_images)
+        return assemble(
+            requests,
+            self.tokenizer,
+            self.image_cfg,
+            length or self.length,
+            self.n_images,
+            pixels_of=lambda row: self.pixels(numbers[row]),
+        )
 
     def length_with(self, sentences: Sequence[str]) -> int:
         """The length of the longest prompt with any of these sentences, in tokens."""
@@ -85,5 +106,5 @@ class Prompts:
         request = self.requests[number]
         digest = hashlib.sha256(request.encoded.ids.tobytes())
         if self.n_images:
-            digest.update(read_images(request.images, self.n_images, self.image_cfg).tobytes())
+            digest.update(self.pixels(number).tobytes())
         return digest.hexdigest()[:16]
