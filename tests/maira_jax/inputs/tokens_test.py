@@ -56,17 +56,6 @@ def llama(llama_dir) -> Tokenizer:
     return Tokenizer.from_dir(llama_dir)
 
 
-def test_llama_files_have_the_published_sizes(llama_dir):
-    sizes = {"tokenizer.json": 3656334, "added_tokens.json": 3723, "special_tokens_map.json": 552}
-    assert {name: (llama_dir / name).stat().st_size for name in sizes} == sizes
-
-
-def test_llama_ids_are_maira2s(llama):
-    assert (llama.vocab_size, llama.image_id) == (32207, 32204)
-    assert (llama.pad_id, llama.bos_id, llama.eos_id) == (0, 1, 2)
-    assert llama.patches_per_image == 1369
-
-
 @pytest.mark.parametrize(
     ("make", "length"),
     [
@@ -164,8 +153,8 @@ def test_every_kind_of_prompt_has_transformers_and_sentencepieces_ids(llama, lla
         first, *rest = turn.split("<image>")
         wanted = [1, *pieces.encode(first)]
         for text in rest:
-            # Only the first piece of a text gets the word-boundary mark: sentencepiece adds one, so it is taken off a
-            # stand-in that precedes the text.
+            # Only the first piece of a text gets the word-boundary mark: sentencepiece adds one, so it is removed
+            # from a token that precedes the text.
             wanted += [32204] * 1369 + pieces.encode(f"<unk>{text}")[len(pieces.encode("<unk>")) :]
         assert ours == wanted
 
@@ -192,12 +181,6 @@ def test_trained_tokenizer_agrees_with_transformers(small, small_dir):
     prompt = reporting_prompt(study(indication="Ünknown  words →\n<x3>", technique=" two  spaces "))
     text = small.text(prompt).replace("<image>", "<image>" * 4)
     assert small.encode(prompt).ids.tolist() == theirs(text).input_ids
-
-
-def test_trained_tokenizer_is_laid_out_as_maira2s(small):
-    assert small.vocab_size == 330 + 207
-    assert small.image_id == 330 + 204
-    assert small.pieces([0, 1, 2, 330, 333, 334, 434]) == ["<unk>", "<s>", "</s>", "<obj>", "</box>", "<x0>", "<y0>"]
 
 
 def test_every_token_has_its_kind(small):
@@ -291,13 +274,3 @@ def test_bad_folders_are_refused_by_name(tmp_path, small_dir):
     (tmp_path / "config.json").write_text((small_dir / "config.json").read_text())
     with pytest.raises(UserError, match="no token <image>"):
         Tokenizer.from_dir(tmp_path)
-
-
-def test_builders_refuse_bad_input(tmp_path):
-    with pytest.raises(UserError, match="choose that number"):
-        tokenizer_files.from_corpus(CORPUS, 5000, tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"no model")
-    with pytest.raises(UserError, match="not a sentencepiece model"):
-        tokenizer_files.from_sentencepiece(tmp_path / "tokenizer.model", tmp_path)
-    with pytest.raises(UserError, match="does not exist"):
-        tokenizer_files.from_sentencepiece(tmp_path / "absent.model", tmp_path)

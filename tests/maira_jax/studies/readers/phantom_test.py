@@ -1,15 +1,14 @@
-"""Whole phantom studies: reproducible, labelled, and in step with the fast path."""
+"""Whole studies of the phantom: reproducible, and consistent with their arrays."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from maira_jax.phantom.world.latents import FINDINGS
 from maira_jax.studies.readers import phantom
 
-# Of the reports of studies 0 to 199 of seed 0. A checkpoint that was trained on the phantom is only as good as the
-# phantom stays the same: whoever changes it on purpose trains the checkpoint again and then changes this.
+# Digest of the reports of studies 0 to 199 of seed 0. The shipped checkpoint fits only the phantom that it was trained
+# on: after a change of the phantom, train the checkpoint again, then change this.
 _REPORTS = "87a7ab08e4017c63c7479ed1e12bf09de9d100cf8be6bcf57aa7431c96a6e968"
 
 
@@ -26,7 +25,7 @@ def test_studies_do_not_depend_on_their_range() -> None:
         assert (one.prior_frontal is None) == (other.prior_frontal is None)
 
 
-def test_the_world_has_not_changed() -> None:
+def test_studies_are_those_that_the_model_was_trained_on() -> None:
     text = "\n".join(study.findings or "" for study in phantom.studies(0, 200, size=28))
     assert hashlib.sha256(text.encode()).hexdigest() == _REPORTS
     # Images to a tenth of a grey level of 255: the last bit may differ between processors.
@@ -44,30 +43,3 @@ def test_arrays_are_the_images_and_levels_of_the_studies() -> None:
             assert np.array_equal(np.asarray(study.prior_frontal), arrays.prior_images[i])
         for name in ("cardiomegaly", "left pleural effusion", "right upper consolidation", "pacemaker"):
             assert study.labels[name] == bool(arrays.truth[name][i])
-
-
-def test_labels_follow_the_truth() -> None:
-    studies = phantom.studies(0, 800, size=28)
-    assert len(studies[0].labels) >= 30
-    for study in studies:
-        present = [fact for fact in study.truth or () if fact.status == "present"]
-        labels = study.labels
-        assert labels.keys() == studies[0].labels.keys()
-        for name in FINDINGS:
-            assert labels[name] == any(fact.name == name for fact in present)
-        assert labels["large left pleural effusion"] == any(
-            (fact.name, fact.side, fact.size) == ("pleural effusion", "left", "large") for fact in present
-        )
-        assert labels["severe cardiomegaly"] == any((f.name, f.size) == ("cardiomegaly", "large") for f in present)
-        assert labels["endotracheal tube malpositioned"] == any(
-            (fact.name, fact.tip) == ("endotracheal tube", "malpositioned") for fact in present
-        )
-        assert labels["right consolidation"] == any((f.name, f.side) == ("consolidation", "right") for f in present)
-        assert labels["bilateral pleural effusions"] == (
-            labels["left pleural effusion"] and labels["right pleural effusion"]
-        )
-        assert labels["new finding"] == any(fact.change == "new" for fact in present)
-        assert labels["normal study"] == (not present)
-    for name in studies[0].labels:
-        count = sum(study.labels[name] for study in studies)
-        assert 0.02 * len(studies) < count < 0.6 * len(studies), name
