@@ -41,7 +41,7 @@ from interp.explainers import llm
 from interp.explainers.judge import SteerTask
 from interp.llm import requests
 from maira_jax.errors import UserError
-from maira_jax.reports.changes import compare, parse
+from maira_jax.reports.changes import cached_parse, compare
 from maira_jax.reports.text import degenerate, edit_distance, repetition, words_of
 from maira_jax.run import files, jsonl
 from maira_jax.run.config import Section, setting
@@ -173,7 +173,7 @@ def _result(number: int, line: dict[str, Any]) -> dict[str, Any]:
     concept, strength = settings["concept"], line["strength"]
     found = compare(original, steered, concept, settings.get("also", ()))
     before, after = words_of(original), words_of(steered)
-    was, now = parse(original).concepts.get(concept), parse(steered).concepts.get(concept)
+    was, now = cached_parse(original).concepts.get(concept), cached_parse(steered).concepts.get(concept)
     steered_for = bool(strength) and was is not None  # a concept that the labeller knows
     wanted = strength > 0
     return {

@@ -74,7 +74,7 @@ class ReportChanges:
 
 
 # An original report is compared with many steered ones, and steered reports repeat themselves.
-parse = functools.lru_cache(maxsize=4096)(labeller.parse)
+cached_parse = functools.lru_cache(maxsize=4096)(labeller.parse)
 
 
 def _claims(report: ParsedReport) -> dict[tuple[str, ...], Finding]:
@@ -97,7 +97,7 @@ def compare(original: str, steered: str, concept: str, also: Sequence[str] = ())
       concept: the concept that was meant to change, or "" for none.
       also: further concepts that were meant to change with it.
     """
-    first, second = parse(original), parse(steered)
+    first, second = cached_parse(original), cached_parse(steered)
     before, after = _claims(first), _claims(second)
     targets = [TargetFindings.of(name) for name in (concept, *also)]
 
