@@ -8,7 +8,6 @@ import pytest
 
 from maira_jax.errors import UserError
 from maira_jax.studies.readers import mimic_cxr
-from maira_jax.studies.sections import split_sections
 
 _REPORT = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -128,11 +127,3 @@ def test_says_what_is_missing(root: Path) -> None:
     table.unlink()
     with pytest.raises(UserError, match=r"no mimic-cxr-\*-chexpert"):
         mimic_cxr.read(root)
-
-
-def test_sections_by_their_many_names() -> None:
-    text = (
-        "WET READ: x\n HISTORY: Fall.\nREASON FOR EXAM:  pain \nFINDINGS:\n\nIMPRESSION:  A: b.\n IMPRESSION: addendum"
-    )
-    assert split_sections(text) == {"indication": "Fall. pain", "impression": "A: b. addendum"}
-    assert split_sections("No headings here.") == {}

@@ -1,4 +1,4 @@
-"""Choosing a source from a config, the split by patient, and what a Finding accepts."""
+"""Readers by name: their fields, their studies, and one more of them in one file."""
 
 from pathlib import Path
 
@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 from maira_jax.errors import UserError
 from maira_jax.run.config import setting
 from maira_jax.studies.readers import READERS, StudiesSection, load_stated, load_studies, phantom
-from maira_jax.studies.splits import split_of
-from maira_jax.studies.study import Finding, Study
+from maira_jax.studies.study import Study
 
 
 def test_phantom_by_section() -> None:
@@ -73,45 +72,3 @@ def test_a_reader_is_one_file_and_one_registration(monkeypatch: pytest.MonkeyPat
 def test_what_the_phantoms_sentences_state() -> None:
     section = {"source": "phantom", "n": 2, "seed": 4}
     assert load_stated(section) == {study.study_id: study.stated for study in load_studies(section)}
-
-
-def test_nih_and_iu_are_never_one_study(shared_data: Path) -> None:
-    section = {"source": "nih_iu", "path": str(shared_data)}
-    studies = load_studies(ConfigDict(section))
-    assert len(studies) == 910 + 3337
-    for study in studies:
-        assert (study.frontal is None) == (study.findings_origin == "report")
-    some = load_studies(ConfigDict({**section, "n": 5}))
-    assert [study.study_id.split("-")[0] for study in some] == ["nih", "nih", "iu", "iu", "iu"]
-    for source, folder in (("nih_cxr14", "nih-cxr14-mini"), ("iu_xray", "iu-xray-reports")):
-        assert len(load_studies(ConfigDict({"source": source, "path": str(shared_data / folder), "n": 4}))) == 4
-
-
-def test_split_by_patient() -> None:
-    patients = [f"p{i}" for i in range(4000)]
-    held_out = [patient for patient in patients if split_of(patient, 0.2) == "held_out"]
-    assert abs(len(held_out) / len(patients) - 0.2) < 0.03
-    assert set(held_out) <= {patient for patient in patients if split_of(patient, 0.3) == "held_out"}
-    assert {split_of(patient, 0.0) for patient in patients} == {"train"}
-    assert {split_of(patient, 1.0) for patient in patients} == {"held_out"}
-    assert held_out != [patient for patient in patients if split_of(patient, 0.2, seed=1) == "held_out"]
-    # The same on every machine and for ever: stored activations carry it.
-    assert [split_of(f"p{i}", 0.5) for i in range(6)] == ["train", "train", "held_out", "train", "held_out", "held_out"]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"status": "here"},
-        {"status": None},
-        {"side": "bilateral"},
-        {"size": "mild"},
-        {"zone": "apical"},
-        {"change": "gone"},
-        {"tip": "low"},
-        {"change": "resolved"},
-    ],
-)
-def test_a_finding_takes_only_its_words(fields: dict[str, str | None]) -> None:
-    with pytest.raises(ValueError, match="is not one of|needs status"):
-        Finding(**{"name": "pneumothorax", "status": "present", **fields})  # type: ignore[arg-type]
