@@ -30,18 +30,18 @@ class AccuracyTable:
     Attributes:
       rows: finding -> measure -> (right answers, questions); "all" pools the findings. The first number of "invented"
         counts invented comparisons, so that less is better.
-      reports: number of reports that were compared.
+      n_reports: number of reports that were compared.
     """
 
     rows: dict[str, dict[str, tuple[int, int]]]
-    reports: int
+    n_reports: int
 
     def rate(self, finding: str, measure: str) -> float | None:
         """Share of right answers; None where there was no question."""
         right, asked = self.rows[finding].get(measure, (0, 0))
         return right / asked if asked else None
 
-    def lowest(self, measure: str) -> float:
+    def min_rate(self, measure: str) -> float:
         """The lowest rate of a finding (1.0 where no finding has the measure)."""
         rates = [self.rate(name, measure) for name in self.rows if name != "all"]
         return min((rate for rate in rates if rate is not None), default=1.0)
@@ -55,7 +55,7 @@ class AccuracyTable:
                 right, asked = row.get(measure, (0, 0))
                 cells.append(f"{right / asked:.1%} of {asked}".rjust(17) if asked else "-".rjust(17))
             lines.append(name.ljust(width) + "".join(cells))
-        return "\n".join([f"{self.reports} reports", *lines, _EXPLANATION])
+        return "\n".join([f"{self.n_reports} reports", *lines, _EXPLANATION])
 
 
 def accuracy_of_checkpoint(
