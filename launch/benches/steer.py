@@ -111,7 +111,7 @@ def _prepare(arguments: argparse.Namespace, size: str, folder: Path) -> None:
         mask[row, : row % 8] = False  # prompts differ in length
     side = cfg.vision.image_size
     pixels = rng.normal(size=(n, 1, side, side, 3)).astype(np.float32)
-    features, _ = maira2.see(params, cfg, jnp.asarray(pixels))
+    features, _ = maira2.encode_images(params, cfg, jnp.asarray(pixels))
     embeds = np.asarray(maira2.embed(params, cfg, jnp.asarray(tokens), features))
     vectors = rng.normal(size=(arguments.rows, cfg.text.hidden_size)).astype(np.float32)
     np.savez(folder / "inputs.npz", tokens=tokens, mask=mask, pixels=pixels, embeds=embeds, vectors=vectors)

@@ -15,10 +15,10 @@ import numpy as np
 from flax import struct
 
 from maira_jax.model import language, maira2
-from maira_jax.model.cache import Cache
+from maira_jax.model.cache import KVCache
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Params, Tap
-from maira_jax.model.maira2 import AllEdits
+from maira_jax.model.layers import Hook, Params, causal_mask
+from maira_jax.model.maira2 import AllEdits, Edits
 
 
 @struct.dataclass
@@ -89,31 +89,30 @@ def _prefill(
     pixels: jax.Array | None,
     slots: int,
     edits: AllEdits,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[jax.Array, KVCache]:
     """Runs all positions of a prompt but the last.
 
     Returns:
       The embedding of the last position, [batch, 1, d_model], and the keys and values of the others.
     """
-    features = None if pixels is None else maira2.see(params, cfg, pixels, edits=edits)[0]
+    features = None if pixels is None else maira2.encode_images(params, cfg, pixels, edits=edits)[0]
     embedded = maira2.embed(params, cfg, tokens, features)  # [B, T, D]
     x = embedded[:, :-1]  # [B, T - 1, D]
     batch, length, _ = x.shape
-    causal = jnp.arange(slots) <= jnp.arange(length)[:, None]  # [T - 1, S]
     keys = jnp.pad(mask, ((0, 0), (0, slots - mask.shape[1])))  # [B, S]
     change = maira2.edits_of(edits, "language")
-    where = None if change is None else change.mask
+    hook = None if isinstance(change, Edits) else change
+    if isinstance(change, Edits) and change.mask is not None:
+        hook = change.hook((change.mask & mask)[:, :-1])
     _, _, cache = language.forward(
         params["language"],
         cfg.text,
         x,
         maira2.positions_of(mask)[:, :-1],
-        causal[None, None] & keys[:, None, None],  # [B, 1, T - 1, S]
-        edit=None if change is None or where is None else change.tap((where & mask)[:, :-1]),
-        cache=Cache.zeros(cfg.text, batch, slots, x.dtype),
-        slot=jnp.int32(0),
+        causal_mask(keys, length),  # [B, 1, T - 1, S]
+        hook=hook,
+        cache=KVCache.zeros(cfg.text, batch, slots, x.dtype),
     )
-    assert cache is not None
     return embedded[:, -1:], cache
 
 
@@ -124,10 +123,10 @@ def _decode(
     x: jax.Array,
     positions: jax.Array,
     seen: jax.Array,
-    edit: Tap | None,
-    cache: Cache,
+    hook: Hook | None,
+    cache: KVCache,
     slot: jax.Array,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[jax.Array, KVCache]:
     """Runs one more token per row.
 
     Args:
@@ -136,7 +135,7 @@ def _decode(
       x: embeddings of the tokens, [batch, 1, d_model].
       positions: their positions, int32 [batch].
       seen: bool [batch, slots], the slots of the cache that the tokens attend to, their own included.
-      edit: what changes the residual stream, or None.
+      hook: what changes the residual stream, or None.
       cache: keys and values of the earlier tokens.
       slot: int32 [], where those of these tokens are stored.
 
@@ -144,11 +143,10 @@ def _decode(
       The logits of the next tokens, float32 [batch, vocab], and the cache with these tokens.
     """
     mask = seen[:, None, None]  # [B, 1, 1, S]
-    x, _, new_cache = language.forward(
-        params["language"], cfg.text, x, positions[:, None], mask, edit=edit, cache=cache, slot=slot
+    x, _, cache = language.forward(
+        params["language"], cfg.text, x, positions[:, None], mask, hook=hook, cache=cache, slot=slot
     )
-    assert new_cache is not None
-    return language.logits(params["language"], cfg.text, x[:, 0]).astype(jnp.float32), new_cache
+    return language.logits(params["language"], cfg.text, x[:, 0]).astype(jnp.float32), cache
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "eos_id"))
@@ -190,7 +188,7 @@ def generate(
     keys = jnp.pad(mask, ((0, 0), (0, slots - length)), constant_values=True)  # [B, S]
     start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1  # [B], position of the prompt's last token
     change = maira2.edits_of(edits, "language")
-    edit = None if change is None else change.tap(jnp.ones((batch, 1), bool))
+    hook = change.hook(jnp.ones((batch, 1), bool)) if isinstance(change, Edits) else change
 
     def not_done(state: tuple) -> jax.Array:
         step, _, _, done, _ = state
@@ -200,7 +198,7 @@ def generate(
         step, last, written, done, cache = state
         slot = length - 1 + step
         seen = keys & (jnp.arange(slots) <= slot)  # [B, S]
-        logits, cache = _decode(params, cfg, last, start + step, seen, edit, cache, slot)
+        logits, cache = _decode(params, cfg, last, start + step, seen, hook, cache, slot)
         choice = jnp.where(done, 0, choose(logits, sampling, step))  # [B]
         written = jax.lax.dynamic_update_slice(written, choice[:, None], (0, step))
         following = params["language"]["embed"][choice][:, None]  # [B, 1, D]

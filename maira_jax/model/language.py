@@ -1,24 +1,28 @@
 """Llama with linear RoPE scaling, over a residual stream that can be read and edited at every site."""
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maira_jax.model.cache import Cache, SharedCache
+from maira_jax.model.cache import KVCache, Mask, SharedCache, SharedMask
 from maira_jax.model.config import TextConfig
-from maira_jax.model.layers import Params, Tap, attention, scan_blocks, stacked_init
+from maira_jax.model.layers import Hook, Params, attention, bind, linear, parameter, scan_blocks, stacked
+from maira_jax.model.sites import Site
+
+C = TypeVar("C", KVCache, SharedCache, None)
 
 
 class RMSNorm(nnx.Module):
     """Normalised in float32 and cast back before the scale is applied, as in transformers' Llama."""
 
-    def __init__(self, cfg: TextConfig):
+    def __init__(self, cfg: TextConfig, key: jax.Array | None = None):
         self.epsilon = cfg.rms_norm_eps
-        self.scale = nnx.Param(jnp.ones(cfg.hidden_size))
+        self.scale = parameter(nnx.initializers.ones, key, (cfg.hidden_size,), ("embed",))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., d_model]."""
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         return self.scale[...] * wide.astype(x.dtype)
@@ -35,107 +39,118 @@ def rope(cfg: TextConfig, positions: jax.Array, dtype: jax.typing.DTypeLike) -> 
     Returns:
       Two arrays [batch, positions, 1, head_dim].
     """
-    exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
-    frequency = 1.0 / (cfg.rope_theta**exponent) / cfg.rope_factor
-    angle = positions[:, :, None].astype(jnp.float32) * frequency
-    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None]
+    exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim  # [H / 2]
+    frequency = 1.0 / (cfg.rope_theta**exponent) / cfg.rope_factor  # [H / 2]
+    angle = positions[:, :, None].astype(jnp.float32) * frequency  # [B, T, H / 2]
+    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None]  # [B, T, 1, H]
     return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """x: [batch, positions, heads, head_dim]; the first half of a head turns against the second."""
-    first, second = jnp.split(x, 2, axis=-1)
+    first, second = jnp.split(x, 2, axis=-1)  # [B, T, N, H / 2]
     return x * cos + jnp.concatenate([-second, first], axis=-1) * sin
 
 
 class LanguageBlock(nnx.Module):
     """`x + attention(norm(x))`, then `x + down(silu(gate(norm(x))) * up(norm(x)))`; no biases."""
 
-    def __init__(self, cfg: TextConfig, rngs: nnx.Rngs):
-        self.cfg = cfg
+    def __init__(self, cfg: TextConfig, key: jax.Array):
+        self.cfg, rngs = cfg, nnx.Rngs(key)
         d, width = cfg.hidden_size, cfg.intermediate_size
         heads, kv_heads = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
         self.input_norm = RMSNorm(cfg)
-        self.query = nnx.Linear(d, heads, use_bias=False, rngs=rngs)
-        self.key = nnx.Linear(d, kv_heads, use_bias=False, rngs=rngs)
-        self.value = nnx.Linear(d, kv_heads, use_bias=False, rngs=rngs)
-        self.out = nnx.Linear(heads, d, use_bias=False, rngs=rngs)
+        self.query = linear(d, heads, ("embed", "heads"), rngs, use_bias=False)
+        self.key = linear(d, kv_heads, ("embed", "kv_heads"), rngs, use_bias=False)
+        self.value = linear(d, kv_heads, ("embed", "kv_heads"), rngs, use_bias=False)
+        self.out = linear(heads, d, ("heads", "embed"), rngs, use_bias=False)
         self.post_attention_norm = RMSNorm(cfg)
-        self.gate = nnx.Linear(d, width, use_bias=False, rngs=rngs)
-        self.up = nnx.Linear(d, width, use_bias=False, rngs=rngs)
-        self.down = nnx.Linear(width, d, use_bias=False, rngs=rngs)
+        self.gate = linear(d, width, ("embed", "mlp"), rngs, use_bias=False)
+        self.up = linear(d, width, ("embed", "mlp"), rngs, use_bias=False)
+        self.down = linear(width, d, ("mlp", "embed"), rngs, use_bias=False)
 
-    def __call__(
+    @jax.named_scope("attention")
+    def attend(
         self,
         x: jax.Array,
-        cache: Cache | SharedCache | None,
-        layer: Any,
-        tap: Tap,
+        cache: C,
+        layer: int | jax.Array,
         *,
         angles: tuple[jax.Array, jax.Array],
-        mask: Any,
-        slot: jax.Array | None,
-    ) -> tuple[jax.Array, Any]:
+        mask: Mask,
+        slot: int | jax.Array,
+    ) -> tuple[jax.Array, C]:
+        """`x` [B, T, D] plus the attention; for the arguments see `forward`."""
         b, t, _ = x.shape
-        normed = self.input_norm(x)
-        q, k, v = (proj(normed).reshape(b, t, -1, self.cfg.head_dim) for proj in (self.query, self.key, self.value))
+        normed = self.input_norm(x)  # [B, T, D]
+        q = self.query(normed).reshape(b, t, -1, self.cfg.head_dim)  # [B, T, N, H]
+        k = self.key(normed).reshape(b, t, -1, self.cfg.head_dim)  # [B, T, K, H]
+        v = self.value(normed).reshape(b, t, -1, self.cfg.head_dim)  # [B, T, K, H]
         q, k = _rotate(q, *angles), _rotate(k, *angles)
-        if cache is None or slot is None:
-            attended = attention(q, k, v, mask)
+        if cache is None:
+            assert not isinstance(mask, SharedMask)
+            attended = attention(q, k, v, mask)  # [B, T, N, H]
         else:
-            attended, cache = cache.attend(layer, slot, q, k, v, mask)
-        x = tap(x + self.out(attended.reshape(b, t, -1)), 2 * layer + 1)
-        normed = self.post_attention_norm(x)
-        return tap(x + self.down(jax.nn.silu(self.gate(normed)) * self.up(normed)), 2 * layer + 2), cache
+            attended, cache = cache.attend(layer, slot, q, k, v, mask)  # [B, T, N, H]
+        return x + self.out(attended.reshape(b, t, -1)), cache  # [B, T, D]
+
+    @jax.named_scope("mlp")
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        """`x` [B, T, D] plus the MLP."""
+        normed = self.post_attention_norm(x)  # [B, T, D]
+        hidden = jax.nn.silu(self.gate(normed)) * self.up(normed)  # [B, T, F]
+        return x + self.down(hidden)  # [B, T, D]
 
 
-def init(cfg: TextConfig, key: jax.Array) -> Params:
-    """Random parameters; blocks are stacked on a leading axis, embedding and head are not tied."""
-    embed_key, block_key, head_key = jax.random.split(key, 3)
-    d = cfg.hidden_size
-    return {
-        "embed": 0.02 * jax.random.normal(embed_key, (cfg.vocab_size, d)),
-        "layers": stacked_init(lambda rngs: LanguageBlock(cfg, rngs), cfg.num_hidden_layers, block_key),
-        "norm": {"scale": jnp.ones((d,))},
-        "lm_head": 0.02 * jax.random.normal(head_key, (d, cfg.vocab_size)),
-    }
+class LanguageModel(nnx.Module):
+    """The parameters of Llama; embedding and head are not tied."""
+
+    def __init__(self, cfg: TextConfig, key: jax.Array):
+        embed_key, block_key, head_key = jax.random.split(key, 3)
+        vocab, d, normal = cfg.vocab_size, cfg.hidden_size, nnx.initializers.normal(0.02)
+        self.embed = parameter(normal, embed_key, (vocab, d), ("vocab", "embed"))
+        self.layers = stacked(LanguageBlock, cfg, cfg.num_hidden_layers, block_key)
+        self.norm = RMSNorm(cfg)
+        self.lm_head = parameter(normal, head_key, (d, vocab), ("embed", "vocab"))
 
 
+@jax.named_scope("language")
 def forward(
     params: Params,
     cfg: TextConfig,
     x: jax.Array,
     positions: jax.Array,
-    mask: Any,
+    mask: Mask,
     *,
     stop: int | None = None,
     reads: tuple[int, ...] = (),
-    edit: Tap | None = None,
-    cache: Cache | SharedCache | None = None,
-    slot: jax.Array | None = None,
-) -> tuple[jax.Array, dict[int, jax.Array], Any]:
+    hook: Hook | None = None,
+    cache: C = None,  # type: ignore[assignment]
+    slot: int | jax.Array = 0,
+) -> tuple[jax.Array, dict[int, jax.Array], C]:
     """Runs the blocks up to site code `stop` (None: all of them).
 
     Args:
       x: [batch, positions, d_model], embeddings.
       positions: [batch, positions] int32, each token's position in its own row.
-      mask: bool [batch, 1, positions, keys], which keys a position sees; keys are the cache's slots if there is one.
-        For a `SharedCache` it is what its `attend` wants.
+      mask: bool [batch, 1, positions, keys], which keys a position attends to; keys are the slots of the cache if there
+        is one. For a `SharedCache` a `SharedMask`.
       reads: site codes whose activations are kept, none beyond `stop`.
-      edit: changes the residual stream at a site code.
-      cache: written at `slot` and after, and attended to.
+      hook: changes the residual stream at a site code.
+      cache: keys and values of earlier positions; this pass's are written to `slot` and after.
 
     Returns:
       The residual stream at `stop` (before the final norm), the kept ones by site code, each
       [batch, positions, d_model], and the cache.
     """
     return scan_blocks(
-        lambda rngs: LanguageBlock(cfg, rngs),
+        LanguageBlock,
+        cfg,
         params["layers"],
         x,
-        2 * cfg.num_hidden_layers if stop is None else stop,
+        Site.post(cfg.num_hidden_layers - 1) if stop is None else stop,
         reads,
-        edit=edit,
+        hook=hook,
         state=cache,
         angles=rope(cfg, positions, x.dtype),
         mask=mask,
@@ -143,7 +158,7 @@ def forward(
     )
 
 
+@jax.named_scope("logits")
 def logits(params: Params, cfg: TextConfig, x: jax.Array) -> jax.Array:
     """Final norm and head. x: [..., d_model] -> [..., vocab]."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: RMSNorm(cfg)))
-    return nnx.merge(graph, params["norm"])(x) @ params["lm_head"]
+    return bind(RMSNorm, cfg, params["norm"])(x) @ params["lm_head"]

@@ -1,29 +1,31 @@
 """MAIRA-2: images become tokens of the language model; every site can be read, and edited, in one jitted pass."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import nnx, struct
 
-from maira_jax.model import language, projector, vision
+from maira_jax.model import language, layers, projector, vision
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Params, Tap
+from maira_jax.model.layers import Hook, ParameterSpec, Params, Path, causal_mask
 from maira_jax.model.sites import TOWERS, Site
 
 
 @struct.dataclass
 class Edits:
-    """A change of one tower's residual stream, a row its own: x + strength * direction at one site.
+    """A change of one tower's residual stream, separate for each row: x + strength * direction at one site.
 
     All fields are traced: one compiled program serves every site of the tower, every direction and strength.
 
-    site: int32 [batch], the `Site.code` of a site of this tower.
-    direction: [batch, d], as wide as the tower's sites.
-    strength: float32 [batch], in units of the direction's length; 0 leaves the row as it is.
-    mask: bool, the edited positions: [batch, positions] of the input, [batch, images, 1 + patches] in the vision
-      tower, [batch, images, patches] in the projector; None edits all. `generate` edits every position that produces
-      a token, and of the prompt's others only those in `mask`; None there means none of them.
+    Attributes:
+      site: int32 [batch], the `Site.code` of a site of this tower.
+      direction: [batch, d], as wide as the tower's sites.
+      strength: float32 [batch], in units of the direction's length; 0 leaves the row as it is.
+      mask: bool, the edited positions: [batch, positions] of the input, [batch, images, 1 + patches] in the vision
+        tower, [batch, images, patches] in the projector; None edits all. `generate` edits every position that produces
+        a token, and of the prompt's others only those in `mask`; None there means none of them.
     """
 
     site: jax.Array
@@ -31,37 +33,52 @@ class Edits:
     strength: jax.Array
     mask: jax.Array | None = None
 
-    def tap(self, mask: jax.Array) -> Tap:
+    def hook(self, mask: jax.Array) -> Hook:
         """The edit as a function of (x [batch, positions, d], site code), on the positions in `mask`."""
         delta = (self.strength[:, None] * self.direction)[:, None]  # [batch, 1, d]
 
         def edit(x: jax.Array, code: jax.Array) -> jax.Array:
-            here = mask & (self.site == code)[:, None]
+            here = mask & (self.site == code)[:, None]  # [batch, positions]
             return x + jnp.where(here[..., None], delta, 0).astype(x.dtype)
 
         return edit
 
-    def tap_images(self, images: int, positions: int) -> Tap:
-        """The same for x [batch * images, positions, d], a row's images edited alike where `self.mask` lets them."""
+    def image_hook(self, images: int, positions: int) -> Hook:
+        """The same for x [batch * images, positions, d]: all images of a row alike, where `self.mask` lets them."""
         each = jax.tree.map(lambda leaf: jnp.repeat(leaf, images, axis=0), self.replace(mask=None))  # type: ignore[attr-defined]
         shape = (each.site.shape[0], positions)
-        return each.tap(jnp.ones(shape, bool) if self.mask is None else self.mask.reshape(shape))
+        return each.hook(jnp.ones(shape, bool) if self.mask is None else self.mask.reshape(shape))
 
 
-# Edits by tower; alone they are the language model's.
-AllEdits = Edits | Mapping[str, Edits] | None
+# An edit of one tower: as data, or as a function of a residual stream and the code of the site it is at.
+TowerEdit = Edits | Hook
+# Edits by tower; one alone is the language model's.
+AllEdits = TowerEdit | Mapping[str, TowerEdit] | None
 
 
-def edits_of(edits: AllEdits, tower: str) -> Edits | None:
+def edits_of(edits: AllEdits, tower: str) -> TowerEdit | None:
     """The edits of one tower ("vision", "projector" or "language").
 
     Raises:
       ValueError: `edits` names something that is not a tower.
     """
-    by_tower = {"language": edits} if isinstance(edits, Edits) else edits or {}
+    by_tower = edits if isinstance(edits, Mapping) else {} if edits is None else {"language": edits}
     if unknown := set(by_tower) - set(TOWERS):
         raise ValueError(f"edits are for {sorted(unknown)}, but the towers are {TOWERS}")
     return by_tower.get(tower)
+
+
+def _language_hook(edits: AllEdits, mask: jax.Array) -> Hook | None:
+    """The edit of the language model, no position of `mask` [batch, positions] that is False."""
+    change = edits_of(edits, "language")
+    if isinstance(change, Edits):
+        return change.hook(mask if change.mask is None else change.mask & mask)
+    return change
+
+
+def _image_hook(edits: AllEdits, tower: str, images: int, positions: int) -> Hook | None:
+    change = edits_of(edits, tower)
+    return change.image_hook(images, positions) if isinstance(change, Edits) else change
 
 
 @struct.dataclass
@@ -73,14 +90,25 @@ class Output:
     sites: dict[str, jax.Array]
 
 
+class Maira2(nnx.Module):
+    """The parameters of the whole model."""
+
+    def __init__(self, cfg: Maira2Config, key: jax.Array):
+        vision_key, projector_key, language_key = jax.random.split(key, 3)
+        self.vision = vision.VisionTower(cfg.vision, vision_key)
+        self.projector = projector.Projector(cfg, projector_key)
+        self.language = language.LanguageModel(cfg.text, language_key)
+
+
 def init(cfg: Maira2Config, key: jax.Array) -> Params:
     """Random float32 parameters."""
-    vision_key, projector_key, language_key = jax.random.split(key, 3)
-    return {
-        "vision": vision.init(cfg.vision, vision_key),
-        "projector": projector.init(cfg, projector_key),
-        "language": language.init(cfg.text, language_key),
-    }
+    return layers.init(Maira2, cfg, key)
+
+
+@functools.cache
+def parameter_specs(cfg: Maira2Config) -> Mapping[Path, ParameterSpec]:
+    """Shape and logical axes of every parameter, by the keys that lead to it in `init`'s nested dict."""
+    return layers.parameter_specs(Maira2, cfg)
 
 
 def positions_of(mask: jax.Array) -> jax.Array:
@@ -92,7 +120,7 @@ def _of_tower(read: tuple[Site, ...], tower: str) -> tuple[Site, ...]:
     return tuple(site for site in read if site.tower == tower)
 
 
-def see(
+def encode_images(
     params: Params,
     cfg: Maira2Config,
     pixels: jax.Array,
@@ -107,7 +135,7 @@ def see(
       pixels: [batch, images, image_size, image_size, 3].
       read: sites to keep (those of other towers are passed over).
       stop: end the pass at the last site read.
-      edits: changes in these two towers (those of other towers are passed over).
+      edits: see `forward`; those of other towers are passed over.
 
     Returns:
       Image features [batch, images * patches, d_model], or None if the pass ends before the projector; and the kept
@@ -117,20 +145,19 @@ def see(
     in_tower, after = _of_tower(read, "vision"), _of_tower(read, "projector")
     codes = tuple(site.code for site in in_tower)
     short = stop and not after
-    change, change_after = edits_of(edits, "vision"), edits_of(edits, "projector")
     x, kept = vision.forward(
         params["vision"],
         cfg.vision,
         pixels.reshape(batch * images, *pixels.shape[2:]),
         stop=max(codes) if short else None,
         reads=codes,
-        edit=None if change is None else change.tap_images(images, 1 + cfg.vision.patches),
-    )
+        hook=_image_hook(edits, "vision", images, 1 + cfg.vision.patches),
+    )  # [batch * images, 1 + patches, d_vision]
     sites = {site.name: kept[site.code] for site in in_tower}
     features = None
     if not short:
-        edit = None if change_after is None else change_after.tap_images(images, cfg.vision.patches)
-        outputs = projector.forward(params["projector"], cfg, x[:, 1:], edit)
+        hook = _image_hook(edits, "projector", images, cfg.vision.patches)
+        outputs = projector.forward(params["projector"], cfg, x[:, 1:], hook)  # [batch * images, patches, d_model] each
         sites |= {site.name: outputs[site.code] for site in after}
         features = outputs[-1].reshape(batch, images * cfg.patches_per_image, -1)
     return features, {name: value.reshape(batch, images, *value.shape[1:]) for name, value in sites.items()}
@@ -173,7 +200,9 @@ def forward(
       mask: bool [batch, positions], False on padding.
       pixels: [batch, images, image_size, image_size, 3] or None; a row with fewer images leaves the last ones unused.
       read: sites to keep.
-      edits: changes in any of the towers, on the positions of their masks.
+      edits: changes in any of the towers: `Edits`, on the positions of their masks, or a function (x, site code) -> x,
+        called at every site of its tower with x [batch, positions, d_model], or [batch * images, 1 + patches, d_vision]
+        in the vision tower and [batch * images, patches, d_model] in the projector.
 
     Returns:
       Logits (in the parameters' dtype) and the activations read.
@@ -187,21 +216,19 @@ def forward(
     if pixels is None and len(in_language) < len(read):
         raise ValueError("sites of the vision tower and the projector are read, but there are no pixels")
     stop = not logits and not in_language
-    features, sites = (None, {}) if pixels is None else see(params, cfg, pixels, read, stop=stop, edits=edits)
+    features, sites = (None, {}) if pixels is None else encode_images(params, cfg, pixels, read, stop=stop, edits=edits)
     if stop:
         return Output(None, sites)
-    causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
     codes = tuple(site.code for site in in_language)
-    change = edits_of(edits, "language")
     x, kept, _ = language.forward(
         params["language"],
         cfg.text,
         embed(params, cfg, tokens, features),
         positions_of(mask),
-        causal[None, None] & mask[:, None, None],
+        causal_mask(mask),
         stop=None if logits else max(codes),
         reads=codes,
-        edit=None if change is None else change.tap(mask if change.mask is None else change.mask & mask),
-    )
+        hook=_language_hook(edits, mask),
+    )  # [batch, positions, d_model]
     sites |= {site.name: kept[site.code] for site in in_language}
     return Output(language.logits(params["language"], cfg.text, x) if logits else None, sites)

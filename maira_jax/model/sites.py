@@ -12,22 +12,32 @@ A site is `<tower>.<place>`:
 
 import dataclasses
 import re
+from typing import TypeVar
+
+import jax
 
 from maira_jax.errors import UserError
 from maira_jax.model.config import Maira2Config
 
 TOWERS = ("vision", "projector", "language")  # in the order of a pass
-_PATTERN = re.compile(
-    r"(vision|language)\.(?:(embed)|(\d+)\.(resid_mid|resid_post))|(vision)\.(output)|(projector)\.(\d+)"
-)
+_BLOCK = re.compile(r"(?P<tower>vision|language)\.(?P<layer>\d+)\.(?P<point>resid_mid|resid_post)")
+_EMBEDDING = re.compile(r"(?P<tower>vision|language)\.embed")
+_LINEAR = re.compile(r"projector\.(?P<layer>\d+)")
+_OUTPUT = "vision.output"
+
+Layer = TypeVar("Layer", int, jax.Array)  # an index of a block, static or traced; its site codes are the same
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One place. `code` numbers the places of a tower in the order in which a forward pass meets them.
+    """One place. Nothing but this class knows how sites are numbered.
 
-    In the vision tower and the language model the embedding is 0, block i's attention 2i + 1 and its end 2i + 2;
-    the vision tower's output comes after its last block. In the projector linear layer i is i.
+    Attributes:
+      tower: the tower that the place is in.
+      code: number of the place among its tower's, in the order in which a forward pass meets them. In the vision tower
+        and the language model the embedding is 0, block i's attention 2i + 1 and its end 2i + 2; the vision tower's
+        output comes after its last block. In the projector linear layer i is i.
+      name: the name, as above.
     """
 
     tower: str
@@ -46,20 +56,53 @@ class Site:
             "language": cfg.text.num_hidden_layers,
             "projector": cfg.projector_n_layers,
         }
-        found = _PATTERN.fullmatch(name)
-        if found:
-            tower = found[1] or found[5] or found[7]
-            layer = int(found[3] or found[8] or 0)
-            if layer < depth[tower]:
-                if found[2]:
-                    return cls(tower, 0, name)
-                if found[6]:
-                    return cls(tower, 2 * depth[tower] + 1, name)
-                if found[8]:
-                    return cls(tower, layer, name)
-                return cls(tower, 2 * layer + (1 if found[4] == "resid_mid" else 2), name)
+        if name == _OUTPUT:
+            return cls("vision", cls.output(depth["vision"]), name)
+        if found := _EMBEDDING.fullmatch(name):
+            return cls(found["tower"], cls.embedding(), name)
+        if (found := _LINEAR.fullmatch(name)) and int(found["layer"]) < depth["projector"]:
+            return cls("projector", int(found["layer"]), name)
+        if (found := _BLOCK.fullmatch(name)) and int(found["layer"]) < depth[found["tower"]]:
+            code = cls.mid if found["point"] == "resid_mid" else cls.post
+            return cls(found["tower"], code(int(found["layer"])), name)
         raise UserError(
             f"there is no site {name!r}: choose language.embed, language.<i>.resid_mid or language.<i>.resid_post "
             f"with i from 0 to {depth['language'] - 1}, the same in vision with i from 0 to {depth['vision'] - 1}, "
             f"vision.output, or projector.<i> with i from 0 to {depth['projector'] - 1}"
         )
+
+    @classmethod
+    def last(cls, cfg: Maira2Config) -> "Site":
+        """The language model's residual stream after its last block, which its head reads."""
+        return cls.parse(f"language.{cfg.text.num_hidden_layers - 1}.resid_post", cfg)
+
+    @staticmethod
+    def embedding() -> int:
+        """The code of `embed`."""
+        return 0
+
+    @staticmethod
+    def mid(layer: Layer) -> Layer:
+        """The code of `<layer>.resid_mid`."""
+        return 2 * layer + 1
+
+    @staticmethod
+    def post(layer: Layer) -> Layer:
+        """The code of `<layer>.resid_post`."""
+        return 2 * layer + 2
+
+    @staticmethod
+    def output(depth: int) -> int:
+        """The code of `vision.output` in a tower of `depth` blocks."""
+        return 2 * depth + 1
+
+    @staticmethod
+    def whole_blocks(code: int) -> int:
+        """How many blocks a pass has run to their end when it meets the site `code`; also the first block that an edit
+        there acts on, where its `resid_mid` belongs to it."""
+        return code // 2
+
+    @staticmethod
+    def shifted(code: Layer, layers: int) -> Layer:
+        """The code in the whole tower of a place that has `code` in the blocks from number `layers` on."""
+        return code + 2 * layers

@@ -76,11 +76,11 @@ class _Batch(NamedTuple):
     tail: int
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "code", "tail", "top_k"))
+@functools.partial(jax.jit, static_argnames=("cfg", "site", "tail", "top_k"))
 def _run(
     params: Params,
     cfg: Maira2Config,
-    code: int,
+    site: Site,
     tokens: jax.Array,
     mask: jax.Array,
     pixels: jax.Array | None,
@@ -102,24 +102,16 @@ def _run(
         new = splice.share * autoencoder.decode(splice.params, f) + splice.constant
         return jnp.where(replaced[..., None], new.astype(x.dtype), x)
 
-    def edit(x: jax.Array, here: jax.Array) -> jax.Array:
+    def hook(x: jax.Array, code: jax.Array) -> jax.Array:
         # Only the branch that is taken runs: the autoencoder once in a pass, not once in a layer.
-        return jax.lax.cond(splice.active & (here == code), replacement, lambda x: x, x)
+        return jax.lax.cond(splice.active & (code == site.code), replacement, lambda x: x, x)
 
-    features = None if pixels is None else maira2.see(params, cfg, pixels)[0]
-    causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-    x, read, _ = language.forward(
-        params["language"],
-        cfg.text,
-        maira2.embed(params, cfg, tokens, features),
-        maira2.positions_of(mask),
-        causal[None, None] & mask[:, None, None],
-        reads=(code,),
-        edit=edit,
-    )
-    logits = language.logits(params["language"], cfg.text, x[:, -tail - 1 : -1]).astype(jnp.float32)
+    last = Site.last(cfg)
+    out = maira2.forward(params, cfg, tokens, mask, pixels, read=(site, last), edits=hook, logits=False)
+    x = out.sites[last.name][:, -tail - 1 : -1]  # [B, tail, d_model]
+    logits = language.logits(params["language"], cfg.text, x).astype(jnp.float32)  # [B, tail, vocab]
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, -tail:, None], axis=-1)[..., 0]
-    total = jnp.where(replaced[..., None], read[code].astype(jnp.float32), 0).sum((0, 1))
+    total = jnp.where(replaced[..., None], out.sites[site.name].astype(jnp.float32), 0).sum((0, 1))
     return jnp.where(scored[:, -tail:], losses, 0.0).sum(), total
 
 
@@ -165,7 +157,7 @@ def recovered(
         splice = _Splice(
             sae.params, threshold, jnp.float32(share), jnp.asarray(constant, jnp.float32), jnp.asarray(active)
         )
-        loss, total = _run(params, cfg, site.code, *batch, splice, top_k)
+        loss, total = _run(params, cfg, site, *batch, splice, top_k)
         return float(loss), np.asarray(total, np.float64)
 
     totals = dict.fromkeys(("ce", "ce_spliced", "ce_zero", "ce_mean"), 0.0)

@@ -26,9 +26,9 @@ from flax import struct
 
 from maira_jax.generation.decode import Sampling, choose
 from maira_jax.model import language, maira2
-from maira_jax.model.cache import Cache, Heads, SharedCache, heads_first
+from maira_jax.model.cache import Heads, KVCache, SharedCache, SharedMask, heads_first
 from maira_jax.model.config import Maira2Config, TextConfig
-from maira_jax.model.layers import Params, unstack
+from maira_jax.model.layers import Params, causal_mask, unstack
 from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
 
@@ -57,7 +57,7 @@ class SweepShape:
     @classmethod
     def of(cls, site: Site, prompt: bool, *, slots: int, max_new_tokens: int, eos_id: int) -> Self:
         """The shape of a sweep that edits `site`, on generated tokens only or on tokens of the `prompt` as well."""
-        reached = site.code // 2 if prompt else None
+        reached = Site.whole_blocks(site.code) if prompt else None
         first_layer = reached if site.tower == "language" else 0
         return cls(slots, max_new_tokens, eos_id, site.tower, first_layer)
 
@@ -150,12 +150,7 @@ def _blocks(params: Params, cfg: Maira2Config, start: int, stop: int) -> tuple[P
     return {"layers": params["language"]["layers"][start:stop]}, text
 
 
-def _causal(mask: jax.Array) -> jax.Array:
-    """The positions of a prompt that each position attends to. mask: bool [n, p] -> bool [n, 1, p, p]."""
-    return jnp.tril(jnp.ones((mask.shape[1],) * 2, bool)) & mask[:, None, None]
-
-
-def _heads(cache: Cache) -> tuple[Heads, ...]:
+def _heads(cache: KVCache) -> tuple[Heads, ...]:
     return tuple(heads_first(cache.keys[layer], cache.values[layer]) for layer in range(len(cache.keys)))
 
 
@@ -181,7 +176,7 @@ def prefill(
       edited: bool [studies, length], which tokens are edited; if `shape.first_layer` is None, all but the last one are
         ignored. An edit of images does not reach the prompt's last token, which must be a word.
     """
-    features = None if pixels is None else maira2.see(params, cfg, pixels)[0]
+    features = None if pixels is None else maira2.encode_images(params, cfg, pixels)[0]
     embedded = maira2.embed(params, cfg, tokens, features)
     stop = cfg.text.num_hidden_layers if shape.first_layer is None else shape.first_layer
     blocks, text = _blocks(params, cfg, 0, stop)
@@ -191,9 +186,8 @@ def prefill(
         text,
         x,
         maira2.positions_of(mask)[:, :-1],
-        _causal(mask[:, :-1]),
-        cache=Cache.zeros(text, x.shape[0], x.shape[1], x.dtype),
-        slot=jnp.int32(0),
+        causal_mask(mask[:, :-1]),
+        cache=KVCache.zeros(text, x.shape[0], x.shape[1], x.dtype),
     )
     start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1
     again = pixels is not None and shape.tower != "language"
@@ -251,19 +245,18 @@ def _prefill_new_rows(
         )
         x, mask, edited, inputs = study
         edit = jax.tree.map(lambda leaf: leaf[rows[slot]][None], edits)
-        tap = edit.tap(edited[:, :-1]) if shape.tower == "language" else None
+        hook = edit.hook(edited[:, :-1]) if shape.tower == "language" else None
         if inputs:
-            features, _ = maira2.see(params, cfg, inputs[1], edits={shape.tower: edit})
+            features, _ = maira2.encode_images(params, cfg, inputs[1], edits={shape.tower: edit})
             x = maira2.embed(params, cfg, inputs[0], features)[:, :-1]
         _, _, cache = language.forward(
             blocks,
             text,
             x,
             maira2.positions_of(mask),
-            _causal(mask),
-            edit=None if tap is None else lambda x, code: tap(x, code + 2 * first),
-            cache=Cache.zeros(text, x.shape[0], x.shape[1], x.dtype),
-            slot=jnp.int32(0),
+            causal_mask(mask),
+            hook=None if hook is None else lambda x, code: hook(x, Site.shifted(code, first)),
+            cache=KVCache.zeros(text, x.shape[0], x.shape[1], x.dtype),
         )
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=slot, axis=0)
         prefix = jax.tree.map(lambda whole, new: put(whole, new[0]), prefix, _heads(cache))
@@ -284,17 +277,17 @@ def _step(
     embedded = params["language"]["embed"][state.token][:, None]
     x = jnp.where(new[:, None, None], prompts.last[study], embedded)  # [B, 1, d_model]
     ages = (state.clock - jnp.arange(shape.max_new_tokens)) % shape.max_new_tokens  # [max_new_tokens] of the cache
-    tap = None
+    hook = None
     if shape.tower == "language":
         here = jnp.where(new, prompts.edited[study, -1] | rows.edits_generated, rows.edits_generated)  # [B]
-        tap = jax.tree.map(lambda leaf: leaf[row], rows.edits).tap(here[:, None])
+        hook = jax.tree.map(lambda leaf: leaf[row], rows.edits).hook(here[:, None])
     x, _, cache = language.forward(
         params["language"],
         cfg.text,
         x,
         (prompts.start[study] + state.age)[:, None],  # [B, 1]
-        (prompts.mask, (ages <= state.age[:, None])[:, None]),
-        edit=tap,
+        SharedMask(prompts.mask, (ages <= state.age[:, None])[:, None]),
+        hook=hook,
         cache=cache,
         slot=state.clock % shape.max_new_tokens,
     )
@@ -403,7 +396,7 @@ def mean_nll(
       float32 [studies, n], in nats.
     """
     t = tokens.shape[-1]
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (len(tokens), t, t))
+    causal = causal_mask(jnp.ones((len(tokens), t), bool))[:, 0]
 
     def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
         ids, length = row  # [studies, t], [studies]
@@ -413,9 +406,8 @@ def mean_nll(
             cfg.text,
             x,
             prompts.start[:, None] + jnp.arange(t),
-            (prompts.mask, causal),
+            SharedMask(prompts.mask, causal),
             cache=SharedCache.zeros(prompts.prefix, len(ids), t),
-            slot=jnp.int32(0),
         )
         logits = language.logits(params["language"], cfg.text, x).astype(jnp.float32)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]

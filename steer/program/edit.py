@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 
 from maira_jax.model import maira2
-from maira_jax.model.layers import Tap
+from maira_jax.model.layers import Hook
 from maira_jax.model.sites import Site
 from steer.methods.intervention import Intervention
 
@@ -70,9 +70,9 @@ class SteeringEdits(maira2.Edits):
             clamps=_clamp_edits(interventions, strengths),
         )
 
-    def tap(self, mask: jax.Array) -> Tap:
+    def hook(self, mask: jax.Array) -> Hook:
         """The edit as a function of (x [batch, positions, d], site code), on the positions in `mask`."""
-        add, clamps = super().tap(mask), self.clamps
+        add, clamps = super().hook(mask), self.clamps
         if clamps is None:
             return add
 

@@ -40,7 +40,7 @@ def loss(params: Params, cfg: Maira2Config, batch: ReportBatch, n_tail: int) -> 
       n_tail: logits are computed for the last `n_tail` positions alone, among which all targets are.
     """
     n_tail = min(n_tail, batch.tokens.shape[1] - 1)
-    last = Site.parse(f"language.{cfg.text.num_hidden_layers - 1}.resid_post", cfg)
+    last = Site.last(cfg)
     out = maira2.forward(params, cfg, batch.tokens, batch.mask, batch.pixels, read=(last,), logits=False)
     x = out.sites[last.name][:, -n_tail - 1 : -1]  # [batch, n_tail, d_model]
     logits = language.logits(params["language"], cfg.text, x)  # [batch, n_tail, vocabulary]

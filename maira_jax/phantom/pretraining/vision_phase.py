@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from maira_jax.errors import UserError
-from maira_jax.model import maira2, projector, vision
+from maira_jax.model import layers, maira2, projector, vision
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 
@@ -21,7 +21,10 @@ from maira_jax.model.layers import Params
 def init(cfg: Maira2Config, key: jax.Array) -> Params:
     """Initial parameters of the model's `vision` and `projector` parts."""
     tower_key, projector_key = jax.random.split(key)
-    return {"vision": vision.init(cfg.vision, tower_key), "projector": projector.init(cfg, projector_key)}
+    return {
+        "vision": layers.init(vision.VisionTower, cfg.vision, tower_key),
+        "projector": layers.init(projector.Projector, cfg, projector_key),
+    }
 
 
 def directions(cfg: Maira2Config, n_labels: int, key: jax.Array) -> jax.Array:
@@ -49,7 +52,7 @@ def predict(params: Params, cfg: Maira2Config, label_directions: jax.Array, pixe
     Returns:
       float32 [batch, patches, labels].
     """
-    features, _ = maira2.see(params, cfg, pixels[:, None])
+    features, _ = maira2.encode_images(params, cfg, pixels[:, None])
     assert features is not None
     return features @ label_directions
 

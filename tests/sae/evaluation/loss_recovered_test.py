@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 
 from configs import phantom
 from maira_jax.checkpoint import convert, store
@@ -68,32 +67,27 @@ def test_the_identity_recovers_all_and_zero_nothing(model_dir, studies):
     assert len({round(identity[name], 4) for name in ("ce", "ce_zero", "ce_mean")}) == 3
 
 
-@struct.dataclass
-class Added:
-    """Adds `delta [1, T, d]` at the site, by the model's own way of editing."""
-
-    delta: jax.Array
-    code: int
-    mask: None = None
-
-    def tap(self, mask):
-        return lambda x, code: jnp.where(code == self.code, x + self.delta, x)
-
-
 def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
     """Each study alone and unpadded, read at the site and then run again with what the replacement differs by."""
     params, cfg = store.load(model_dir)
     site, tokenizer = Site.parse(SITE, cfg), Tokenizer.from_dir(model_dir)
     images = ImageConfig.from_dir(model_dir)
-    forward = jax.jit(functools.partial(maira2.forward, params, cfg, read=(site,)))
+
+    @jax.jit
+    def forward(tokens, mask, pixels, delta):
+        """A pass with `delta` [1, T, d] added at the site, by the model's own way of editing."""
+
+        def add(x, code):
+            return jnp.where(code == site.code, x + delta, x)
+
+        return maira2.forward(params, cfg, tokens, mask, pixels, read=(site,), edits=add)
+
     rows = []
     for study in studies:
         encoded = tokenizer.encode(reporting_prompt(study), study.findings)
         pixels = np.stack([preprocess(image, images) for image in study_images(study)])[None]
         run = functools.partial(forward, encoded.ids[None], np.ones((1, len(encoded)), bool), pixels)
-        x = np.asarray(
-            run(edits={"language": Added(jnp.zeros((1, len(encoded), sae.d_model)), site.code)}).sites[SITE][0]
-        )
+        x = np.asarray(run(jnp.zeros((1, len(encoded), sae.d_model))).sites[SITE][0])
         rows.append((encoded, run, x, token_filter_mask(encoded.kinds, "method")))
     mean = np.concatenate([x[kept] for *_, x, kept in rows]).mean(0)
 
@@ -102,9 +96,7 @@ def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
         for encoded, run, x, kept in rows:
             delta = jnp.asarray(np.where(kept[:, None], new(x) - x, 0))[None]
             scored = np.flatnonzero(encoded.kinds == Kind.FINDINGS)
-            log_p = np.asarray(
-                jax.nn.log_softmax(run(edits={"language": Added(delta, site.code)}).logits[0]), np.float64
-            )
+            log_p = np.asarray(jax.nn.log_softmax(run(delta).logits[0]), np.float64)
             total -= log_p[scored - 1, encoded.ids[scored]].sum()
             tokens += len(scored)
         return total / tokens
