@@ -6,10 +6,9 @@ Inside the training program arrays are striped; everywhere else (checkpoints, ex
 """
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maira_jax.errors import UserError
+from maira_jax.model import sharding as model_sharding
 
 DATA, FEATURE = "data", "feature"
 PARAM_SPECS = {
@@ -27,13 +26,7 @@ def make_mesh(shape: tuple[int, int]) -> Mesh:
     Raises:
       UserError: there are fewer devices.
     """
-    needed = shape[0] * shape[1]
-    if needed > jax.device_count():
-        raise UserError(
-            f"train.mesh {shape} needs {needed} devices, but there are {jax.device_count()}: make train.mesh smaller"
-        )
-    devices = np.array(jax.devices()[:needed]).reshape(shape)
-    return Mesh(devices, (DATA, FEATURE), axis_types=(AxisType.Auto,) * 2)
+    return model_sharding.make_mesh(shape, (DATA, FEATURE), field="train.mesh")
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:

@@ -6,30 +6,33 @@ import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import ml_dtypes
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
-from maira_jax.checkpoint import damage, shards, store
+from maira_jax.checkpoint import shards, store
+from maira_jax.checkpoint.digests import DIGESTS, sha256_of
 from maira_jax.checkpoint.layout import Entry, entries
-from maira_jax.checkpoint.source import Source
+from maira_jax.checkpoint.tensor_source import TensorSource
 from maira_jax.errors import UserError
-from maira_jax.model import sharding
+from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Params
-from maira_jax.run import fields, files
+from maira_jax.model.layers import ParameterPath, Params
+from maira_jax.run import files
+from maira_jax.run.config import Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import MANIFEST, Stage
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 PHANTOM = "phantom"
-# What a checkpoint holds beside its weights and what decides, with them, what the model computes.
-_COMPANIONS = (
+# Files of a checkpoint that decide, together with its weights, what the model computes.
+_CONFIGURATION = (
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -44,6 +47,21 @@ _COMPANIONS = (
 )
 # Copied along, never run: transformers asks for them when it loads what `reverse` wrote.
 _REMOTE_CODE = ("configuration_maira2.py", "modeling_maira2.py", "processing_maira2.py")
+
+
+class ModelSection(Section, name="model"):
+    """The checkpoint that is converted, and the form that its parameters are stored in."""
+
+    checkpoint: str = setting(
+        PHANTOM, "Folder of a checkpoint, or 'phantom' for the model that ships with the package."
+    )
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "Type of the parameters.")
+    mesh: tuple[int, int] = setting(
+        (1, 1),
+        "Devices along the batch, and along each layer, of the mesh that the parameters' files are cut for.",
+        ge=1,
+        decides=False,
+    )
 
 
 def checkpoint_dir(name: str) -> Path:
@@ -61,32 +79,28 @@ def checkpoint_dir(name: str) -> Path:
 def to_flax(directory: Path, cfg: Maira2Config, dtype: np.dtype, mesh: Mesh | None = None) -> Params:
     """Reads a checkpoint straight to its places on `mesh` (None: the first device alone), as arrays of `dtype`.
 
-    Beside the result, this machine holds a few tensors at a time.
+    Besides the result, this machine holds a few tensors at a time.
 
     Raises:
       UserError: a tensor is missing, extra, misshapen, mistyped or damaged.
     """
-    source = Source(directory, entries(cfg))
-    shapes = store.shapes(cfg)
-    places = sharding.of_params(shapes, sharding.one_device() if mesh is None else mesh)
-    params: Params = {}
+    source = TensorSource(directory, entries(cfg))
+    specs = maira2.parameter_specs(cfg)
+    places = sharding.of_params(cfg, sharding.one_device() if mesh is None else mesh)
+    params: dict[ParameterPath, jax.Array] = {}
     with progress(total=source.nbytes, unit="B", desc="convert") as bar:
         for shard in source.parts:
             for entry, tensor in source.read(shard):
-                *parents, key = entry.path
-                node, place, whole = params, places, shapes
-                for parent in parents:
-                    node, place, whole = node.setdefault(parent, {}), place[parent], whole[parent]
-                value = entry.to_flax(tensor, dtype)
+                path, place, value = entry.path, places[entry.path], entry.to_flax(tensor, dtype)
                 if entry.layer is None:
-                    node[key] = jax.device_put(value, place[key])
+                    params[path] = jax.device_put(value, place)
                 else:
-                    if key not in node:
-                        node[key] = jnp.zeros(whole[key].shape, dtype, device=place[key])
-                    one = NamedSharding(place[key].mesh, jax.P(*place[key].spec[1:]))
-                    node[key] = _set_layer(node[key], jax.device_put(value, one), np.int32(entry.layer), place[key])
+                    if path not in params:
+                        params[path] = jnp.zeros(specs[path].shape, dtype, device=place)
+                    layer = jax.device_put(value, NamedSharding(place.mesh, jax.P(*place.spec[1:])))
+                    params[path] = _set_layer(params[path], layer, np.int32(entry.layer), place)
                 bar.update(tensor.nbytes)
-    return params
+    return traverse_util.unflatten_dict(params)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="place")
@@ -138,25 +152,23 @@ def _write(
 def run(config: ml_collections.ConfigDict, workdir: Path, out: Path | None = None) -> dict[str, Any]:
     """The stage `model`: `model.checkpoint` in the Hugging Face layout becomes an orbax checkpoint.
 
-    Killed, it goes on after the last file of the checkpoint that it had read to its end.
+    Killed, it resumes after the last file of the checkpoint that it had read to its end.
 
     Args:
+      config: the configuration, of which the section `model` is read.
+      workdir: the run's folder.
       out: the result's folder; None: `workdir/model`, where the other stages look.
 
     Raises:
       UserError: a field of `model` is unknown, or the checkpoint is not a whole MAIRA-2 checkpoint.
     """
-    dtype, mesh = config.model.dtype, fields.tuple_of(int, "model.mesh", config.model.mesh)
-    if dtype not in DTYPES:
-        raise UserError(f"model.dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if len(mesh) != 2 or min(mesh) < 1:
-        raise UserError(f"model.mesh is {mesh}: give the devices along the batch and along each layer, such as (1, 8)")
-    directory = checkpoint_dir(config.model.checkpoint)
+    section = ModelSection.of(config)
+    directory = checkpoint_dir(section.checkpoint)
     out = (Path(workdir) / "model" if out is None else out).expanduser().absolute()
-    with Stage(out.parent, out.name, config.model.to_dict()) as stage:
+    with Stage(out.parent, out.name, section.deciding(), computing=section.computing()) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        counts = _convert(directory, stage.dir, DTYPES[dtype], mesh)
+        counts = _convert(directory, stage.dir, DTYPES[section.dtype], section.mesh)
         stage.finish(counts)
         return counts
 
@@ -165,10 +177,10 @@ def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int])
     cfg = Maira2Config.from_dir(directory)
     sharding.check(cfg, sharding.abstract_mesh(*mesh))
     table = entries(cfg)
-    source = Source(directory, table)
-    names = [name for name in (shards.INDEX, *_COMPANIONS, *_REMOTE_CODE) if (directory / name).is_file()]
-    digests = damage.sha256_of(directory, names, source.known)
-    writer = store.Writer(out, cfg, dtype, mesh)
+    source = TensorSource(directory, table)
+    names = [name for name in (shards.INDEX, *_CONFIGURATION, *_REMOTE_CODE) if (directory / name).is_file()]
+    found = sha256_of(directory, names, source.known)
+    writer = store.CheckpointWriter(out, cfg, dtype, mesh)
     try:
         with progress(total=source.nbytes, unit="B", desc="convert") as bar:
             for shard, tensors in source.parts.items():
@@ -185,7 +197,7 @@ def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int])
     except UserError:
         writer.discard()
         raise
-    digests |= {shard: note["sha256"] for shard, note in writer.written.items()}
+    found |= {shard: note["sha256"] for shard, note in writer.written.items()}
     for name in names:
         if name != shards.INDEX:
             _copy(directory / name, out / name)
@@ -195,9 +207,9 @@ def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int])
         "tensors": len(table),
         "parameters": parameters,
         "bytes": parameters * dtype.itemsize,
-        "files_with_known_digest": sum(name in source.known for name in digests),
+        "files_with_known_digest": sum(name in source.known for name in found),
         "source_dtype": source.dtype.name,
-        "source": digests,
+        "source": found,
     }
 
 
@@ -220,17 +232,17 @@ def reverse(checkpoint: str, out: Path) -> dict[str, Any]:
     """
     model_dir = checkpoint_dir(checkpoint)
     out = out.expanduser().absolute()
-    reader = store.Reader(model_dir)
+    reader = store.CheckpointReader(model_dir)
     section = {"layout": "huggingface", "model": files.digest(files.read_json(model_dir / MANIFEST)["counts"])}
     with Stage(out.parent, out.name, section) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        names = [name for name in (*_COMPANIONS, *_REMOTE_CODE) if (model_dir / name).is_file()]
+        names = [name for name in (*_CONFIGURATION, *_REMOTE_CODE) if (model_dir / name).is_file()]
         for name in names:
             _copy(model_dir / name, out / name)
         digests = _write(out, reader.table, reader.dtype, reader.read, resume=True)
         digests |= {name: files.sha256(out / name) for name in names}
-        with files.atomic_path(out / damage.DIGESTS) as temporary:
+        with files.atomic_path(out / DIGESTS) as temporary:
             temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
         counts = {"tensors": len(reader.table), "dtype": reader.dtype.name, "files": digests}
         stage.finish(counts)

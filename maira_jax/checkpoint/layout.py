@@ -7,15 +7,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
+from maira_jax.model.layers import ParameterPath
 
 # name in the checkpoint | path of the parameter | how the one is turned into the other
-#   same: no change; flat: only the shape differs; linear: transposed; conv: patches as rows
+#   same: no change; linear: transposed; conv: patches as rows
+#   row, token: without one or two leading axes of size 1
 # "{L}" is a layer: its tensors are stacked on the parameter's leading axis.
 _VISION = """
-embeddings.cls_token                            | vision.cls_token                  | flat
-embeddings.mask_token                           | vision.mask_token                 | flat
-embeddings.position_embeddings                  | vision.position_embeddings        | flat
+embeddings.cls_token                            | vision.cls_token                  | token
+embeddings.mask_token                           | vision.mask_token                 | row
+embeddings.position_embeddings                  | vision.position_embeddings        | row
 embeddings.patch_embeddings.projection.weight   | vision.patch.kernel               | conv
 embeddings.patch_embeddings.projection.bias     | vision.patch.bias                 | same
 encoder.layer.{L}.norm1.weight                  | vision.layers.norm1.scale         | same
@@ -68,6 +71,7 @@ _RENAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^(vision_tower\..*\.attention)\.o_proj\.", r"\1.output.dense."),
     )
 )
+_LEADING = {"row": 1, "token": 2}  # leading axes of size 1 that the checkpoint has and the parameter has not
 _BLOCK = (16, 1024)  # rows and columns that are transposed together; measured
 
 
@@ -93,12 +97,16 @@ def _transposed(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 class Entry:
     """One tensor of the checkpoint.
 
-    name: in the checkpoint. path: of the parameter. layer: index on the parameter's leading axis, or None.
-    shape: in the checkpoint.
+    Attributes:
+      name: its name in the checkpoint.
+      path: the keys that lead to its parameter.
+      layer: its index on the parameter's leading axis, or None.
+      shape: its shape in the checkpoint.
+      kind: how the tensor is turned into the parameter; one of those in the table above.
     """
 
     name: str
-    path: tuple[str, ...]
+    path: ParameterPath
     layer: int | None
     shape: tuple[int, ...]
     kind: str
@@ -109,9 +117,7 @@ class Entry:
             return _transposed(tensor, dtype)
         if self.kind == "conv":  # [d, channels, height, width] -> [height * width * channels, d]
             tensor = tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-        elif self.kind == "flat":
-            tensor = tensor.reshape([size for size in tensor.shape if size != 1])
-        return np.ascontiguousarray(tensor, dtype)
+        return np.ascontiguousarray(tensor.reshape(tensor.shape[_LEADING.get(self.kind, 0) :]), dtype)
 
     def to_hf(self, parameter: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """The inverse of `to_flax`, contiguous, rounded to `dtype`."""
@@ -123,49 +129,40 @@ class Entry:
         return np.ascontiguousarray(parameter.reshape(self.shape), dtype)
 
 
-def _shapes(cfg: Maira2Config) -> dict[str, tuple[int, ...]]:
-    """Shapes in the checkpoint, by the parameter's path; biases and norms are the output's width."""
-    v, t = cfg.vision, cfg.text
-    heads, kv_heads = t.num_attention_heads * t.head_dim, t.num_key_value_heads * t.head_dim
-    return {
-        "vision.cls_token": (1, 1, v.hidden_size),
-        "vision.mask_token": (1, v.hidden_size),
-        "vision.position_embeddings": (1, 1 + v.patches, v.hidden_size),
-        "vision.patch.kernel": (v.hidden_size, 3, v.patch_size, v.patch_size),
-        "vision.layers.fc1.kernel": (v.intermediate_size, v.hidden_size),
-        "vision.layers.fc1.bias": (v.intermediate_size,),
-        "vision.layers.fc2.kernel": (v.hidden_size, v.intermediate_size),
-        "language.embed": (t.vocab_size, t.hidden_size),
-        "language.lm_head": (t.vocab_size, t.hidden_size),
-        "language.layers.query.kernel": (heads, t.hidden_size),
-        "language.layers.key.kernel": (kv_heads, t.hidden_size),
-        "language.layers.value.kernel": (kv_heads, t.hidden_size),
-        "language.layers.out.kernel": (t.hidden_size, heads),
-        "language.layers.gate.kernel": (t.intermediate_size, t.hidden_size),
-        "language.layers.up.kernel": (t.intermediate_size, t.hidden_size),
-        "language.layers.down.kernel": (t.hidden_size, t.intermediate_size),
-    }
+def _shape(kind: str, parameter: tuple[int, ...], cfg: Maira2Config) -> tuple[int, ...]:
+    """The shape in the checkpoint of a parameter (or its layer) of the given shape."""
+    if kind == "linear":
+        return parameter[::-1]
+    if kind == "conv":
+        return (parameter[1], 3, cfg.vision.patch_size, cfg.vision.patch_size)
+    return (*(1,) * _LEADING.get(kind, 0), *parameter)
 
 
-def _expand(table: str, prefix: str, n_layers: int, width: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[Entry]:
+def _rows(cfg: Maira2Config) -> Iterator[tuple[str, str, str, int | None]]:
+    """Name in the checkpoint, the parameter's dotted path, kind and layer of every tensor."""
+    depths = cfg.vision.num_hidden_layers, cfg.text.num_hidden_layers
+    yield from _expand(_VISION, "vision_tower", depths[0])
+    for layer in range(cfg.projector_n_layers):
+        name, path = f"multi_modal_projector.layers.{2 * layer}", f"projector.linear_{layer}"
+        yield f"{name}.weight", f"{path}.kernel", "linear", None
+        yield f"{name}.bias", f"{path}.bias", "same", None
+    yield from _expand(_LANGUAGE, "language_model", depths[1])
+
+
+def _expand(table: str, prefix: str, n_layers: int) -> Iterator[tuple[str, str, str, int | None]]:
     rows = [tuple(cell.strip() for cell in row.split("|")) for row in table.strip().splitlines()]
     for in_layers, group in itertools.groupby(rows, lambda row: "{L}" in row[0]):
         together = list(group)
         for layer in range(n_layers) if in_layers else (None,):
             for name, path, kind in together:
-                shape = shapes.get(path, (width, width) if kind == "linear" else (width,))
-                yield Entry(f"{prefix}.{name}".replace("{L}", str(layer)), tuple(path.split(".")), layer, shape, kind)
+                yield f"{prefix}.{name}".replace("{L}", str(layer)), path, kind, layer
 
 
 def entries(cfg: Maira2Config) -> list[Entry]:
     """Every tensor that a checkpoint of this architecture holds (522 for MAIRA-2), in the order of its modules."""
-    v, t = cfg.vision, cfg.text
-    shapes = _shapes(cfg)
-    table = list(_expand(_VISION, "vision_tower", v.num_hidden_layers, v.hidden_size, shapes))
-    d_in = v.hidden_size
-    for layer in range(cfg.projector_n_layers):
-        name, path = f"multi_modal_projector.layers.{2 * layer}", ("projector", f"linear_{layer}")
-        table.append(Entry(f"{name}.weight", (*path, "kernel"), None, (t.hidden_size, d_in), "linear"))
-        table.append(Entry(f"{name}.bias", (*path, "bias"), None, (t.hidden_size,), "same"))
-        d_in = t.hidden_size
-    return [*table, *_expand(_LANGUAGE, "language_model", t.num_hidden_layers, t.hidden_size, shapes)]
+    specs, table = maira2.parameter_specs(cfg), []
+    for name, dotted, kind, layer in _rows(cfg):
+        path = tuple(dotted.split("."))
+        shape = specs[path].shape if layer is None else specs[path].shape[1:]
+        table.append(Entry(name, path, layer, _shape(kind, shape, cfg), kind))
+    return table

@@ -1,7 +1,7 @@
-"""Safetensors files: how a checkpoint is cut into shards, and a writer that holds one tensor at a time.
+"""Writes safetensors files a tensor at a time: the `safetensors` library needs a whole file, 5 GB, in memory.
 
-The `safetensors` library writes only what is in memory as a whole, which for MAIRA-2 is 5 GB a file. Its format is a
-length (8 bytes, little endian), a JSON header of that length, and the tensors' bytes in the header's order.
+The format is a length (8 bytes, little endian), a JSON header of that length, and the
+tensors' bytes in the header's order. Names, order and sizes of the files are transformers'.
 """
 
 import hashlib

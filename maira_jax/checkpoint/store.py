@@ -1,8 +1,14 @@
-"""Flax parameters on disk: an orbax checkpoint beside the model's json and tokenizer files."""
+"""Flax parameters on disk: an orbax checkpoint, in one folder with the model's JSON and tokenizer files.
+
+Orbax saves only what is in memory as a whole, 27 GB for MAIRA-2. So orbax writes the tree with arrays of one element,
+and TensorStore, which orbax stores arrays with, replaces them by arrays of the right size that are filled a layer at a
+time. Orbax loads the result like any checkpoint; here TensorStore reads it too, since orbax answers a damaged file with
+a page of text that does not say which file to replace.
+"""
 
 import contextlib
-import functools
 import logging
+import math
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -12,13 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 import tensorstore as ts
+from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from maira_jax.checkpoint.layout import Entry, entries
 from maira_jax.errors import UserError
 from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Params
+from maira_jax.model.layers import LAYERS, ParameterPath, Params
 from maira_jax.run import files
 
 _PARAMS = "params"
@@ -26,12 +33,6 @@ _UNFINISHED = "params.unfinished"
 _WRITTEN = "written.json"
 _ARRAYS = "state"  # where orbax puts the arrays of a checkpoint, a folder each
 _IN_FLIGHT = 1 << 29  # bytes that may wait to be written
-
-
-@functools.cache
-def shapes(cfg: Maira2Config) -> Params:
-    """`jax.ShapeDtypeStruct` of every parameter. Not to be changed: the same tree is given every time."""
-    return jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0)))
 
 
 def _context() -> ocp.Context:
@@ -50,19 +51,18 @@ def save(model_dir: Path, params: Params) -> None:
         ocp.save(path, params)
 
 
-class Writer:
+class CheckpointWriter:
     """Writes parameters piece by piece, as a checkpoint that `load` reads once `finish` was called.
 
-    Orbax writes the tree with arrays of one element, which are then replaced by empty ones of the right size. Every
-    chunk carries a checksum, so that damage to it is found when it is loaded.
+    Every chunk carries a checksum, so that damage to it is found when it is loaded.
 
     Attributes:
       written: what `mark` noted, also by an earlier process that was killed.
 
     Args:
       model_dir: the folder that `load` takes.
-      cfg: tells the shapes.
-      dtype: of all parameters.
+      cfg: the model's configuration.
+      dtype: the type of all parameters.
       mesh: devices along `data` and `model` of the mesh that will load the parameters: a chunk is what one of its
         devices holds of one layer. Any other mesh can load them too.
 
@@ -75,25 +75,26 @@ class Writer:
         self._path = (model_dir / _UNFINISHED).absolute()
         self._pending: deque[tuple[ts.WriteFutures, int]] = deque()
         self._bytes = 0
-        specs = _specs(shapes(cfg), dtype, mesh)
         resumed = (self._path / _WRITTEN).is_file()
-        if not resumed:
+        if resumed:
+            opened = {path: _open(self._path, path) for path in maira2.parameter_specs(cfg)}
+        else:
             self.discard()
-            _need(model_dir, sum(int(np.prod(spec["metadata"]["shape"])) for spec in specs.values()) * dtype.itemsize)
+            specs = _specs(cfg, dtype, mesh)
+            _need(model_dir, sum(math.prod(spec["metadata"]["shape"]) for spec in specs.values()) * dtype.itemsize)
+            small = {path: np.zeros((1,) * len(spec["metadata"]["shape"]), dtype) for path, spec in specs.items()}
             with _context(), _quiet():
-                ocp.save(self._path, jax.tree.map(lambda leaf: np.zeros((1,) * leaf.ndim, dtype), shapes(cfg)))
-        opened = {
-            path: ts.open(
-                spec | _kvstore(self._path, path), open=resumed, create=not resumed, delete_existing=not resumed
-            )
-            for path, spec in specs.items()
-        }
+                ocp.save(self._path, traverse_util.unflatten_dict(small))
+            opened = {
+                path: ts.open(spec | _kvstore(self._path, path), create=True, delete_existing=True)
+                for path, spec in specs.items()
+            }
         self._arrays = {path: future.result() for path, future in opened.items()}
         if not resumed:
             files.write_json(self._path / _WRITTEN, {})
         self.written: dict[str, Any] = files.read_json(self._path / _WRITTEN)
 
-    def put(self, path: tuple[str, ...], layer: int | None, value: np.ndarray) -> None:
+    def put(self, path: ParameterPath, layer: int | None, value: np.ndarray) -> None:
         """Starts to write a parameter, or a layer of it; `value` must not change any more."""
         array = self._arrays[path] if layer is None else self._arrays[path][layer]
         future = array.write(value, can_reference_source_data_indefinitely=True)
@@ -137,22 +138,20 @@ def load(model_dir: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Params
     Raises:
       UserError: `model_dir` holds no converted model, or a damaged one, or one that `mesh` does not divide.
     """
-    reader = Reader(model_dir)
-    wanted = shapes(reader.cfg)
+    reader = CheckpointReader(model_dir)
     mesh = sharding.one_device() if mesh is None else mesh
     sharding.check(reader.cfg, mesh)
-    places = sharding.of_params(wanted, mesh)
-    return jax.tree.map_with_path(reader.place, wanted, places), reader.cfg
+    places = sharding.of_params(reader.cfg, mesh)
+    return traverse_util.unflatten_dict({path: reader.place(path, place) for path, place in places.items()}), reader.cfg
 
 
-class Reader:
-    """Reads a converted model, whose files are checked on the way. (Orbax can load it too, but not say what is wrong
-    with it: each of its reads that fails prints a page.)
+class CheckpointReader:
+    """Reads a converted model, whose files are checked on the way.
 
     Attributes:
       cfg: the model's configuration.
       table: what a checkpoint of its architecture holds.
-      dtype: of all parameters.
+      dtype: the type of all parameters.
 
     Raises:
       UserError: `model_dir` holds no converted model, or, from any method, a damaged one.
@@ -173,17 +172,17 @@ class Reader:
         array = self._arrays[entry.path]
         return self._result((array if entry.layer is None else array[entry.layer]).read())
 
-    def place(self, keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
-        """The parameter at `keys`, of the shape of `leaf`; every part is read once, for the devices that hold it."""
-        array = self._arrays[tuple(key.key for key in keys)]
-        if array.shape != leaf.shape:
+    def place(self, path: ParameterPath, place: jax.sharding.Sharding) -> jax.Array:
+        """The parameter at `path`; every part is read once, for the devices that hold it."""
+        array, shape = self._arrays[path], maira2.parameter_specs(self.cfg)[path].shape
+        if array.shape != shape:
             raise UserError(f"{self._path} was converted with another config.json: delete it and convert again")
         reads: dict[str, ts.Future[np.ndarray]] = {}
-        parts = place.addressable_devices_indices_map(leaf.shape)
+        parts = place.addressable_devices_indices_map(shape)
         for index in parts.values():
             reads.setdefault(str(index), array[index].read())
         found = [jax.device_put(self._result(reads[str(index)]), device) for device, index in parts.items()]
-        return jax.make_array_from_single_device_arrays(leaf.shape, place, found)
+        return jax.make_array_from_single_device_arrays(shape, place, found)
 
     def _result(self, future: ts.Future[Any]) -> Any:
         return _result(self._path, future)
@@ -206,7 +205,7 @@ def load_unembedding(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return scale, head
 
 
-def _open(params: Path, path: tuple[str, ...]) -> ts.Future[ts.TensorStore]:
+def _open(params: Path, path: ParameterPath) -> ts.Future[ts.TensorStore]:
     return ts.open({"driver": "zarr3", "fill_missing_data_reads": False} | _kvstore(params, path), open=True)
 
 
@@ -218,23 +217,22 @@ def _result(params: Path, future: ts.Future[Any]) -> Any:
         raise UserError(f"{params} is damaged or incomplete ({what}): delete it and convert again") from error
 
 
-def _kvstore(checkpoint: Path, path: tuple[str, ...]) -> dict[str, Any]:
+def _kvstore(checkpoint: Path, path: ParameterPath) -> dict[str, Any]:
     return {"kvstore": {"driver": "file", "path": f"{checkpoint}/{_ARRAYS}/{'.'.join(path)}/"}}
 
 
-def _specs(leaves: Params, dtype: np.dtype, mesh: tuple[int, int]) -> dict[tuple[str, ...], dict[str, Any]]:
-    """TensorStore specifications of all parameters, by path. A chunk: a device's share of a layer."""
-    places = sharding.of_params(leaves, sharding.abstract_mesh(*mesh))
+def _specs(cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, int]) -> dict[ParameterPath, dict[str, Any]]:
+    """TensorStore specifications of all parameters. A chunk is one device's part of one layer."""
+    places = sharding.of_params(cfg, sharding.abstract_mesh(*mesh))
     specs = {}
-    for (keys, leaf), place in zip(jax.tree.leaves_with_path(leaves), jax.tree.leaves(places), strict=True):
-        path = tuple(key.key for key in keys)
-        chunk = place.shard_shape(leaf.shape)
+    for path, (shape, axes) in maira2.parameter_specs(cfg).items():
+        chunk = places[path].shard_shape(shape)
         metadata = {
-            "shape": leaf.shape,
+            "shape": shape,
             "data_type": dtype.name,
             "chunk_grid": {
                 "name": "regular",
-                "configuration": {"chunk_shape": (1, *chunk[1:]) if sharding.is_stacked(path) else chunk},
+                "configuration": {"chunk_shape": (1, *chunk[1:]) if axes[0] == LAYERS else chunk},
             },
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         }

@@ -22,7 +22,7 @@ stage_names suppress_tokens task_specific_params temperature tf_legacy_loss toke
 torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_mask_token
 """
 _IGNORED = frozenset(_IGNORED_TEXT.split())
-_MEND = "use a MAIRA-2 checkpoint's file"
+_FIX = "use a MAIRA-2 checkpoint's file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +83,15 @@ class Maira2Config:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], origin: str) -> "Maira2Config":
         problems: list[str] = []
-        top = _Reader(fields, origin, "", problems)
+        top = _FieldReader(fields, origin, "", problems)
         top.require("model_type", "maira2")
         top.require("vision_feature_layer", -1)
         top.require("vision_feature_select_strategy", "default")
         top.require("projector_hidden_act", "gelu")
         top.require("multimodal_projector_bias", True, default=True)
         top.require("tie_word_embeddings", False, default=False)
-        vision = _vision(_Reader(top.take("vision_config"), origin, "vision_config.", problems))
-        text = _text(_Reader(top.take("text_config"), origin, "text_config.", problems))
+        vision = _vision(_FieldReader(top.take("vision_config"), origin, "vision_config.", problems))
+        text = _text(_FieldReader(top.take("text_config"), origin, "text_config.", problems))
         top.require("hidden_size", text.hidden_size, default=text.hidden_size)
         top.require("vocab_size", text.vocab_size, default=text.vocab_size)
         config = cls(vision, text, top.count("image_token_index"), top.count("projector_n_layers"))
@@ -106,12 +106,12 @@ class Maira2Config:
         return config
 
 
-class _Reader:
-    """Takes fields one by one; what is left at the end was not understood, and is added to `problems`."""
+class _FieldReader:
+    """Takes fields one by one; those that are left at the end were not understood, and are added to `problems`."""
 
     def __init__(self, fields: Mapping[str, Any], origin: str, prefix: str, problems: list[str]):
         if not isinstance(fields, Mapping):
-            raise UserError(f"{origin}: {prefix.rstrip('.') or 'its content'} is no object: {_MEND}")
+            raise UserError(f"{origin}: {prefix.rstrip('.') or 'its content'} is not an object: {_FIX}")
         self.fields = dict(fields)
         self.origin = origin
         self.prefix = prefix
@@ -120,21 +120,21 @@ class _Reader:
     def take(self, name: str, default: Any = None) -> Any:
         value = self.fields.pop(name, default)
         if value is None:
-            raise UserError(f"{self.origin} lacks the field {self.prefix}{name}: {_MEND}")
+            raise UserError(f"{self.origin} lacks the field {self.prefix}{name}: {_FIX}")
         return value
 
     def count(self, name: str, default: int | None = None) -> int:
         """A field that is an integer above 0."""
         value = self.take(name, default)
         if not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.origin}: {self.prefix}{name} is {value!r}, not an integer above 0: {_MEND}")
+            raise UserError(f"{self.origin}: {self.prefix}{name} is {value!r}, not an integer above 0: {_FIX}")
         return value
 
     def number(self, name: str, default: float) -> float:
         """A field that is a number above 0."""
         value = self.take(name, default)
         if not isinstance(value, int | float) or not value > 0:
-            raise UserError(f"{self.origin}: {self.prefix}{name} is {value!r}, not a number above 0: {_MEND}")
+            raise UserError(f"{self.origin}: {self.prefix}{name} is {value!r}, not a number above 0: {_FIX}")
         return value
 
     def require(self, name: str, wanted: Any, default: Any = None) -> None:
@@ -147,7 +147,7 @@ class _Reader:
         self.problems += [f"{self.prefix}{name} = {self.fields[name]!r}" for name in unknown]
 
 
-def _vision(reader: _Reader) -> VisionConfig:
+def _vision(reader: _FieldReader) -> VisionConfig:
     reader.require("model_type", "dinov2", default="dinov2")
     reader.require("hidden_act", "gelu", default="gelu")
     reader.require("qkv_bias", True, default=True)
@@ -173,17 +173,17 @@ def _vision(reader: _Reader) -> VisionConfig:
     if hidden_size % config.num_attention_heads:
         raise UserError(
             f"{reader.origin}: vision_config.num_attention_heads is {config.num_attention_heads}, which does not "
-            f"divide hidden_size {hidden_size}: {_MEND}"
+            f"divide hidden_size {hidden_size}: {_FIX}"
         )
     reader.refuse_rest()
     return config
 
 
-def _rope(reader: _Reader) -> tuple[float, float]:
+def _rope(reader: _FieldReader) -> tuple[float, float]:
     """(theta, factor) from `rope_theta` and `rope_scaling`, or from transformers 5's `rope_parameters`."""
     rope: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):
-        rope |= _Reader(reader.fields.pop(name, None) or {}, reader.origin, f"{reader.prefix}{name}.", []).fields
+        rope |= _FieldReader(reader.fields.pop(name, None) or {}, reader.origin, f"{reader.prefix}{name}.", []).fields
     theta = rope.pop("rope_theta", None) or reader.fields.pop("rope_theta", 10000.0)
     reader.fields.pop("rope_theta", None)
     kind = rope.pop("rope_type", rope.pop("type", "default"))
@@ -194,11 +194,11 @@ def _rope(reader: _Reader) -> tuple[float, float]:
             f"{reader.prefix}rope_scaling of type {kind!r} with factor {factor} and {rope} (not 'linear' with a factor)"
         )
     if not all(isinstance(value, int | float) and value > 0 for value in (theta, factor)):
-        raise UserError(f"{reader.origin}: {reader.prefix}rope_theta and its factor must be numbers above 0: {_MEND}")
+        raise UserError(f"{reader.origin}: {reader.prefix}rope_theta and its factor must be numbers above 0: {_FIX}")
     return float(theta), float(factor)
 
 
-def _text(reader: _Reader) -> TextConfig:
+def _text(reader: _FieldReader) -> TextConfig:
     reader.require("model_type", "llama", default="llama")
     reader.require("hidden_act", "silu", default="silu")
     reader.require("attention_bias", False, default=False)

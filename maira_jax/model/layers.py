@@ -23,7 +23,7 @@ Params = dict[str, Any]  # a nested dict of arrays
 Stack = Params | tuple[Params, ...]  # parameters of blocks: [layers, ...] each, or those of each layer (`unstack`)
 Hook = Callable[[jax.Array, jax.Array], jax.Array]  # (residual stream, site code) -> residual stream
 Axes = tuple[str, ...]  # logical names
-Path = tuple[str, ...]  # keys of the nested dict
+ParameterPath = tuple[str, ...]  # the keys that lead to a parameter
 M = TypeVar("M", bound=nnx.Module)
 S = TypeVar("S")  # what blocks carry along, such as a key-value cache
 Make = Callable[[Any, jax.Array], M]  # a module's constructor: (configuration, key) -> module
@@ -85,7 +85,7 @@ def init(make: Make[nnx.Module], cfg: Any, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(make(cfg, key), nnx.Param))
 
 
-def parameter_specs(make: Make[nnx.Module], cfg: Any) -> dict[Path, ParameterSpec]:
+def parameter_specs(make: Make[nnx.Module], cfg: Any) -> dict[ParameterPath, ParameterSpec]:
     """Every parameter of a module, by the keys that lead to it in `init`'s nested dict."""
     state = nnx.state(nnx.eval_shape(lambda: make(cfg, jax.random.key(0))), nnx.Param)
     return {tuple(map(str, path)): ParameterSpec(leaf.shape, leaf.axes) for path, leaf in nnx.to_flat_state(state)}

@@ -9,7 +9,7 @@ from flax import nnx, struct
 
 from maira_jax.model import language, layers, projector, vision
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Hook, ParameterSpec, Params, Path, causal_mask
+from maira_jax.model.layers import Hook, ParameterPath, ParameterSpec, Params, causal_mask
 from maira_jax.model.sites import TOWERS, Site
 
 
@@ -106,7 +106,7 @@ def init(cfg: Maira2Config, key: jax.Array) -> Params:
 
 
 @functools.cache
-def parameter_specs(cfg: Maira2Config) -> Mapping[Path, ParameterSpec]:
+def parameter_specs(cfg: Maira2Config) -> Mapping[ParameterPath, ParameterSpec]:
     """Shape and logical axes of every parameter, by the keys that lead to it in `init`'s nested dict."""
     return layers.parameter_specs(Maira2, cfg)
 

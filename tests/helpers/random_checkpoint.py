@@ -1,7 +1,7 @@
-"""A stand-in for MAIRA-2's checkpoint: its names, shapes, types, shards and file sizes, with random values.
+"""A random checkpoint of MAIRA-2's form: its names, shapes, types, shards and file sizes, with random values.
 
-  python -m tests.helpers.random_checkpoint --out=/data/stand-in              # 27.5 GB, as fast as the disk takes it
-  python -m tests.helpers.random_checkpoint --out=/tmp/stand-in --scale=32    # every width a 32nd: 27 MB
+  python -m tests.helpers.random_checkpoint --out=/data/random              # 27.5 GB, as fast as the disk takes it
+  python -m tests.helpers.random_checkpoint --out=/tmp/random --scale=32    # every width a 32nd: 27 MB
 
 What the real files are is published only as far as `SIZES`; the sizes that come out here are checked against it.
 """
@@ -60,7 +60,7 @@ def config(scale: int = 1) -> Maira2Config:
             "out_indices": [12],
         },
     }
-    return Maira2Config.from_dict(fields, "the stand-in's configuration")
+    return Maira2Config.from_dict(fields, "the random checkpoint's configuration")
 
 
 def max_bytes(scale: int) -> int:
@@ -73,7 +73,7 @@ def max_bytes(scale: int) -> int:
 
 
 def write(directory: Path, scale: int = 1, seed: int = 0) -> None:
-    """Writes the stand-in: `config.json`, the shards and their index. Holds 64 MiB of random numbers and a tensor."""
+    """Writes the checkpoint: `config.json`, the shards and their index. Holds 64 MiB of random numbers and a tensor."""
     cfg = config(scale)
     shapes = {entry.name: entry.shape for entry in entries(cfg)}
     dtype = np.dtype(np.float32)
@@ -92,7 +92,7 @@ def write(directory: Path, scale: int = 1, seed: int = 0) -> None:
     total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
     parts = shards.plan(shapes, dtype, max_bytes(scale))
     files.write_json(directory / "config.json", to_hf_dict(cfg))
-    with progress(total=total, unit="B", desc="stand-in") as bar:
+    with progress(total=total, unit="B", desc="random checkpoint") as bar:
         for name, part in parts.items():
             shards.write(directory / name, part, dtype, read)
     (directory / shards.INDEX).write_bytes(shards.index(parts, dtype))
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder that is written")
     parser.add_argument("--scale", type=int, default=1, help="divides every width (a power of two up to 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the values")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the values")
     arguments = parser.parse_args()
     write(arguments.out, arguments.scale, arguments.seed)
 

@@ -1,6 +1,7 @@
 """Conversion in both directions, and what is refused."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from maira_jax.checkpoint import convert, store
@@ -70,17 +72,16 @@ def test_the_table_describes_the_real_checkpoint():
     }
 
 
-def test_the_table_matches_the_parameters_of_the_model():
+def test_the_table_covers_the_parameters_of_the_model():
     cfg = Maira2Config.from_dict(MAIRA2, "config.json")
-    shapes = jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0)))
-    leaves = {
-        ".".join(key.key for key in path): leaf.size for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
-    }
-    from_table: dict[str, int] = {}
+    shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0))))
+    specs = maira2.parameter_specs(cfg)
+    assert {path: leaf.shape for path, leaf in shapes.items()} == {path: spec.shape for path, spec in specs.items()}
+    assert all(len(spec.shape) == len(spec.axes) for spec in specs.values())
+    from_table: dict[tuple[str, ...], int] = {}
     for entry in entries(cfg):
-        path = ".".join(entry.path)
-        from_table[path] = from_table.get(path, 0) + int(np.prod(entry.shape))
-    assert leaves == from_table
+        from_table[entry.path] = from_table.get(entry.path, 0) + math.prod(entry.shape)
+    assert {path: math.prod(spec.shape) for path, spec in specs.items()} == from_table
 
 
 def test_round_trip_is_bit_identical(checkpoint, tmp_path):
@@ -99,6 +100,9 @@ def test_the_stage_stores_what_it_read(checkpoint, tmp_path):
     assert cfg == CFG and counts["tensors"] == len(entries(CFG))
     jax.tree.map(np.testing.assert_array_equal, params, convert.to_flax(checkpoint, CFG, np.dtype(np.float32)))
     assert convert.run(section(checkpoint), tmp_path / "run") == counts
+    other_mesh = section(checkpoint)
+    other_mesh.model.mesh = (1, 2)  # says only how the files are cut
+    assert convert.run(other_mesh, tmp_path / "run") == counts
     with pytest.raises(UserError, match=r"model.*another configuration.*dtype"):
         convert.run(section(checkpoint, "bfloat16"), tmp_path / "run")
 
@@ -279,35 +283,10 @@ def test_every_field_that_is_not_understood_is_named():
         assert field in str(refused.value)
 
 
-_ON_A_MESH = """
-import jax
-jax.config.update("jax_num_cpu_devices", 8)
-import sys
-from pathlib import Path
-import numpy as np
-from maira_jax.checkpoint import convert, store
-from maira_jax.model import sharding
-from tests.helpers.tiny_model import CFG
-
-checkpoint, converted = map(Path, sys.argv[1:])
-one = convert.to_flax(checkpoint, CFG, np.dtype(np.float32))
-mesh = sharding.mesh(4, 2)
-placed = convert.to_flax(checkpoint, CFG, np.dtype(np.float32), mesh)
-loaded, _ = store.load(converted, mesh)
-places = sharding.of_params(one, mesh)
-for params in (placed, loaded):
-    jax.tree.map(np.testing.assert_array_equal, params, one)
-    assert jax.tree.map(lambda leaf: leaf.sharding, params) == places
-    kernel = params["language"]["layers"]["gate"]["kernel"]
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(4, 48, 96 // 2)}
-print("equal")
-"""
-
-
 def test_straight_to_the_places_on_a_mesh(checkpoint, tmp_path):
     convert.run(section(checkpoint), tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", _ON_A_MESH, str(checkpoint), str(tmp_path / "model")],
+        [sys.executable, "-m", "tests.helpers.devices8.parameter_places", str(checkpoint), str(tmp_path / "model")],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]

@@ -13,33 +13,34 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from maira_jax.checkpoint import damage, shards
+from maira_jax.checkpoint import digests, shards
 from maira_jax.checkpoint.layout import Entry, published_name
 from maira_jax.errors import UserError
 from maira_jax.run import files
 
 _PIECE = 1 << 24  # bytes that are read, then hashed, at a time
+_BLOCK = 1 << 18  # values that are checked together, so that they stay in the cache
 _AHEAD = 1  # tensors that are read while one is worked on
 
 
-class _Found(NamedTuple):
-    """A tensor as a file describes it."""
+class _FoundTensor(NamedTuple):
+    """A tensor as the header of a file describes it: name and type are those of the file."""
 
     file: str
-    name: str  # in the file
-    code: str  # of its type
+    name: str
+    code: str
     shape: tuple[int, ...]
 
 
-class Source:
+class TensorSource:
     """The tensors of a checkpoint, whatever shards and key layout they are in.
 
     Attributes:
       directory: the checkpoint's folder.
       parts: file name -> its tensors, in the order of their bytes.
-      dtype: of all tensors.
-      nbytes: of all tensors together.
-      known: SHA-256 of files, and who says so, where it is known.
+      dtype: the type of all tensors.
+      nbytes: the size of all tensors together.
+      known: what `digests.known_digests` found.
       digests: SHA-256 of the files that were read to their end.
     """
 
@@ -51,11 +52,11 @@ class Source:
             floating-point type; names each that is not.
         """
         self.directory = directory
-        self.known = damage.known_digests(directory)
+        self.known = digests.known_digests(directory)
         self.digests: dict[str, str] = {}
         names, weight_map = _shard_names(directory)
         found = [tensor for name in names for tensor in _tensors(directory / name)]
-        by_name: dict[str, _Found] = {}
+        by_name: dict[str, _FoundTensor] = {}
         twice = [tensor.name for tensor in found if by_name.setdefault(published_name(tensor.name), tensor) != tensor]
         counts: dict[str, int] = defaultdict(int)
         for tensor in found:
@@ -72,7 +73,7 @@ class Source:
         self.nbytes = sum(math.prod(entry.shape) for entry in table) * self.dtype.itemsize
 
     def read(self, shard: str) -> Iterator[tuple[Entry, np.ndarray]]:
-        """The tensors of one file. Reading, hashing and the caller's work go on side by side.
+        """The tensors of one file. Reading, hashing and the caller's work overlap.
 
         Raises:
           UserError: the file is damaged.
@@ -104,16 +105,31 @@ class Source:
             while ahead:
                 yield self._checked(path, *ahead.popleft())
             self.digests[shard] = digest.hexdigest()
-        damage.check_digest(path, self.digests[shard], self.known)
+        digests.check_digest(path, self.digests[shard], self.known)
 
     def _checked(self, path: Path, entry: Entry, reading: Future[np.ndarray]) -> tuple[Entry, np.ndarray]:
         tensor = reading.result()
-        if sign := damage.sign_of_damage(entry, tensor, path.name in self.known):
+        largest, infinity = _largest(tensor)
+        if largest >= infinity:
             raise UserError(
-                f"{path} is damaged: {entry.name} {sign}: download the file again, or, if it is meant to be so, put "
-                f"its digest beside it (sha256sum *.safetensors > {damage.DIGESTS})"
+                f"{path} is damaged: {entry.name} holds a value that is not finite: download the file again"
+            )
+        if not largest and entry.kind == "linear" and path.name not in self.known:
+            raise UserError(
+                f"{path} is damaged: {entry.name} holds only zeros, as in an unfinished download: download the file "
+                f"again, or, if it is meant to be so, put its digest into its folder (sha256sum *.safetensors > "
+                f"{digests.DIGESTS})"
             )
         return entry, tensor
+
+
+def _largest(tensor: np.ndarray) -> tuple[int, int]:
+    """The largest magnitude in a tensor and that of infinity, as integers; NaN is above infinity."""
+    unsigned = np.dtype(f"u{tensor.dtype.itemsize}")
+    # Without their sign bit, floating-point numbers are ordered as integers.
+    magnitude, bits = unsigned.type(np.iinfo(unsigned).max >> 1), tensor.reshape(-1).view(unsigned)
+    parts = (bits[start : start + _BLOCK] & magnitude for start in range(0, len(bits), _BLOCK))
+    return max(int(part.max()) for part in parts), int(np.array(np.inf, tensor.dtype).view(unsigned))
 
 
 def _shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
@@ -130,19 +146,19 @@ def _shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     raise UserError(f"{directory} has neither {shards.INDEX} nor {shards.SINGLE}: give a checkpoint's folder")
 
 
-def _tensors(path: Path) -> list[_Found]:
+def _tensors(path: Path) -> list[_FoundTensor]:
     """What the header of a file says, in the order of the bytes; the file is as long as the header asks for."""
     try:
         with safe_open(path, framework="numpy") as file:
             slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
-            return [_Found(path.name, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
+            return [_FoundTensor(path.name, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
     except FileNotFoundError as error:
         raise UserError(f"{path}, named in {shards.INDEX}, is missing: download the checkpoint again") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}): download the file again") from error
 
 
-def _refuse(directory: Path, table: list[Entry], found: dict[str, _Found], twice: list[str], code: str) -> None:
+def _refuse(directory: Path, table: list[Entry], found: dict[str, _FoundTensor], twice: list[str], code: str) -> None:
     wanted = {entry.name: entry for entry in table}
     shared = [name for name in wanted if name in found]
     misshapen = defaultdict(list)
@@ -168,7 +184,7 @@ def _refuse(directory: Path, table: list[Entry], found: dict[str, _Found], twice
         )
 
 
-def _check_index(directory: Path, weight_map: dict[str, str], found: list[_Found]) -> None:
+def _check_index(directory: Path, weight_map: dict[str, str], found: list[_FoundTensor]) -> None:
     there = {tensor.name: tensor.file for tensor in found}
     wrong = [name for name in there.keys() | weight_map.keys() if there.get(name) != weight_map.get(name)]
     if wrong:

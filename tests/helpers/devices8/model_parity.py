@@ -1,0 +1,48 @@
+"""Data and model parallel passes equal those of one device. Argument: an empty folder."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maira_jax.checkpoint import store
+from maira_jax.generation.decode import generate
+from maira_jax.model import sharding
+from tests.helpers.tiny_model import CFG, all_sites, batch, forward, make, relative
+
+
+def main(directory: Path) -> None:
+    cfg = dataclasses.replace(
+        CFG,
+        vision=dataclasses.replace(CFG.vision, num_attention_heads=8),
+        text=dataclasses.replace(CFG.text, num_attention_heads=8, num_key_value_heads=8),
+    )
+    params, _ = make(directory, cfg)
+    store.save(directory, params)
+    inputs = batch((1, 2, 1, 1, 3, 1, 2, 1))[:3]
+    read = all_sites(cfg)
+    one = forward(params, cfg, *inputs, read=read)
+    words, _ = generate(params, cfg, *inputs, max_new_tokens=12, eos_id=-1)
+    for data, model in ((4, 2), (2, 4), (8, 1), (1, 8)):
+        mesh = sharding.make_mesh((data, model))
+        split, _ = store.load(directory, mesh)
+        rows = [jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))) for x in inputs]
+        kernel = split["language"]["layers"]["gate"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape)[2] == kernel.shape[2] // model
+        many = forward(split, cfg, *rows, read=read)
+        assert len(many.logits.sharding.device_set) == 8
+        differences = {name: relative(value, np.asarray(one.sites[name])) for name, value in many.sites.items()}
+        differences["logits"] = relative(many.logits, np.asarray(one.logits))
+        print(data, "x", model, max(differences.values()))
+        assert max(differences.values()) < 1e-5, differences
+        if model == 4:
+            spoken, _ = generate(split, cfg, *rows, max_new_tokens=12, eos_id=-1)
+            np.testing.assert_array_equal(spoken, words)
+    print("equal")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
