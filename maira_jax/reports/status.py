@@ -20,7 +20,7 @@ def set_status(clause: str, mention: Mention) -> None:
     tail = _without_pseudo_negations(mention.after)
     negated = (
         bool(re.search(r"\b(?:not|no|without)\b", inside))
-        or _negated_before(head, mention)
+        or _negated_before(head)
         or bool(cues.NEGATION_AFTER.search(cues.UNCERTAIN_AFTER.sub(" ", tail)) or cues.RESOLVED.search(tail))
     )
     uncertain = bool(cues.UNCERTAIN_AFTER.search(mention.after)) or any(
@@ -39,7 +39,7 @@ def _without_pseudo_negations(text: str) -> str:
     return blank(blank(text, cues.PSEUDO_NEGATION), cues.PARTIAL)
 
 
-def _negated_before(head: str, mention: Mention) -> bool:
+def _negated_before(head: str) -> bool:
     """Whether a negation among the words before a mention reaches it."""
     for cue in cues.NEGATION_BEFORE.finditer(head):
         between = head[cue.end() :]
