@@ -33,7 +33,7 @@ def get_config(paths: str = "maira-2,studies.jsonl") -> ml_collections.ConfigDic
             "expansion": 4,  # paper: 16,384 features
             "k": 256,  # paper
             "group_fractions": (0.5, 0.25, 0.125, 0.0625, 0.0625),
-            "beside": {"x2": {"expansion": 2}, "x8": {"expansion": 8}},  # paper: released, too
+            "companions": {"x2": {"expansion": 2}, "x8": {"expansion": 8}},  # paper: released, too
         }
     )
     config.train.update(

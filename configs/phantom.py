@@ -74,13 +74,13 @@ def get_harvest() -> ml_collections.ConfigDict:
 def get_sae() -> ml_collections.ConfigDict:
     """The autoencoder."""
     sae = ConfigDict()
-    sae.expansion = 8  # features for each dimension of the activations
+    sae.expansion = 8.0  # features for each dimension of the activations
     sae.kind = "batch_top_k"  # what is kept in training: batch_top_k, top_k (of each token) or relu (all positive)
     sae.k = 16  # mean number of features kept a token
     sae.l1 = 0.0  # weight of the sum of a token's features in the loss; for relu
     sae.group_fractions = (0.5, 0.25, 0.125, 0.0625, 0.0625)  # of the features, in each nested group
     sae.group_weights = ()  # of the error up to each group in the loss; empty: the preset's
-    sae.beside = ConfigDict()  # NAME: fields that differ; each is trained from the same stream into sae-NAME/
+    sae.companions = ConfigDict()  # NAME: fields that differ; each is trained from the same stream into sae-NAME/
     return sae
 
 
@@ -95,20 +95,14 @@ def get_train() -> ml_collections.ConfigDict:
     train.lr = placeholder(float)  # peak
     train.warmup_steps = placeholder(int)  # over which the rate rises from 0
     train.decay_start = placeholder(int)  # step from which the rate falls to 0; train.steps: it stays
-    train.beta1 = placeholder(float)  # Adam's decay of the mean gradient
-    train.beta2 = placeholder(float)  # and of its square
     train.auxk_alpha = placeholder(float)  # weight of the loss that revives dead features
     train.dead_tokens = placeholder(int)  # a feature silent for so many tokens is dead
     train.resample_every = 0  # steps after which dead features are made anew from badly described tokens; 0: never
-    train.threshold_beta = placeholder(float)  # decay of the running threshold
-    train.threshold_start = placeholder(int)  # step from which it is followed
     train.normalize = True  # divide activations by their root mean squared norm; folded into the result
     train.calibration_tokens = 1_000_000  # at most so many held-out tokens set the final threshold
-    train.chunk_steps = 10  # steps in one call of the device
     train.checkpoint_every = 250  # steps
     train.evaluate_every = 250  # steps between evaluations on some held-out tokens, for TensorBoard; 0: at the end only
     train.source = "store"  # activations: store (WORKDIR/activations), or model (run while training, nothing is stored)
-    train.buffer_tokens = 262_144  # tokens of the running model that are shuffled together in host memory
     train.splice_studies = 64  # held-out studies for the loss recovered by splicing; 0: not measured
     train.mesh = (1, 1)  # devices along the tokens of a batch, and along the features
     train.update({"lr": 1e-3, "warmup_steps": 100, "decay_start": 1200, "dead_tokens": 100_000})

@@ -24,8 +24,8 @@ from launch.benches.synthetic import SyntheticFeatures
 from sae import autoencoder
 from sae.autoencoder import Sae
 from sae.evaluation import calibrate, metrics
-from sae.training import presets
 from sae.training.config import SaeConfig, TrainConfig, group_sizes
+from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
@@ -115,17 +115,13 @@ def _trainers(arguments: argparse.Namespace) -> dict[str, Callable[[np.ndarray, 
         return trained
 
     def ours(batches: np.ndarray, k: int, seed: int) -> list[Params]:
-        preset = presets.named("default")
+        preset = PRESETS.get("default")
         sizes = group_sizes(_FRACTIONS, f)
-        sae = SaeConfig(d, f, k, sizes, preset.group_weights(len(sizes)))
+        weights = preset.group_weights(len(sizes))
+        sae = SaeConfig(d_model=d, n_features=f, k=k, group_sizes=sizes, group_weights=weights)
         config = TrainConfig(
             steps=steps,
             batch_size=size,
-            normalize=True,
-            calibration_tokens=_HELD_OUT,
-            chunk_steps=steps,
-            checkpoint_every=steps,
-            mesh=(1, 1),
             seed=seed,
             **preset.train(steps, size, f),
         )

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from launch.benches import peers
-from sae.training import presets
 from sae.training.config import SaeConfig, TrainConfig, group_sizes
+from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
@@ -76,20 +76,20 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 def _ours(arguments: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
     sizes = group_sizes(_FRACTIONS, arguments.n_features)
-    preset = presets.named("dictionary_learning")
+    preset = PRESETS.get("dictionary_learning")
     weights = preset.group_weights(len(sizes))
-    sae = SaeConfig(arguments.d_model, arguments.n_features, arguments.k, sizes, weights)
+    sae = SaeConfig(
+        d_model=arguments.d_model,
+        n_features=arguments.n_features,
+        k=arguments.k,
+        group_sizes=sizes,
+        group_weights=weights,
+    )
     config = TrainConfig(
         steps=_STEPS,
         batch_size=arguments.batch_size,
         microbatches=arguments.microbatches,
         dtype=arguments.dtype,
-        normalize=True,
-        calibration_tokens=1,
-        chunk_steps=arguments.steps,
-        checkpoint_every=arguments.steps,
-        mesh=(1, 1),
-        seed=0,
         **preset.train(_STEPS, arguments.batch_size, arguments.n_features),
     )
     trainer = Trainer(sae, config)

@@ -8,10 +8,13 @@ import ml_collections
 import numpy as np
 import pyarrow as pa
 
-from maira_jax.errors import UserError
 from sae.activations.config import HarvestSection
 from sae.activations.harvest import Harvester, touching
 from sae.activations.store import ActivationRows, ActivationStore, rows_of
+
+# Tokens of the running model that are shuffled together in host memory: 4 GiB at a width of 4,096 in float32, and
+# hundreds of studies, so that a batch does not hold many tokens of the same one.
+BUFFER_TOKENS = 2**18
 
 
 class LiveActivations:
@@ -77,16 +80,12 @@ def open_source(config: ml_collections.ConfigDict, workdir: Path) -> ActivationR
     """The activations that `config.train.source` names: those of the store, or those of the running model.
 
     Raises:
-      UserError: there is no such source, or it cannot be opened.
+      UserError: the store or the model cannot be opened.
     """
-    source, workdir = config.train.source, Path(workdir)
-    if source == "store":
+    workdir = Path(workdir)
+    if config.train.source == "store":
         return ActivationStore.open(workdir / "activations")
-    if source != "model":
-        raise UserError(f"train.source is {source!r}: choose store or model")
-    if config.train.buffer_tokens < 1:
-        raise UserError(f"train.buffer_tokens is {config.train.buffer_tokens}, but must be positive: change it")
-    return LiveActivations(Harvester.open(config, workdir), workdir / "model", int(config.train.buffer_tokens))
+    return LiveActivations(Harvester.open(config, workdir), workdir / "model", BUFFER_TOKENS)
 
 
 def source_identity(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:

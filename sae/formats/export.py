@@ -34,7 +34,7 @@ class ExportSection(Section, name="export"):
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes the autoencoder of a run, and its companions, in each format of `config.export.to`.
 
-    `export/FORMAT/` holds the autoencoder of `sae/`, `export/NAME/FORMAT/` each companion of `config.sae.beside`.
+    `export/FORMAT/` holds the autoencoder of `sae/`, `export/NAME/FORMAT/` each companion of `config.sae.companions`.
 
     Returns:
       The SHA-256 of each file, by its path under `export/`.
@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: an unknown format, or one that cannot express this autoencoder.
     """
     section, workdir = ExportSection.of(config), Path(workdir)
-    trained = {"sae": Path()} | {f"sae-{name}": Path(name) for name in config.sae.beside}
+    trained = {"sae": Path()} | {f"sae-{name}": Path(name) for name in config.sae.companions}
     with Stage(workdir, "export", section.deciding(), inputs=tuple(trained)) as stage:
         if stage.finished:
             return stage.manifest["counts"]

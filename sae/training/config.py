@@ -1,34 +1,86 @@
-"""What an SAE and its training are made of, checked once at the boundary."""
+"""The `sae` and `train` sections of the configuration, and what they give for activations of a certain width."""
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
-
-import ml_collections
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from maira_jax.errors import UserError
-from maira_jax.run import fields
-from sae.training import presets
+from maira_jax.run.config import Section, setting
+from sae.training.presets import PRESETS
 from sae.variants import VARIANTS
 
+# Updates in one call of the device: enough that the host never holds it up, few enough that a progress bar moves.
+CHUNK_STEPS = 10
 # Counts of kept entries are int32 on the device.
-_LARGEST_MATRIX = 2**31 - 1
+_MAX_MATRIX = 2**31 - 1
 
 Dtype = Literal["float32", "bfloat16"]
 
 
-@dataclasses.dataclass(frozen=True)
+class SaeSection(Section, name="sae"):
+    """The autoencoder, and others that are trained from the same stream of activations."""
+
+    expansion: float = setting(8.0, "Features for each dimension of the activations.", gt=0)
+    kind: str = setting("batch_top_k", "The variant: which pre-activations are features.", choices=VARIANTS.names)
+    k: int = setting(16, "Mean number of features per token; relu ignores it.", ge=1)
+    l1: float = setting(0.0, "Weight in the loss of the sum of a token's features; for relu.", ge=0)
+    group_fractions: tuple[float, ...] = setting(
+        (0.5, 0.25, 0.125, 0.0625, 0.0625), "Share of the features in each nested (Matryoshka) group.", gt=0
+    )
+    group_weights: tuple[float, ...] = setting(
+        (), "Weight in the loss of the reconstruction up to each group; empty: those of train.preset."
+    )
+    companions: dict[str, Any] = setting(
+        {}, "NAME: the fields that differ, for more autoencoders trained from the same stream into sae-NAME/."
+    )
+
+    def check(self) -> None:
+        """Refuses groups that do not make up the features, and companions that are not autoencoders."""
+        fractions, weights = self.group_fractions, self.group_weights
+        if not math.isclose(sum(fractions), 1.0):
+            raise UserError(f"sae.group_fractions {fractions} must be positive and sum to 1: change it")
+        if len(weights) not in (0, len(fractions)):
+            raise UserError(
+                f"sae.group_weights has {len(weights)} entries for {len(fractions)} groups: "
+                "give one weight for each group, or none for those of train.preset"
+            )
+        known = self.deciding().keys() - {"companions"}
+        for name, fields in self.companions.items():
+            if not isinstance(fields, Mapping):
+                raise UserError(
+                    f"sae.companions.{name} is {fields!r}: give the fields of sae that differ, as a ConfigDict"
+                )
+            unknown = sorted(fields.keys() - known)
+            if unknown or not name.isidentifier():
+                raise UserError(
+                    f"sae.companions.{name} {'sets ' + unknown[0] if unknown else 'is not a name'}: give a name of "
+                    f"letters and digits, and fields of sae ({', '.join(sorted(known))})"
+                )
+
+    def autoencoders(self) -> dict[str, "SaeSection"]:
+        """The section of each autoencoder, without companions, by the name of its folder.
+
+        Raises:
+          UserError: a companion's field is out of range.
+        """
+        own = self.model_dump() | {"companions": {}}
+        companions = {f"sae-{name}": own | dict(fields) for name, fields in self.companions.items()}
+        return {folder: SaeSection.parse(fields) for folder, fields in ({"sae": own} | companions).items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SaeConfig:
     """A sparse autoencoder, nested (Matryoshka) where it has several groups.
 
     Attributes:
       d_model: width of the activations.
       n_features: number of features, over all groups.
-      k: mean number of features kept a token; not used by "relu".
+      k: mean number of features per token.
       group_sizes: features of each group, in feature order; they sum to `n_features`.
       group_weights: weight in the loss of the reconstruction that ends with each group.
       kind: name of its variant in `sae.variants`.
-      l1: weight of the summed activations of a token in the loss.
+      l1: weight in the loss of the summed features of a token.
     """
 
     d_model: int
@@ -39,50 +91,30 @@ class SaeConfig:
     kind: str = "batch_top_k"
     l1: float = 0.0
 
-    def __post_init__(self) -> None:
-        VARIANTS.get(self.kind)
-        if not 0 < self.k <= self.n_features:
-            raise UserError(
-                f"sae.k is {self.k}, but must lie between 1 and the {self.n_features} features: change sae.k"
-            )
-        if not self.l1 >= 0:
-            raise UserError(f"sae.l1 is {self.l1}, but must not be negative: change it")
-        if min(self.group_sizes) < 1 or sum(self.group_sizes) != self.n_features:
-            raise UserError(
-                f"sae.group_fractions give groups of {self.group_sizes} features, which must be positive and sum "
-                f"to {self.n_features}: change sae.group_fractions or sae.expansion"
-            )
-        if len(self.group_weights) != len(self.group_sizes):
-            raise UserError(
-                f"sae.group_weights has {len(self.group_weights)} entries for {len(self.group_sizes)} groups: "
-                "give one weight a group, or none for those of train.preset"
-            )
-
     @classmethod
-    def from_section(cls, section: ml_collections.ConfigDict, d_model: int, preset: str) -> "SaeConfig":
-        """Reads the `sae` section for activations of width `d_model`; `preset` gives the weights that it leaves open.
+    def resolve(cls, section: SaeSection, d_model: int, preset: str) -> "SaeConfig":
+        """The autoencoder of a section for activations of width `d_model`; the preset gives weights left open.
 
         Raises:
-          UserError: a field is out of range.
+          UserError: there are fewer features than the section asks for in a token or in a group.
         """
-        fractions = tuple(map(float, fields.tuple_of(float, "sae.group_fractions", section.group_fractions)))
-        if not fractions or not math.isclose(sum(fractions), 1.0) or min(fractions) <= 0:
-            raise UserError(
-                f"sae.group_fractions {fractions} must be positive and sum to 1: change sae.group_fractions"
-            )
-        if section.expansion <= 0:
-            raise UserError(f"sae.expansion is {section.expansion}, but must be positive: change it")
         n_features = int(section.expansion * d_model)
-        sizes = group_sizes(fractions, n_features)
-        weights = tuple(map(float, fields.tuple_of(float, "sae.group_weights", section.group_weights)))
+        sizes = group_sizes(section.group_fractions, n_features)
+        if min(sizes) < 1:
+            raise UserError(
+                f"sae.group_fractions give groups of {sizes} features, which must be positive and sum to {n_features}: "
+                "change sae.group_fractions or sae.expansion"
+            )
+        if section.k > n_features:
+            raise UserError(f"sae.k is {section.k}, but must lie between 1 and the {n_features} features: change sae.k")
         return cls(
             d_model=d_model,
             n_features=n_features,
-            k=int(section.k),
+            k=section.k,
             group_sizes=sizes,
-            group_weights=weights or presets.named(preset).group_weights(len(sizes)),
+            group_weights=section.group_weights or PRESETS.get(preset).group_weights(len(sizes)),
             kind=section.kind,
-            l1=float(section.l1),
+            l1=section.l1,
         )
 
 
@@ -92,33 +124,75 @@ def group_sizes(fractions: tuple[float, ...], n_features: int) -> tuple[int, ...
     return (*sizes, n_features - sum(sizes))
 
 
-@dataclasses.dataclass(frozen=True)
+class TrainSection(Section, name="train"):
+    """How autoencoders are trained. Lengths are in steps, except where tokens are named."""
+
+    preset: str = setting("dictionary_learning", "Gives the fields that are left open (None).", choices=PRESETS.names)
+    steps: int = setting(1500, "Number of updates.", ge=1)
+    batch_size: int = setting(1024, "Tokens in an update.", ge=1)
+    microbatches: int = setting(
+        1, "Parts in which the gradients of a batch are computed, to save memory.", ge=1, decides=False
+    )
+    dtype: Dtype = setting("float32", "Dtype of the factors of matrix products; weights and sums are float32.")
+    lr: float | None = setting(None, "Peak learning rate; None: the preset's.", gt=0)
+    warmup_steps: int | None = setting(
+        None, "Steps over which the learning rate rises from 0; None: the preset's.", ge=0
+    )
+    decay_start: int | None = setting(
+        None, "Step from which the learning rate falls to 0; train.steps: it stays; None: the preset's.", ge=0
+    )
+    auxk_alpha: float | None = setting(
+        None, "Weight of the auxiliary loss that revives dead features; None: the preset's.", ge=0
+    )
+    dead_tokens: int | None = setting(
+        None, "A feature that has not fired for this many tokens is dead; None: the preset's.", ge=1
+    )
+    resample_every: int = setting(
+        0, "Steps after which dead features are replaced by badly reconstructed tokens; 0: never.", ge=0
+    )
+    normalize: bool = setting(True, "Divide activations by their root mean squared norm; folded into the result.")
+    calibration_tokens: int = setting(1_000_000, "At most this many held-out tokens set the final threshold.", ge=1)
+    checkpoint_every: int = setting(250, "Steps between checkpoints, a multiple of 10.", ge=1, decides=False)
+    evaluate_every: int = setting(
+        250,
+        "Steps between evaluations on some held-out tokens, a multiple of 10; 0: at the end only.",
+        ge=0,
+        decides=False,
+    )
+    source: Literal["store", "model"] = setting(
+        "store", "Activations: those of WORKDIR/activations, or those of the model, run while training."
+    )
+    splice_studies: int = setting(64, "Held-out studies on which the loss recovered is measured; 0: none.", ge=0)
+    mesh: tuple[int, int] = setting(
+        (1, 1), "Devices along the tokens of a batch, and along the features.", ge=1, decides=False
+    )
+
+    def check(self) -> None:
+        """Refuses intervals that end inside a chunk of steps, and batches that cannot be divided evenly."""
+        for name in ("checkpoint_every", "evaluate_every"):
+            if getattr(self, name) % CHUNK_STEPS:
+                raise UserError(
+                    f"train.{name} is {getattr(self, name)}, but must be a multiple of {CHUNK_STEPS}: change it"
+                )
+        if self.batch_size % (self.mesh[0] * self.microbatches):
+            raise UserError(
+                f"train.batch_size {self.batch_size} must be a multiple of the data axis of train.mesh "
+                f"({self.mesh[0]}) times train.microbatches ({self.microbatches}): change one of them"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How an SAE is trained. Lengths are in steps, except where tokens are named.
+    """How an autoencoder is trained: a section whose open fields are filled, and the choices of its preset.
+
+    `TrainSection` describes the fields that it has, too.
 
     Attributes:
-      steps: number of updates.
-      batch_size: tokens an update.
-      microbatches: parts in which a batch's gradients are computed, one after the other; the result is the same.
-        One CPU handles the kept entries of the whole batch and makes no parts.
-      dtype: of the factors of matrix products, which are summed in float32; everything else is float32.
-      lr: peak learning rate.
-      warmup_steps: length of the linear warmup from 0.
-      decay_start: step from which the rate falls linearly to 0 at `steps`; `steps` for no decay.
-      beta1: decay of Adam's mean.
-      beta2: decay of Adam's mean square.
-      auxk_alpha: weight of the auxiliary loss.
-      dead_tokens: a feature silent for this many tokens is dead.
-      resample_every: dead features are replaced by poorly described tokens after so many steps; 0 for never.
-      threshold_beta: decay of the running threshold.
-      threshold_start: the running threshold is followed after this step.
-      normalize: divide activations by their root mean squared norm.
-      calibration_tokens: at most so many held-out tokens set the final threshold.
-      chunk_steps: updates in one call of the device.
-      checkpoint_every: steps between checkpoints, a multiple of `chunk_steps`.
-      evaluate_every: steps between evaluations on held-out tokens, a multiple of `chunk_steps`; 0 for none.
-      mesh: devices along the data axis and along the feature axis.
-      seed: of the initialisation and the data order.
+      beta1: decay of Adam's mean of the gradient.
+      beta2: decay of Adam's mean of the squared gradient.
+      threshold_beta: decay of the running threshold, which is only recorded: calibration sets the final one.
+      threshold_start: step after which the running threshold is followed.
+      seed: seed of the initialisation and of the data order.
     """
 
     steps: int
@@ -130,12 +204,11 @@ class TrainConfig:
     dead_tokens: int
     threshold_beta: float
     threshold_start: int
-    normalize: bool
-    calibration_tokens: int
-    chunk_steps: int
-    checkpoint_every: int
-    mesh: tuple[int, int]
-    seed: int
+    normalize: bool = True
+    calibration_tokens: int = 1_000_000
+    checkpoint_every: int = 250
+    mesh: tuple[int, int] = (1, 1)
+    seed: int = 0
     microbatches: int = 1
     dtype: Dtype = "float32"
     beta1: float = 0.9
@@ -144,11 +217,6 @@ class TrainConfig:
     evaluate_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "lr", "dead_tokens", "calibration_tokens", "chunk_steps", "microbatches"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"train.{name} is {getattr(self, name)}, but must be positive: change it")
-        if self.dtype not in get_args(Dtype):
-            raise UserError(f"train.dtype is {self.dtype!r}: choose one of {', '.join(get_args(Dtype))}")
         if not 0 <= self.warmup_steps < self.steps:
             raise UserError(
                 f"train.warmup_steps is {self.warmup_steps}, but must lie below the {self.steps} steps: lower it"
@@ -158,48 +226,26 @@ class TrainConfig:
                 f"train.decay_start is {self.decay_start}, but must lie between the warmup ({self.warmup_steps}) "
                 f"and the end ({self.steps}): change it"
             )
-        for name in ("beta1", "beta2", "threshold_beta"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}, but must be in [0, 1): change it")
-        for name, least in (("checkpoint_every", 1), ("evaluate_every", 0)):
-            value = getattr(self, name)
-            if value < least or value % self.chunk_steps:
-                raise UserError(
-                    f"train.{name} is {value}, but must be a multiple of train.chunk_steps ({self.chunk_steps}): "
-                    "change one of them"
-                )
-        if self.resample_every < 0:
-            raise UserError(f"train.resample_every is {self.resample_every}: give a number of steps, or 0 for never")
-        if len(self.mesh) != 2 or min(self.mesh) < 1:
-            raise UserError(f"train.mesh is {self.mesh}, but must be two positive sizes (data, feature): change it")
-        if self.batch_size % (self.mesh[0] * self.microbatches):
-            raise UserError(
-                f"train.batch_size {self.batch_size} must be a multiple of the data axis of train.mesh "
-                f"({self.mesh[0]}) times train.microbatches ({self.microbatches}): change one of them"
-            )
 
     @classmethod
-    def from_section(cls, section: ml_collections.ConfigDict, sae: SaeConfig, seed: int) -> "TrainConfig":
-        """Reads the `train` section for the autoencoder `sae`; fields that are None are those of its preset.
+    def resolve(cls, section: TrainSection, sae: SaeConfig, seed: int) -> "TrainConfig":
+        """The training of a section for the autoencoder `sae`; fields that are None are those of its preset.
 
         Raises:
-          UserError: a field is out of range or does not fit `sae`.
+          UserError: a field does not fit another one or `sae`.
         """
-        given = {field.name: section.get(field.name) for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = given | {"seed": int(seed)}
-        values["mesh"] = fields.tuple_of(int, "train.mesh", section.mesh)
-        preset = presets.named(section.preset)
-        chosen = preset.train(values["steps"], values["batch_size"], sae.n_features)
-        config = cls(**values | {name: value for name, value in chosen.items() if values[name] is None})
-        if config.batch_size * sae.n_features > _LARGEST_MATRIX:
+        if section.batch_size * sae.n_features > _MAX_MATRIX:
             raise UserError(
-                f"train.batch_size {config.batch_size} times {sae.n_features} features exceeds 2^31: "
+                f"train.batch_size {section.batch_size} times {sae.n_features} features exceeds 2^31: "
                 "lower train.batch_size"
             )
         for size in sae.group_sizes:
-            if size % config.mesh[1]:
+            if size % section.mesh[1]:
                 raise UserError(
                     f"a group of {size} features cannot be split over the feature axis of train.mesh "
-                    f"({config.mesh[1]}): change train.mesh or sae.group_fractions"
+                    f"({section.mesh[1]}): change train.mesh or sae.group_fractions"
                 )
-        return config
+        preset = PRESETS.get(section.preset).train(section.steps, section.batch_size, sae.n_features)
+        names = {field.name for field in dataclasses.fields(cls)}
+        given = {name: value for name, value in section.model_dump().items() if name in names and value is not None}
+        return cls(**preset | given, seed=seed)

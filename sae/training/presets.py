@@ -1,7 +1,7 @@
-"""Named sets of training choices, which stand wherever the configuration leaves a field open (None).
+"""Named sets of training choices, for the fields that the configuration leaves open (None).
 
-dictionary_learning: those of its `MatryoshkaBatchTopKTrainer`, so that a run equals it step by step.
-default: ours, chosen by `python -m launch.bench recovery`.
+dictionary_learning: the choices of its `MatryoshkaBatchTopKTrainer`, so that a run equals it step by step.
+default: our own, chosen with `python -m launch.bench recovery`.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from maira_jax.errors import UserError
+from maira_jax.run.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +17,9 @@ class Preset:
     """Choices that depend on the autoencoder and the length of the run.
 
     Attributes:
-      group_weights: number of groups -> weight of each in the loss.
-      train: (steps, batch size, features) -> fields of `sae.training.config.TrainConfig`.
+      group_weights: gives the weight of each group in the loss, from the number of groups.
+      train: gives fields of `sae.training.config.TrainConfig`, from the steps, the batch size and the number of
+        features.
     """
 
     group_weights: Callable[[int], tuple[float, ...]]
@@ -40,11 +41,11 @@ def _dictionary_learning(steps: int, batch_size: int, n_features: int) -> dict[s
 
 
 def _default(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
-    """Lengths go by the run's: a fixed warmup or dead window never ends in a short one.
+    """Lengths follow the length of the run: a fixed warmup or dead window never ends in a short one.
 
-    What made the difference, in this order: a rate eight times higher; a shorter memory of the squared gradient, since
-    a sparse feature's gradient comes and goes; dead features found early; most of the loss's weight on the full
-    reconstruction; a decay over half of the run.
+    What made the difference, in this order: a learning rate eight times higher; a shorter memory of the squared
+    gradient, since a sparse feature's gradient comes and goes; dead features found early; most of the loss's weight on
+    the full reconstruction; a decay over half of the run.
     """
     return {
         "lr": 1.6e-3 / math.sqrt(n_features / 2**14),
@@ -59,23 +60,11 @@ def _default(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
     }
 
 
-def _most_on_the_last(n_groups: int) -> tuple[float, ...]:
+def _mostly_the_last(n_groups: int) -> tuple[float, ...]:
     return (*(0.2 / (n_groups - 1) for _ in range(n_groups - 1)), 0.8) if n_groups > 1 else (1.0,)
 
 
-PRESETS = {
-    # A mean over the groups comes on top of weights of one over their number.
-    "dictionary_learning": Preset(lambda n: (1 / n**2,) * n, _dictionary_learning),
-    "default": Preset(_most_on_the_last, _default),
-}
-
-
-def named(name: str) -> Preset:
-    """The preset of this name.
-
-    Raises:
-      UserError: there is none.
-    """
-    if name not in PRESETS:
-        raise UserError(f"train.preset is {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+PRESETS: Registry[Preset] = Registry("train.preset")
+# Its loss is the mean over groups of weighted errors, and its weights are one over the number of groups.
+PRESETS.register("dictionary_learning")(Preset(lambda n: (1 / n**2,) * n, _dictionary_learning))
+PRESETS.register("default")(Preset(_mostly_the_last, _default))

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,24 +24,24 @@ from sae.evaluation import loss_recovered, metrics
 from sae.saved import save_sae
 from sae.training import flops, held_out
 from sae.training.checkpoints import Checkpoints
-from sae.training.config import SaeConfig, TrainConfig
+from sae.training.config import CHUNK_STEPS, SaeConfig, SaeSection, TrainConfig, TrainSection
 from sae.training.tensorboard import Board
 from sae.training.trainer import Metrics, Trainer, TrainState
 
 # Batches that set the normalisation factor, as in dictionary_learning.
 _SCALE_BATCHES = 100
-# Chunks whose metrics may still be on their way: the host runs ahead of the device by so many.
+# Chunks whose metrics may still be on their way: how far the host runs ahead of the device.
 _IN_FLIGHT = 2
 _TERMINATED = 128 + signal.SIGTERM
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Trains the autoencoder that `config.sae` and `config.train` describe, and those of `config.sae.beside`.
+    """Trains the autoencoder that `config.sae` and `config.train` describe, and its companions.
 
-    All of them are trained from one stream of activations. `sae/` and, for each one beside it, `sae-NAME/` hold:
-    checkpoints, `log.jsonl` (a line a step), `held_out.jsonl` (one an evaluation on the way, on a sample of held-out
-    tokens), the finished autoencoder (`sae.saved.load_sae`), `metrics.json` and
-    `density.npy` (of each feature, on all held-out tokens). A killed run resumes from its latest checkpoints and ends
+    All of them are trained from one stream of activations. `sae/` and, for each companion, `sae-NAME/` hold:
+    checkpoints, `log.jsonl` (one line per step), `held_out.jsonl` (one line per evaluation during the training, on a
+    sample of held-out tokens), the finished autoencoder (`sae.saved.load_sae`), `metrics.json` and `density.npy` (the
+    density of each feature on all held-out tokens). A killed run resumes from its latest checkpoints and ends
     with the same bits, and so does an autoencoder that is trained alone; SIGTERM saves one before the process ends.
 
     Returns:
@@ -51,53 +51,32 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a field is out of range, the store cannot be read, the disk is full, or training diverges.
       SystemExit: the process was sent SIGTERM; the code is 143.
     """
+    train, seed = TrainSection.of(config), int(config.seed)
+    autoencoders = SaeSection.of(config).autoencoders()
     identity, inputs = live.source_identity(config)
     with contextlib.ExitStack() as stack:
-        stages = {
-            folder: stack.enter_context(Stage(workdir, folder, section, inputs=inputs))
-            for folder, section in _sections(config, identity).items()
-        }
-        unfinished = [stage for stage in stages.values() if not stage.finished]
+        stages = {}
+        for folder, sae in autoencoders.items():
+            own = {name: value for name, value in sae.deciding().items() if name != "companions"}
+            section = {"sae": own, "train": train.deciding(), "seed": seed} | identity
+            stage = Stage(workdir, folder, section, inputs=inputs, computing={"train": train.computing()})
+            stages[folder] = stack.enter_context(stage)
+        unfinished = [folder for folder, stage in stages.items() if not stage.finished]
         if unfinished:
             store = live.open_source(config, workdir)
             loss = loss_recovered.of_run(config, workdir, store.studies)
-            configs = [_configs(stage.section, store.d_model) for stage in unfinished]
-            trainers = [Trainer(*pair) for pair in configs]
-            runs = [_Run(stage, trainer) for stage, trainer in zip(unfinished, trainers, strict=True)]
+            saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
+            trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed)) for sae in saes]
+            runs = [_Run(stages[folder], trainer) for folder, trainer in zip(unfinished, trainers, strict=True)]
             scale = _train(runs, store)
             for run in runs:
                 run.finish(scale, store, loss)
         return stages["sae"].manifest["counts"]
 
 
-def _sections(config: ml_collections.ConfigDict, identity: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What decides each autoencoder, by the name of its folder; `identity` is what decides its activations."""
-    own = config.sae.to_dict()
-    beside = own.pop("beside")
-    section = {"sae": own, "train": config.train.to_dict(), "seed": config.seed} | identity
-    sections = {"sae": section}
-    for name, fields in beside.items():
-        if not isinstance(fields, Mapping):
-            raise UserError(f"sae.beside.{name} is {fields!r}: give the fields of sae that differ, as a ConfigDict")
-        unknown = sorted(fields.keys() - own.keys())
-        if unknown or not name.isidentifier():
-            raise UserError(
-                f"sae.beside.{name} {'sets ' + unknown[0] if unknown else 'is no name'}: give a name of letters and "
-                f"digits, and fields of sae ({', '.join(own)})"
-            )
-        sections[f"sae-{name}"] = section | {"sae": own | fields}
-    return sections
-
-
-def _configs(section: dict[str, Any], d_model: int) -> tuple[SaeConfig, TrainConfig]:
-    config = ml_collections.ConfigDict(section)
-    sae = SaeConfig.from_section(config.sae, d_model, config.train.preset)
-    return sae, TrainConfig.from_section(config.train, sae, config.seed)
-
-
-def _scale(source: batches.ShuffledBatches, config: TrainConfig) -> float:
+def _scale(source: batches.ShuffledBatches) -> float:
     """The root mean squared norm over the first batches."""
-    groups = min(-(-_SCALE_BATCHES // config.chunk_steps), len(source))
+    groups = min(-(-_SCALE_BATCHES // CHUNK_STEPS), len(source))
     means = [np.square(source[i].astype(np.float32)).sum(-1).mean(-1, dtype=np.float64) for i in range(groups)]
     scale = float(np.float32(np.sqrt(np.concatenate(means)[:_SCALE_BATCHES].mean())))
     if not scale > 0:
@@ -106,7 +85,7 @@ def _scale(source: batches.ShuffledBatches, config: TrainConfig) -> float:
 
 
 class _Run:
-    """One autoencoder on its way through the stream."""
+    """The training of one autoencoder, one chunk of the stream after the other."""
 
     def __init__(self, stage: Stage, trainer: Trainer):
         self.stage, self.trainer, self.config = stage, trainer, trainer.config
@@ -114,23 +93,23 @@ class _Run:
         self.done = 0
         self._checkpoints = Checkpoints(stage.dir / "checkpoints", trainer)
         self._saved = 0
-        self._log: _Log
+        self._log: _TrainingLog
 
     def start(self, source: batches.ShuffledBatches, scale: float | None) -> float:
-        """Resumes from the latest checkpoint, or begins; returns the normalisation factor, `scale` if it is known."""
+        """Resumes from the latest checkpoint, or begins. Returns the normalisation factor: `scale` if it is known."""
         resumed = self._checkpoints.load_latest()
         if resumed is not None:
             self.state, scale = resumed
         else:
             if scale is None:
-                scale = _scale(source, self.config) if self.config.normalize else 1.0
+                scale = _scale(source) if self.config.normalize else 1.0
             self.state = self.trainer.init(source[0][0].astype(np.float32), scale)
         self.done = self._saved = int(self.state.step)
-        self._log = _Log(self.stage.dir, self.done)
+        self._log = _TrainingLog(self.stage.dir, self.done)
         return scale
 
     def advance(self, batches: jax.Array, scale: float, sample: Sequence[np.ndarray]) -> None:
-        """Takes a step a batch, `batches [steps, B, d]`, and measures on `sample` when it is due."""
+        """Takes one step for each of `batches [steps, B, d]`, and evaluates on `sample` when it is due."""
         self.state, measured = self.trainer.run(self.state, batches, scale)
         self.done += len(batches)
         self._log.add(measured)
@@ -155,16 +134,16 @@ class _Run:
 
     def finish(self, scale: float, store: ActivationRows, loss: loss_recovered.Loss | None) -> None:
         """Sets the threshold, measures, writes the autoencoder and ends the stage."""
-        every = store.rows_of(HELD_OUT)
-        rows = every
-        if len(every) > self.config.calibration_tokens:
+        all_rows = store.rows_of(HELD_OUT)
+        rows = all_rows
+        if len(all_rows) > self.config.calibration_tokens:
             rng = np.random.default_rng((self.config.seed, 3))
-            rows = np.sort(rng.choice(every, self.config.calibration_tokens, replace=False))
+            rows = np.sort(rng.choice(all_rows, self.config.calibration_tokens, replace=False))
         meta = {"source": dict(store.source), "calibration_tokens": len(rows)}
         sae = held_out.calibrated(
             self.trainer, self.state, scale, lambda: batches.sequential(store, rows, held_out.BATCH), meta
         )
-        measured, density = metrics.evaluate(sae, batches.sequential(store, every, held_out.BATCH))
+        measured, density = metrics.evaluate(sae, batches.sequential(store, all_rows, held_out.BATCH))
         measured["loss"] = None if loss is None else loss(sae)
         save_sae(self.stage.dir, sae)
         with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
@@ -191,11 +170,11 @@ def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str
 def _train(runs: Sequence[_Run], store: ActivationRows) -> float:
     """Takes all `runs` to their last step; returns the normalisation factor."""
     config = runs[0].config
-    n_groups = -(-config.steps // config.chunk_steps)
+    n_groups = -(-config.steps // CHUNK_STEPS)
     rows = store.rows_of(TRAIN)
     if not len(store.rows_of(HELD_OUT)):
         raise UserError("there is no held-out token to measure on: raise harvest.held_out_fraction")
-    source = batches.ShuffledBatches(store, rows, config.batch_size, config.chunk_steps, n_groups, config.seed)
+    source = batches.ShuffledBatches(store, rows, config.batch_size, CHUNK_STEPS, n_groups, config.seed)
     scale = None
     with contextlib.ExitStack() as stack, _termination() as terminated:
         for run in runs:
@@ -204,7 +183,7 @@ def _train(runs: Sequence[_Run], store: ActivationRows) -> float:
         assert scale is not None
         done = min(run.done for run in runs)
         sample = held_out.sample(store, config.seed) if config.evaluate_every and done < config.steps else []
-        chunks = source.iterate(done // config.chunk_steps) if done < config.steps else iter(())
+        chunks = source.iterate(done // CHUNK_STEPS) if done < config.steps else iter(())
         bar = progress(
             total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train"
         )
@@ -222,7 +201,7 @@ def _train(runs: Sequence[_Run], store: ActivationRows) -> float:
                 for run in runs:
                     run.save(scale)
                 stack.close()
-                print(f"train: terminated after step {done}; the same command goes on from there", file=sys.stderr)
+                print(f"train: terminated after step {done}; the same command resumes from there", file=sys.stderr)
                 raise SystemExit(_TERMINATED)
     return scale
 
@@ -241,7 +220,7 @@ def _termination() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Log:
+class _TrainingLog:
     """`log.jsonl`, `held_out.jsonl` and `tensorboard/`; the device does not wait for a step's metrics.
 
     The first has every step, TensorBoard the last of each chunk; the second has evaluations. What an attempt that was

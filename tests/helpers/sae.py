@@ -89,18 +89,25 @@ def train_config(**train: object) -> ml_collections.ConfigDict:
     config = phantom.get_config()
     config.sae.k, config.sae.expansion = 4, 4
     short = {
+        "preset": "default",
         "steps": 60,
         "batch_size": 128,
         "lr": 5e-3,
         "warmup_steps": 5,
         "decay_start": 40,
-        "threshold_start": 10,
         "dead_tokens": 1000,
-        "chunk_steps": 5,
         "checkpoint_every": 10,
+        "evaluate_every": 0,
         "splice_studies": 0,
     }
     config.train.update(short | train)
+    return config
+
+
+def long_config() -> ml_collections.ConfigDict:
+    """Two autoencoders from one stream, trained long enough to be killed during the training."""
+    config = train_config(steps=400, decay_start=300, evaluate_every=200)
+    config.sae.companions = {"x2": {"expansion": 2, "k": 3}}
     return config
 
 

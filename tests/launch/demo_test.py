@@ -19,7 +19,6 @@ SMALL = {
     "train.steps": 60,
     "train.warmup_steps": 10,
     "train.decay_start": 40,
-    "train.threshold_start": 20,
     "train.checkpoint_every": 20,
     "interpret.n_explain": 20,
     "interpret.n_score": 10,

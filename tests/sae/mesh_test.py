@@ -12,95 +12,15 @@ import pytest
 
 from sae import mesh
 from sae.training.checkpoints import Checkpoints
-from sae.training.config import SaeConfig, TrainConfig
-from sae.training.trainer import Trainer
 from tests.helpers.paths import ROOT
+from tests.helpers.train_on_mesh import BATCH, MESHES, STEPS, D, F, trainer_on
 
-MESHES = ((1, 1), (8, 1), (4, 2), (1, 8))
-_D, _F, _BATCH, _STEPS = 24, 256, 64, 50
-
-_SETUP = f"""
-import json, sys, tempfile
-import jax
-jax.config.update("jax_num_cpu_devices", {{n_devices}})
-{{start}}
-import numpy as np
-from pathlib import Path
-from sae.training.checkpoints import Checkpoints
-from tests.helpers.sae import activations
-from tests.sae.mesh_test import trainer_on
-
-x = activations({_BATCH} * {_STEPS}, {_D}).reshape({_STEPS}, {_BATCH}, {_D})
-x[:, 1] = x[:, 0]  # equal tokens give equal activations: ties
-halves = x[: {_STEPS} // 2], x[{_STEPS} // 2 :]
-
-
-def listed(metrics):
-    return {{{{name: np.concatenate([np.asarray(m[name]) for m in metrics]).tolist() for name in metrics[0]}}}}
-"""
-
-_SCRIPT = (
-    _SETUP.format(n_devices=8, start="")
-    + f"""
-trainers, results = {{}}, {{}}
-for shape in {MESHES}:
-    trainers[shape] = trainer = trainer_on(shape)
-    state, metrics = trainer.init(x[0], 4.0), [None, None]
-    hlo = trainer.chunk.lower(state, trainer.place(halves[0]), np.float32(4)).compile().as_text()
-    for i, half in enumerate(halves):
-        state, metrics[i] = trainer.run(state, trainer.place(half), 4.0)
-    ordered = trainer.ordered(state)
-    results[str(shape)] = {{
-        "collectives": [line.strip() for line in hlo.splitlines() if any(
-            f" {{kind}}(" in line or f" {{kind}}-start(" in line
-            for kind in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"))],
-        "metrics": listed(metrics),
-        "params": {{name: np.asarray(value).tolist() for name, value in ordered.params.items()}},
-        "tokens_since_fired": np.asarray(ordered.tokens_since_fired).tolist(),
-    }}
-
-for first, second in (((1, 1), (4, 2)), ((4, 2), (1, 1))):
-    directory = Path(tempfile.mkdtemp())
-    for shape, half in zip((first, second), halves):
-        checkpoints = Checkpoints(directory, trainers[shape])
-        state, scale = checkpoints.load_latest() or (trainers[shape].init(x[0], 4.0), 4.0)
-        state, metrics = trainers[shape].run(state, trainers[shape].place(half), scale)
-        checkpoints.save(state, scale)
-        checkpoints.close()
-    results[f"from {{first}} to {{second}}"] = {{"metrics": listed([metrics])}}
-json.dump(results, sys.stdout)
-"""
-)
-
-_PROCESS = (
-    _SETUP.format(
-        n_devices=4,
-        start="jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))",
-    )
-    + """
-trainer = trainer_on((4, 2))
-assert trainer.mesh.size == 8 and jax.local_device_count() == 4
-state, metrics = trainer.init(x[0], 4.0), [None, None]
-for i, half in enumerate(halves):
-    state, metrics[i] = trainer.run(state, trainer.place(half), 4.0)
-checkpoints = Checkpoints(Path(sys.argv[3]), trainer)
-checkpoints.save(state, 4.0)
-checkpoints.close()
-if jax.process_index() == 0:
-    print("\\n" + json.dumps(listed(metrics)))
-"""
-)
-
-
-def trainer_on(shape: tuple[int, int]) -> Trainer:
-    sae = SaeConfig(_D, _F, 4, (128, 64, 32, 16, 16), (0.2,) * 5)
-    config = TrainConfig(_STEPS, _BATCH, 3e-3, 5, 40, 1 / 32, 640, 0.999, 5, True, 1, _STEPS, _STEPS, shape, 0)
-    return Trainer(sae, config)
+PROGRAM = "tests.helpers.train_on_mesh"
 
 
 @pytest.fixture(scope="module")
 def results():
-    command = [sys.executable, "-c", _SCRIPT]
+    command = [sys.executable, "-m", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout)
@@ -125,7 +45,7 @@ def test_collectives(results, shape):
     assert lines
     # The largest thing that may travel: gradients of one device's share of the decoder, or the reconstructions.
     data, feature = shape
-    largest = max(_F // feature * _D, 5 * _BATCH // data * _D)
+    largest = max(F // feature * D, 5 * BATCH // data * D)
     for line in lines:
         assert re.search(r"all-reduce(-start)?\(", line), line
         for dims in re.findall(r"[a-z]+\d*\[([\d,]*)\]", line.split(" all-reduce")[0]):
@@ -133,10 +53,10 @@ def test_collectives(results, shape):
 
 
 @pytest.mark.parametrize("moves", ["from (1, 1) to (4, 2)", "from (4, 2) to (1, 1)"])
-def test_a_checkpoint_goes_on_on_another_mesh(results, moves):
+def test_a_checkpoint_resumes_on_another_mesh(results, moves):
     one, moved = results[str((1, 1))]["metrics"], results[moves]["metrics"]
     for name in ("loss", "threshold"):
-        np.testing.assert_allclose(moved[name], one[name][_STEPS // 2 :], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(moved[name], one[name][STEPS // 2 :], rtol=1e-5, err_msg=name)
 
 
 def test_one_device_needs_no_collective(results):
@@ -147,7 +67,7 @@ def test_two_processes_equal_one_device_and_hand_over_their_checkpoint(results, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    commands = [[sys.executable, "-c", _PROCESS, address, str(i), str(tmp_path / "checkpoints")] for i in range(2)]
+    commands = [[sys.executable, "-m", PROGRAM, address, str(i), str(tmp_path / "checkpoints")] for i in range(2)]
     both = [subprocess.Popen(c, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
     outputs = [process.communicate(timeout=1500) for process in both]
     assert not any(process.returncode for process in both), outputs[0][1] + outputs[1][1]
@@ -156,7 +76,7 @@ def test_two_processes_equal_one_device_and_hand_over_their_checkpoint(results, 
         np.testing.assert_allclose(metrics[name], one["metrics"][name], rtol=1e-5, err_msg=name)
     # Written on 8 devices, read on 1.
     state, scale = Checkpoints(tmp_path / "checkpoints", trainer_on((1, 1))).load_latest()
-    assert (int(state.step), scale) == (_STEPS, 4.0)
+    assert (int(state.step), scale) == (STEPS, 4.0)
     for name, value in one["params"].items():
         assert np.linalg.norm(state.params[name] - np.array(value)) < 1e-4 * np.linalg.norm(value), name
     np.testing.assert_array_equal(state.tokens_since_fired, one["tokens_since_fired"])

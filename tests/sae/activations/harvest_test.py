@@ -136,10 +136,11 @@ def test_a_killed_harvest_resumes_without_loss(config, workdir, tmp_path, monkey
     assert resumed.tokens.equals(whole.tokens)
 
 
-def test_the_model_on_the_fly_gives_the_stored_activations(config, workdir):
+def test_the_model_on_the_fly_gives_the_stored_activations(config, workdir, monkeypatch):
     """Row by row, and in the shuffled order; other padded shapes sum in another order."""
     config = config.copy_and_resolve_references()
-    config.train.update({"source": "model", "buffer_tokens": 400})
+    monkeypatch.setattr(live, "BUFFER_TOKENS", 400)
+    config.train.source = "model"
     running, stored = live.open_source(config, workdir), ActivationStore.open(workdir / "activations")
     assert (running.n_tokens, running.d_model, running.source) == (stored.n_tokens, stored.d_model, stored.source)
     for split in (TRAIN, HELD_OUT):
@@ -173,20 +174,20 @@ def scalars(directory) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def test_training_from_the_model_on_the_fly(config, workdir, tmp_path):
+def test_training_from_the_model_on_the_fly(config, workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "BUFFER_TOKENS", 400)
     (tmp_path / "model").symlink_to(workdir / "model")
     config = config.copy_and_resolve_references()
     config.sae.update({"expansion": 2, "k": 4})
     short = {
-        "steps": 10,
+        "steps": 20,
         "batch_size": 32,
-        "chunk_steps": 5,
-        "checkpoint_every": 10,
-        "evaluate_every": 5,
-        "warmup_steps": 2,
-        "decay_start": 8,
+        "checkpoint_every": 20,
+        "evaluate_every": 10,
+        "warmup_steps": 4,
+        "decay_start": 16,
     }
-    config.train.update(short | {"source": "model", "buffer_tokens": 400, "splice_studies": 3})
+    config.train.update(short | {"source": "model", "splice_studies": 3})
     counts = stage.run(config, tmp_path)
     assert not (tmp_path / "activations").exists()
     measured = files.read_json(tmp_path / "sae" / "metrics.json")
@@ -196,14 +197,14 @@ def test_training_from_the_model_on_the_fly(config, workdir, tmp_path):
     assert counts["loss_recovered"] == (loss["ce_zero"] - loss["ce_spliced"]) / (loss["ce_zero"] - loss["ce"])
     shown = scalars(tmp_path / "sae" / "tensorboard")
     lines = [json.loads(line) for line in (tmp_path / "sae" / "log.jsonl").read_text().splitlines()]
-    assert [step for step, _ in shown["train/loss"]] == [4, 9]
+    assert [step for step, _ in shown["train/loss"]] == [9, 19]
     np.testing.assert_allclose(
-        [value for _, value in shown["train/fvu"]], [lines[4]["fvu"], lines[9]["fvu"]], rtol=1e-6
+        [value for _, value in shown["train/fvu"]], [lines[9]["fvu"], lines[19]["fvu"]], rtol=1e-6
     )
-    np.testing.assert_allclose(shown["train/level_errors/4"][1][1], lines[9]["level_errors"][4], rtol=1e-6)
+    np.testing.assert_allclose(shown["train/level_errors/4"][1][1], lines[19]["level_errors"][4], rtol=1e-6)
     halfway = json.loads((tmp_path / "sae" / "held_out.jsonl").read_text())
-    np.testing.assert_allclose(shown["held_out/fvu"], [(4, halfway["fvu"]), (10, measured["fvu"])], rtol=1e-6)
-    np.testing.assert_allclose(shown["held_out/loss/recovered_zero"], [(10, counts["loss_recovered"])], rtol=1e-6)
+    np.testing.assert_allclose(shown["held_out/fvu"], [(9, halfway["fvu"]), (20, measured["fvu"])], rtol=1e-6)
+    np.testing.assert_allclose(shown["held_out/loss/recovered_zero"], [(20, counts["loss_recovered"])], rtol=1e-6)
     assert stage.run(config, tmp_path) == counts
     with pytest.raises(UserError, match="harvest.token_filter"):
         config.harvest.token_filter = "findings"

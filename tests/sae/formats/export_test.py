@@ -16,7 +16,7 @@ def test_the_stage(tmp_path, sae):
     for folder in ("sae", "sae-x2"):
         finished_sae(tmp_path, folder, sae)
     config = phantom.get_config()
-    config.sae.beside = {"x2": {"expansion": 2}}
+    config.sae.companions = {"x2": {"expansion": 2}}
     counts = export.run(config, tmp_path)
     assert (
         {path.removeprefix("x2/") for path in counts if path.startswith("x2/")}

@@ -15,7 +15,7 @@ from sae.training.trainer import Trainer, TrainState, batch_gradients, route
 from tests.helpers.sae import activations
 
 D, F, K, B = 16, 64, 4, 48
-SAE = SaeConfig(D, F, K, (32, 16, 16), (0.2, 0.5, 0.3))
+SAE = SaeConfig(d_model=D, n_features=F, k=K, group_sizes=(32, 16, 16), group_weights=(0.2, 0.5, 0.3))
 CONFIG = TrainConfig(
     steps=20,
     batch_size=B,
@@ -26,12 +26,6 @@ CONFIG = TrainConfig(
     dead_tokens=100,
     threshold_beta=0.9,
     threshold_start=1,
-    normalize=False,
-    calibration_tokens=1,
-    chunk_steps=20,
-    checkpoint_every=20,
-    mesh=(1, 1),
-    seed=0,
 )
 KINDS = [("batch_top_k", 0.0), ("top_k", 0.0), ("relu", 0.05)]
 

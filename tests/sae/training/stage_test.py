@@ -16,12 +16,11 @@ from sae.activations.store import HELD_OUT, ActivationStore
 from sae.saved import load_sae
 from sae.training import stage
 from tests.helpers.paths import ROOT
-from tests.helpers.sae import activations, make_store, train_config
+from tests.helpers.sae import activations, long_config, make_store, train_config
 
 # At how many random moments a run is killed: SAE_TEST_KILLS=10 pytest -s tests/sae/training/stage_test.py -k stopped
 KILLS = int(os.environ.get("SAE_TEST_KILLS", "1"))
-# In a process of its own, so that it can be killed.
-_RUN = "import sys; from pathlib import Path; from tests.helpers.sae import *; from sae import train; "
+PROGRAM = "tests.helpers.train_process"
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +47,9 @@ def test_results(workdir):
     assert [line["step"] for line in lines] == list(range(60))
     assert all(line["l0"] == 4 for line in lines)
     assert lines[-1]["main"] < 0.7 * lines[0]["main"]
-    assert (lines[10]["threshold"], lines[0]["lr"]) == (-1, 0)
-    assert lines[11]["threshold"] > 0
+    # The preset follows the running threshold after half of the steps.
+    assert (lines[30]["threshold"], lines[0]["lr"]) == (-1, 0)
+    assert lines[31]["threshold"] > 0
 
 
 def test_held_out_tokens_are_measured_on_the_way(workdir):
@@ -89,13 +89,6 @@ def latest_checkpoint(sae: Path) -> int:
     return max((int(path.name) for path in (sae / "checkpoints").glob("*") if path.name.isdigit()), default=0)
 
 
-def long_config():
-    """Two autoencoders from one stream, trained long enough to be killed on the way."""
-    config = train_config(steps=400, decay_start=300, evaluate_every=200)
-    config.sae.beside = {"x2": {"expansion": 2, "k": 3}}
-    return config
-
-
 def assert_same_bits(sae: Path, whole: Path) -> None:
     ours, theirs = load_sae(sae), load_sae(whole)
     for name, value in theirs.params.items():
@@ -108,10 +101,7 @@ def assert_same_bits(sae: Path, whole: Path) -> None:
 
 def run_and(stop, workdir: Path) -> subprocess.Popen:
     """Trains in a process of its own, to which `stop` is applied."""
-    script = (
-        f"{_RUN} from tests.sae.training.stage_test import long_config; train.run(long_config(), Path(sys.argv[1]))"
-    )
-    command = [sys.executable, "-c", script, str(workdir)]
+    command = [sys.executable, "-m", PROGRAM, str(workdir), "long"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         stop(process)
     return process
@@ -153,11 +143,11 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path):
             return True
 
         run_and(lambda process, moment=moment: kill_when(process, moment), tmp_path / "stopped")
-        print(f"killed at step {step}, goes on from {latest_checkpoint(sae)}")
+        print(f"killed at step {step}, resumes from {latest_checkpoint(sae)}")
     stage.run(long_config(), tmp_path / "stopped")
 
     alone = long_config()
-    alone.sae.beside = {}
+    alone.sae.companions = {}
     stage.run(alone, tmp_path / "alone")
     assert_same_bits(sae, tmp_path / "alone" / "sae")
     (tmp_path / "second").mkdir()
@@ -167,10 +157,10 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path):
     assert_same_bits(tmp_path / "stopped" / "sae-x2", tmp_path / "second" / "sae")
 
 
-def test_one_more_autoencoder_is_trained_beside_a_finished_one(workdir):
+def test_a_companion_is_trained_after_a_finished_one(workdir):
     before = (workdir / "sae" / "log.jsonl").stat().st_mtime_ns
     config = train_config(evaluate_every=20)
-    config.sae.beside = {"topk": {"kind": "top_k", "group_fractions": (1.0,)}, "l1": {"kind": "relu", "l1": 0.1}}
+    config.sae.companions = {"topk": {"kind": "top_k", "group_fractions": (1.0,)}, "l1": {"kind": "relu", "l1": 0.1}}
     stage.run(config, workdir)
     assert (workdir / "sae" / "log.jsonl").stat().st_mtime_ns == before
     assert load_sae(workdir / "sae-topk").group_sizes == (96,)
@@ -180,24 +170,12 @@ def test_one_more_autoencoder_is_trained_beside_a_finished_one(workdir):
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     """Writing fails as on a full disk after step 20, and then there is room again."""
     make_store(tmp_path / "full", activations(3000, 24))
-    script = f"""
-import resource
-{_RUN}
-from sae.training.trainer import Trainer
-run = Trainer.run
-def until_full(self, state, batches, scale):
-    if int(state.step) == 20:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    return run(self, state, batches, scale)
-Trainer.run = until_full
-train.run(train_config(chunk_steps=10), Path(sys.argv[1]))
-"""
-    command = [sys.executable, "-c", script, str(tmp_path / "full")]
+    command = [sys.executable, "-m", PROGRAM, str(tmp_path / "full"), "full_disk"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode and "UserError: could not write a checkpoint" in done.stderr, done.stderr
     # The one of step 20 was perhaps still being written.
     assert latest_checkpoint(tmp_path / "full" / "sae") in (10, 20)
-    assert stage.run(train_config(chunk_steps=10), tmp_path / "full")["steps"] == 60
+    assert stage.run(train_config(), tmp_path / "full")["steps"] == 60
 
 
 def test_infinite_activations_are_refused(tmp_path, monkeypatch):
@@ -231,12 +209,12 @@ def test_divergence_is_one_sentence(tmp_path):
         ("train", "batch_size", 0, "train.batch_size is 0"),
         ("train", "warmup_steps", 60, "below the 60 steps"),
         ("train", "decay_start", 61, "train.decay_start is 61"),
-        ("train", "preset", "best", "choose one of dictionary_learning, default"),
+        ("train", "preset", "best", "choose from dictionary_learning, default"),
         ("train", "dtype", "float16", "train.dtype is 'float16'"),
         ("train", "microbatches", 3, "times train.microbatches"),
         ("sae", "kind", "topk", "choose from batch_top_k"),
-        ("sae", "beside", {"x2": {"expansions": 2}}, "sae.beside.x2 sets expansions"),
-        ("train", "checkpoint_every", 7, "multiple of train.chunk_steps"),
+        ("sae", "companions", {"x2": {"expansions": 2}}, "sae.companions.x2 sets expansions"),
+        ("train", "checkpoint_every", 7, "must be a multiple of 10"),
         ("train", "evaluate_every", 7, "evaluate_every is 7"),
         ("train", "mesh", (3, 1), "multiple of the data axis"),
         ("train", "mesh", (1, 64), "cannot be split"),

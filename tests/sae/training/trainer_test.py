@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae.training import presets
 from sae.training.config import SaeConfig, TrainConfig
+from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
 from tests.helpers import peers
 from tests.helpers.sae import activations
@@ -75,7 +75,8 @@ def record() -> None:
 
 
 def ours(expected, **options):
-    sae = SaeConfig(D, F, K, SIZES, presets.named("dictionary_learning").group_weights(5))
+    weights = PRESETS.get("dictionary_learning").group_weights(5)
+    sae = SaeConfig(d_model=D, n_features=F, k=K, group_sizes=SIZES, group_weights=weights)
     config = TrainConfig(
         steps=STEPS,
         batch_size=BATCH,
@@ -86,12 +87,6 @@ def ours(expected, **options):
         dead_tokens=DEAD_TOKENS,
         threshold_beta=0.999,
         threshold_start=THRESHOLD_START,
-        normalize=False,
-        calibration_tokens=1,
-        chunk_steps=STEPS,
-        checkpoint_every=STEPS,
-        mesh=(1, 1),
-        seed=0,
     )
     trainer = Trainer(sae, config, **options)
     state = trainer.from_params({name: expected[f"first_{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
