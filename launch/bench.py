@@ -4,6 +4,7 @@ sae_step   tokens/s of a training step: ours, dictionary_learning's, SAELens' an
 recovery   true features recovered from synthetic activations: ours, dictionary_learning's and SAELens'
 exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 steer      tokens/s and memory of a steering sweep, ours and transformers' generate with a hook
+convert    bytes/s and memory of a conversion, against reading the same files
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 
 from maira_jax.errors import UserError
 
-NAMES = ("sae_step", "recovery", "exemplars", "steer")
+NAMES = ("sae_step", "recovery", "exemplars", "steer", "convert")
 
 
 def main() -> int:

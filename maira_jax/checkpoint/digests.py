@@ -1,4 +1,4 @@
-"""SHA-256 of a checkpoint's files, where something beside them tells it.
+"""SHA-256 of a checkpoint's files, where something in their folder gives it.
 
 Safetensors files have no checksum of their own: damage that leaves finite values is found by a digest alone.
 """

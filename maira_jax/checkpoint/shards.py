@@ -62,7 +62,9 @@ def write(path: Path, shapes: Mapping[str, Shape], dtype: np.dtype, read: Callab
     """Writes one file, whole or not at all, and returns its SHA-256.
 
     Args:
-      shapes: of the tensors in it.
+      path: the file.
+      shapes: the shapes of its tensors, by name.
+      dtype: the type of its tensors.
       read: name -> contiguous tensor of that shape and `dtype`; called once for each, in the order of the file.
     """
     digest = hashlib.sha256()

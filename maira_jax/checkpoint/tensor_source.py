@@ -33,7 +33,7 @@ class _FoundTensor(NamedTuple):
 
 
 class TensorSource:
-    """The tensors of a checkpoint, whatever shards and key layout they are in.
+    """The tensors of a checkpoint, in any shards and under the names of any version of transformers.
 
     Attributes:
       directory: the checkpoint's folder.

@@ -105,11 +105,11 @@ def take_layer(stack: Stack, layer: int | jax.Array) -> Params:
 
 
 def causal_mask(mask: jax.Array, positions: int | None = None) -> jax.Array:
-    """Which keys each position attends to: itself and those before it, padding left out.
+    """The keys that each position attends to: itself and those before it, without padding.
 
     Args:
       mask: bool [batch, keys], False on padding.
-      positions: how many positions there are, the first of the keys; None: as many as keys.
+      positions: number of positions, which are the first of the keys; None: as many as keys.
 
     Returns:
       bool [batch, 1, positions, keys].
@@ -119,7 +119,6 @@ def causal_mask(mask: jax.Array, positions: int | None = None) -> jax.Array:
     return causal & mask[:, None, None]  # [batch, 1, positions, keys]
 
 
-@jax.named_scope("attention")
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Softmax attention, through cuDNN's flash attention where the device has it.
 
@@ -198,7 +197,7 @@ def scan_blocks(
       stop: static; the pass ends there, after an attention or a block.
       reads: site codes to keep, none beyond `stop`.
       hook: changes the residual stream at a site code.
-      state: what is carried from block to block beside `x`, such as a key-value cache.
+      state: what is carried from block to block along with `x`, such as a key-value cache.
       **inputs: what every block's attention takes.
 
     Returns:

@@ -34,7 +34,7 @@ class Site:
 
     Attributes:
       tower: the tower that the place is in.
-      code: number of the place among its tower's, in the order in which a forward pass meets them. In the vision tower
+      code: number of the place within its tower, in the order in which a forward pass meets them. In the vision tower
         and the language model the embedding is 0, block i's attention 2i + 1 and its end 2i + 2; the vision tower's
         output comes after its last block. In the projector linear layer i is i.
       name: the name, as above.

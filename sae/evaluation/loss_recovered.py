@@ -1,4 +1,4 @@
-"""Loss recovered: how well the model writes with the autoencoder's reconstruction in the place of its activation.
+"""Loss recovered: how well the model predicts with the autoencoder's reconstruction in place of its activation.
 
 The tokens of a study's findings are predicted by the model as it is, with the activation at the site replaced by its
 reconstruction, by zero, and by its mean, each on the tokens that the autoencoder is for (`token_filter`). With the
@@ -7,8 +7,8 @@ cross-entropies CE over all findings tokens of all studies,
     recovered_zero = (CE_zero - CE_spliced) / (CE_zero - CE)
     recovered_mean = (CE_mean - CE_spliced) / (CE_mean - CE)
 
-so 1 is a reconstruction that the model cannot tell from the activation, and 0 one as bad as the ablation. The mean is
-taken over the replaced tokens of the measured studies.
+so 1 is a reconstruction that the model cannot distinguish from the activation, and 0 one as bad as the ablation. The
+mean is taken over the replaced tokens of the measured studies.
 """
 
 import functools
@@ -39,18 +39,23 @@ from sae import autoencoder
 from sae.activations.store import HELD_OUT
 from sae.autoencoder import Sae
 
-# From an autoencoder to what `recovered` gives.
+# A function from an autoencoder to the measurements of `recovered`.
 Loss = Callable[[Sae], dict[str, Any]]
 # Rows of logits that are computed at a time: a whole sequence's would be the largest array by far.
 _TAIL_STEP = 32
-_LENGTH_STEP = 32  # prompts are padded to a multiple of so many tokens
+_LENGTH_STEP = 32  # prompts are padded to a multiple of this number of tokens
 
 
 @struct.dataclass
 class _Splice:
     """What replaces the activation: `share` times its reconstruction, plus `constant`; nothing where not `active`.
 
-    params, threshold: of the autoencoder. share: float32 []. constant: float32 [d_model]. active: bool [].
+    Attributes:
+      params: the autoencoder's parameters.
+      threshold: the autoencoder's threshold, float32 [].
+      share: float32 [].
+      constant: float32 [d_model].
+      active: bool [].
     """
 
     params: autoencoder.Params
@@ -60,12 +65,16 @@ class _Splice:
     active: jax.Array
 
 
-class _Batch(NamedTuple):
+class _ScoredBatch(NamedTuple):
     """Studies with their findings, padded on the left.
 
-    tokens: int32 [B, T]. mask: bool [B, T]. pixels: [B, images, size, size, 3] or None. replaced: bool [B, T], where
-    the activation is replaced. scored: bool [B, T], the tokens whose prediction counts. tail: all of these are among
-    the last so many.
+    Attributes:
+      tokens: int32 [B, T].
+      mask: bool [B, T], False on padding.
+      pixels: [B, images, size, size, 3] or None.
+      replaced: bool [B, T], where the activation is replaced.
+      scored: bool [B, T], the tokens whose prediction counts.
+      tail: number of last positions that hold all scored tokens.
     """
 
     tokens: np.ndarray
@@ -90,7 +99,7 @@ def _run(
     splice: _Splice,
     top_k: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One pass of the model; see `_Batch` for the arguments.
+    """One pass of the model; see `_ScoredBatch` for the arguments.
 
     Returns:
       The summed cross-entropy of the scored tokens, float32 [], and the sum over the replaced tokens of what the
@@ -117,7 +126,7 @@ def _run(
 
 def _batches(
     studies: Sequence[Study], tokenizer: Tokenizer, images: ImageConfig, token_filter: str, batch_size: int
-) -> Iterator[_Batch]:
+) -> Iterator[_ScoredBatch]:
     """The studies in a deterministic order; a row that only fills a batch up has no token that counts."""
     requests = [reporting_request(study, tokenizer, findings=study.findings) for study in studies]
     for rows, length in plan_batches(requests, batch_size, _LENGTH_STEP):
@@ -125,20 +134,21 @@ def _batches(
         there = np.arange(batch_size)[:, None] < len(rows)
         replaced = there & batch.mask & token_filter_mask(batch.kinds, token_filter)
         scored = there & (batch.kinds == Kind.FINDINGS)
-        longest = scored.shape[1] - int(np.argmax(scored.any(0)))
-        tail = min(-(-longest // _TAIL_STEP) * _TAIL_STEP, scored.shape[1] - 1)
-        yield _Batch(batch.tokens, batch.mask, batch.pixels, replaced, scored, tail)
+        length_scored = scored.shape[1] - int(np.argmax(scored.any(0)))
+        tail = min(-(-length_scored // _TAIL_STEP) * _TAIL_STEP, scored.shape[1] - 1)
+        yield _ScoredBatch(batch.tokens, batch.mask, batch.pixels, replaced, scored, tail)
 
 
 def recovered(
-    sae: Sae, params: Params, cfg: Maira2Config, site: Site, batches: Callable[[], Iterable[_Batch]]
+    sae: Sae, params: Params, cfg: Maira2Config, site: Site, batches: Callable[[], Iterable[_ScoredBatch]]
 ) -> dict[str, Any]:
-    """Measures the four cross-entropies, in nats a token.
+    """Measures the four cross-entropies, in nats per token.
 
     Args:
-      sae: of raw activations at `site`.
-      params, cfg: of the model.
-      site: of the language model.
+      sae: an autoencoder of raw activations at `site`.
+      params: the model's parameters.
+      cfg: the model's configuration.
+      site: a site of the language model.
       batches: starts a pass over the studies; called twice.
 
     Returns:
@@ -153,7 +163,7 @@ def recovered(
         raise UserError(f"the autoencoder is for activations of width {sae.d_model}, but the model's have {width}")
     threshold, top_k = jnp.asarray(sae.threshold, jnp.float32), sae.k if sae.per_token else None
 
-    def run(batch: _Batch, share: float, constant: np.ndarray, active: bool = True) -> tuple[float, np.ndarray]:
+    def run(batch: _ScoredBatch, share: float, constant: np.ndarray, active: bool = True) -> tuple[float, np.ndarray]:
         splice = _Splice(
             sae.params, threshold, jnp.float32(share), jnp.asarray(constant, jnp.float32), jnp.asarray(active)
         )
@@ -192,7 +202,7 @@ def measure(sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int
     tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
     with progress(total=2 * len(studies), unit="study", desc="splice") as bar:
 
-        def batches() -> Iterator[_Batch]:
+        def batches() -> Iterator[_ScoredBatch]:
             for batch in _batches(studies, tokenizer, images, source["token_filter"], batch_size):
                 yield batch
                 bar.update(int(batch.scored.any(1).sum()))
@@ -204,8 +214,8 @@ def of_run(config: ml_collections.ConfigDict, workdir: Path, table: pa.Table) ->
     """The measurement for autoencoders of a run, on `config.train.splice_studies` of its held-out studies.
 
     Args:
-      config: with the studies that the activations are of.
-      workdir: with the model.
+      config: the run's configuration; its section `studies` describes the studies that were harvested.
+      workdir: the run's folder, which holds the model.
       table: the activations' study table.
 
     Returns:

@@ -81,7 +81,7 @@ def worst(sites: dict, theirs: dict[str, np.ndarray], images: tuple[int, ...], m
     Args:
       sites: those of `Output`. theirs: vision and projector [images of all rows in order, ...], language
         [batch, positions, d_model].
-      images: how many images each row has.
+      images: number of images in each row.
     """
     used = np.arange(max(images)) < np.array(images)[:, None]  # [batch, images]
     found: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Where a PyTorch model has the sites of `maira_jax.model.sites`, whatever the version of transformers."""
+"""Where a PyTorch model has the sites of `maira_jax.model.sites`, for any version of transformers."""
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager

@@ -227,10 +227,10 @@ def cache(copy: Path, digest: str, name: str) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("tell", [sums, record, cache])
-def test_one_wrong_bit_is_found_where_a_digest_is_known(copy, tell):
+@pytest.mark.parametrize("publish", [sums, record, cache])
+def test_one_wrong_bit_is_found_where_a_digest_is_known(copy, publish):
     path = sorted(copy.glob("*.safetensors"))[2]
-    read_all(tell(copy, files.sha256(path), path.name))
+    read_all(publish(copy, files.sha256(path), path.name))
     flip_lowest_bit(path)
     with pytest.raises(UserError, match=f"{path.name} is damaged or of another version"):
         read_all(copy)

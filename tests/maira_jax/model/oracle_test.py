@@ -56,10 +56,10 @@ def compare(params, cfg, images, case, pixels, theirs: dict[str, np.ndarray]) ->
     tokens, mask, _ = case
     out = forward(params, cfg, tokens, mask, pixels, read=all_sites(cfg))
     found = worst(out.sites, theirs, images, mask)
-    apart = np.abs(np.asarray(out.logits) - theirs["logits"])[mask].max()
-    print(f"{images}: sites {found}, logits {apart:.1e} of {np.abs(theirs['logits'][mask]).max():.1f}")
+    difference = np.abs(np.asarray(out.logits) - theirs["logits"])[mask].max()
+    print(f"{images}: sites {found}, logits {difference:.1e} of {np.abs(theirs['logits'][mask]).max():.1f}")
     assert max(found.values()) < 1e-5
-    assert apart < 1e-4
+    assert difference < 1e-4
     ours, _ = generate(params, cfg, tokens, mask, pixels, max_new_tokens=STEPS, eos_id=-1)
     np.testing.assert_array_equal(ours, theirs["greedy"])
 

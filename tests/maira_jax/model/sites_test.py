@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from maira_jax.errors import UserError
 from maira_jax.generation.decode import generate
 from maira_jax.model import maira2
 from maira_jax.model.maira2 import Edits
@@ -129,6 +130,41 @@ def test_generation_under_edits_of_all_towers_equals_pytorch_hooks(both):
     np.testing.assert_array_equal(changed, [True, True, True, False])
 
 
+def test_a_function_edits_as_a_record_does(both):
+    tokens, mask, pixels, _ = batch((2, 1))
+    sites = tuple(Site.parse(name, CFG) for name in ("vision.output", "projector.1", "language.2.resid_mid"))
+    for site in sites:
+        edits = edits_at((site, site), 13)[site.tower]
+        delta = (edits.strength[:, None] * edits.direction)[:, None]  # [batch, 1, d]
+
+        def add(x, code, site=site, delta=delta):
+            return jnp.where(code == site.code, x + jnp.repeat(delta, len(x) // len(delta), axis=0), x)
+
+        @jax.jit
+        def edited(params, add=add, tower=site.tower):
+            return maira2.forward(params, CFG, tokens, mask, pixels, edits={tower: add}).logits
+
+        ours = np.asarray(edited(both[0]))
+        theirs = np.asarray(forward(both[0], CFG, tokens, mask, pixels, edits={site.tower: edits}).logits)
+        assert relative(ours[mask], theirs[mask]) < 1e-6, site
+
+
+def test_sites_are_numbered_in_the_order_of_a_pass():
+    for tower in TOWERS:
+        codes = [site.code for site in all_sites(CFG) if site.tower == tower]
+        assert codes == list(range(len(codes)))
+    mid, post = (Site.parse(f"language.2.{point}", CFG).code for point in ("resid_mid", "resid_post"))
+    assert (mid, post) == (Site.mid(2), Site.post(2)) == (Site.shifted(Site.mid(0), 2), Site.shifted(Site.post(0), 2))
+    assert [Site.whole_blocks(code) for code in (Site.embedding(), mid, post)] == [0, 2, 3]
+    assert Site.last(CFG) == Site.parse("language.3.resid_post", CFG)
+
+
+@pytest.mark.parametrize("name", ["language.4.resid_mid", "language.output", "vision.3.resid_post", "projector.4", "x"])
+def test_a_site_that_is_not_there_is_refused(name):
+    with pytest.raises(UserError, match=rf"there is no site '{name}': choose .* with i from 0 to 3, "):
+        Site.parse(name, CFG)
+
+
 @pytest.fixture(scope="module")
 def everything(both):
     tokens, mask, pixels, _ = batch((1, 1))
@@ -140,7 +176,7 @@ def everything(both):
     ["vision.1.resid_mid", "vision.output", "projector.1", "language.embed", "language.3.resid_mid",
      "language.2.resid_post"],
 )  # fmt: skip
-def test_a_site_alone_is_as_among_all_and_is_read_after_its_edit(both, everything, name):
+def test_a_site_alone_equals_the_same_among_all_and_is_read_after_its_edit(both, everything, name):
     tokens, mask, pixels, _ = batch((1, 1))
     site = Site.parse(name, CFG)
     edits = edits_at((site, None), 11)

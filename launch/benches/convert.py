@@ -1,10 +1,11 @@
 """Memory and speed of a conversion, against reading the same files.
 
-  python -m tests.helpers.random_checkpoint --out=/data/stand-in
-  python -m tests.helpers.measure_convert --checkpoint=/data/stand-in --out=/data/flax --dtype=bfloat16
+  python -m tests.helpers.random_checkpoint --out=/data/random
+  python -m launch.bench convert --checkpoint=/data/random --out=/data/flax --dtype=bfloat16
 
-Prints one line of JSON. Memory is the anonymous memory of the process (`RssAnon`), sampled; pages of files are not in
-it. Rates are of the checkpoint's bytes; before each of the two its files are dropped from the page cache.
+Prints one line of JSON. Memory is the anonymous memory of the process (`RssAnon`), sampled, which excludes pages of
+files. Rates count the checkpoint's bytes; its files are dropped from the page cache before each of the two
+measurements.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 _PIECE = 1 << 24
@@ -58,13 +60,16 @@ def forget(directory: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(options: Sequence[str]) -> None:
+    """Converts once and prints the measurements."""
+    parser = argparse.ArgumentParser(
+        prog="launch.bench convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder that is read")
     parser.add_argument("--out", type=Path, required=True, help="folder that is written; must not exist")
-    parser.add_argument("--dtype", default="bfloat16", help="of the parameters")
-    parser.add_argument("--reverse", action="store_true", help="measures launch.convert --reverse")
-    arguments = parser.parse_args()
+    parser.add_argument("--dtype", default="bfloat16", help="type of the parameters")
+    parser.add_argument("--reverse", action="store_true", help="measure launch.convert --reverse")
+    arguments = parser.parse_args(options)
     nbytes = sum(path.stat().st_size for path in arguments.checkpoint.rglob("*") if path.is_file())
     result: dict[str, float] = {"checkpoint_gb": nbytes / 1e9}
     if not arguments.reverse:
@@ -78,7 +83,3 @@ def main() -> None:
     if not arguments.reverse:
         result["of_reading"] = result["convert_gb_per_s"] / result["read_gb_per_s"]
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
-
-
-if __name__ == "__main__":
-    main()
