@@ -1,0 +1,50 @@
+"""Which features are chosen: by number, by explanation, or the best one of each concept."""
+
+import pytest
+
+from maira_jax.errors import UserError
+from steer.selection.catalogue import FeatureCatalogue
+from steer.selection.choose import choose
+
+
+def make_catalogue() -> FeatureCatalogue:
+    explanations = {1: "an effusion", 2: "Effusion of any size", 3: "pneumothorax or oedema", 4: None}
+    features = {
+        number: {"feature": number, "explanation": text, "max_activation": float(number) if number != 4 else 0.0}
+        for number, text in explanations.items()
+    }
+    rows = [
+        ("oedema", 4, 0.9, [], []),
+        ("effusion", 2, 0.8, [1, 3, 9], [0.75, 0.4, 0.8]),
+        ("large effusion", 2, 0.7, [], []),
+    ]
+    names = ("concept", "feature", "f1", "runners_up", "runners_up_f1")
+    return FeatureCatalogue(features, [dict(zip(names, row, strict=True)) for row in rows], "interp")
+
+
+def test_features_by_number_come_first() -> None:
+    found = choose(make_catalogue(), (3, 1), "effusion", 12)
+    assert [target.feature for target in found] == [3, 1]
+    assert [target.concept for target in found] == ["oedema", "effusion"], "the concept that the explanation names"
+
+
+def test_features_by_explanation_strongest_first() -> None:
+    assert [target.feature for target in choose(make_catalogue(), (), "EFFUSION", 12)] == [2, 1]
+    assert [target.feature for target in choose(make_catalogue(), (), "effusion", 1)] == [2]
+
+
+def test_the_best_feature_of_each_concept_once_and_only_if_it_is_ever_active() -> None:
+    (target,) = choose(make_catalogue(), (), "", 12)
+    assert (target.feature, target.concept, target.f1) == (2, "effusion", 0.8)
+    assert target.others == ((1, 1.0),), "as good, and known"
+
+
+@pytest.mark.parametrize(
+    ("features", "match", "words"),
+    [((7,), "", "feature 7"), ((), "(", "not a regular expression"), ((), "fracture", "matches no feature")],
+)
+def test_what_cannot_be_chosen_is_refused(features: tuple[int, ...], match: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        choose(make_catalogue(), features, match, 12)
+    with pytest.raises(UserError, match="names no concept"):
+        choose(FeatureCatalogue({}, [], "interp"), (), "", 12)
