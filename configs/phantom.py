@@ -121,21 +121,19 @@ def get_interpret() -> ml_collections.ConfigDict:
     """How features are explained, and how explanations are tested."""
     interpret = ConfigDict()
     interpret.judge = "offline"  # who explains and scores: offline (needs no language model and says so) or llm
+    interpret.explainer = placeholder(str)  # who explains the features instead of the judge: offline or llm
+    interpret.scorers = ("detection", "fuzzing")  # tests that each explanation is put to; detection always is
     interpret.context_length = 32  # tokens of the longest context; contexts end with their sentence or section
     interpret.n_top = 10  # strongest contexts kept for each feature and split
-    interpret.n_sample = 200  # uniform sample of a feature's activating contexts, from which deciles are drawn
-    interpret.n_pool = 2048  # contexts of each split from which non-activating examples are drawn
     interpret.n_explain = 100  # activating train contexts that the explainer sees, and as many non-activating ones
     interpret.n_score = 100  # activating held-out contexts that it is scored on, and as many non-activating ones
     interpret.features = ()  # only these are explained and scored; empty: all
-    interpret.n_least = 20  # features with fewer activating contexts in a split are not scored
-    interpret.n_prompt = 5  # examples in one detection prompt
-    interpret.n_control = 128  # controls of each arm: raw dimensions, shuffled weights, shuffled activations
+    interpret.min_contexts = 20  # features with fewer activating contexts in a split are not scored
+    interpret.n_prompt = 5  # examples in one question to the judge
+    interpret.n_control = 128  # controls of each kind: raw dimensions, shuffled weights, shuffled activations
     interpret.bootstrap = 1000  # resamples of the studies for each interval
     interpret.concept_sections = ("findings",)  # a study's score for a concept is taken over their tokens
-    interpret.n_least_studies = 10  # concepts with fewer studies, with or without it, in a split are left out
-    interpret.block_tokens = 4096  # tokens encoded at a time
-    interpret.feature_batch = 256  # features explained and scored between two saved files
+    interpret.min_studies = 10  # concepts with fewer studies, with or without it, in a split are left out
     return interpret
 
 
@@ -155,14 +153,11 @@ def get_judge() -> ml_collections.ConfigDict:
     judge.allow_remote = False  # base_url may be another machine; prompts hold text of reports, and images if asked for
     judge.mode = "live"  # live, or batch: the provider's batch API, which answers within a day at a lower price
     judge.parameters = ConfigDict({"temperature": 0.0, "max_tokens": 512})  # sent with every request
-    judge.n_examples = 40  # activating examples in an explaining prompt, evenly from all deciles
     judge.images = 0  # X-rays in an explaining prompt, for features active on images; 0: the model reads no images
-    judge.image_size = 448  # longest side in pixels
     judge.attempts = 8  # tries of a request that fails, and answers to one whose answers are not of the form asked for
     judge.concurrency = 64  # requests under way
     judge.requests_per_minute = 0.0  # at most; 0: no limit
     judge.tokens_per_minute = 0.0  # in and out, at most; 0: no limit
-    judge.timeout = 120.0  # seconds
     judge.price_in, judge.price_out = 0.0, 0.0  # US dollars for a million tokens, as the mode is charged
     judge.max_cost = placeholder(float)  # US dollars for this run directory, all calls together; None: no limit
     return judge

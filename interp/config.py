@@ -1,75 +1,71 @@
-"""The `interpret` section of a configuration."""
-
-import dataclasses
-
-import ml_collections
+"""The `interpret` section: how features are explained, and how explanations are tested."""
 
 from interp.exemplars import contexts, selection
+from interp.explainers import EXPLAINERS
+from interp.scorers import JUDGES, SCORERS
 from maira_jax.errors import UserError
-from maira_jax.run import fields
+from maira_jax.run.config import Section, setting
 
-JUDGES = ("offline", "llm")
+# Tokens encoded at a time: enough to keep a device busy, and small beside a layer's weights.
+BLOCK_TOKENS = 4096
+# The uniform sample of a feature's activating contexts from which deciles are drawn, and the contexts of each split
+# from which non-activating ones are: twice and twenty times what is shown, so that all kinds are well filled.
+N_SAMPLE, N_POOL = 200, 2048
 
 
-@dataclasses.dataclass(frozen=True)
-class InterpretConfig:
-    """The `interpret` section; what the fields mean stands in configs/phantom.py."""
+class InterpretSection(Section, name="interpret"):
+    """How features are explained, and how explanations are tested."""
 
-    judge: str
-    context_length: int
-    block_tokens: int
-    n_top: int
-    n_sample: int
-    n_pool: int
-    n_explain: int
-    n_score: int
-    n_least: int
-    n_prompt: int
-    n_control: int
-    bootstrap: int
-    n_least_studies: int
-    concept_sections: tuple[str, ...]
-    features: tuple[int, ...]
-    feature_batch: int
-    seed: int
+    judge: str = setting(
+        "offline", "Who explains, and answers the scorers' questions; offline needs no language model.",
+        choices=JUDGES.names,
+    )  # fmt: skip
+    explainer: str | None = setting(
+        None, "Who explains the features instead of the judge; None: the judge.", choices=EXPLAINERS.names
+    )
+    scorers: tuple[str, ...] = setting(
+        ("detection", "fuzzing"), "Tests that each explanation is put to; detection is always among them.",
+        choices=SCORERS.names,
+    )  # fmt: skip
+    context_length: int = setting(
+        32, "Tokens of a context, at most; contexts end with their sentence or section.", ge=1, le=BLOCK_TOKENS
+    )
+    n_top: int = setting(10, "Strongest contexts kept for each feature and split.", ge=1)
+    n_explain: int = setting(
+        100, "Activating train contexts that the explainer sees, and as many non-activating ones.", ge=1
+    )
+    n_score: int = setting(
+        100, "Activating held-out contexts that it is scored on, and as many non-activating ones.", ge=1
+    )
+    features: tuple[int, ...] = setting((), "Only these features are explained and scored; empty: all.", ge=0)
+    min_contexts: int = setting(
+        20, "Features with fewer activating or non-activating contexts in a split are not scored.", ge=1
+    )
+    n_prompt: int = setting(5, "Examples in one question to the judge.", ge=1)
+    n_control: int = setting(
+        128, "Controls of each kind: raw dimensions, shuffled weights, shuffled activations.", ge=1
+    )
+    bootstrap: int = setting(1000, "Resamples of the studies for each interval.", ge=1)
+    concept_sections: tuple[str, ...] = setting(
+        ("findings",),
+        "A study's score for a concept is taken over the tokens of these sections.",
+        choices=lambda: sorted(set(contexts.SECTION_NAMES.values())),
+    )
+    min_studies: int = setting(
+        10, "Concepts with fewer studies, with or without the concept, in a split are left out.", ge=1
+    )
 
-    @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> "InterpretConfig":
-        """Reads and checks the section.
-
-        Raises:
-          UserError: a field is missing, unknown or out of range.
-        """
-        section = config.interpret.to_dict()
-        names = {field.name for field in dataclasses.fields(cls)} - {"seed"}
-        if section.keys() != names:
-            wrong = sorted(section.keys() ^ names)[0]
-            problem = "is missing" if wrong in names else "is unknown"
-            raise UserError(f"interpret.{wrong} {problem}: see configs/phantom.py for the fields of this section")
-        section["concept_sections"] = tuple(section["concept_sections"])
-        section["features"] = fields.tuple_of(int, "interpret.features", section["features"])
-        cfg = cls(**section, seed=config.seed)
-        if cfg.judge not in JUDGES:
-            raise UserError(f"interpret.judge {cfg.judge!r} does not exist: choose {' or '.join(JUDGES)}")
-        for name in names - {"judge", "concept_sections", "features"}:
-            if getattr(cfg, name) < 1:
-                raise UserError(f"interpret.{name} is {getattr(cfg, name)}, but must be at least 1: change it")
-        if not cfg.context_length <= cfg.block_tokens <= 2**15:
-            raise UserError(
-                f"interpret.block_tokens is {cfg.block_tokens}, but must not be below interpret.context_length "
-                f"or above {2**15}: change it"
-            )
+    def check(self) -> None:
         for name in ("n_explain", "n_score"):
-            count = getattr(cfg, name)
-            if count % selection.N_DECILES or count > min(cfg.n_sample, cfg.n_pool):
+            count = getattr(self, name)
+            if count % selection.N_DECILES or count > N_SAMPLE:
                 raise UserError(
-                    f"interpret.{name} is {count}, but must be a multiple of {selection.N_DECILES} and not above "
-                    "interpret.n_sample or interpret.n_pool: change it"
+                    f"interpret.{name} is {count}, but must be a multiple of {selection.N_DECILES} and at most "
+                    f"{N_SAMPLE}: change it"
                 )
-        if cfg.n_least > min(cfg.n_explain, cfg.n_score):
-            raise UserError("interpret.n_least must not be above interpret.n_explain or interpret.n_score: change it")
-        known = set(contexts.SECTION_NAMES.values())
-        for name in cfg.concept_sections:
-            if name not in known:
-                raise UserError(f"interpret.concept_sections names {name!r}: choose from {', '.join(sorted(known))}")
-        return cfg
+        if self.min_contexts > min(self.n_explain, self.n_score):
+            raise UserError(
+                "interpret.min_contexts must not be above interpret.n_explain or interpret.n_score: change it"
+            )
+        if "detection" not in self.scorers:
+            raise UserError("interpret.scorers leaves out detection, which controls are compared by: add it")

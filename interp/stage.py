@@ -1,26 +1,32 @@
-"""The interpret stage: exemplars, explanations, detection scores and concepts for every feature.
+"""The interpret stage: index, exemplars, explanations, scores, controls, tables.
 
-Each phase leaves a file and judges answer in batches of features, so a killed run goes on where it was.
+Each phase leaves a file, and explanations and scores are saved in batches of features, so that a killed run resumes.
 """
 
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 import numpy as np
+import pyarrow.compute as pc
 
-from interp.config import InterpretConfig
+from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
+from interp.exemplar_batches import ExemplarBatches, Records
 from interp.exemplars import contexts, exemplar_table, index
 from interp.exemplars.corpus import Corpus
-from interp.explainers import llm
-from interp.explainers.judge import Judge, OfflineJudge
+from interp.explainers import EXPLAINERS
+from interp.explainers.evidence import ExplainTask, explain_task, top_tokens
+from interp.explainers.explainer import FEATURE_BATCH, Explainer
+from interp.explainers.language_model import LanguageModel
 from interp.features import concepts, relatives, table
-from interp.judging import Judging
-from interp.scorers import controls, ground_truth
+from interp.features.summary import JudgeOrigin
+from interp.scorers import JUDGES, SCORERS, controls, ground_truth
+from interp.scorers.scorer import Scorer, ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
@@ -31,10 +37,66 @@ from sae.saved import load_sae
 
 # Nearest other features by co-activity, whose contexts are hard to tell from a feature's own.
 _N_NEIGHBOURS = 8
+# Features whose requests are counted for the estimate of a run, and an explanation of usual length in them.
+_N_COUNTED = 32
+_TYPICAL_EXPLANATION = "A pleural effusion that is said to be present, on either side and of any size. " * 3
+# What the explainer is shown comes from the train split; the strongest contexts of the other tell who is never active.
+_TO_EXPLAIN = (pc.field("split") == "train") | (pc.field("kind") == "top")
+_TO_SCORE = pc.field("split") == "held_out"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Interpreters:
+    """Who explains features, and who scores the explanations.
+
+    Attributes:
+      explainer: explains.
+      scorers: scorer of each name in `interpret.scorers`.
+      judge_name: who answers the scorers' questions.
+      versions: names of the prompts or rules of all of them.
+      model: the language model that any of them asks, or None.
+    """
+
+    explainer: Explainer
+    scorers: Mapping[str, Scorer]
+    judge_name: str
+    versions: tuple[str, ...]
+    model: LanguageModel | None
+
+    @classmethod
+    def of(
+        cls, section: InterpretSection, seed: int, open_language_model: Callable[[], LanguageModel]
+    ) -> "_Interpreters":
+        opened: list[LanguageModel] = []
+
+        def open_once() -> LanguageModel:
+            opened[:] = opened or [open_language_model()]
+            return opened[0]
+
+        explainer = EXPLAINERS.get(section.explainer or section.judge)(open_once)
+        judge = JUDGES.get(section.judge)(open_once)
+        scorers = {
+            name: SCORERS.get(name)(
+                judge,
+                min_contexts=section.min_contexts,
+                n_prompt=section.n_prompt,
+                n_bootstrap=section.bootstrap,
+                seed=seed,
+            )
+            for name in section.scorers
+        }
+        versions = tuple(dict.fromkeys((*explainer.versions, *judge.versions)))
+        return cls(explainer, scorers, judge.name, versions, opened[0] if opened else None)
+
+    def origin(self) -> JudgeOrigin:
+        return JudgeOrigin(self.judge_name, " ".join(self.versions), self.model.client.usage() if self.model else {})
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Interprets every feature of `workdir/sae`; see DESIGN for the files in `workdir/interp`.
+    """Interprets every feature of `workdir/sae`.
+
+    Writes into `workdir/interp` the tables features (also as .jsonl), controls, concepts, exemplars and, where the
+    truth of every sentence is known, statements, as .parquet, and summary.json.
 
     Returns:
       What the manifest counts.
@@ -42,15 +104,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: the config is invalid, an input stage is not finished, or there is nothing held out to score on.
     """
-    cfg = InterpretConfig.from_config(config)
-    judge: Judge = OfflineJudge() if cfg.judge == "offline" else llm.from_config(config, Path(workdir))
-    section = {"interpret": config.interpret.to_dict(), "seed": config.seed}
-    if judge.identity:
-        section["judge"] = dict(judge.identity)
-    stage = Stage(Path(workdir), "interp", section, inputs=("model", "activations", "sae"))
-    with contextlib.closing(judge), stage:
+    section, workdir = InterpretSection.of(config), Path(workdir)
+    with contextlib.ExitStack() as stack:
+        interpreters = _Interpreters.of(
+            section,
+            config.seed,
+            lambda: stack.enter_context(contextlib.closing(LanguageModel.open(config, workdir))),
+        )
+        identity: dict[str, Any] = {"interpret": section.deciding(), "seed": config.seed}
+        computing = section.computing()
+        if interpreters.model is not None:
+            judge = interpreters.model.client.section
+            identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
+            computing |= judge.computing()
+        stage = stack.enter_context(
+            Stage(workdir, "interp", identity, inputs=("model", "activations", "sae"), computing=computing)
+        )
         if not stage.finished:
-            _run(cfg, judge, config.studies, Path(workdir), stage.dir)
+            _interpret(section, interpreters, config, workdir, stage.dir)
             stage.finish(_counts(files.read_json(stage.dir / "summary.json")))
             shutil.rmtree(stage.dir / "phases", ignore_errors=True)
         return stage.manifest["counts"]
@@ -62,87 +133,191 @@ def _counts(summary: dict[str, Any]) -> dict[str, Any]:
     return counts | {"concepts": summary["concepts"]["tested"], "concepts_f1_08": summary["concepts"]["f1_08"]}
 
 
-def _run(cfg: InterpretConfig, judge: Judge, studies: ml_collections.ConfigDict, workdir: Path, out: Path) -> None:
-    sae, corpus = load_sae(workdir / "sae"), Corpus.open(workdir, cfg.context_length)
+def _interpret(
+    section: InterpretSection,
+    interpreters: _Interpreters,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    out: Path,
+) -> None:
+    sae, corpus, seed = load_sae(workdir / "sae"), Corpus.open(workdir, section.context_length), config.seed
+    _check(section, sae, corpus, workdir)
+    exemplars = ExemplarBatches(out / "exemplars.parquet", sae.n_features, out / "phases")
+    found = _collect(section, seed, sae, corpus, exemplars)
+    wanted = section.features or range(sae.n_features)
+    _announce(section, interpreters, exemplars, wanted)
+    explained = _explain(section, interpreters.explainer, exemplars, frozenset(wanted))
+    scores = {name: _score(scorer, name, exemplars, explained) for name, scorer in interpreters.scorers.items()}
+    detection = interpreters.scorers["detection"]
+    scores[table.SHUFFLED] = _score(detection, table.SHUFFLED, exemplars, _shuffled(explained, seed))
+    stated = ground_truth.statements(corpus, load_stated(config.studies), section.min_contexts)
+    controlled = _controls(section, interpreters, seed, sae, corpus, found, scores["detection"], stated, exemplars)
+    labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
+    fit = concepts.fit(np.load(exemplars.phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
+    concept_table, left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
+    known = table.statistics(sae, found)
+    known |= table.promoted_tokens(workdir, sae, corpus.store.source["site"])
+    known |= table.detected(labels, fit)
+    tables = {"concepts": concept_table}
+    if stated:
+        known |= table.described(found, stated, section.min_contexts)
+        names = [record["name"] for record in explained]
+        tables["statements"] = ground_truth.table(found, stated, names, section.min_contexts)
+    tables |= table.tables(known, interpreters.origin(), explained, scores, controlled)
+    table.write(out, tables, left_out, interpreters.origin(), section.bootstrap)
+
+
+def _check(section: InterpretSection, sae: Sae, corpus: Corpus, workdir: Path) -> None:
+    """Refuses an autoencoder of other activations, and features that it does not have."""
     if sae.d_model != corpus.store.d_model:
         raise UserError(
             f"{workdir / 'sae'} takes {sae.d_model} dimensions and {workdir / 'activations'} has "
             f"{corpus.store.d_model}: use the autoencoder that was trained on these activations"
         )
-    unknown = [feature for feature in cfg.features if not 0 <= feature < sae.n_features]
+    unknown = [feature for feature in section.features if feature >= sae.n_features]
     if unknown:
         raise UserError(f"interpret.features names {unknown[0]}, but the features are 0 to {sae.n_features - 1}")
-    phases = out / "phases"
-    statistics = _collect(cfg, sae, corpus, out / "exemplars.parquet", phases)
-    labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
-    found = concepts.fit(np.load(phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
-    concept_table, left_out = concepts.table(found, labels, corpus.held_out, cfg.n_least_studies)
-    judging = Judging(cfg, judge, out / "exemplars.parquet", sae.n_features, phases, cfg.features)
-    judging.announce(len(controls.ARMS) * cfg.n_control)
-    explained = judging.explain()
-    scored = judging.score(explained)
-    stated = ground_truth.statements(corpus, load_stated(studies), cfg.n_least)
-    controlled = _judge_controls(cfg, judge, sae, corpus, statistics["train"], scored, stated, phases / "controls")
-    known = table.statistics(sae, statistics)
-    known |= table.promoted_tokens(workdir, sae, corpus.store.source["site"])
-    known |= table.detected(labels, found)
-    tables = {"concepts": concept_table}
-    if stated:
-        known |= table.described(statistics, stated, cfg.n_least)
-        tables["statements"] = ground_truth.table(
-            statistics, stated, [record["label"] for record in explained], cfg.n_least
-        )
-    tables |= table.tables(known, judge, explained, scored, controlled)
-    table.write(out, tables, left_out, judge, cfg.bootstrap)
 
 
-def _judge_controls(
-    cfg: InterpretConfig,
-    judge: Judge,
-    sae: Sae,
-    corpus: Corpus,
-    train: index.SplitIndex,
-    scored: Sequence[Mapping[str, Any]],
-    stated: ground_truth.Statements | None,
-    phases: Path,
-) -> list[dict[str, Any]]:
-    """A record for each feature of the control arms; none if no feature was scored that they could be like."""
-    eligible = np.array([record["feature"] for record in scored if record["score"]])
-    if not len(eligible):
-        return []
-    records: list[dict[str, Any]] = []
-    for number, control in enumerate(controls.build(sae, corpus.store, train, eligible, cfg.n_control, cfg.seed)):
-        own = phases / str(number)
-        path = own / "exemplars.parquet"
-        found = _collect(cfg, control.sae, dataclasses.replace(corpus, store=control.store), path, own)
-        true = table.described(found, stated, cfg.n_least) if stated else {}
-        judging = Judging(cfg, judge, path, control.sae.n_features, own, ())
-        explained = judging.explain()
-        n_active = sum(part.n_tokens.sum(1) for part in found.values())
-        density = n_active / sum(part.total_tokens for part in found.values())
-        records += [
-            {"control": control.arm[i], "direction": control.direction[i], "matched_feature": int(control.matched[i])}
-            | {"density": float(density[i]), "name": said["label"], "explanation": said["text"]}
-            | {"reason": record["reason"], "cost": said["cost"] + record["cost"], "score": record["score"]}
-            | {name: column[i] for name, column in true.items()}
-            for i, (said, record) in enumerate(zip(explained, judging.score(explained, shuffle=False), strict=True))
-        ]
-    return records
-
-
-def _collect(cfg: InterpretConfig, sae: Sae, corpus: Corpus, path: Path, phases: Path) -> dict[str, index.SplitIndex]:
-    """Writes all exemplars to `path` and index.npz and study_peak.npy into `phases`, unless they are there."""
-    if path.is_file():
+def _collect(
+    section: InterpretSection, seed: int, sae: Sae, corpus: Corpus, exemplars: ExemplarBatches
+) -> dict[str, index.SplitIndex]:
+    """Writes the exemplars, and index.npz and study_peak.npy into the phases, unless they are there."""
+    phases = exemplars.phases
+    if exemplars.path.is_file():
         return index.load(phases / "index.npz")
-    sizes = index.IndexConfig(cfg.n_top, cfg.n_sample, cfg.n_pool, cfg.block_tokens, cfg.seed)
-    kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in cfg.concept_sections)
+    sizes = index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, seed)
+    kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
     with files.atomic_path(phases / "study_peak.npy") as temporary:
         # On disk, because it grows with the number of studies.
         peak = files.array_on_disk(temporary, np.float32, (len(corpus.held_out), sae.n_features))
         found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds)
         peak.flush()
     index.save(phases / "index.npz", found)
-    n_activating = {"train": cfg.n_explain, "held_out": cfg.n_score}
+    n_activating = {"train": section.n_explain, "held_out": section.n_score}
     similar, _ = relatives.nearest(relatives.centred_activity(index.pool_activity(found)), _N_NEIGHBOURS)
-    exemplar_table.collect(path, sae, corpus, found, similar, n_activating, cfg.seed, cfg.feature_batch)
+    exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, seed, FEATURE_BATCH)
     return found
+
+
+def _announce(
+    section: InterpretSection, interpreters: _Interpreters, exemplars: ExemplarBatches, wanted: Sequence[int]
+) -> None:
+    """Has the language model, if there is one, say what all features and controls are going to cost."""
+    if interpreters.model is None:
+        return
+    client = interpreters.model.client
+    places = np.unique(np.linspace(0, len(wanted) - 1, _N_COUNTED).astype(int))
+    sample = [range(wanted[place], wanted[place] + 1) for place in places]
+    with client.counting() as count:
+        explained = []  # features
+        for feature, rows in exemplars.read(sample, _TO_EXPLAIN):
+            task = explain_task(feature, rows, section.n_explain, section.min_contexts)
+            if isinstance(task, ExplainTask):
+                explained += [feature for _ in interpreters.explainer.explain([task])]
+        for scorer in (*interpreters.scorers.values(), interpreters.scorers["detection"]):
+            held_out = exemplars.read([range(feature, feature + 1) for feature in explained], _TO_SCORE)
+            for _ in scorer.score(ScoreTask(feature, _TYPICAL_EXPLANATION, rows) for feature, rows in held_out):
+                pass
+    n_controls = len(controls.CONTROLS) * section.n_control
+    client.announce(count, (len(wanted) + n_controls) / len(sample))
+
+
+def _explain(
+    section: InterpretSection, explainer: Explainer, exemplars: ExemplarBatches, wanted: frozenset[int]
+) -> Records:
+    """One record per feature: name, text, cost and top tokens, or the reason why there is no explanation."""
+    nothing = {"name": None, "text": None, "cost": 0.0}
+
+    def explained(batches: Sequence[range]) -> Iterator[dict[str, Any]]:
+        records: deque[dict[str, Any]] = deque()  # of features that were put to the explainer, and of those between
+
+        def tasks() -> Iterator[ExplainTask]:
+            for feature, rows in exemplars.read(batches, _TO_EXPLAIN):
+                task: ExplainTask | str = "not asked for"
+                if feature in wanted:
+                    task = explain_task(feature, rows, section.n_explain, section.min_contexts)
+                reason = task if isinstance(task, str) else None
+                records.append({"feature": feature, "reason": reason, "top_tokens": top_tokens(rows)})
+                if isinstance(task, ExplainTask):
+                    yield task
+
+        for explanation in explainer.explain(tasks()):
+            while records[0]["reason"] is not None:
+                yield records.popleft() | nothing
+            if explanation is None:
+                yield records.popleft() | nothing | {"reason": "the judge gave no explanation"}
+            else:
+                yield records.popleft() | dataclasses.asdict(explanation)
+        for record in records:
+            yield record | nothing
+
+    return exemplars.saved("explanations", "explain", explained)
+
+
+def _score(scorer: Scorer, name: str, exemplars: ExemplarBatches, explained: Records) -> Records:
+    """One record per feature: score and cost, or the reason why there is no score."""
+
+    def scored(batches: Sequence[range]) -> Iterator[dict[str, Any]]:
+        features = [feature for batch in batches for feature in batch]
+
+        def tasks() -> Iterator[ScoreTask]:
+            for feature, rows in exemplars.read(batches, _TO_SCORE):
+                if explained[feature]["text"] is not None:
+                    yield ScoreTask(feature, explained[feature]["text"], rows)
+
+        results = scorer.score(tasks())
+        for feature in features:
+            if explained[feature]["text"] is None:
+                yield {"score": None, "reason": explained[feature]["reason"], "cost": 0.0}
+            else:
+                yield dataclasses.asdict(next(results))
+        assert next(results, None) is None  # also lets it end what it opened
+
+    return exemplars.saved(f"scores/{name}", f"score by {name}", scored)
+
+
+def _shuffled(explained: Records, seed: int) -> Records:
+    """Every explanation moved to another feature."""
+    out = [dict(record) for record in explained]
+    order = np.array([i for i, record in enumerate(explained) if record["text"]], int)
+    order = np.random.default_rng((seed, len(explained))).permutation(order)
+    for i, j in zip(order.tolist(), np.roll(order, 1).tolist(), strict=True):
+        out[i]["text"] = explained[j]["text"]
+    return out
+
+
+def _controls(
+    section: InterpretSection,
+    interpreters: _Interpreters,
+    seed: int,
+    sae: Sae,
+    corpus: Corpus,
+    found: Mapping[str, index.SplitIndex],
+    scored: Records,
+    stated: ground_truth.Statements | None,
+    exemplars: ExemplarBatches,
+) -> Records:
+    """One record per control; none if no feature was scored that they could be like."""
+    eligible = np.array([feature for feature, record in enumerate(scored) if record["score"]])
+    if not len(eligible):
+        return []
+    records: Records = []
+    made = controls.build(sae, corpus.store, found["train"], eligible, section.n_control, seed)
+    for number, control in enumerate(made):
+        folder = exemplars.phases / "controls" / str(number)
+        own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder)
+        activity = _collect(section, seed, control.sae, dataclasses.replace(corpus, store=control.store), own)
+        true = table.described(activity, stated, section.min_contexts) if stated else {}
+        explained = _explain(section, interpreters.explainer, own, frozenset(range(own.n_features)))
+        scores = _score(interpreters.scorers["detection"], "detection", own, explained)
+        n_active = sum(part.n_tokens.sum(1) for part in activity.values())
+        density = n_active / sum(part.total_tokens for part in activity.values())
+        records += [
+            {"control": control.kind[i], "direction": control.direction[i], "matched_feature": int(control.matched[i])}
+            | {"density": float(density[i]), "name": explanation["name"], "explanation": explanation["text"]}
+            | {"reason": result["reason"], "cost": explanation["cost"] + result["cost"], "score": result["score"]}
+            | {name: column[i] for name, column in true.items()}
+            for i, (explanation, result) in enumerate(zip(explained, scores, strict=True))
+        ]
+    return records

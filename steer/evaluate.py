@@ -27,7 +27,7 @@ half of the studies; its rates are those of the other half.
 
 import contextlib
 import dataclasses
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,9 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.explainers import llm
-from interp.explainers.judge import SteerTask
-from interp.llm import requests
+from interp.llm.client import ChatClient
 from maira_jax.errors import UserError
 from maira_jax.reports.changes import cached_parse, compare
 from maira_jax.reports.text import degenerate, edit_distance, repetition, words_of
@@ -47,6 +45,7 @@ from maira_jax.run import files, jsonl
 from maira_jax.run.config import Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
+from steer import comparison
 from steer.config import SteerSection
 from steer.methods.direction import NONE
 from steer.sweep import DIRECTIONS, GENERATIONS, folder
@@ -113,19 +112,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a field of `config.evaluate` is out of range, or the generations cannot be read.
     """
     section, name = EvaluateSection.of(config), SteerSection.of(config).name
-    judge = llm.from_config(config, Path(workdir)) if section.judge == "llm" else None
+    client = ChatClient.open(config, workdir) if section.judge == "llm" else None
     identity: dict[str, Any] = {"evaluate": section.deciding(), "seed": config.seed}
-    if judge:
-        identity["judge"] = {**judge.identity, "prompts": [requests.STEER]}
+    if client:
+        identity["judge"] = client.section.deciding() | {"prompts": [comparison.PROMPT.stem]}
     stage = Stage(workdir, f"{FOLDER}/{name}", identity, inputs=(folder(name),))
-    with contextlib.closing(judge) if judge else contextlib.nullcontext(), stage:
+    with contextlib.closing(client) if client else contextlib.nullcontext(), stage:
         if stage.finished:
             return stage.manifest["counts"]
         path = Path(workdir) / folder(name) / GENERATIONS
         lines = jsonl.read(path, "steer again", required=("study", "direction", "strength", "settings"))
         rows = [_result(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
-        if judge:
-            _ask(judge, rows, lines, files.read_json(path.parent / DIRECTIONS), section.judge_studies)
+        if client:
+            _compare(client, rows, lines, files.read_json(path.parent / DIRECTIONS), section.judge_studies)
         with files.atomic_path(stage.dir / RESULTS) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
         summary = summarise(rows, section.bootstrap, config.seed)
@@ -137,8 +136,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         return counts
 
 
-def _ask(
-    judge: llm.LlmJudge,
+def _compare(
+    client: ChatClient,
     rows: Sequence[dict[str, Any]],
     lines: Sequence[dict[str, Any]],
     directions: Sequence[dict[str, Any]],
@@ -147,17 +146,19 @@ def _ask(
     """Adds a language model's comparisons to the rows of the first `n_studies` studies."""
     known = {direction["key"]: direction["target"] for direction in directions}
     chosen = set(list(dict.fromkeys(row["study"] for row in rows))[:n_studies])
-    asked, tasks = [], []
+    asked, pairs = [], []
     for row, line in zip(rows, lines, strict=True):
         target = known.get(row["direction"])
         explanation = target and (target["explanation"] or target["concept"])
         if row["study"] in chosen and explanation:
             asked.append(row)
-            tasks.append(SteerTask(explanation, line["original"], line["steered"]))
-    judge.announce([[task] for task in tasks], len(tasks))
-    for row, answer in zip(asked, judge.compare(tasks), strict=True):
+            pairs.append(comparison.ReportPair(explanation, line["original"], line["steered"]))
+    with client.counting() as count:
+        deque(comparison.compare(client, pairs), maxlen=0)
+    client.announce(count, 1.0)
+    for row, answer in zip(asked, comparison.compare(client, pairs), strict=True):
         if answer:
-            row |= {f"judge_{name}": value for name, value in dataclasses.asdict(answer).items() if name != "cost"}
+            row |= {f"judge_{name}": value for name, value in answer._asdict().items()}
 
 
 def _harmonic(row: dict[str, Any]) -> float:

@@ -1,7 +1,8 @@
-"""What a judge is shown to explain a feature: exemplars with their sections, marked tokens and strengths."""
+"""What an explainer is shown of a feature: exemplars with their sections, marked tokens and strengths."""
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from maira_jax.inputs.tokens import Kind
 # Tokens above this share of an example's largest activation are marked (delphi's choice).
 MARK_ABOVE = 0.3
 MARK_BEGIN, MARK_END = "<<", ">>"
+_N_TOP_TOKENS = 8
 IMAGE_SECTION = SECTION_NAMES[Kind.IMAGE_LAST]
 # Angle and square brackets of a text: they would look like marks, and like a server's own tokens (<|im_end|>, [INST]).
 _BRACKETS = str.maketrans("<>[]", "‹›()")
@@ -32,11 +34,11 @@ class ImageAt:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A context as a judge sees it.
+    """A context as an explainer sees it.
 
     Attributes:
       section: the part of the study that it comes from.
-      tokens: their texts; a word boundary is a leading space.
+      tokens: the texts of its tokens; a word boundary is a leading space.
       activations: each token's activation as a share of the largest one among the examples shown together.
       image: which image it is a part of, for examples of the image section.
     """
@@ -53,7 +55,7 @@ class Example:
 
     @property
     def strengths(self) -> tuple[int, ...]:
-        """Whole numbers from 0 to 10, one a token; any activation is at least 1."""
+        """Whole numbers from 0 to 10, one per token; any activation is at least 1."""
         return tuple(math.ceil(10 * activation) for activation in self.activations)
 
     @property
@@ -68,7 +70,7 @@ class Example:
 
 
 def marked(section: str, tokens: Sequence[str], strong: Sequence[bool]) -> str:
-    """The line that stands for a context with marks: runs of tokens between << and >>; no other brackets are left."""
+    """The line that shows a context with marks: runs of tokens between << and >>; no other brackets are left."""
     pieces, open_run = [], False
     for token, mark in zip(map(safe, tokens), strong, strict=True):
         if mark and not open_run:
@@ -81,7 +83,7 @@ def marked(section: str, tokens: Sequence[str], strong: Sequence[bool]) -> str:
 
 
 def shown_text(section: str, tokens: Iterable[str]) -> str:
-    """The line that stands for a context in every prompt."""
+    """The line that shows a context in every prompt."""
     return f"{section}: {' '.join(''.join(tokens).split())}"
 
 
@@ -96,7 +98,7 @@ class ExplainTask:
     """One feature to explain.
 
     Attributes:
-      feature: its number.
+      feature: number of the feature.
       activating: contexts from every activation decile.
       others: contexts in which it is silent, of every kind.
     """
@@ -111,11 +113,21 @@ def image_at(row: Mapping[str, Any]) -> ImageAt | None:
     return ImageAt(row["study_id"], row["position"]) if row["section"] == IMAGE_SECTION else None
 
 
-def assemble(feature: int, rows: Iterable[Mapping[str, Any]], n_silent: int) -> ExplainTask:
-    """Builds a task from the exemplar rows of a feature, `n_silent` of them silent; only train rows are used.
+def explain_task(
+    feature: int, rows: Sequence[Mapping[str, Any]], n_explain: int, min_contexts: int
+) -> ExplainTask | str:
+    """The task that explains a feature, or the reason why there is none; only contexts of the train split are shown.
 
     The strongest contexts are left out: they are for readers; explanations made from them are too narrow.
+
+    Args:
+      feature: number of the feature.
+      rows: its exemplars (see `interp.exemplars.exemplar_table.SCHEMA`).
+      n_explain: non-activating contexts that are shown, at most.
+      min_contexts: activating and non-activating contexts that an explanation needs, each.
     """
+    if not any(row["max_activation"] > 0 for row in rows):
+        return "never active"
     shown = [row for row in rows if row["split"] == "train" and row["kind"] != "top"]
     largest = max((row["max_activation"] for row in shown), default=0.0) or 1.0
 
@@ -124,4 +136,18 @@ def assemble(feature: int, rows: Iterable[Mapping[str, Any]], n_silent: int) -> 
         return Example(row["section"], tuple(row["tokens"]), activations, image_at(row))
 
     activating = tuple(example(row) for row in shown if row["kind"] == "decile")
-    return ExplainTask(feature, activating, tuple(map(example, shown_non_activating(shown, n_silent))))
+    others = tuple(map(example, shown_non_activating(shown, n_explain)))
+    if len(activating) < min_contexts:
+        return f"active in fewer than {min_contexts} train contexts"
+    if len(others) < min_contexts:
+        return f"silent in fewer than {min_contexts} of the sampled train contexts"
+    return ExplainTask(feature, activating, others)
+
+
+def top_tokens(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The peak tokens of a feature's train exemplars, by the sum of their activations."""
+    weight: Counter[str] = Counter()
+    for row in rows:
+        if row["split"] == "train" and row["peak"] is not None:
+            weight[row["tokens"][row["peak"]].strip()] += row["max_activation"]
+    return [token for token, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:_N_TOP_TOKENS]]

@@ -19,6 +19,8 @@ from maira_jax.studies.study import Study
 from sae.activations.store import ActivationStore
 
 _KEPT = 256  # encoded images kept in memory
+# Longest side in pixels: what MedGemma takes, and 255 tokens to GPT-4o. Larger images are scaled down, none up.
+SIDE = 448
 
 
 class StudyImages:
@@ -27,11 +29,10 @@ class StudyImages:
     Args:
       studies: the config's `studies` section, the one that the store was harvested from.
       activations: folder of the store.
-      side: longest side of an encoded image in pixels; larger ones are scaled down, none is scaled up.
     """
 
-    def __init__(self, studies: ml_collections.ConfigDict, activations: Path, side: int):
-        self._section, self._activations, self._side = studies, activations, side
+    def __init__(self, studies: ml_collections.ConfigDict, activations: Path):
+        self._section, self._activations = studies, activations
         self.png = functools.lru_cache(maxsize=_KEPT)(self._png)
 
     def _png(self, at: ImageAt) -> bytes:
@@ -52,7 +53,7 @@ class StudyImages:
         name = f"an image of study {at.study_id}"
         grey = stretch(image if isinstance(image, np.ndarray) else read_grey(image), name)
         picture = Image.fromarray(grey)
-        picture.thumbnail((self._side, self._side), Image.Resampling.BICUBIC)
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
         file = io.BytesIO()
         picture.save(file, "PNG")
         return file.getvalue()

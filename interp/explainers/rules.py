@@ -90,7 +90,7 @@ class Rule:
         return "text that " + ", or ".join(map(str, self.terms)) + (f", but without {exceptions}" * bool(exceptions))
 
     @property
-    def label(self) -> str:
+    def name(self) -> str:
         """A short name."""
         if not self.terms:
             return "no rule"

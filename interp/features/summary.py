@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,60 +10,77 @@ import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
 from interp.exemplars.index import EDGES
-from interp.explainers.judge import Judge
 from interp.scorers.statistics import mean_interval
 
 GOOD_SCORE, CHANCE = 0.75, 0.5
 GOOD_F1 = 0.8
 SHUFFLED_EXPLANATIONS = "shuffled explanations"
 _TRUE = ("true_f1", "fact_f1")
+_FAILED = "_n_failed"
 _ENDS = ("", "_random", "_hard")  # of the columns: against all negatives, random ones, hard ones
 
 
+class JudgeOrigin(NamedTuple):
+    """Where explanations and scores come from.
+
+    Attributes:
+      judge: name of the judge.
+      prompt_version: names of the prompts or rules, separated by spaces.
+      usage: what was asked of a language model and spent; empty without one.
+    """
+
+    judge: str
+    prompt_version: str
+    usage: Mapping[str, Any]
+
+
 def summarise(
-    found: Mapping[str, pa.Table], left_out: Mapping[str, str], judge: Judge, n_bootstrap: int
+    found: Mapping[str, pa.Table], left_out: Mapping[str, str], origin: JudgeOrigin, n_bootstrap: int
 ) -> dict[str, Any]:
     """Summarises the tables "features", "controls", "concepts" and, if there is one, "statements".
 
     Every list of scores is given by its count, mean with a 95 % bootstrap interval over features, median, and how many
-    are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control arm; of those,
+    are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control; of those,
     shuffled explanations and shuffled activations know nothing of the text, so that what they score is chance.
     """
     table, controls, concepts = found["features"], found["controls"], found["concepts"].to_pylist()
-    usage = judge.usage()
+    # All scorers but detection, whose columns have other names.
+    others = [name.removesuffix(_FAILED) for name in table.column_names if name.endswith(_FAILED)]
     reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
     detection = _scores(table["detection"])
     names = sorted(set(controls["control"].to_pylist()))
-    arms = {SHUFFLED_EXPLANATIONS: [_scores(table[f"detection_shuffled{end}"]) for end in _ENDS]}
+    by_control = {SHUFFLED_EXPLANATIONS: [_scores(table[f"detection_shuffled{end}"]) for end in _ENDS]}
     true = {}
-    for arm in names:
-        part = controls.filter(pc.equal(controls["control"], arm))
-        arms[arm] = [_scores(part[f"detection{end}"]) for end in _ENDS]
-        true[arm] = {name: _scores(part[name]) for name in _TRUE}
+    for control in names:
+        part = controls.filter(pc.equal(controls["control"], control))
+        by_control[control] = [_scores(part[f"detection{end}"]) for end in _ENDS]
+        true[control] = {name: _scores(part[name]) for name in _TRUE}
     return {
-        "judge": judge.name,
-        "prompt_version": judge.prompt_version,
-        "cost": usage.get("cost", 0.0),
-        "usage": usage,
+        "judge": origin.judge,
+        "prompt_version": origin.prompt_version,
+        "cost": origin.usage.get("cost", 0.0),
+        "usage": dict(origin.usage),
         "features": table.num_rows,
         "alive": int((np.array(table["density"]) > 0).sum()),
         "scored": len(detection),
         "not_scored": dict(sorted(reasons.items())),
-        "examples_failed": sum(n or 0 for name in ("n_failed", "fuzzing_n_failed") for n in table[name].to_pylist()),
+        "examples_failed": sum(
+            n or 0 for name in ("n_failed", *(name + _FAILED for name in others)) for n in table[name].to_pylist()
+        ),
         **{f"detection{end}": _described(_scores(table[f"detection{end}"]), n_bootstrap) for end in _ENDS},
-        "fuzzing": _described(_scores(table["fuzzing"]), n_bootstrap),
+        **{name: _described(_scores(table[name]), n_bootstrap) for name in others},
         "by_decile": _mean_columns(table["by_decile"].to_pylist()),
         "controls": {
-            arm: {
+            control: {
                 f"detection{end}": _described(scores, n_bootstrap)
                 for end, scores in zip(_ENDS, by_negative, strict=True)
             }
-            | {name: _mean(true[arm][name]) for name in _TRUE if arm in true}
-            for arm, by_negative in arms.items()
+            | {name: _mean(true[control][name]) for name in _TRUE if control in true}
+            for control, by_negative in by_control.items()
         },
         "above_controls": {
-            arm: float(detection.mean() - by_negative[0].mean()) if len(detection) and len(by_negative[0]) else None
-            for arm, by_negative in arms.items()
+            control: float(detection.mean() - by_negative[0].mean()) if len(detection) and len(by_negative[0]) else None
+            for control, by_negative in by_control.items()
         },
         "concepts": _found(concepts, "concept") | {"left_out": dict(left_out)},
         "truth": _truth(table, found["statements"]) if "statements" in found else None,

@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
 from interp.exemplars.index import SplitIndex, pool_activity
 from interp.exemplars.selection import NON_ACTIVATING_KINDS
-from interp.explainers.judge import Judge
 from interp.features import logit_lens, relatives
 from interp.features.concepts import ConceptFit, StudyLabels
-from interp.features.summary import summarise
+from interp.features.summary import JudgeOrigin, summarise
 from interp.scorers.ground_truth import Statements, describe
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.inputs.tokens import Kind, Tokenizer
@@ -23,6 +22,7 @@ from maira_jax.run import files
 from sae.autoencoder import Sae
 
 _N_SIMILAR, _N_PROMOTED = 8, 8
+SHUFFLED = "detection_shuffled"  # key of the scores of detection with another feature's explanation
 
 _INTERVAL = pa.list_(pa.float64(), 2)
 
@@ -125,34 +125,43 @@ _MEASURES = {
 }
 
 
+def schema_with(scorers: Sequence[str]) -> pa.Schema:
+    """`SCHEMA` and the columns of scorers that it does not know: score, interval, and counts of examples."""
+    types = {"": pa.float64(), "_interval": _INTERVAL, "_n_examples": pa.int32(), "_n_failed": pa.int32()}
+    own = [(f"{name}{end}", kind) for name in scorers for end, kind in types.items()]
+    return pa.schema([*SCHEMA, *(pa.field(*entry) for entry in own if entry[0] not in SCHEMA.names)])
+
+
 def tables(
     known: Mapping[str, Any],
-    judge: Judge,
+    origin: JudgeOrigin,
     explained: Sequence[Mapping[str, Any]],
-    scored: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Sequence[Mapping[str, Any]]],
     controls: Sequence[Mapping[str, Any]],
 ) -> dict[str, pa.Table]:
     """The tables "features" and "controls".
 
     Args:
       known: columns that need no judge: of `statistics`, `promoted_tokens`, `detected`, and `described` if there are.
-      judge: of the explanations.
-      explained, scored: a record a feature.
-      controls: a record a control.
+      origin: where explanations and scores come from.
+      explained: one record per feature.
+      scores: scorer -> one record per feature; `SHUFFLED` -> those of detection with another feature's explanation.
+      controls: one record per control.
     """
-    unknown = dict.fromkeys(("true_description", "true_f1", "fact_f1"), [None] * len(scored))
+    unknown = dict.fromkeys(("true_description", "true_f1", "fact_f1"), [None] * len(explained))
     columns = {
-        "features": unknown | dict(known) | _judged(judge, explained, scored),
+        "features": unknown | dict(known) | _judged(origin, explained, scores),
         "controls": _control_columns(controls),
     }
+    scorers = [name for name in scores if name not in ("detection", SHUFFLED)]
     return {
         name: pa.Table.from_arrays([pa.array(columns[name][field.name], field.type) for field in schema], schema=schema)
-        for name, schema in (("features", SCHEMA), ("controls", CONTROL_SCHEMA))
+        for name, schema in (("features", schema_with(scorers)), ("controls", CONTROL_SCHEMA))
     }
 
 
 def write(
-    out: Path, found: Mapping[str, pa.Table], left_out: Mapping[str, str], judge: Judge, n_bootstrap: int
+    out: Path, found: Mapping[str, pa.Table], left_out: Mapping[str, str], origin: JudgeOrigin, n_bootstrap: int
 ) -> None:
     """Writes the stage's results into its folder `out`.
 
@@ -161,7 +170,7 @@ def write(
       found: the tables "features", "controls", "concepts" (see `interp.features.concepts`) and, if anybody knows,
         "statements" (see `interp.scorers.ground_truth`).
       left_out: concepts that are not in their table, and why.
-      judge: of the explanations.
+      origin: where explanations and scores come from.
       n_bootstrap: resamples for the intervals of means.
     """
     for name, table in found.items():
@@ -170,7 +179,7 @@ def write(
     with files.atomic_path(out / "features.jsonl") as path, path.open("w") as file:
         for row in found["features"].to_pylist():
             file.write(json.dumps(row) + "\n")
-    files.write_json(out / "summary.json", summarise(found, left_out, judge, n_bootstrap))
+    files.write_json(out / "summary.json", summarise(found, left_out, origin, n_bootstrap))
 
 
 def statistics(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
@@ -234,27 +243,34 @@ def promoted_tokens(workdir: Path, sae: Sae, site: str) -> dict[str, Any]:
 
 
 def _judged(
-    judge: Judge, explained: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]
+    origin: JudgeOrigin, explained: Sequence[Mapping[str, Any]], scores: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    return {
-        "name": [record["label"] for record in explained],
-        "explanation": [record["text"] for record in explained],
-        "explanation_group": [
-            i if i >= 0 else None for i in relatives.near_duplicates([r["text"] for r in explained]).tolist()
-        ],
+    texts = [record["text"] for record in explained]
+    absent = [None] * len(explained)
+    found = {"fuzzing": absent} | {name: [record["score"] for record in records] for name, records in scores.items()}
+    columns = {
+        "name": [record["name"] for record in explained],
+        "explanation": texts,
+        "explanation_group": [i if i >= 0 else None for i in relatives.near_duplicates(texts).tolist()],
         "top_tokens": [record["top_tokens"] for record in explained],
-        "reason": [record["reason"] for record in scored],
-        "judge": [judge.name] * len(scored),
-        "prompt_version": [judge.prompt_version] * len(scored),
-        "cost": [a["cost"] + b["cost"] for a, b in zip(explained, scored, strict=True)],
-        "detection_shuffled": _of([record["control"] for record in scored], "balanced_accuracy"),
-        "detection_shuffled_random": _of([record["control"] for record in scored], "against_random"),
-        "detection_shuffled_hard": _of([record["control"] for record in scored], "against_hard"),
-        "fuzzing": _of([record["fuzz"] for record in scored], "balanced_accuracy"),
-        "fuzzing_interval": _intervals([record["fuzz"] for record in scored], "balanced_accuracy"),
-        "fuzzing_n_examples": _of([record["fuzz"] for record in scored], "n_examples"),
-        "fuzzing_n_failed": _of([record["fuzz"] for record in scored], "n_failed"),
-    } | _score_columns([record["score"] for record in scored])
+        "reason": [record["reason"] for record in scores["detection"]],
+        "judge": [origin.judge] * len(explained),
+        "prompt_version": [origin.prompt_version] * len(explained),
+        "cost": [
+            sum(record["cost"] for record in records) for records in zip(explained, *scores.values(), strict=True)
+        ],
+        "detection_shuffled": _of(found[SHUFFLED], "balanced_accuracy"),
+        "detection_shuffled_random": _of(found[SHUFFLED], "against_random"),
+        "detection_shuffled_hard": _of(found[SHUFFLED], "against_hard"),
+    }
+    for name in found.keys() - {"detection", SHUFFLED}:
+        columns |= {
+            name: _of(found[name], "balanced_accuracy"),
+            f"{name}_interval": _intervals(found[name], "balanced_accuracy"),
+            f"{name}_n_examples": _of(found[name], "n_examples"),
+            f"{name}_n_failed": _of(found[name], "n_failed"),
+        }
+    return columns | _score_columns(found["detection"])
 
 
 def _score_columns(scores: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,20 +23,20 @@ CREATE TABLE IF NOT EXISTS answers (
   PRIMARY KEY (key, attempt)
 );
 CREATE TABLE IF NOT EXISTS batches (
-  id TEXT PRIMARY KEY,          -- the provider's
-  digest TEXT NOT NULL,         -- of the uploaded file
+  id TEXT PRIMARY KEY,          -- as the provider names it
+  digest TEXT NOT NULL,         -- SHA-256 of the uploaded file
   fetched INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
 
 
-class Answer(NamedTuple):
+class CachedAnswer(NamedTuple):
     """What a server answered.
 
     Attributes:
-      text: the message.
-      tokens_in, tokens_out: as the server counted them.
-      cost: US dollars.
+      text: the content of the message.
+      tokens_in, tokens_out: the tokens of the request and of the answer, as the server counted them.
+      cost: what the answer cost in US dollars.
     """
 
     text: str
@@ -46,7 +45,7 @@ class Answer(NamedTuple):
     cost: float
 
 
-class Totals(NamedTuple):
+class CacheTotals(NamedTuple):
     """Sums over all kept answers."""
 
     answers: int
@@ -55,14 +54,14 @@ class Totals(NamedTuple):
     cost: float
 
 
-class Cache:
+class AnswerCache:
     """The answers of one run directory, in a SQLite file.
 
     Every answer is a transaction of its own in a write-ahead log: a killed process loses none that `add` has returned
     from, and a torn last write is dropped when the file is opened again. One process at a time may hold the file.
 
     Args:
-      path: of the file; it and its folder are made.
+      path: the SQLite file; it and its folder are made.
 
     Raises:
       UserError: the file is not readable, or another process holds it.
@@ -85,36 +84,44 @@ class Cache:
             raise UserError(f"{path} is held by another process ({error}): wait until that run has ended") from error
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path} cannot be read ({error}): restore it, or delete it and pay again") from error
-        self.totals = Totals(row[0], int(row[1]), int(row[2]), row[3])
+        self.totals = CacheTotals(row[0], int(row[1]), int(row[2]), row[3])
 
-    def get(self, key: str) -> list[Answer]:
+    def get(self, key: str) -> list[CachedAnswer]:
         """All answers to a request, in the order in which they came."""
         with self._lock:
             rows = self._db.execute(
                 "SELECT answer, tokens_in, tokens_out, cost FROM answers WHERE key = ? ORDER BY attempt", (key,)
             ).fetchall()
-        return [Answer(*row) for row in rows]
+        return [CachedAnswer(*row) for row in rows]
 
-    def add(self, key: str, attempt: int, model: str, request: Mapping[str, Any], answer: Answer) -> None:
+    def add(self, key: str, attempt: int, model: str, prompt: str, data: Any, answer: CachedAnswer) -> None:
         """Keeps an answer; when this returns, it survives the process.
+
+        Args:
+          key: digest of the request.
+          attempt: how many answers to the request there were before.
+          model: the model that answered.
+          prompt: name of the prompt.
+          data: what the prompt was asked about, as JSON can hold it.
+          answer: the answer.
 
         Raises:
           UserError: the disk is full.
         """
-        data = zlib.compress(json.dumps(request["content"]).encode())
-        row = (key, attempt, request["prompt"], model, data, *answer)
+        row = (key, attempt, prompt, model, zlib.compress(json.dumps(data).encode()), *answer)
         self._write("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         n, tokens_in, tokens_out, cost = self.totals
-        self.totals = Totals(n + 1, tokens_in + answer.tokens_in, tokens_out + answer.tokens_out, cost + answer.cost)
+        tokens_in, tokens_out = tokens_in + answer.tokens_in, tokens_out + answer.tokens_out
+        self.totals = CacheTotals(n + 1, tokens_in, tokens_out, cost + answer.cost)
 
     def batches(self, fetched: bool) -> dict[str, str]:
-        """Id -> digest of the batches that were given to the provider, those that were fetched or the others."""
+        """Batch id -> digest of its file, for all batches that were submitted and have been fetched, or have not."""
         with self._lock:
             rows = self._db.execute("SELECT id, digest FROM batches WHERE fetched = ?", (int(fetched),)).fetchall()
         return dict(rows)
 
-    def keep_batch(self, batch_id: str, digest: str, fetched: bool) -> None:
-        """Notes that a batch was given to the provider, or fetched."""
+    def record_batch(self, batch_id: str, digest: str, fetched: bool) -> None:
+        """Records that a batch was submitted to the provider, or fetched."""
         self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (batch_id, digest, int(fetched)))
 
     def close(self) -> None:

@@ -25,9 +25,9 @@ class Endpoint:
     """A server that prompts may be sent to.
 
     Attributes:
-      base_url: as configured, e.g. "http://127.0.0.1:8000/v1".
-      scheme, host, port: of it.
-      addresses: the loopback addresses that it stands for; empty for a remote server that the user has allowed.
+      base_url: the address in the configuration, e.g. "http://127.0.0.1:8000/v1".
+      scheme, host, port: the parts of that address.
+      addresses: the loopback addresses of the host; empty for a remote server that the user has allowed.
     """
 
     base_url: str
@@ -112,9 +112,9 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
     was checked; its name is not looked up again.
 
     Args:
-      endpoint: of `check`.
-      address: of `reach`.
-      connections: how many at a time.
+      endpoint: the only server that may be sent to (see `check`).
+      address: the address at which it answered (see `reach`).
+      connections: how many requests may be under way at a time.
     """
 
     def __init__(self, endpoint: Endpoint, address: str, connections: int):

@@ -1,10 +1,10 @@
-"""Control arms: what is explained and scored like features, to hold the features' scores against.
+"""Controls: what is explained and scored like features, to compare the features' scores with.
 
   raw dimensions        single dimensions of the residual stream, either sign
   shuffled weights      encoder columns with their entries shuffled: directions of the same entries, pointing anywhere
   shuffled activations  encoder columns as they are, on activations that were moved to other tokens
 
-The last knows nothing of the text that it is held against, so that any score above chance is a fault of the scoring.
+The last knows nothing of the text that it is compared with, so that any score above chance is a fault of the scoring.
 The first two read the same activations as the features: what they score is what needs no training.
 
 None has a natural zero, so all are active by rank: above the quantile of their values that makes each one as dense
@@ -22,32 +22,32 @@ from sae.activations.store import TRAIN, ActivationStore
 from sae.autoencoder import Sae
 
 RAW, WEIGHTS, ACTIVATIONS = "raw dimensions", "shuffled weights", "shuffled activations"
-ARMS = (RAW, WEIGHTS, ACTIVATIONS)
+CONTROLS = (RAW, WEIGHTS, ACTIVATIONS)
 # Train tokens that the quantiles are taken over.
 _CALIBRATION = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Controls:
-    """Features of control arms that read the same activations.
+class ControlFeatures:
+    """Controls that read the same activations, as the features of an autoencoder.
 
     Attributes:
-      sae: they, as an autoencoder.
-      store: what they read.
-      arm: of each, one of `ARMS`.
-      matched: int32 [controls], the feature of the autoencoder whose density each one has.
+      sae: the autoencoder.
+      store: the activations that it reads.
+      kind: for each control one of `CONTROLS`.
+      matched: int32 [controls], the feature of the real autoencoder whose density each one has.
       direction: for each the dimension with its sign ("+17"), or "" where it is no dimension.
     """
 
     sae: Sae
     store: ActivationStore
-    arm: tuple[str, ...]
+    kind: tuple[str, ...]
     matched: np.ndarray
     direction: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shifted(ActivationStore):
+class ShiftedStore(ActivationStore):
     """A store in which every token has the activations of the one half a store further on.
 
     What lies together stays together, so that features have the bursts that they have in text; and it is read as fast.
@@ -58,21 +58,21 @@ class Shifted(ActivationStore):
         half, n = self.n_tokens // 2, self.n_tokens
         begin, end = start + half, stop + half
         parts = [(begin % n, end % n)] if begin // n == (end - 1) // n and end % n else [(begin % n, n), (0, end % n)]
-        return np.concatenate([super(Shifted, self).read(*part) for part in parts])
+        return np.concatenate([super(ShiftedStore, self).read(*part) for part in parts])
 
 
 def build(
     sae: Sae, store: ActivationStore, train: SplitIndex, eligible: np.ndarray, count: int, seed: int
-) -> list[Controls]:
-    """Makes `count` controls of each arm, or of raw dimensions as many as there are with their signs.
+) -> list[ControlFeatures]:
+    """Makes `count` controls of each kind, or of raw dimensions at most as many as there are with their signs.
 
     Args:
-      sae: of raw activations.
+      sae: the autoencoder, of activations that are not normalised.
       store: the activations.
       train: the features' activity on the train split.
       eligible: int [n], features to take densities and columns from, at least one.
-      count: controls of each arm.
-      seed: of all draws.
+      count: number of controls of each kind.
+      seed: seed of all draws.
     """
     rng = np.random.default_rng((seed, count))
     signed = rng.permutation(2 * sae.d_model)[:count]
@@ -85,22 +85,22 @@ def build(
     encoder = np.concatenate([raw, rng.permuted(columns[1], axis=0), columns[2]], axis=1)  # [d_model, controls]
     own = np.concatenate(matched).astype(np.int32)
     density = train.n_tokens.sum(1)[own] / train.total_tokens
-    cut = _quantiles(store, encoder, 1 - density, rng)
-    arm = (RAW,) * len(signed) + (WEIGHTS,) * count + (ACTIVATIONS,) * count
+    threshold = _quantiles(store, encoder, 1 - density, rng)
+    kind = (RAW,) * len(signed) + (WEIGHTS,) * count + (ACTIVATIONS,) * count
     direction = names + ("",) * (2 * count)
 
-    def controls(read: ActivationStore, part: slice) -> Controls:
+    def controls(read: ActivationStore, part: slice) -> ControlFeatures:
         params = {
             "W_enc": jnp.asarray(encoder[:, part]),
-            "b_enc": jnp.asarray(-cut[part]),
+            "b_enc": jnp.asarray(-threshold[part]),
             "W_dec": jnp.asarray(encoder[:, part].T),
             "b_dec": jnp.zeros(sae.d_model, jnp.float32),
         }
         made = Sae(params, 0.0, sae.k, (len(own[part]),))
-        return Controls(made, read, arm[part], own[part], direction[part])
+        return ControlFeatures(made, read, kind[part], own[part], direction[part])
 
     first = len(signed) + count
-    return [controls(store, slice(first)), controls(Shifted(**vars(store)), slice(first, None))]
+    return [controls(store, slice(first)), controls(ShiftedStore(**vars(store)), slice(first, None))]
 
 
 def _draw(rng: np.random.Generator, eligible: np.ndarray, count: int) -> np.ndarray:

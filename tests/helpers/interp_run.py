@@ -132,9 +132,8 @@ def _strengths(study: Study, pieces: list[str], kinds: np.ndarray, rng: np.rando
 
 
 def config(**interpret: object) -> ml_collections.ConfigDict:
-    """The phantom's config with small batches, so that there are several."""
+    """The phantom's config with fewer examples, controls and resamples."""
     cfg = phantom_config.get_config()
-    small = {"n_explain": 40, "n_score": 50, "feature_batch": 5, "block_tokens": 512, "n_control": 8, "bootstrap": 200}
-    cfg.interpret.update(small | interpret)
+    cfg.interpret.update({"n_explain": 40, "n_score": 50, "n_control": 8, "bootstrap": 200} | interpret)
     cfg.studies.update({"n": 240, "seed": 0})
     return cfg

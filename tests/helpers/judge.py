@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 import urllib.request
-from pathlib import Path
 
 from configs import phantom as phantom_config
-from interp.explainers import llm
 from interp.explainers.evidence import Example, ExplainTask
-from interp.explainers.judge import DetectTask
-from interp.llm.client import ClientConfig
-from interp.scorers import detection
+from interp.explainers.language_model import LanguageModel
+from interp.explainers.llm import LlmExplainer
+from interp.llm.client import ChatClient
+from interp.scorers.detection import DetectionScorer
+from interp.scorers.judge import Question
+from interp.scorers.llm_judge import LlmJudge
+from interp.scorers.scorer import ScoreTask
 from tests.helpers.paths import ROOT
 
 # Words that a feature's examples have in common; each feature has one, made of these.
@@ -57,17 +59,22 @@ def judge_config(url, **judge):
     """The phantom's configuration with a language model as its judge."""
     config = phantom_config.get_config()
     config.interpret.judge = "llm"
-    config.judge.update({"base_url": url, "model": "rule", "concurrency": 200, "timeout": 20.0} | judge)
+    config.judge.update({"base_url": url, "model": "rule", "concurrency": 200} | judge)
     return config
 
 
-def make_judge(url, workdir, **judge):
-    return llm.from_config(judge_config(url, **judge), Path(workdir))
+def make_client(url, workdir, **judge):
+    return ChatClient.open(judge_config(url, **judge), workdir)
 
 
-def client_config(url, **fields):
-    section = judge_config(url, **fields).judge.to_dict()
-    return ClientConfig(**{name: section[name] for name in ClientConfig.__dataclass_fields__})
+def no_image(at):
+    raise AssertionError(f"{at} was read")
+
+
+def interpreters(client, n_images=0, read_image=no_image):
+    """The explainer and the judge that ask a client."""
+    model = LanguageModel(client, n_images, read_image)
+    return LlmExplainer(lambda: model), LlmJudge(lambda: model)
 
 
 def word(feature):
@@ -99,20 +106,45 @@ def rows(feature, n=10):
     return kept
 
 
+def exemplar_rows(split, n=20, n_random=None):
+    """Exemplars of a feature: three of the strongest, `n` from all deciles, and as many random ones."""
+    return [
+        {
+            "split": split, "kind": kind, "decile": i % 10 if kind == "decile" else None, "section": "findings",
+            "tokens": [f" {split}", f" {kind}", f" {i}"], "activations": [0.0, 1.0 * (kind != "random"), 0.0],
+            "study_id": f"s{i}", "position": i, "max_activation": 1.0 * (kind != "random"), "peak": 1,
+        }
+        for kind, count in (("top", 3), ("decile", n), ("random", n if n_random is None else n_random))
+        for i in range(count)
+    ]  # fmt: skip
+
+
 def study(url, workdir, n, **judge):
-    """Explains `n` features and scores each on ten examples: three requests a feature.
+    """Explains `n` features and scores each on ten examples: three requests for each feature.
 
     Returns:
       The scores, None for a feature without explanation.
     """
-    asked = make_judge(url, workdir, **judge)
-    asked.prepare("explain", lambda: ([explain_task(feature)] for feature in range(n)), n)
-    texts = [answer.text for answer in asked.explain([explain_task(feature) for feature in range(n)])]
-    sets = [detection.detection_set(feature, rows(feature, 5), 5, 0) for feature in range(n)]
-    asked.prepare("score", lambda: (examples.tasks(texts[examples.feature], 5) for examples in sets), n)
-    return [score for score, _ in detection.run(asked, sets, texts, 5, 100, 0)]
+    client = make_client(url, workdir, **judge)
+    explainer, llm_judge = interpreters(client)
+    texts = [answer.text for answer in explainer.explain(explain_task(feature) for feature in range(n))]
+    scorer = DetectionScorer(llm_judge, min_contexts=5, n_prompt=5, n_bootstrap=100, seed=0)
+    tasks = (ScoreTask(feature, texts[feature], rows(feature, 5)) for feature in range(n))
+    scores = [result.score for result in scorer.score(tasks)]
+    client.close()
+    return scores
 
 
-def detect_tasks(n, text="tube"):
-    """Tasks that are told apart by their number; the server answers wrongly where `text` asks for it."""
-    return [DetectTask(TUBE, (f"findings: A {text} {i}.", f"findings: Clear {i}.")) for i in range(n)]
+def detect_questions(n, text="tube"):
+    """Questions that differ by a number; the server answers wrongly where `text` asks for it."""
+    return [Question(TUBE, (f"findings: A {text} {i}.", f"findings: Clear {i}.")) for i in range(n)]
+
+
+def detect(client, questions):
+    """The verdicts of the judge that asks a client."""
+    return list(interpreters(client)[1].detect(questions))
+
+
+def explain(client, tasks):
+    """The explanations of the explainer that asks a client."""
+    return list(interpreters(client)[0].explain(tasks))

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from interp import stage
-from interp.explainers.judge import OfflineJudge
+from interp.explainers import explainer
+from interp.explainers.offline import PREFIX
 from interp.explainers.rules import Rule
 from interp.scorers import controls
 from maira_jax.checkpoint.store import load_unembedding
@@ -22,6 +23,7 @@ from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 from tests.helpers.interp_run import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
 from tests.helpers.judge import serve
+from tests.helpers.paths import ROOT
 
 RESULTS = (
     "controls.parquet",
@@ -32,6 +34,14 @@ RESULTS = (
     "exemplars.parquet",
     "summary.json",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    """So that there are several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explainer, "FEATURE_BATCH", 5)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +79,8 @@ def test_explanations_are_rules_that_name_the_offline_judge(features):
     for row in features:
         assert row["judge"] == "offline judge (no language model)"
         if row["explanation"] is not None:
-            assert row["explanation"].startswith(OfflineJudge.prefix)
-            assert Rule.parse(row["explanation"].removeprefix(OfflineJudge.prefix)).label == row["name"]
+            assert row["explanation"].startswith(PREFIX)
+            assert Rule.parse(row["explanation"].removeprefix(PREFIX)).name == row["name"]
 
 
 def test_features_that_cannot_be_scored_say_why(features, finished):
@@ -94,7 +104,7 @@ def test_shuffled_explanations_score_near_chance(features):
 
 def test_control_arms_are_scored_like_features(finished, features):
     rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
-    assert [row["control"] for row in rows] == [arm for arm in controls.ARMS for _ in range(8)]
+    assert [row["control"] for row in rows] == [arm for arm in controls.CONTROLS for _ in range(8)]
     scored = {row["feature"]: row for row in features if row["detection"] is not None}
     for row in rows:
         assert (row["direction"] != "") == (row["control"] == "raw dimensions")
@@ -102,7 +112,7 @@ def test_control_arms_are_scored_like_features(finished, features):
         assert row["density"] == pytest.approx(scored[row["matched_feature"]]["density"], rel=0.25)
         assert (row["detection"] is None) != (row["reason"] is None)
     summary = files.read_json(finished[0] / "interp" / "summary.json")
-    for arm in controls.ARMS:
+    for arm in controls.CONTROLS:
         detection = [row["detection"] for row in rows if row["control"] == arm and row["detection"] is not None]
         found = summary["controls"][arm]["detection"]
         assert found["scored"] == len(detection) > 0 and found["mean"] == pytest.approx(np.mean(detection))
@@ -114,7 +124,7 @@ def test_control_arms_are_scored_like_features(finished, features):
 def test_activations_of_other_tokens_are_as_dense_and_say_nothing(finished):
     """Eight of them: the standard error of their mean is about 0.03."""
     store = ActivationStore.open(finished[0] / "activations")
-    shifted, n = controls.Shifted(**vars(store)), store.n_tokens
+    shifted, n = controls.ShiftedStore(**vars(store)), store.n_tokens
     rows = np.roll(store.read(0, n), -(n // 2), axis=0)
     for start, stop in ((0, 5), (n // 2 - 3, n - n // 2 + 3), (n - 4, n), (0, n), (n - n // 2 - 2, n - n // 2)):
         np.testing.assert_array_equal(shifted.read(start, stop), rows[start:stop])
@@ -200,25 +210,12 @@ def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp
     """SIGKILL after the exemplars, after a batch of explanations and after a batch of scores."""
     workdir = tmp_path / "run"
     shutil.copytree(inputs, workdir)
-    kill = (
-        "import os, signal, sys, pathlib\n"
-        "from interp import stage as interpret\n"
-        "from maira_jax.run import files\n"
-        "from tests.helpers.interp_run import config\n"
-        "write = files.write_json\n"
-        "def dying(path, value):\n"
-        "    write(path, value)\n"
-        "    if path.parent.name == sys.argv[2]: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "files.write_json = dying\n"
-        "if sys.argv[2] == 'exemplars':\n"
-        "    interpret.Judging.explain = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "interpret.run(config(), pathlib.Path(sys.argv[1]))\n"
-    )
-    for where in ("exemplars", "explanations", "scores"):
-        done = subprocess.run([sys.executable, "-c", kill, str(workdir), where], capture_output=True, check=False)
+    for where in ("exemplars", "explanations", "detection"):
+        command = [sys.executable, "-m", "tests.helpers.killed_interpret", str(workdir), where]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     exemplars = workdir / "interp" / "exemplars.parquet"
-    assert len(list((workdir / "interp" / "phases" / "scores").iterdir())) == 1
+    assert len(list((workdir / "interp" / "phases" / "scores" / "detection").iterdir())) == 1
     changed = exemplars.stat().st_mtime_ns
     stage.run(config(), workdir)
     assert exemplars.stat().st_mtime_ns == changed  # not made again
@@ -228,13 +225,14 @@ def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp
 
 def test_wrong_configs_are_refused_in_one_sentence(inputs, tmp_path):
     for change, message in (
-        ({"judge": "gpt"}, "interpret.judge 'gpt' does not exist: choose offline or llm"),
+        ({"judge": "gpt"}, "interpret.judge is 'gpt': choose from llm, offline"),
+        ({"scorers": ("detection", "toy")}, "interpret.scorers is 'toy': choose from detection, fuzzing"),
+        ({"scorers": ("fuzzing",)}, "interpret.scorers leaves out detection"),
         ({"n_explain": 45}, "interpret.n_explain is 45, but must be a multiple of 10"),
         ({"n_score": 1000}, "interpret.n_score is 1000"),
-        ({"concept_sections": ("finding",)}, "interpret.concept_sections names 'finding'"),
-        ({"n_pool": 0}, "interpret.n_pool is 0"),
-        ({"block_tokens": 8}, "interpret.block_tokens is 8, but must not be below"),
-        ({"n_least": 60}, "interpret.n_least must not be above"),
+        ({"concept_sections": ("finding",)}, "interpret.concept_sections is 'finding'"),
+        ({"n_top": 0}, "interpret.n_top is 0, but must be at least 1"),
+        ({"min_contexts": 60}, "interpret.min_contexts must not be above"),
     ):
         with pytest.raises(UserError, match=message):
             stage.run(config(**change), inputs)

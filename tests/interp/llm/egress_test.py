@@ -9,11 +9,11 @@ import httpx2
 import pytest
 
 from interp import stage
-from interp.explainers.judge import DetectTask
 from interp.llm import egress
+from interp.scorers.judge import Question
 from maira_jax.errors import UserError
 from tests.helpers.interp_run import config, make_workdir
-from tests.helpers.judge import explain_task, make_judge, serve
+from tests.helpers.judge import detect, explain, explain_task, make_client, serve
 
 EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
 _network: list[tuple[str, tuple]] | None = None
@@ -92,8 +92,8 @@ def test_only_the_checked_address_is_connected_to(tmp_path, network, monkeypatch
         for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
         network.clear()
-        judge = make_judge(server.url.replace("127.0.0.1", "localhost"), tmp_path)
-        assert judge.explain([explain_task(0), explain_task(1)])[1].label
+        client = make_client(server.url.replace("127.0.0.1", "localhost"), tmp_path)
+        assert explain(client, [explain_task(0), explain_task(1)])[1].name
         touched = {arguments[1][:2] for event, arguments in network if event == "socket.connect"}
         looked_up = {arguments[0] for event, arguments in network if event == "socket.getaddrinfo"}
         assert ("127.0.0.1", server.port) in touched
@@ -107,7 +107,7 @@ def test_a_redirect_is_not_followed(tmp_path):
     with serve() as other, serve() as server:
         server.control(redirect=f"{other.url}/chat/completions")
         with pytest.raises(UserError, match=r"redirects \(HTTP 307\), which is not followed"):
-            make_judge(server.url, tmp_path).explain([explain_task(0)])
+            explain(make_client(server.url, tmp_path), [explain_task(0)])
         assert other.record()["outcomes"] == {"connections": 2} and other.record()["requests"] == 0
 
 
@@ -131,7 +131,7 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(UserError, match=rf"no server can be reached at http://127.0.0.1:{port}/v1 \(.*\): start it"):
-        make_judge(f"http://127.0.0.1:{port}/v1", tmp_path).explain([explain_task(0)])
+        explain(make_client(f"http://127.0.0.1:{port}/v1", tmp_path), [explain_task(0)])
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch, capfd, caplog):
@@ -146,7 +146,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch, capf
         assert {headers["authorization"] for headers in server.record()["headers"]} == {f"Bearer {secret}"}
         monkeypatch.setenv("OPENAI_API_KEY", f"{secret}-wrong")
         with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY") as error:
-            make_judge(server.url, tmp_path / "other").detect([DetectTask("x", ("findings: A.",))])
+            detect(make_client(server.url, tmp_path / "other"), [Question("x", ("findings: A.",))])
     assert secret not in str(error.value)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"answers.sqlite", "manifest.json", "features.parquet", "summary.json"} <= {path.name for path in written}

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 
-from tests.helpers.judge import ROOT, serve, study
+from tests.helpers.judge import serve, study
+from tests.helpers.paths import ROOT
 
 N_FEATURES = 16384 if os.environ.get("FULL_SCALE") else 300
 N_REQUESTS = 3 * N_FEATURES
@@ -23,18 +24,10 @@ SLOW = {"latency_s": 0.02, "slow": 0.02, "slow_s": 0.5}
 @contextlib.contextmanager
 def run_study(server, workdir):
     """A study in a process of its own, which does not outlive the block."""
-    code = (
-        "import dataclasses, json, pathlib, sys\n"
-        "from tests.helpers.judge import study\n"
-        "url, workdir, n, concurrency = sys.argv[1:]\n"
-        "scores = study(url, workdir, int(n), concurrency=int(concurrency), timeout=300.0)\n"
-        "text = json.dumps([dataclasses.asdict(score) for score in scores])\n"
-        "pathlib.Path(workdir, 'scores.json').write_text(text)\n"
-    )
-    arguments = [server.url, str(workdir), str(N_FEATURES), str(CONCURRENCY)]
+    command = [sys.executable, "-m", "tests.helpers.judged_study", server.url, str(workdir), str(N_FEATURES)]
     with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [*command, str(CONCURRENCY)],
+        cwd=ROOT,
         stderr=None if os.environ.get("FULL_SCALE") else subprocess.PIPE,
     ) as process:
         try:

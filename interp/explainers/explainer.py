@@ -1,0 +1,71 @@
+"""What an explainer is: it says in words what makes a feature active, from the contexts it is active and silent in.
+
+    @EXPLAINERS.register("mine")
+    class MyExplainer:
+        name, versions = "my explainer", ("mine-1",)
+
+        def __init__(self, open_language_model: OpenLanguageModel):
+            ...
+
+        def explain(self, tasks: Iterable[ExplainTask]) -> Iterator[Explanation | None]:
+            ...
+
+A configuration file may import such a file; `interpret.explainer` names the explainer.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeAlias
+
+from interp.explainers.evidence import ExplainTask
+from interp.explainers.language_model import LanguageModel
+from maira_jax.run.registry import Registry
+
+# Features that are explained together and whose results are saved together: the offline search breaks some ties by what
+# it searches at a time, so that a resumed run has to search the same features together.
+FEATURE_BATCH = 256
+
+OpenLanguageModel: TypeAlias = Callable[[], LanguageModel]
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What makes a feature active.
+
+    Attributes:
+      name: a few words.
+      text: the explanation; scoring sees nothing else.
+      cost: what it cost in US dollars.
+    """
+
+    name: str
+    text: str
+    cost: float = 0.0
+
+
+class Explainer(Protocol):
+    """Explains features.
+
+    Attributes:
+      name: who explains, for the record.
+      versions: names of the prompts or rules that it works by.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def versions(self) -> tuple[str, ...]: ...
+
+    def explain(self, tasks: Iterable[ExplainTask]) -> Iterator[Explanation | None]:
+        """An explanation for each task, in their order; None where none could be had.
+
+        Args:
+          tasks: one task for each feature, in the order of the features.
+
+        Raises:
+          UserError: the work cannot go on.
+        """
+
+
+EXPLAINERS: Registry[Callable[[OpenLanguageModel], Explainer]] = Registry("interpret.explainer")

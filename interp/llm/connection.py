@@ -1,0 +1,64 @@
+"""The connection to the server, and which of its refusals end the work."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+import httpx2
+import openai
+
+from interp.llm import egress
+from interp.llm.section import JudgeSection
+from maira_jax.errors import UserError
+
+KEY = "OPENAI_API_KEY"
+TRANSIENT = (408, 409, 429)  # refusals that the openai library tries again, as it does those from 500 on
+NO_SCHEMA = (400, 422, 501)  # what servers answer that cannot hold answers to a schema
+_NO_QUOTA = "insufficient_quota"
+_TIMEOUT_S = 120.0  # of one try: several minutes' worth of tokens at the concurrency that servers bear
+
+
+@contextlib.asynccontextmanager
+async def connect(section: JudgeSection, endpoint: egress.Endpoint) -> AsyncIterator[openai.AsyncOpenAI]:
+    """A connection to one server, and to nothing else. Requests that fail for a time are sent again, with back-off.
+
+    Raises:
+      UserError: nobody listens there.
+    """
+    address = await egress.reach(endpoint)
+    http = openai.DefaultAsyncHttpxClient(
+        transport=egress.GuardedTransport(endpoint, address, section.concurrency),
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx2.Timeout(_TIMEOUT_S, pool=None),
+        event_hooks={"response": [_forbid_useless_retries]},
+    )
+    # A key is asked for even by servers that need none.
+    key = os.environ.get(KEY) or "none"
+    async with openai.AsyncOpenAI(
+        base_url=section.base_url, api_key=key, max_retries=section.attempts - 1, http_client=http
+    ) as server:
+        yield server
+
+
+async def _forbid_useless_retries(response: httpx2.Response) -> None:
+    """Tells the library not to repeat two refusals that look transient: a spent quota, and a schema not implemented."""
+    useless = response.status_code == 501
+    if response.status_code == 429:
+        useless = _NO_QUOTA.encode() in await response.aread()
+    if useless:
+        response.headers["x-should-retry"] = "false"
+
+
+def fatal(error: openai.APIStatusError, section: JudgeSection) -> UserError | None:
+    """The end of the work, if no other request could fare better than the refused one."""
+    status, where = error.status_code, f"the server at {section.base_url}"
+    if status in (401, 403):
+        return UserError(f"{where} refuses the key (HTTP {status}): set the environment variable {KEY}")
+    if status == 404:
+        return UserError(f"{where} does not know its path or the model {section.model!r} (HTTP 404): correct them")
+    if status < 400:
+        return UserError(f"{where} redirects (HTTP {status}), which is not followed: correct judge.base_url")
+    if error.code == _NO_QUOTA:
+        return UserError(f"{where} says that the quota is used up: all answers are kept, run again when there is more")
+    return None

@@ -1,0 +1,34 @@
+"""Runs the interpret stage in small batches and kills it: `python -m tests.helpers.killed_interpret WORKDIR WHERE`.
+
+WHERE is "exemplars" (killed once they are written) or the folder of the results after whose first batch it is killed.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from interp import stage
+from interp.explainers import explainer
+from maira_jax.run import files
+from tests.helpers.interp_run import config
+
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    workdir, where = sys.argv[1:]
+    write_json = files.write_json
+
+    def write_and_die(path, value):
+        write_json(path, value)
+        if path.parent.name == where:
+            kill()
+
+    files.write_json = write_and_die
+    explainer.FEATURE_BATCH = 5
+    if where == "exemplars":
+        stage._explain = kill
+    stage.run(config(), Path(workdir))

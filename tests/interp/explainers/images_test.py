@@ -1,0 +1,43 @@
+"""X-rays of examples: found by their tokens, and scaled down."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from interp.explainers import images as images_module
+from interp.explainers.evidence import ImageAt
+from interp.explainers.images import StudyImages
+from maira_jax.errors import UserError
+from maira_jax.inputs.prompt import study_images
+from maira_jax.inputs.tokens import Kind
+from maira_jax.studies.readers import phantom
+from sae.activations.store import ActivationStore
+from tests.helpers.interp_run import config, make_workdir
+
+
+def test_images_are_found_by_the_position_of_their_tokens(tmp_path, monkeypatch):
+    workdir = make_workdir(tmp_path, 6)
+    cfg = config()
+    cfg.studies.update({"n": 6, "seed": 0, "size": 8})
+
+    def read(at, side):
+        monkeypatch.setattr(images_module, "SIDE", side)
+        png = StudyImages(cfg.studies, workdir / "activations").png(at)
+        return np.asarray(Image.open(io.BytesIO(png)))
+
+    tokens = ActivationStore.open(workdir / "activations").tokens.to_pylist()
+    studies, seen = phantom.studies(0, 6, seed=0, size=8), []
+    for i, study in enumerate(studies):
+        last = [row["position"] for row in tokens if row["study"] == i and row["kind"] == Kind.IMAGE_LAST]
+        assert len(last) == len(study_images(study))
+        for position, image in zip(last, study_images(study), strict=True):
+            assert read(ImageAt(study.study_id, position), 6).shape == (6, 6)
+            stretched = read(ImageAt(study.study_id, position - 1), 100)
+            assert np.corrcoef(stretched.ravel(), np.asarray(image).ravel())[0, 1] > 0.999
+            seen.append(len(last))
+    assert 2 in seen and 1 in seen
+    cfg.studies.seed = 5
+    with pytest.raises(UserError, match="use the studies that the activations were harvested from"):
+        read(ImageAt(studies[0].study_id, 3), 6)
