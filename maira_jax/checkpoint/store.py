@@ -32,11 +32,13 @@ _PARAMS = "params"
 _UNFINISHED = "params.unfinished"
 _WRITTEN = "written.json"
 _ARRAYS = "state"  # where orbax puts the arrays of a checkpoint, a folder each
+# A chunk of zeros is written too, so that a missing one is damage.
+_DRIVER = {"driver": "zarr3", "store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
 _IN_FLIGHT = 1 << 29  # bytes that may wait to be written
 
 
 def _context() -> ocp.Context:
-    """One uncompressed zarr array a parameter: weights do not compress, and nothing is kept back in memory."""
+    """One uncompressed zarr array per parameter: weights do not compress, and nothing is kept back in memory."""
     context = ocp.Context()
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False
@@ -76,7 +78,7 @@ class CheckpointWriter:
         self._pending: deque[tuple[ts.WriteFutures, int]] = deque()
         self._bytes = 0
         resumed = (self._path / _WRITTEN).is_file()
-        if resumed:
+        if resumed:  # the files stay cut as they are, even for another mesh
             opened = {path: _open(self._path, path) for path in maira2.parameter_specs(cfg)}
         else:
             self.discard()
@@ -206,7 +208,7 @@ def load_unembedding(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _open(params: Path, path: ParameterPath) -> ts.Future[ts.TensorStore]:
-    return ts.open({"driver": "zarr3", "fill_missing_data_reads": False} | _kvstore(params, path), open=True)
+    return ts.open(_DRIVER | _kvstore(params, path), open=True)
 
 
 def _result(params: Path, future: ts.Future[Any]) -> Any:
@@ -236,7 +238,7 @@ def _specs(cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, int]) -> dict[Pa
             },
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         }
-        specs[path] = {"driver": "zarr3", "metadata": metadata, "store_data_equal_to_fill_value": True}
+        specs[path] = _DRIVER | {"metadata": metadata}
     return specs
 
 
