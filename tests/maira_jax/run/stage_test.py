@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.run import fields, files
+from maira_jax.run import files
 from maira_jax.run.stage import Stage
 
 
@@ -39,13 +39,6 @@ def test_what_is_not_finite_is_refused_by_field(tmp_path, section):
     with pytest.raises(UserError, match=r"sae\.l1 is (nan|inf)"):
         finish(tmp_path, "sae", section)
     assert not (tmp_path / "sae").exists()
-
-
-def test_members_of_a_tuple_are_of_its_kind():
-    assert fields.tuple_of(float, "steer.strengths", [1, 0.5]) == (1, 0.5)
-    for kind, value in ((int, 1.5), (int, "1"), (int, True), (float, "a"), (float, (1,)), (str, 5)):
-        with pytest.raises(UserError, match=r"a\.b holds .* which is not"):
-            fields.tuple_of(kind, "a.b", [value])
 
 
 def test_another_input_is_refused(tmp_path):
