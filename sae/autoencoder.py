@@ -21,12 +21,12 @@ class Sae:
 
     Attributes:
       params: the four arrays, float32.
-      threshold: features above it are kept; negative keeps every positive one. Imported ones may have one a feature,
-        float32 [n_features].
-      k: the mean number of kept features a token that it was trained for.
+      threshold: features above it are kept; a negative one keeps every positive feature. Imported autoencoders may
+        have one threshold per feature, float32 [n_features].
+      k: the mean number of kept features per token that it was trained for.
       group_sizes: features of each nested group, in feature order.
       meta: where it comes from: site, checkpoint, normalisation factor, training config.
-      per_token: of the features above the threshold, only the k largest of each token are kept.
+      per_token: of the features above the threshold, only the k largest of each token are kept; see `top_k`.
     """
 
     params: Params
@@ -48,7 +48,7 @@ class Sae:
 
     @property
     def top_k(self) -> int | None:
-        """How many features of a token are kept at most; None: all that are above the threshold."""
+        """The maximum number of kept features of a token; None: all that are above the threshold."""
         return self.k if self.per_token else None
 
     def encode(self, x: jax.Array) -> jax.Array:
@@ -69,7 +69,7 @@ def unit_rows(w_dec: jax.Array) -> jax.Array:
 def init(key: jax.Array, d_model: int, n_features: int, b_dec: jax.Array) -> Params:
     """Random unit decoder rows, the encoder their transpose, `b_dec [d_model]` as given.
 
-    Uniform entries: Kaiming-uniform rows, the bound of which the normalisation takes away.
+    Entries are uniform: Kaiming-uniform rows, whose bound the normalisation removes.
     """
     w_dec = unit_rows(jax.random.uniform(key, (n_features, d_model), jnp.float32, -1.0, 1.0))
     return {
@@ -85,28 +85,30 @@ def pre_activations(params: Params, x: jax.Array) -> jax.Array:
     return (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
 
 
+@jax.named_scope("encode")
 def encode(
     params: Params, x: jax.Array, threshold: float | np.ndarray | jax.Array, top_k: int | None = None
 ) -> jax.Array:
     """Positive pre-activations above `threshold`, `[..., d_model] -> [..., n_features]`.
 
-    `threshold` is one number or one a feature; with `top_k`, only so many of each token are kept, the largest.
+    `threshold` is one number or one per feature; with `top_k`, at most that many of each token are kept, the largest.
     """
-    z = jax.nn.relu(pre_activations(params, x))
-    z = jnp.where(z > threshold, z, 0.0)
+    z = jax.nn.relu(pre_activations(params, x))  # [..., F]
+    z = jnp.where(z > threshold, z, 0.0)  # [..., F]
     if top_k is None:
         return z
-    values, indices = jax.lax.top_k(z, top_k)
+    values, indices = jax.lax.top_k(z, top_k)  # [..., top_k]
     return jnp.put_along_axis(jnp.zeros_like(z), indices, values, axis=-1, inplace=False)
 
 
+@jax.named_scope("decode")
 def decode(params: Params, f: jax.Array) -> jax.Array:
     """`f W_dec + b_dec`, `[..., n_features] -> [..., d_model]`."""
     return f @ params["W_dec"] + params["b_dec"]
 
 
 def geometric_median(points: jax.Array, iterations: int = 100, tolerance: float = 1e-5) -> jax.Array:
-    """The point with the least summed distance to `points [n, d]`, by Weiszfeld's iteration from the mean.
+    """The point with the smallest summed distance to `points [n, d]`, by Weiszfeld's iteration from the mean. [d]
 
     Stops when a step is shorter than `tolerance`. A point that equals the guess counts with a very large but
     finite weight.
@@ -118,8 +120,8 @@ def geometric_median(points: jax.Array, iterations: int = 100, tolerance: float 
 
     def improve(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         guess, _, i = carry
-        weights = 1.0 / jnp.maximum(jnp.linalg.norm(points - guess, axis=1), 1e-12)
-        better = (weights / weights.sum()) @ points
+        weights = 1.0 / jnp.maximum(jnp.linalg.norm(points - guess, axis=1), 1e-12)  # [n]
+        better = (weights / weights.sum()) @ points  # [d]
         return better, jnp.linalg.norm(better - guess), i + 1
 
     start = (points.mean(0), jnp.array(jnp.inf, points.dtype), jnp.array(0))

@@ -47,7 +47,7 @@ def unstripe(x: jax.Array, n: int, axis: int = 0) -> jax.Array:
 def _swap(x: jax.Array, split: tuple[int, int], axis: int) -> jax.Array:
     if 1 in split:
         return x
-    parts = x.reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :])
+    parts = x.reshape(*x.shape[:axis], *split, *x.shape[axis + 1 :])  # [..., *split, ...]
     return parts.swapaxes(axis, axis + 1).reshape(x.shape)
 
 

@@ -1,8 +1,8 @@
-"""Products with matrices of few entries, which one CPU multiplies far faster than whole ones.
+"""Sparse products of the kept entries of a batch, which one CPU multiplies far faster than whole matrices.
 
-A batch keeps k of thousands of features a token. What follows the choice then costs about as many operations as
+A batch keeps k of thousands of features per token. What follows the selection then costs about as many operations as
 there are kept entries: jaxlib multiplies a compressed matrix (`jax.experimental.sparse.BCSR`) with a dense one on the
-CPU. Accelerators, and meshes, are better served by whole matrices.
+CPU. Accelerators and meshes are better served by whole matrices.
 """
 
 import itertools
@@ -23,11 +23,11 @@ class Entries(NamedTuple):
     """The marked entries of a matrix, row by row, in the order of the columns.
 
     Attributes:
-      starts: place of the first entry of each row, and of each of its spans if it has several; after them the number
+      starts: index of the first entry of each row, and of each of its spans if it has several; after them the number
         of entries. int32 [rows * spans + 1]
-      rows: of each entry; 0 in unused places. int32 [size]
-      columns: of each entry; 0 in unused places. int32 [size]
-      used: which places hold an entry: the first ones. bool [size]
+      rows: row of each entry; 0 in unused slots. int32 [size]
+      columns: column of each entry; 0 in unused slots. int32 [size]
+      used: which slots hold an entry: the first ones. bool [size]
     """
 
     starts: jax.Array
@@ -37,15 +37,15 @@ class Entries(NamedTuple):
 
 
 def _words(mask: jax.Array) -> jax.Array:
-    """`mask [rows, columns]`, 32 neighbours of a row a word. uint32 [rows, ceil(columns / 32)]"""
+    """`mask [rows, columns]`, each word the bits of 32 neighbours in a row. uint32 [rows, ceil(columns / 32)]"""
     padded = jnp.pad(mask, ((0, 0), (0, -mask.shape[1] % _WORD))).reshape(mask.shape[0], -1, _WORD)
     return (padded.astype(jnp.uint32) << jnp.arange(_WORD, dtype=jnp.uint32)).sum(2, dtype=jnp.uint32)
 
 
 def _words_of_columns(mask: jax.Array) -> jax.Array:
-    """`mask [rows, columns]`, 32 neighbours of a column a word. uint32 [8 * ceil(rows / 256), columns]
+    """`mask [rows, columns]`, each word the bits of 32 neighbours in a column. uint32 [8 * ceil(rows / 256), columns]
 
-    A few words' rows at a time: XLA makes a slow loop of the whole sum on the CPU.
+    The rows of eight words at a time: XLA makes a slow loop of the whole sum on the CPU.
     """
     padded = jnp.pad(mask, ((0, -mask.shape[0] % (_WORDS * _WORD)), (0, 0)))
     bits = jnp.arange(_WORD, dtype=jnp.uint32)[:, None]
@@ -56,35 +56,35 @@ def _words_of_columns(mask: jax.Array) -> jax.Array:
     return lax.map(of_piece, padded.reshape(-1, _WORDS, _WORD, mask.shape[1])).reshape(-1, mask.shape[1])
 
 
-def _place_of_bit(word: jax.Array, rank: jax.Array) -> jax.Array:
-    """The place of the set bit of each `word` that has `rank` set ones below it, by halving."""
-    place = jnp.zeros_like(rank)
+def _index_of_bit(word: jax.Array, rank: jax.Array) -> jax.Array:
+    """The index of the set bit of each `word` that has `rank` set bits below it, by halving."""
+    index = jnp.zeros_like(rank)
     for half in (16, 8, 4, 2, 1):
         below = lax.population_count(word & jnp.uint32((1 << half) - 1)).astype(jnp.int32)
         upper = rank >= below
         rank = jnp.where(upper, rank - below, rank)
         word = jnp.where(upper, word >> half, word)
-        place = place + jnp.where(upper, half, 0)
-    return place
+        index = index + jnp.where(upper, half, 0)
+    return index
 
 
 def entries(mask: jax.Array, size: int, spans: tuple[int, ...] = (), by_column: bool = False) -> Entries:
-    """The True of a mask.
+    """The True entries of a mask.
 
     Args:
       mask: bool [rows, columns].
-      size: at least the number of True.
-      spans: lengths of consecutive spans of columns, all of them together, to be told apart in `starts`.
+      size: number of slots, at least the number of True entries.
+      spans: lengths of consecutive spans that make up the columns and are distinguished in `starts`; () for one.
       by_column: go through the matrix column by column: the entries of `mask.T`, which is not formed.
 
     Returns:
-      `size` places.
+      The entries, in `size` slots.
     """
     axis = 0 if by_column else 1
-    words = _words_of_columns(mask) if by_column else _words(mask)
+    words = _words_of_columns(mask) if by_column else _words(mask)  # [rows, words] or [words, columns]
     per_line = words.shape[axis]
-    counts = lax.population_count(words).astype(jnp.int32)
-    # The place of each word's first entry. Nothing is transposed: XLA would lay all that leads here out by columns.
+    counts = lax.population_count(words).astype(jnp.int32)  # like `words`, as `firsts`
+    # The index of each word's first entry. Nothing is transposed: XLA would lay all that leads here out by columns.
     if by_column:
         ends = jnp.cumsum(counts.sum(0))
         firsts = ends - counts.sum(0) + jnp.cumsum(counts, 0) - counts
@@ -93,12 +93,12 @@ def entries(mask: jax.Array, size: int, spans: tuple[int, ...] = (), by_column: 
         firsts = (ends - counts.reshape(-1)).reshape(counts.shape)
     slots = jnp.arange(size, dtype=jnp.int32)
     used = slots < ends[-1]
-    # The word of each place: as many words have begun as there are marks up to it.
-    begun = jnp.zeros(size, jnp.int32).at[firsts.reshape(-1)].add(1, mode="drop")
-    number = jnp.cumsum(begun) - 1
-    row, place = number // per_line, number % per_line
-    at = (place, row) if by_column else (row, place)
-    column = _WORD * place + _place_of_bit(words[at], slots - firsts[at])
+    # The word of each slot: as many words have begun as there are marks up to it.
+    begun = jnp.zeros(size, jnp.int32).at[firsts.reshape(-1)].add(1, mode="drop")  # [size]
+    number = jnp.cumsum(begun) - 1  # [size]
+    row, word = number // per_line, number % per_line  # [size]
+    at = (word, row) if by_column else (row, word)
+    column = _WORD * word + _index_of_bit(words[at], slots - firsts[at])  # [size]
     starts = []
     for begin in itertools.accumulate(spans[:-1], initial=0):
         low = lax.index_in_dim(words, begin // _WORD, axis, keepdims=False) & jnp.uint32((1 << begin % _WORD) - 1)
@@ -116,10 +116,10 @@ def product(values: jax.Array, columns: jax.Array, starts: jax.Array, dense: jax
     """A matrix, given by its entries, times a dense one.
 
     Args:
-      values: 0 in unused places. [size]
-      columns: of each entry. int32 [size]
-      starts: see `Entries`. int32 [rows + 1]
-      dense: [columns, d] or [columns]
+      values: value of each entry, 0 in unused slots. [size]
+      columns: column of each entry. int32 [size]
+      starts: index of the first entry of each row, and the number of entries. int32 [rows + 1]
+      dense: the other factor. [columns, d] or [columns]
 
     Returns:
       [rows, d] or [rows], summed in the dtype of the factors.
@@ -132,10 +132,10 @@ def sampled_product(a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Ar
     """Single entries of `a b^T`.
 
     Args:
-      a: [n, d]
-      b: [m, d]
-      rows: of a. int32 [size]
-      columns: rows of b. int32 [size]
+      a: the first factor. [n, d]
+      b: the second factor, transposed. [m, d]
+      rows: row of `a` for each entry. int32 [size]
+      columns: row of `b` for each entry. int32 [size]
 
     Returns:
       The products of row `rows[i]` of a with row `columns[i]` of b. [size]
@@ -144,8 +144,8 @@ def sampled_product(a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Ar
     chunk = max(1, min(size, _CHUNK_BYTES // (a.dtype.itemsize * d)))
     parts = -(-size // chunk)
 
-    def of_chunk(places: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (a[places[0]] * b[places[1]]).sum(1)
+    def of_chunk(indices: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return (a[indices[0]] * b[indices[1]]).sum(1)  # [chunk]
 
-    padded = tuple(jnp.pad(places, (0, parts * chunk - size)).reshape(parts, chunk) for places in (rows, columns))
+    padded = tuple(jnp.pad(indices, (0, parts * chunk - size)).reshape(parts, chunk) for indices in (rows, columns))
     return lax.map(of_chunk, padded).reshape(-1)[:size]

@@ -1,6 +1,6 @@
 """The main gradients from the kept entries alone, for one CPU: the sums of whole matrices without their zeros.
 
-b: tokens, d: width of the activations, F: features, G: groups, E: places for kept entries, k per token.
+b: tokens, d: width of the activations, F: features, G: groups, E: slots for kept entries, k per token.
 """
 
 import jax

@@ -1,9 +1,9 @@
 """Exact selection of the largest entries of a matrix, without a sort.
 
 For non-negative floats the IEEE bits are monotone in the value, so the k-th largest value is an integer search:
-one bit a pass over the matrix, each pass a count. Counts add up over devices, so the same function is
-exact on a sharded matrix, where it costs one scalar all-reduce a pass.
-The idea is that of t5x's `binary_search.topk_mask`. One CPU looks among few candidates instead of everywhere.
+one bit per pass over the matrix, each pass a count. Counts add up over devices, so the same function is
+exact on a sharded matrix, where it costs one scalar all-reduce per pass.
+The idea is that of t5x's `binary_search.topk_mask`. One CPU searches a few candidates instead of the whole matrix.
 """
 
 import math
@@ -16,8 +16,8 @@ from jax import lax
 from sae.kernels import kept_entries
 
 Method = Literal["candidates", "bisection"]
-# The least number of rows that the search for candidates looks at, and how many more candidates than wanted entries it
-# aims at: with that many rows the estimate is off by a few percent.
+# The number of rows that the search for candidates samples, and its target, in candidates per wanted entry: with that
+# many rows the estimate is off by a few percent.
 _SAMPLE_ROWS = 128
 _CANDIDATES = 1.3
 _CANDIDATE_COLUMNS = 1024
@@ -59,13 +59,14 @@ def _kth_among_candidates(z: jax.Array, count: int) -> jax.Array:
     """
     rows, columns = z.shape
     size = -(-min(2 * count, rows * columns) // _CANDIDATE_COLUMNS) * _CANDIDATE_COLUMNS
-    sample = z[:: max(1, rows // _SAMPLE_ROWS)]
+    sample = z[:: max(1, rows // _SAMPLE_ROWS)]  # [about _SAMPLE_ROWS, columns]
     low = _kth_by_bisection(sample, math.ceil(_CANDIDATES * count * sample.shape[0] / rows), passes=16)
     found = kept_entries.entries((z >= low) & (z > 0), size)
-    n = found.starts[-1]
+    n = found.starts[-1]  # []
     enough = (n <= size) & ((n >= count) | (low == 0))
+    candidates = jnp.where(found.used, z[found.rows, found.columns], 0.0)  # [size]
     # In several rows: a row is counted in float32.
-    candidates = jnp.where(found.used, z[found.rows, found.columns], 0.0).reshape(-1, _CANDIDATE_COLUMNS)
+    candidates = candidates.reshape(-1, _CANDIDATE_COLUMNS)  # [size / _CANDIDATE_COLUMNS, _CANDIDATE_COLUMNS]
     return lax.cond(enough, lambda: _kth_by_bisection(candidates, count), lambda: _kth_by_bisection(z, count))
 
 
@@ -84,8 +85,8 @@ def _first_of(ties: jax.Array, wanted: jax.Array, column_order: jax.Array) -> ja
     Found by bisection on the row and then on the column: counts only, so nothing moves between devices.
     """
     rows, columns = ties.shape
-    row = lax.broadcasted_iota(jnp.int32, ties.shape, 0)
-    column = jnp.broadcast_to(column_order[None], ties.shape)
+    row = lax.broadcasted_iota(jnp.int32, ties.shape, 0)  # [rows, columns]
+    column = jnp.broadcast_to(column_order[None], ties.shape)  # [rows, columns]
 
     def largest_below(index: jax.Array, hits: jax.Array, size: int, room: jax.Array) -> jax.Array:
         """The largest p with at most `room` hits at an index < p. []"""
@@ -181,20 +182,20 @@ def row_top_k(z: jax.Array, k: int, column_order: jax.Array | None = None) -> tu
     Args:
       z: float32.
       k: entries to keep in a row.
-      column_order: see `batch_top_k`.
+      column_order: the rank of each column in a tie, as in `batch_top_k`. int32 [columns]
 
     Returns:
       The mask, bool like `z`, and the smallest kept entry (0 if nothing is kept), a float32 scalar.
     """
-    threshold = row_threshold(z, jnp.int32(k))[:, None]
-    positive = (z >= threshold) & (z > 0)
+    threshold = row_threshold(z, jnp.int32(k))[:, None]  # [rows, 1]
+    positive = (z >= threshold) & (z > 0)  # [rows, columns]
     if column_order is None:
         column_order = jnp.arange(z.shape[1], dtype=jnp.int32)
 
     def exactly() -> jax.Array:
         above = z > threshold
         ties = positive & ~above
-        room = k - above.sum(1, dtype=jnp.int32)
+        room = k - above.sum(1, dtype=jnp.int32)  # [rows]
         bits = z.shape[1].bit_length()
 
         def refine(i: jax.Array, end: jax.Array) -> jax.Array:

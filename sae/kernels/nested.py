@@ -44,6 +44,7 @@ def _group_bounds(group_sizes: Sequence[int], stripes: int) -> list[tuple[int, i
     return list(itertools.pairwise([0, *itertools.accumulate(size // stripes for size in group_sizes)]))
 
 
+@jax.named_scope("decode")
 def reconstructions(
     f: jax.Array,
     w_dec: jax.Array,

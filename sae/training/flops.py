@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-# Dense bfloat16 products of one device, multiply and add counted apart, as the makers give them; the first name that
-# the device's kind contains counts.
+# Peak rates of dense bfloat16 products of one device in operations per second, a multiply-add counted as two, as the
+# makers give them; the first name that the device's kind contains is taken.
 _PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -26,24 +26,24 @@ def per_token(d_model: int, n_features: int) -> int:
     """Floating-point operations of a step for each token: five dense products of `d_model * n_features`.
 
     Encoding and decoding, and back from the reconstruction to features, decoder and encoder. The auxiliary loss and
-    the search for the cut are not counted.
+    the search for the threshold are not counted.
     """
     return 10 * d_model * n_features
 
 
 def peak() -> float | None:
-    """Operations a second of all devices together in bfloat16; None where it is not known, as on a CPU."""
+    """Operations per second of all devices together in bfloat16; None where it is not known, as on a CPU."""
     kind = jax.devices()[0].device_kind
     found = next((rate for name, rate in _PEAKS.items() if name in kind), None)
     return None if found is None else found * jax.device_count()
 
 
 def show(bar: Any, work: int) -> None:
-    """Puts the share of the device's bfloat16 peak that a progress bar of tokens stands for into its line (MFU).
+    """Shows in a progress bar of tokens the share of the devices' bfloat16 peak that is used (MFU).
 
     Args:
-      bar: a tqdm bar that counts tokens.
-      work: operations for each token.
+      bar: a tqdm progress bar that counts tokens.
+      work: operations per token.
     """
     limit, state = peak(), bar.format_dict
     if limit is not None and state["elapsed"] > 0:

@@ -1,4 +1,4 @@
-"""Held-out activations while training: a sample of them, and the autoencoder as it stands, with its threshold set."""
+"""Held-out activations while training: a sample of them, and the calibrated autoencoder of a state."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from sae.training.trainer import Trainer, TrainState
 from sae.variants import VARIANTS
 
 BATCH = 4096
-# Tokens on which a run is measured on its way.
+# Tokens on which an autoencoder is evaluated during its training, at least.
 _SAMPLE = 16_384
 
 
@@ -37,14 +37,14 @@ def sample(store: ActivationRows, seed: int) -> list[np.ndarray]:
 def calibrated(
     trainer: Trainer, state: TrainState, scale: float, batches: Callable[[], Iterator[np.ndarray]], meta: dict[str, Any]
 ) -> Sae:
-    """The autoencoder of a state: its normalisation folded in, its threshold set for a mean of k features a token.
+    """The autoencoder of a state: its normalisation folded in, its threshold set for a mean of k features per token.
 
     Args:
-      trainer: whose state it is.
-      state: striped, as it trains.
-      scale: what activations are divided by.
-      batches: starts a pass over the tokens that set the threshold.
-      meta: what else to say of it.
+      trainer: the trainer that the state belongs to.
+      state: the state, striped.
+      scale: number that activations are divided by.
+      batches: starts a pass over the tokens that set the threshold, float32 [batch, d_model] each.
+      meta: entries to add to the autoencoder's `meta`.
     """
     ordered = trainer.ordered(state)
     folded, followed = autoencoder.fold(ordered.params, float(ordered.threshold), scale)

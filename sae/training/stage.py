@@ -25,7 +25,7 @@ from sae.saved import save_sae
 from sae.training import flops, held_out
 from sae.training.checkpoints import Checkpoints
 from sae.training.config import CHUNK_STEPS, SaeConfig, SaeSection, TrainConfig, TrainSection
-from sae.training.tensorboard import Board
+from sae.training.tensorboard import TrainingBoard
 from sae.training.trainer import Metrics, Trainer, TrainState
 
 # Batches that set the normalisation factor, as in dictionary_learning.
@@ -67,7 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             loss = loss_recovered.of_run(config, workdir, store.studies)
             saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
             trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed)) for sae in saes]
-            runs = [_Run(stages[folder], trainer) for folder, trainer in zip(unfinished, trainers, strict=True)]
+            runs = [_TrainingRun(stages[folder], trainer) for folder, trainer in zip(unfinished, trainers, strict=True)]
             scale = _train(runs, store)
             for run in runs:
                 run.finish(scale, store, loss)
@@ -84,7 +84,7 @@ def _scale(source: batches.ShuffledBatches) -> float:
     return scale
 
 
-class _Run:
+class _TrainingRun:
     """The training of one autoencoder, one chunk of the stream after the other."""
 
     def __init__(self, stage: Stage, trainer: Trainer):
@@ -149,7 +149,7 @@ class _Run:
         with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
             np.save(file, density)
         files.write_json(self.stage.dir / "metrics.json", measured)
-        with contextlib.closing(Board(self.stage.dir / "tensorboard", self.config.steps)) as board:
+        with contextlib.closing(TrainingBoard(self.stage.dir / "tensorboard", self.config.steps)) as board:
             board.held_out(self.config.steps, measured, density)
         self.stage.finish(_counts(sae, self.config, measured))
 
@@ -167,7 +167,7 @@ def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str
     return counts | ({} if measured["loss"] is None else {"loss_recovered": measured["loss"]["recovered_zero"]})
 
 
-def _train(runs: Sequence[_Run], store: ActivationRows) -> float:
+def _train(runs: Sequence[_TrainingRun], store: ActivationRows) -> float:
     """Takes all `runs` to their last step; returns the normalisation factor."""
     config = runs[0].config
     n_groups = -(-config.steps // CHUNK_STEPS)
@@ -228,7 +228,7 @@ class _TrainingLog:
     """
 
     def __init__(self, directory: Path, step: int):
-        self._board = Board(directory / "tensorboard", step)
+        self._board = TrainingBoard(directory / "tensorboard", step)
         self._file, self._evaluations = (_reopened(directory / name, step) for name in ("log.jsonl", "held_out.jsonl"))
         self._step = step
         self._pending: collections.deque[Metrics] = collections.deque()

@@ -8,27 +8,27 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 
-class Board:
+class TrainingBoard:
     """Writes scalars under `train/` and `held_out/`.
 
     Args:
-      directory: their folder.
-      step: the run goes on from there; what an earlier attempt wrote for later steps is hidden by TensorBoard.
+      directory: the folder of the event files.
+      step: the step from which the run resumes; TensorBoard hides what an earlier attempt wrote for later steps.
     """
 
     def __init__(self, directory: Path, step: int):
         self._writer = SummaryWriter(str(directory), purge_step=step, flush_secs=30)
 
     def train(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Metrics of a step; an array is one scalar an entry."""
+        """Writes the metrics of a step; an array gives one scalar per entry."""
         for name, value in metrics.items():
             values = np.asarray(value, np.float64)
-            for place, scalar in np.ndenumerate(values):
-                suffix = "".join(f"/{i}" for i in place)
+            for index, scalar in np.ndenumerate(values):
+                suffix = "".join(f"/{i}" for i in index)
                 self._writer.add_scalar(f"train/{name}{suffix}", float(scalar), step)
 
     def held_out(self, step: int, metrics: Mapping[str, Any], density: np.ndarray) -> None:
-        """The finished autoencoder's metrics, and the histogram of log10 of its features' densities."""
+        """Writes an autoencoder's metrics, and the histogram of log10 of its features' densities."""
         for name, value in _scalars(metrics):
             self._writer.add_scalar(f"held_out/{name}", value, step)
         if (density > 0).any():

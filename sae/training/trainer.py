@@ -16,11 +16,10 @@ from jax import lax
 
 from sae import autoencoder, mesh
 from sae.kernels import kth_largest, nested
-from sae.training import gradients, loss, resample
+from sae.training import gradients, loss, optimiser, resample
 from sae.training.config import SaeConfig, TrainConfig
 from sae.variants import VARIANTS, Selection
 
-_CLIP_NORM = 1.0
 # Tokens since a feature fired are counted in int32 and stop here, far above any sensible limit for a dead feature.
 _COUNT_LIMIT = 2**30
 
@@ -37,11 +36,11 @@ class TrainState:
     """Everything that a step reads and writes.
 
     Attributes:
-      params: see `sae.autoencoder`.
-      adam: optax's state; its moments are dicts like `params`.
+      params: the four arrays, see `sae.autoencoder`.
+      adam: the state of optax's Adam; its moments are dicts like `params`.
       threshold: running threshold of the normalised activations, -1 before it is first set. float32 []
       tokens_since_fired: tokens since each feature was last selected. int32 [F]
-      step: steps taken. int32 []
+      step: number of steps taken. int32 []
     """
 
     params: autoencoder.Params
@@ -49,35 +48,6 @@ class TrainState:
     threshold: jax.Array
     tokens_since_fired: jax.Array
     step: jax.Array
-
-
-def _adam(config: TrainConfig) -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=1e-8)
-
-
-def learning_rate(step: jax.Array, config: TrainConfig) -> jax.Array:
-    """Linear warmup from 0, constant, and linear to 0 from `decay_start` on."""
-    # optax.join_schedules rounds otherwise: it interpolates rates, where dictionary_learning scales the peak.
-    scale = jnp.ones((), jnp.float32)
-    if config.decay_start < config.steps:
-        remaining = (config.steps - step) / (config.steps - config.decay_start)
-        scale = jnp.where(step >= config.decay_start, remaining, scale)
-    if config.warmup_steps:
-        scale = jnp.where(step < config.warmup_steps, step / config.warmup_steps, scale)
-    return config.lr * scale
-
-
-def _without_parallel_part(gradient: jax.Array, w_dec: jax.Array) -> jax.Array:
-    """Removes from each row of the decoder's gradient its component along the decoder's row."""
-    directions = w_dec / (jnp.linalg.norm(w_dec, axis=1, keepdims=True) + 1e-6)  # [F, d]
-    return gradient - (gradient * directions).sum(1, keepdims=True) * directions
-
-
-def _clip(gradients: autoencoder.Params) -> tuple[autoencoder.Params, jax.Array]:
-    # torch's clip_grad_norm_ divides by norm + 1e-6; optax's clip_by_global_norm does not, and gives no norm to log.
-    norm = optax.global_norm(gradients)
-    scale = jnp.minimum(1.0, _CLIP_NORM / (norm + 1e-6))
-    return jax.tree.map(lambda g: g * scale, gradients), norm
 
 
 def _next_threshold(threshold: jax.Array, smallest: jax.Array, step: jax.Array, config: TrainConfig) -> jax.Array:
@@ -91,9 +61,9 @@ class Route:
     """The two parts of a step that one CPU computes in another way, with the same result.
 
     Attributes:
-      select: from pre-activations after the ReLU, float32 [B, F], which of them are features, bool [B, F], and the
-        smallest of these, float32 [].
-      gradients: see `sae.training.gradients.by_matrices`.
+      select: gives, from pre-activations after the ReLU, float32 [B, F], which of them are features, bool [B, F], and
+        the smallest of these, float32 [].
+      gradients: `sae.training.gradients.by_matrices`, or what gives the same.
     """
 
     select: Callable[[jax.Array], Selection]
@@ -172,14 +142,9 @@ def step(
     """One update on normalised activations `x [B, d]`, float32: encode, select, gradients, optimiser."""
     gradients, smallest, tokens_since_fired, metrics = batch_gradients(state, x, sae, config, route)
     with jax.named_scope("optimiser"):
-        gradients["W_dec"] = _without_parallel_part(gradients["W_dec"], state.params["W_dec"])
-        gradients, norm = _clip(gradients)
-        direction, adam = _adam(config).update(gradients, state.adam)
-        rate = learning_rate(state.step, config)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, direction)
-        params["W_dec"] = autoencoder.unit_rows(params["W_dec"])
+        params, adam, measured = optimiser.update(state.params, gradients, state.adam, state.step, config)
     threshold = _next_threshold(state.threshold, smallest, state.step, config)
-    metrics |= {"lr": rate, "gradient_norm": norm, "threshold": threshold}
+    metrics |= measured | {"threshold": threshold}
     state = TrainState(params, adam, threshold, tokens_since_fired, state.step + 1)
     if config.resample_every:
         state = _resampled(state, x, config)
@@ -192,7 +157,7 @@ class Trainer:
     Args:
       sae: the autoencoder.
       config: the training.
-      kept_entries: see `route`; None for what suits the devices.
+      kept_entries: whether the step takes the route of one CPU, see `route`; None for what suits the devices.
     """
 
     def __init__(self, sae: SaeConfig, config: TrainConfig, kept_entries: bool | None = None):
@@ -214,7 +179,7 @@ class Trainer:
         )
 
     def init(self, first: jax.Array, scale: float) -> TrainState:
-        """The state before the first step. `first [B, d]` are raw activations, which set `b_dec`."""
+        """The state before the first step. `first [B, d]` are raw activations, whose geometric median is `b_dec`."""
         key = jax.random.key(self.config.seed)
         return self._init(key, jnp.asarray(first, jnp.float32) / jnp.float32(scale))
 
@@ -231,12 +196,12 @@ class Trainer:
         return jax.make_array_from_callback(batches.shape, self._batches, lambda index: batches[index])
 
     def run(self, state: TrainState, batches: jax.Array, scale: float) -> tuple[TrainState, Metrics]:
-        """Takes a step a batch. The given state is consumed.
+        """Takes one step per batch. The given state is consumed.
 
         Args:
-          state: striped, as every state that this class returns but `ordered`'s.
+          state: a striped state, as all methods but `ordered` return.
           batches: raw activations. [steps, B, d]
-          scale: what activations are divided by.
+          scale: number that activations are divided by.
 
         Returns:
           The state, and each metric with a leading axis of steps.
@@ -298,7 +263,7 @@ class Trainer:
 def _fresh(params: autoencoder.Params) -> TrainState:
     return TrainState(
         params=params,
-        adam=optax.scale_by_adam().init(params),
+        adam=optimiser.init(params),
         threshold=jnp.float32(-1.0),
         tokens_since_fired=jnp.zeros(params["b_enc"].shape, jnp.int32),
         step=jnp.int32(0),
