@@ -23,7 +23,7 @@ from interp.explainers import EXPLAINERS
 from interp.explainers.evidence import ExplainTask, explain_task, top_tokens
 from interp.explainers.explainer import FEATURE_BATCH, Explainer
 from interp.explainers.language_model import LanguageModel
-from interp.features import concepts, relatives, table
+from interp.features import columns, concepts, relatives, table
 from interp.features.summary import JudgeOrigin
 from interp.scorers import JUDGES, SCORERS, controls, ground_truth
 from interp.scorers.scorer import Scorer, ScoreTask
@@ -155,12 +155,11 @@ def _interpret(
     labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
     fit = concepts.fit(np.load(exemplars.phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
     concept_table, left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
-    known = table.statistics(sae, found)
-    known |= table.promoted_tokens(workdir, sae, corpus.store.source["site"])
-    known |= table.detected(labels, fit)
+    known = columns.of_activity(sae, found) | columns.of_relatives(sae, found)
+    known |= columns.of_logit_lens(workdir, sae, corpus.store.source["site"]) | columns.of_concepts(labels, fit)
+    known |= columns.of_ground_truth(found, stated, section.min_contexts, sae.n_features)
     tables = {"concepts": concept_table}
     if stated:
-        known |= table.described(found, stated, section.min_contexts)
         names = [record["name"] for record in explained]
         tables["statements"] = ground_truth.table(found, stated, names, section.min_contexts)
     tables |= table.tables(known, interpreters.origin(), explained, scores, controlled)
@@ -308,7 +307,7 @@ def _controls(
         folder = exemplars.phases / "controls" / str(number)
         own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder)
         activity = _collect(section, seed, control.sae, dataclasses.replace(corpus, store=control.store), own)
-        true = table.described(activity, stated, section.min_contexts) if stated else {}
+        true = columns.of_ground_truth(activity, stated, section.min_contexts, own.n_features)
         explained = _explain(section, interpreters.explainer, own, frozenset(range(own.n_features)))
         scores = _score(interpreters.scorers["detection"], "detection", own, explained)
         n_active = sum(part.n_tokens.sum(1) for part in activity.values())

@@ -17,7 +17,7 @@ GOOD_F1 = 0.8
 SHUFFLED_EXPLANATIONS = "shuffled explanations"
 _TRUE = ("true_f1", "fact_f1")
 _FAILED = "_n_failed"
-_ENDS = ("", "_random", "_hard")  # of the columns: against all negatives, random ones, hard ones
+_DETECTION = ("detection", "detection_random", "detection_hard")  # with all negatives, random ones, hard ones
 
 
 class JudgeOrigin(NamedTuple):
@@ -39,22 +39,21 @@ def summarise(
 ) -> dict[str, Any]:
     """Summarises the tables "features", "controls", "concepts" and, if there is one, "statements".
 
-    Every list of scores is given by its count, mean with a 95 % bootstrap interval over features, median, and how many
-    are above 0.75 and below 0.5. `above_controls` is the mean detection score less that of each control; of those,
-    shuffled explanations and shuffled activations know nothing of the text, so that what they score is chance.
+    Every list of scores is described by its count, its mean with a 95 % bootstrap interval over features, its median,
+    and the numbers of scores above 0.75 and below 0.5. `above_controls` is the mean detection score minus that of each
+    control; shuffled explanations and shuffled activations know nothing of the text, so their scores are chance.
+
+    Args:
+      found: the tables by name.
+      left_out: the concepts that are not in their table, and why.
+      origin: where explanations and scores come from.
+      n_bootstrap: number of resamples for the intervals.
     """
-    table, controls, concepts = found["features"], found["controls"], found["concepts"].to_pylist()
+    table, controls = found["features"], _control_scores(found["features"], found["controls"])
     # All scorers but detection, whose columns have other names.
     others = [name.removesuffix(_FAILED) for name in table.column_names if name.endswith(_FAILED)]
     reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
-    detection = _scores(table["detection"])
-    names = sorted(set(controls["control"].to_pylist()))
-    by_control = {SHUFFLED_EXPLANATIONS: [_scores(table[f"detection_shuffled{end}"]) for end in _ENDS]}
-    true = {}
-    for control in names:
-        part = controls.filter(pc.equal(controls["control"], control))
-        by_control[control] = [_scores(part[f"detection{end}"]) for end in _ENDS]
-        true[control] = {name: _scores(part[name]) for name in _TRUE}
+    failed = [n or 0 for name in ("n_failed", *(name + _FAILED for name in others)) for n in table[name].to_pylist()]
     return {
         "judge": origin.judge,
         "prompt_version": origin.prompt_version,
@@ -62,53 +61,59 @@ def summarise(
         "usage": dict(origin.usage),
         "features": table.num_rows,
         "alive": int((np.array(table["density"]) > 0).sum()),
-        "scored": len(detection),
+        "scored": table.num_rows - table["detection"].null_count,
         "not_scored": dict(sorted(reasons.items())),
-        "examples_failed": sum(
-            n or 0 for name in ("n_failed", *(name + _FAILED for name in others)) for n in table[name].to_pylist()
-        ),
-        **{f"detection{end}": _described(_scores(table[f"detection{end}"]), n_bootstrap) for end in _ENDS},
-        **{name: _described(_scores(table[name]), n_bootstrap) for name in others},
+        "examples_failed": sum(failed),
+        **{name: _described(_scores(table[name]), n_bootstrap) for name in (*_DETECTION, *others)},
         "by_decile": _mean_columns(table["by_decile"].to_pylist()),
         "controls": {
             control: {
-                f"detection{end}": _described(scores, n_bootstrap)
-                for end, scores in zip(_ENDS, by_negative, strict=True)
+                name: _described(values, n_bootstrap) if name in _DETECTION else _mean(values)
+                for name, values in scores.items()
             }
-            | {name: _mean(true[control][name]) for name in _TRUE if control in true}
-            for control, by_negative in by_control.items()
+            for control, scores in controls.items()
         },
         "above_controls": {
-            control: float(detection.mean() - by_negative[0].mean()) if len(detection) and len(by_negative[0]) else None
-            for control, by_negative in by_control.items()
+            control: _difference(_scores(table["detection"]), scores["detection"])
+            for control, scores in controls.items()
         },
-        "concepts": _found(concepts, "concept") | {"left_out": dict(left_out)},
+        "concepts": _well_detected(found["concepts"], "concept") | {"left_out": dict(left_out)},
         "truth": _truth(table, found["statements"]) if "statements" in found else None,
         "explanation_groups": len({group for group in table["explanation_group"].to_pylist() if group is not None}),
         "histogram_edges": EDGES.tolist(),
     }
 
 
-def _truth(table: pa.Table, recovered: pa.Table) -> dict[str, Any]:
-    """How detection scores rank the features, beside the truth, and which facts have a feature.
+def _control_scores(features: pa.Table, controls: pa.Table) -> dict[str, dict[str, np.ndarray]]:
+    """The scores of each control by column: first of shuffled explanations, which are in the features' table."""
+    shuffled = {name: _scores(features[name.replace("detection", "detection_shuffled")]) for name in _DETECTION}
+    found = {SHUFFLED_EXPLANATIONS: shuffled}
+    for control in sorted(set(controls["control"].to_pylist())):
+        part = controls.filter(pc.equal(controls["control"], control))
+        found[control] = {name: _scores(part[name]) for name in (*_DETECTION, *_TRUE)}
+    return found
 
-    `spearman` is with `true_f1`, `spearman_facts` with `fact_f1`.
+
+def _truth(table: pa.Table, statements: pa.Table) -> dict[str, Any]:
+    """How detection scores rank the features, compared with the truth, and which statements have a feature.
+
+    `spearman` is the rank correlation with `true_f1`, `spearman_facts` that with `fact_f1`.
     """
-    scores = [f"detection{end}" for end in _ENDS]
-    rows = [row for row in table.select([*scores, *_TRUE]).to_pylist() if None not in row.values()]
+    rows = [row for row in table.select([*_DETECTION, *_TRUE]).to_pylist() if None not in row.values()]
     ranks: dict[str, Any] = {"features": len(rows)}
-    for name, of in zip(_TRUE, ("", "_facts"), strict=True):
+    for name, suffix in zip(_TRUE, ("", "_facts"), strict=True):
         true = np.array([row[name] for row in rows])
         ranks[name] = _mean(true)
-        for end in _ENDS:
-            found = [row[f"detection{end}"] for row in rows]
-            ranks[f"spearman{of}{end}"] = float(spearmanr(found, true)[0]) if len(rows) > 2 else None
-    return ranks | _found(recovered.to_pylist(), "statement")
+        for column in _DETECTION:
+            key = column.replace("detection", f"spearman{suffix}")
+            ranks[key] = float(spearmanr([row[column] for row in rows], true)[0]) if len(rows) > 2 else None
+    return ranks | _well_detected(statements, "statement")
 
 
-def _found(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    found = [row[name] for row in rows if row["f1"] >= GOOD_F1]
-    return {"tested": len(rows), "f1_08": len(found), "found": found}
+def _well_detected(table: pa.Table, name: str) -> dict[str, Any]:
+    """How many of the concepts or statements in the column `name` have a feature with a good F1, and which."""
+    found = [row[name] for row in table.to_pylist() if row["f1"] >= GOOD_F1]
+    return {"tested": table.num_rows, "f1_08": len(found), "found": found}
 
 
 def _scores(column: pa.ChunkedArray) -> np.ndarray:
@@ -130,8 +135,12 @@ def _mean(scores: np.ndarray) -> float | None:
     return float(scores.mean()) if len(scores) else None
 
 
+def _difference(scores: np.ndarray, control: np.ndarray) -> float | None:
+    return float(scores.mean() - control.mean()) if len(scores) and len(control) else None
+
+
 def _mean_columns(rows: list[list[float | None] | None]) -> list[float | None]:
-    """The mean of each place over the rows that have a number there."""
+    """The mean of each column over the rows that have a number there."""
     columns = zip(*(row for row in rows if row is not None), strict=True)
     kept = [[value for value in column if value is not None] for column in columns]
     return [float(np.mean(values)) if values else None for values in kept]

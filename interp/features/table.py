@@ -5,23 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
-from interp.exemplars.index import SplitIndex, pool_activity
+from interp.exemplars.contexts import SECTIONS
 from interp.exemplars.selection import NON_ACTIVATING_KINDS
-from interp.features import logit_lens, relatives
-from interp.features.concepts import ConceptFit, StudyLabels
+from interp.features import relatives
 from interp.features.summary import JudgeOrigin, summarise
-from interp.scorers.ground_truth import Statements, describe
-from maira_jax.checkpoint.store import load_unembedding
-from maira_jax.inputs.tokens import Kind, Tokenizer
+from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
-from sae.autoencoder import Sae
 
-_N_SIMILAR, _N_PROMOTED = 8, 8
 SHUFFLED = "detection_shuffled"  # key of the scores of detection with another feature's explanation
 
 _INTERVAL = pa.list_(pa.float64(), 2)
@@ -71,10 +64,8 @@ SCHEMA = pa.schema(
         ("sections", pa.struct([(name, pa.float64()) for name in SECTIONS])),  # share of its active tokens
         ("kinds", pa.struct([(kind.name.lower(), pa.float64()) for kind in Kind])),  # the same by kind of token
         ("top_tokens", pa.list_(pa.string())),
-        (
-            "promoted",
-            pa.list_(pa.string()),
-        ),  # tokens whose logits the decoder row raises most; null without a language head
+        # Tokens whose logits the decoder row raises the furthest; null without a language head.
+        ("promoted", pa.list_(pa.string())),
         ("promoted_logit", pa.list_(pa.float64())),  # for a row of length 1, before the final norm's division
         ("suppressed", pa.list_(pa.string())),
         ("suppressed_logit", pa.list_(pa.float64())),
@@ -142,17 +133,13 @@ def tables(
     """The tables "features" and "controls".
 
     Args:
-      known: columns that need no judge: of `statistics`, `promoted_tokens`, `detected`, and `described` if there are.
+      known: the columns of `interp.features.columns`.
       origin: where explanations and scores come from.
       explained: one record per feature.
       scores: scorer -> one record per feature; `SHUFFLED` -> those of detection with another feature's explanation.
       controls: one record per control.
     """
-    unknown = dict.fromkeys(("true_description", "true_f1", "fact_f1"), [None] * len(explained))
-    columns = {
-        "features": unknown | dict(known) | _judged(origin, explained, scores),
-        "controls": _control_columns(controls),
-    }
+    columns = {"features": dict(known) | _judged(origin, explained, scores), "controls": _control_columns(controls)}
     scorers = [name for name in scores if name not in ("detection", SHUFFLED)]
     return {
         name: pa.Table.from_arrays([pa.array(columns[name][field.name], field.type) for field in schema], schema=schema)
@@ -167,11 +154,11 @@ def write(
 
     Args:
       out: the folder.
-      found: the tables "features", "controls", "concepts" (see `interp.features.concepts`) and, if anybody knows,
-        "statements" (see `interp.scorers.ground_truth`).
-      left_out: concepts that are not in their table, and why.
+      found: the tables "features", "controls", "concepts" (see `interp.features.concepts`) and, where the ground truth
+        is known, "statements" (see `interp.scorers.ground_truth`).
+      left_out: the concepts that are not in their table, and why.
       origin: where explanations and scores come from.
-      n_bootstrap: resamples for the intervals of means.
+      n_bootstrap: number of resamples for the intervals of means.
     """
     for name, table in found.items():
         with files.atomic_path(out / f"{name}.parquet") as path:
@@ -180,66 +167,6 @@ def write(
         for row in found["features"].to_pylist():
             file.write(json.dumps(row) + "\n")
     files.write_json(out / "summary.json", summarise(found, left_out, origin, n_bootstrap))
-
-
-def statistics(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
-    """Columns that need the pass over the tokens and the autoencoder alone."""
-    train, held_out = found["train"], found["held_out"]
-    by_kind = train.n_tokens + held_out.n_tokens  # [F, kinds]
-    active = by_kind.sum(1)
-    share = by_kind / np.maximum(active, 1)[:, None]
-    by_section = {
-        name: share[:, [int(kind) for kind in Kind if SECTION_NAMES[kind] == name]].sum(1) for name in SECTIONS
-    }
-    pool = pool_activity(dict(found))
-    group = np.repeat(np.arange(len(sae.group_sizes)), sae.group_sizes)
-    similar, cosine = relatives.nearest(np.asarray(sae.params["W_dec"]), _N_SIMILAR)
-    coactive, correlation = relatives.nearest(relatives.centred_activity(pool), _N_SIMILAR)
-    together = correlation > 0
-    parent, parent_share = relatives.parents(pool, group)
-    children: list[list[int]] = [[] for _ in group]
-    for child in np.flatnonzero(parent >= 0).tolist():
-        children[parent[child]].append(child)
-    position = (train.position_sum + held_out.position_sum) / np.maximum(active, 1)
-    return {
-        "feature": np.arange(sae.n_features),
-        "density": active / (train.total_tokens + held_out.total_tokens),
-        "mean_position": [float(p) if n else None for p, n in zip(position, active, strict=True)],
-        "max_activation": np.maximum(train.top_peak[:, 0], held_out.top_peak[:, 0]).astype(np.float64),
-        "n_contexts_train": train.n_contexts,
-        "n_contexts_held_out": held_out.n_contexts,
-        "histogram": (train.histogram + held_out.histogram).tolist(),
-        "sections": [{name: float(column[i]) for name, column in by_section.items()} for i in range(sae.n_features)],
-        "kinds": [{kind.name.lower(): float(row[int(kind)]) for kind in Kind} for row in share],
-        "group": group,
-        "parent": [int(p) if p >= 0 else None for p in parent],
-        "parent_share": [float(s) if p >= 0 else None for p, s in zip(parent, parent_share, strict=True)],
-        "children": children,
-        "similar": similar.tolist(),
-        "similar_cosine": cosine.astype(np.float64).tolist(),
-        "coactive": [row[mask].tolist() for row, mask in zip(coactive, together, strict=True)],
-        "coactive_correlation": [
-            row[mask].astype(np.float64).tolist() for row, mask in zip(correlation, together, strict=True)
-        ],
-    }
-
-
-def promoted_tokens(workdir: Path, sae: Sae, site: str) -> dict[str, Any]:
-    """Columns of the logit lens; null for autoencoders of other places than the language model's residual stream."""
-    names = ("promoted", "promoted_logit", "suppressed", "suppressed_logit")
-    if not site.startswith("language."):
-        return {name: [None] * sae.n_features for name in names}
-    found = logit_lens.extreme_tokens(
-        np.asarray(sae.params["W_dec"]), *load_unembedding(workdir / "model"), _N_PROMOTED
-    )
-    tokenizer = Tokenizer.from_dir(workdir / "model")
-    columns = [
-        [tokenizer.pieces(row) for row in part]
-        if np.issubdtype(part.dtype, np.integer)
-        else part.astype(float).tolist()
-        for part in found
-    ]
-    return dict(zip(names, columns, strict=True))
 
 
 def _judged(
@@ -294,29 +221,3 @@ def _control_columns(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = (*CONTROL_SCHEMA.names[:8], "true_f1", "fact_f1")
     own = {name: [record.get(name) for record in controls] for name in names}
     return own | _score_columns([record["score"] for record in controls])
-
-
-def described(found: Mapping[str, SplitIndex], stated: Statements, n_least: int) -> dict[str, Any]:
-    """Columns of what features truly detect; arguments as for `interp.scorers.ground_truth.describe`."""
-    whole, facts = (describe(found, known, n_least) for known in (stated, stated.facts()))
-    return {
-        "true_description": [list(names) or None for names in whole.statements],
-        "true_f1": [float(f1) if np.isfinite(f1) else None for f1 in whole.f1],
-        "fact_f1": [float(f1) if np.isfinite(f1) else None for f1 in facts.f1],
-    }
-
-
-def detected(labels: StudyLabels, fit: ConceptFit) -> dict[str, Any]:
-    """Columns of the concept that each feature detects best: by train F1 above that of saying yes to every study.
-
-    Without that, every feature would be said to detect the most frequent concept.
-    """
-    n_features = fit.train_f1.shape[1]
-    if not labels.concepts:
-        return {"concept": [None] * n_features, "concept_f1": [None] * n_features}
-    above = fit.train_f1 - fit.always_f1[:, None]
-    best, found = above.argmax(0), above.max(0) > 0
-    return {
-        "concept": [labels.concepts[c] if ok else None for c, ok in zip(best, found, strict=True)],
-        "concept_f1": [float(fit.f1[c, i]) if ok else None for i, (c, ok) in enumerate(zip(best, found, strict=True))],
-    }
