@@ -98,11 +98,11 @@ class Site:
 
     @staticmethod
     def whole_blocks(code: int) -> int:
-        """How many blocks a pass has run to their end when it meets the site `code`; also the first block that an edit
-        there acts on, where its `resid_mid` belongs to it."""
+        """Number of blocks that a pass has finished when it meets the site `code`: the index of the first block that an
+        edit at the site can change."""
         return code // 2
 
     @staticmethod
     def shifted(code: Layer, layers: int) -> Layer:
-        """The code in the whole tower of a place that has `code` in the blocks from number `layers` on."""
+        """The code in the whole tower of a site that has `code` in the tower without its first `layers` blocks."""
         return code + 2 * layers

@@ -12,9 +12,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from maira_jax.checkpoint import shards
+from maira_jax.checkpoint import digests, shards
 from maira_jax.checkpoint.layout import entries
+from maira_jax.checkpoint.tensor_source import TensorSource
 from maira_jax.model.config import Maira2Config, to_hf_dict
 from maira_jax.run import files
 from maira_jax.run.progress import progress
@@ -29,6 +31,7 @@ SIZES = {
     "model-00006-of-00006.safetensors": 3136688192,
     "model.safetensors.index.json": 49835,
 }
+SCALE = 64  # every width divided by it: 522 tensors in 4.5 MB
 _BLOCK = 1 << 24  # random values, repeated from another place for every tensor
 
 
@@ -99,6 +102,30 @@ def write(directory: Path, scale: int = 1, seed: int = 0) -> None:
     written = {name: (directory / name).stat().st_size for name in (*parts, shards.INDEX)}
     if scale == 1 and written != SIZES:
         raise AssertionError(f"sizes differ from the published ones: {json.dumps(written)}")
+
+
+def read_all(directory: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a random checkpoint at `SCALE`, checked."""
+    source = TensorSource(directory, entries(config(SCALE)))
+    return {entry.name: tensor for shard in source.parts for entry, tensor in source.read(shard)}
+
+
+def model_section(checkpoint: Path, dtype: str = "float32", mesh: tuple[int, int] = (1, 1)) -> ConfigDict:
+    """A configuration with the section `model` alone."""
+    return ConfigDict({"model": {"checkpoint": str(checkpoint), "dtype": dtype, "mesh": mesh}})
+
+
+def flip_lowest_bit(path: Path) -> None:
+    """Changes the lowest bit of the file's last number, a float32."""
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+
+
+def write_sums(directory: Path, digest: str, name: str) -> Path:
+    """Writes `SHA256SUMS` with one line, and returns the folder."""
+    (directory / digests.DIGESTS).write_text(f"{digest} *{name}\n")
+    return directory
 
 
 def main() -> None:

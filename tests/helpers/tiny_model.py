@@ -26,6 +26,29 @@ CFG = Maira2Config(
     projector_n_layers=4,
 )  # fmt: skip
 
+# The fields of MAIRA-2's `config.json` that are not transformers' defaults.
+MAIRA2 = {
+    "model_type": "maira2",
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+    "projector_hidden_act": "gelu",
+    "projector_n_layers": 4,
+    "image_token_index": 32204,
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 32207,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": {"factor": 1.5, "rope_type": "linear"},
+    },
+    "vision_config": {
+        "model_type": "dinov2",
+        "image_size": 518,
+        "reshape_hidden_states": False,
+        "out_features": ["stage12"],
+        "out_indices": [12],
+    },
+}
+
 forward = jax.jit(maira2.forward, static_argnames=("cfg", "read", "logits"))
 
 

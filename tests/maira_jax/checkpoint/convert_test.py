@@ -1,50 +1,30 @@
 """Conversion in both directions, and what is refused."""
 
+import itertools
 import json
-import math
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
-from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from maira_jax.checkpoint import convert, store
+from maira_jax.checkpoint import convert, digests, shards, store
 from maira_jax.checkpoint.layout import entries, published_name
+from maira_jax.checkpoint.tensor_source import TensorSource
 from maira_jax.errors import UserError
-from maira_jax.model import maira2
-from maira_jax.model.config import Maira2Config, to_hf_dict
 from maira_jax.run import files
+from tests.helpers import random_checkpoint
 from tests.helpers.paths import ROOT
+from tests.helpers.random_checkpoint import SCALE, model_section, read_all
 from tests.helpers.tiny_model import CFG, make
 from tests.helpers.torch_oracle import Maira2Oracle
 
-MAIRA2 = {
-    "model_type": "maira2",
-    "vision_feature_layer": -1,
-    "vision_feature_select_strategy": "default",
-    "projector_hidden_act": "gelu",
-    "projector_n_layers": 4,
-    "image_token_index": 32204,
-    "text_config": {
-        "model_type": "llama",
-        "vocab_size": 32207,
-        "rms_norm_eps": 1e-5,
-        "rope_scaling": {"factor": 1.5, "rope_type": "linear"},
-    },
-    "vision_config": {
-        "model_type": "dinov2",
-        "image_size": 518,
-        "reshape_hidden_states": False,
-        "out_features": ["stage12"],
-        "out_indices": [12],
-    },
-}
+FLOAT32, BFLOAT16 = convert.DTYPES["float32"], convert.DTYPES["bfloat16"]
 
 
 @pytest.fixture()
@@ -53,35 +33,6 @@ def checkpoint(tmp_path) -> Path:
     directory.mkdir()
     make(directory, CFG)
     return directory
-
-
-def section(checkpoint: Path, dtype: str = "float32") -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict({"model": {"checkpoint": str(checkpoint), "dtype": dtype, "mesh": (1, 1)}})
-
-
-def test_the_table_describes_the_real_checkpoint():
-    table = entries(Maira2Config.from_dict(MAIRA2, "config.json"))
-    assert len(table) == len({entry.name for entry in table}) == 522
-    sizes = {prefix: 0 for prefix in ("vision_tower", "multi_modal_projector", "language_model")}
-    for entry in table:
-        sizes[entry.name.split(".")[0]] += int(np.prod(entry.shape))
-    assert sizes == {
-        "vision_tower": 86_580_480,
-        "multi_modal_projector": 53_493_760,
-        "language_model": 6_740_111_360,
-    }
-
-
-def test_the_table_covers_the_parameters_of_the_model():
-    cfg = Maira2Config.from_dict(MAIRA2, "config.json")
-    shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0))))
-    specs = maira2.parameter_specs(cfg)
-    assert {path: leaf.shape for path, leaf in shapes.items()} == {path: spec.shape for path, spec in specs.items()}
-    assert all(len(spec.shape) == len(spec.axes) for spec in specs.values())
-    from_table: dict[tuple[str, ...], int] = {}
-    for entry in entries(cfg):
-        from_table[entry.path] = from_table.get(entry.path, 0) + math.prod(entry.shape)
-    assert {path: math.prod(spec.shape) for path, spec in specs.items()} == from_table
 
 
 def test_round_trip_is_bit_identical(checkpoint, tmp_path):
@@ -95,16 +46,16 @@ def test_round_trip_is_bit_identical(checkpoint, tmp_path):
 
 def test_the_stage_stores_what_it_read(checkpoint, tmp_path):
     change(checkpoint, lambda tensors: tensors["vision_tower.embeddings.mask_token"].fill(0))
-    counts = convert.run(section(checkpoint), tmp_path / "run")
+    counts = convert.run(model_section(checkpoint), tmp_path / "run")
     params, cfg = store.load(tmp_path / "run" / "model")
     assert cfg == CFG and counts["tensors"] == len(entries(CFG))
     jax.tree.map(np.testing.assert_array_equal, params, convert.to_flax(checkpoint, CFG, np.dtype(np.float32)))
-    assert convert.run(section(checkpoint), tmp_path / "run") == counts
-    other_mesh = section(checkpoint)
+    assert convert.run(model_section(checkpoint), tmp_path / "run") == counts
+    other_mesh = model_section(checkpoint)
     other_mesh.model.mesh = (1, 2)  # says only how the files are cut
     assert convert.run(other_mesh, tmp_path / "run") == counts
     with pytest.raises(UserError, match=r"model.*another configuration.*dtype"):
-        convert.run(section(checkpoint, "bfloat16"), tmp_path / "run")
+        convert.run(model_section(checkpoint, "bfloat16"), tmp_path / "run")
 
 
 def test_shards_are_read_by_name(checkpoint, tmp_path):
@@ -206,7 +157,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, tmp_path, case):
     edit, message = BROKEN[case]
     change(checkpoint, edit)
     with pytest.raises(UserError, match=message):
-        convert.run(section(checkpoint), tmp_path / "run")
+        convert.run(model_section(checkpoint), tmp_path / "run")
     assert not (tmp_path / "run" / "model" / "manifest.json").exists()
 
 
@@ -214,77 +165,17 @@ def test_a_truncated_file_is_refused(checkpoint, tmp_path):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=r"model\.safetensors is truncated or damaged"):
-        convert.run(section(checkpoint), tmp_path / "run")
+        convert.run(model_section(checkpoint), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
 
 
 def test_no_such_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r"model\.checkpoint .*nowhere.* is not a folder"):
-        convert.run(section(tmp_path / "nowhere"), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("text_config", "attention_bias"), True),
-        (("text_config", "rope_scaling"), {"rope_type": "yarn", "factor": 2.0}),
-        (("text_config", "sliding_window"), 512),
-        (("vision_config", "apply_layernorm"), False),
-        (("vision_config", "use_swiglu_ffn"), True),
-        (("vision_feature_layer",), -2),
-        (("model_type",), "llava"),
-        (("quantization_config",), {"bits": 4}),
-        (("image_token_index",), 10**9),
-    ],
-)
-def test_config_fields_that_are_not_understood_are_refused(path, value):
-    fields = json.loads(json.dumps(MAIRA2))
-    node = fields
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
-    with pytest.raises(UserError, match=path[-1].split("_")[0]):
-        Maira2Config.from_dict(fields, "config.json")
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("vision_config",), "x"),
-        (("text_config",), [1]),
-        (("text_config", "rope_scaling"), "x"),
-        (("text_config", "rope_theta"), "x"),
-        (("text_config", "hidden_size"), "4096"),
-        (("text_config", "num_attention_heads"), 0),
-        (("text_config", "rms_norm_eps"), "x"),
-        (("vision_config", "patch_size"), 0),
-        (("vision_config", "num_attention_heads"), 5),
-        (("image_token_index",), 3.5),
-        (("projector_n_layers",), -1),
-    ],
-)
-def test_config_fields_of_the_wrong_kind_are_refused(path, value):
-    fields = json.loads(json.dumps(MAIRA2))
-    node = fields
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
-    with pytest.raises(UserError, match=path[-1]):
-        Maira2Config.from_dict(fields, "config.json")
-
-
-def test_every_field_that_is_not_understood_is_named():
-    fields = json.loads(json.dumps(MAIRA2)) | {"moe": 8}
-    fields["text_config"]["mlp_bias"] = True
-    fields["vision_config"]["num_register_tokens"] = 4
-    with pytest.raises(UserError) as refused:
-        Maira2Config.from_dict(fields, "config.json")
-    for field in ("moe = 8", "text_config.mlp_bias = True", "vision_config.num_register_tokens = 4"):
-        assert field in str(refused.value)
+        convert.run(model_section(tmp_path / "nowhere"), tmp_path / "run")
 
 
 def test_straight_to_the_places_on_a_mesh(checkpoint, tmp_path):
-    convert.run(section(checkpoint), tmp_path)
+    convert.run(model_section(checkpoint), tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.devices8.parameter_places", str(checkpoint), str(tmp_path / "model")],
         capture_output=True, text=True, cwd=ROOT,
@@ -292,6 +183,91 @@ def test_straight_to_the_places_on_a_mesh(checkpoint, tmp_path):
     assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
 
 
-def test_a_written_config_reads_back(tmp_path):
-    files.write_json(tmp_path / "config.json", to_hf_dict(CFG))
-    assert Maira2Config.from_dir(tmp_path) == CFG
+def test_there_and_back_every_byte_is_the_same(random_dir, flax, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_BYTES", random_checkpoint.max_bytes(SCALE))
+    convert.reverse(str(flax), tmp_path / "back")
+    names = {path.name for path in random_dir.iterdir()}
+    assert {path.name for path in (tmp_path / "back").iterdir()} == names | {"manifest.json", digests.DIGESTS}
+    assert len(names) == 8
+    for name in names:
+        assert (tmp_path / "back" / name).read_bytes() == (random_dir / name).read_bytes(), name
+    assert len(digests.known_digests(tmp_path / "back")) == 8
+    read_all(tmp_path / "back")
+
+
+def test_bfloat16_is_rounded_once_and_comes_back(random_dir, tmp_path):
+    convert.run(model_section(random_dir, "bfloat16"), tmp_path, tmp_path / "flax")
+    assert convert.reverse(str(tmp_path / "flax"), tmp_path / "back")["dtype"] == "bfloat16"
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    theirs = {name: tensor for path in random_dir.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    assert back.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(back[name].view(np.uint16), tensor.astype(BFLOAT16).view(np.uint16))
+
+
+def test_a_killed_reverse_resumes(random_dir, flax, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_BYTES", 1_000_000)
+    original, written = shards.write, []
+
+    def write(path, *arguments):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        return original(path, *arguments)
+
+    monkeypatch.setattr(shards, "write", write)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            convert.reverse(str(flax), tmp_path / "back")
+        written.clear()
+    monkeypatch.setattr(shards, "write", original)
+    convert.reverse(str(flax), tmp_path / "back")
+    back, whole = read_all(tmp_path / "back"), read_all(random_dir)
+    assert back.keys() == whole.keys()
+    for name, tensor in whole.items():
+        np.testing.assert_array_equal(back[name], tensor)
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
+    random_checkpoint.write(tmp_path / "larger", SCALE // 2)
+    config = model_section(tmp_path / "larger", "bfloat16")
+    monkeypatch.setattr(store, "_IN_FLIGHT", 1 << 20)
+    tracemalloc.start()
+    try:
+        counts = convert.run(config, tmp_path, tmp_path / "flax")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < counts["bytes"] / 2 < 8e6
+
+
+def test_a_killed_conversion_resumes_after_the_last_whole_file(copy, tmp_path, monkeypatch):
+    names = sorted(path.name for path in copy.glob("*.safetensors"))
+    tensors = load_file(copy / names[-1])
+    tensors["language_model.model.norm.weight"][:] = 0  # zeros are stored too
+    save_file(tensors, copy / names[-1], metadata={"format": "pt"})
+    original, read = TensorSource.read, []
+
+    def interrupted(self, shard):
+        read.append(shard)
+        yield from itertools.islice(original(self, shard), 20 if len(read) == 3 else None)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TensorSource, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert.run(model_section(copy), tmp_path, tmp_path / "flax")
+    with pytest.raises(UserError, match="no converted model"):
+        store.load(tmp_path / "flax")
+    (copy / names[1]).touch()  # another file, as far as anybody knows
+    counts = convert.run(model_section(copy, mesh=(1, 2)), tmp_path, tmp_path / "flax")
+    assert read == [*names[:3], *names[1:]]
+    assert counts["source"][names[0]] == files.sha256(copy / names[0])
+    params, cfg = store.load(tmp_path / "flax")
+    jax.tree.map(np.testing.assert_array_equal, params, convert.to_flax(copy, cfg, FLOAT32))
+
+
+def test_a_mesh_that_would_cut_a_head_is_refused_before_anything_is_written(random_dir, tmp_path):
+    with pytest.raises(UserError, match=r"a mesh with model = 3 does not divide .*num_attention_heads"):
+        convert.run(model_section(random_dir, mesh=(1, 3)), tmp_path)
+    assert not (tmp_path / "model").exists()

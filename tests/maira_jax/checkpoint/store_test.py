@@ -1,0 +1,44 @@
+"""Converted parameters on disk."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from maira_jax.checkpoint import convert, store
+from maira_jax.errors import UserError
+from tests.helpers.random_checkpoint import flip_lowest_bit, model_section
+
+FLOAT32, BFLOAT16 = convert.DTYPES["float32"], convert.DTYPES["bfloat16"]
+
+
+def test_damage_after_the_conversion_is_found_on_loading(flax, tmp_path):
+    shutil.copytree(flax, tmp_path / "flax")
+    arrays = tmp_path / "flax" / "params" / "state"
+    zarr = json.loads((arrays / "language.layers.gate.kernel" / "zarr.json").read_text())
+    assert zarr["chunk_grid"]["configuration"]["chunk_shape"] == [1, 64, 172 // 4]
+    store.load(tmp_path / "flax")
+    flip_lowest_bit(next((arrays / "language.layers.gate.kernel").rglob("c/7/0/2")))
+    with pytest.raises(UserError, match="damaged or incomplete"):
+        store.load(tmp_path / "flax")
+    shutil.rmtree(arrays / "language.layers.gate.kernel" / "c" / "7")
+    with pytest.raises(UserError, match="damaged or incomplete"):
+        store.load(tmp_path / "flax")
+
+
+def test_orbax_itself_can_load_it(random_dir, flax):
+    loaded = ocp.load(flax / "params")
+    ours, cfg = store.load(flax)
+    jax.tree.map(np.testing.assert_array_equal, loaded, ours)
+    jax.tree.map(np.testing.assert_array_equal, convert.to_flax(random_dir, cfg, FLOAT32), ours)
+
+
+def test_a_disk_that_is_too_small_is_named_at_once(random_dir, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(UserError, match="0.0 GB free, but the model takes 0.0 GB"):
+        convert.run(model_section(random_dir), tmp_path, tmp_path / "flax")
+    assert not (tmp_path / "flax").exists()
