@@ -36,6 +36,13 @@ def activations(n: int, d: int, n_true: int = 96, seed: int = 0) -> np.ndarray:
     return (3 * strengths @ directions + rng.normal(size=d) + 0.02 * rng.normal(size=(n, d))).astype(np.float32)
 
 
+def numbered(n: int, d: int = 3) -> np.ndarray:
+    """Row i holds i in its first column."""
+    values = np.zeros((n, d), np.float32)
+    values[:, 0] = np.arange(n)
+    return values
+
+
 def tables(n: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
     """Token and study tables for `n` tokens in studies of 20 to 60; every fifth study is held out."""
     rng = np.random.default_rng(seed)
