@@ -26,19 +26,16 @@ half of the studies; its rates are those of the other half.
 """
 
 import contextlib
-import dataclasses
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.llm.client import ChatClient
-from maira_jax.errors import UserError
 from maira_jax.reports.changes import cached_parse, compare
 from maira_jax.reports.text import degenerate, edit_distance, repetition, words_of
 from maira_jax.run import files, jsonl
@@ -47,7 +44,7 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from steer import comparison
 from steer.config import SteerSection
-from steer.methods.direction import NONE
+from steer.rates import HEADLINE, summarise
 from steer.sweep import DIRECTIONS, GENERATIONS, folder
 
 FOLDER = "evaluation"  # with a folder for each sweep in it
@@ -127,7 +124,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             _compare(client, rows, lines, files.read_json(path.parent / DIRECTIONS), section.judge_studies)
         with files.atomic_path(stage.dir / RESULTS) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
-        summary = summarise(rows, section.bootstrap, config.seed)
+        summary = {"definitions": __doc__} | summarise(rows, section.bootstrap, config.seed)
         files.write_json(stage.dir / SUMMARY, summary)
         counts: dict[str, Any] = {"generations": len(rows), "degenerate": sum(bool(r["degenerate"]) for r in rows)}
         for method, rates in summary["headline"].items():
@@ -159,13 +156,6 @@ def _compare(
     for row, answer in zip(asked, comparison.compare(client, pairs), strict=True):
         if answer:
             row |= {f"judge_{name}": value for name, value in answer._asdict().items()}
-
-
-def _harmonic(row: dict[str, Any]) -> float:
-    """The harmonic mean of a language model's three ratings."""
-    concept = row["judge_concept"] if row["strength"] > 0 else 2 - row["judge_concept"]
-    ratings = (concept, row["judge_report"], row["judge_fluency"])
-    return 3 / sum(1 / rating for rating in ratings) if all(ratings) else 0.0
 
 
 def _result(number: int, line: dict[str, Any]) -> dict[str, Any]:
@@ -202,139 +192,3 @@ def _result(number: int, line: dict[str, Any]) -> dict[str, Any]:
         "mean_nll": line.get("mean_nll"),
         "words": max(len(before), len(after)),
     }
-
-
-# --------------------------------------------------------------------------------------------- rates
-@dataclasses.dataclass(frozen=True)
-class _Measure:
-    """A rate: of the rows that count, the share (or mean) of what is measured."""
-
-    value: Callable[[dict[str, Any]], float]
-    counts: Callable[[dict[str, Any]], bool]
-
-
-def _whole(row: dict[str, Any]) -> bool:
-    return not row["degenerate"]
-
-
-def _answered(row: dict[str, Any]) -> bool:
-    return _whole(row) and row.get("judge_concept") is not None
-
-
-MEASURES = {
-    "on_target": _Measure(lambda r: r["on_target"], lambda r: r["eligible"] and _whole(r)),
-    "on_target_of_all": _Measure(lambda r: r["on_target"] and _whole(r), lambda r: r["eligible"]),
-    "off_target": _Measure(lambda r: r["off_target"], _whole),
-    "off_target_attributes": _Measure(lambda r: r["off_target_attributes"], _whole),
-    "no_change": _Measure(lambda r: r["no_change"], _whole),
-    "identical": _Measure(lambda r: r["identical"], _whole),
-    "judge_on_target": _Measure(lambda r: r["judge_on_target"] > 0, _answered),
-    "judge_off_target": _Measure(lambda r: r["judge_off_target"] > 0, _answered),
-    "judge_no_change": _Measure(lambda r: not r["judge_on_target"] + r["judge_off_target"], _answered),
-    "judge_score": _Measure(_harmonic, _answered),
-    "degenerate": _Measure(lambda r: bool(r["degenerate"]), lambda r: True),
-    "edit_distance": _Measure(lambda r: r["edit_distance"] / max(r["words"], 1), _whole),
-    "repetition": _Measure(lambda r: r["repetition"], _whole),
-    "mean_nll": _Measure(lambda r: r["mean_nll"], lambda r: _whole(r) and r["mean_nll"] is not None),
-}
-HEADLINE = ("on_target", "on_target_of_all", "off_target", "no_change", "degenerate")
-
-
-class _Bootstrap:
-    """Intervals of rates over studies: every resample gives each study a weight."""
-
-    def __init__(self, studies: Sequence[str], resamples: int, seed: int):
-        self._index = {study: i for i, study in enumerate(sorted(set(studies)))}
-        n = len(self._index)
-        rng = np.random.default_rng([seed, 1])
-        self._weights = rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64)  # [resamples, studies]
-
-    def rate(self, rows: Sequence[dict[str, Any]], measure: _Measure) -> dict[str, Any]:
-        """{"rate", "low", "high", "n"}; the first three are None where nothing counts."""
-        total, n = np.zeros(len(self._index)), np.zeros(len(self._index))
-        for row in rows:
-            if measure.counts(row):
-                total[self._index[row["study"]]] += measure.value(row)
-                n[self._index[row["study"]]] += 1
-        if not n.sum():
-            return {"rate": None, "low": None, "high": None, "n": 0}
-        totals, ns = self._weights @ total, self._weights @ n
-        low, high = np.percentile(totals[ns > 0] / ns[ns > 0], [2.5, 97.5])
-        return {
-            "rate": round(float(total.sum() / n.sum()), 6),
-            "low": round(float(low), 6),
-            "high": round(float(high), 6),
-            "n": int(n.sum()),
-        }
-
-    def rates(self, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        return {name: self.rate(rows, measure) for name, measure in MEASURES.items()}
-
-
-def summarise(rows: Sequence[dict[str, Any]], resamples: int, seed: int) -> dict[str, Any]:
-    """Rates, best strengths and the headline of rows of `SCHEMA`."""
-    steered = [row for row in rows if row["method"] != NONE]
-    if not steered:
-        raise UserError("there is no steered report to evaluate: steer with at least one direction")
-    bootstrap = _Bootstrap([row["study"] for row in steered], resamples, seed)
-    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in steered:
-        groups[row["method"], row["strength"], "all"].append(row)
-        groups[row["method"], row["strength"], row["concept"]].append(row)
-    rates = [
-        {"method": method, "strength": strength, "concept": concept} | bootstrap.rates(group)
-        for (method, strength, concept), group in sorted(groups.items())
-    ]
-    best, reported = _best(steered, bootstrap, seed)
-    originals = [row for row in rows if row["method"] == NONE]
-    return {
-        "definitions": __doc__,
-        "studies": len({row["study"] for row in steered}),
-        "unsteered": {
-            "reports": len(originals),
-            "degenerate": sum(bool(row["degenerate"]) for row in originals),
-            "repetition": bootstrap.rate(originals, MEASURES["repetition"]),
-            "mean_nll": bootstrap.rate(originals, MEASURES["mean_nll"]),
-        },
-        "headline": {method: bootstrap.rates(group) for method, group in sorted(reported.items())},
-        "best": best,
-        "rates": rates,
-    }
-
-
-def _halves(rows: Sequence[dict[str, Any]], seed: int) -> set[str]:
-    """The studies on which strengths are chosen: every other one in a shuffled order."""
-    studies = np.array(sorted({row["study"] for row in rows}))
-    return set(np.random.default_rng([seed, 2]).permutation(studies)[::2].tolist())
-
-
-def _best(
-    rows: Sequence[dict[str, Any]], bootstrap: _Bootstrap, seed: int
-) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """The best strength of each concept, method and intended effect, and the generations it is reported on, by method.
-
-    Only eligible generations take part: what a direction does where its concept is already as intended is in `rates`.
-    Where the half that chooses has no eligible study, `strength` is None.
-    """
-    choosing = _halves(rows, seed)
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["eligible"]:
-            groups[row["concept"], row["method"], row["intended"]].append(row)
-    best: list[dict[str, Any]] = []
-    reported: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for (concept, method, intended), group in sorted(groups.items()):
-        scores: dict[float, int] = defaultdict(int)
-        for row in group:
-            if row["study"] in choosing:
-                scores[row["strength"]] += row["on_target"] - row["off_target"] if _whole(row) else -1
-        entry = {"concept": concept, "method": method, "intended": intended, "feature": group[0]["feature"]}
-        if not scores:
-            best.append(entry | {"strength": None, "chosen_on": 0})
-            continue
-        strength = max(scores, key=lambda s: (scores[s], -abs(s)))
-        rest = [row for row in group if row["strength"] == strength and row["study"] not in choosing]
-        chosen_on = sum(row["strength"] == strength for row in group) - len(rest)
-        best.append(entry | {"strength": strength, "chosen_on": chosen_on} | bootstrap.rates(rest))
-        reported[method] += rest
-    return best, reported

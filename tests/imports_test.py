@@ -61,6 +61,7 @@ ROOMS = {
         "load",
         "sweep",
         "comparison",
+        "rates",
         "evaluate",
         "run_summary",
     ),

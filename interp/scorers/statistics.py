@@ -5,13 +5,12 @@ examples; so whole studies are drawn, not examples.
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 
 from interp.exemplars.selection import KINDS, N_DECILES, NEAREST, RANDOM
+from interp.scorers.bootstrap import percentile_interval, study_weights
 
-LEVEL = 0.95  # of every interval
 # Columns of the counts: yes to true examples, true examples; then yes and all for each kind of false ones.
 _HITS, _TRUE, _FALSE = 0, 1, 2
 
@@ -70,8 +69,7 @@ def score(
     counts = _by_study(truth, kind, study, answers)  # [studies, columns]
     totals = counts.sum(0)
     point = measures(totals)
-    drawn = measures(_weights(len(counts), n_bootstrap, seed) @ counts)
-    tail = (1 - LEVEL) / 2
+    drawn = measures(study_weights(len(counts), n_bootstrap, (seed, len(counts))) @ counts)
     yes = answers == 1
     return Score(
         **{name: float(np.nan_to_num(point[name])) for name in ("accuracy", "precision", "recall", "f1")},
@@ -81,10 +79,9 @@ def score(
         by_decile=tuple(_mean(yes[answered & truth & (decile == d)]) for d in range(N_DECILES)),
         by_negative={KINDS[k]: _mean(~yes[answered & ~truth & (kind == k)]) for k in range(RANDOM, len(KINDS))},
         intervals={
-            name: (float(low), float(high))
+            name: percentile_interval(values)
             for name, values in drawn.items()
             if np.isfinite(point[name]) and np.isfinite(values).any()
-            for low, high in [np.nanquantile(values, (tail, 1 - tail))]
         },
         n_examples=int(answered.sum()),
         n_failed=int((~answered).sum()),
@@ -127,20 +124,11 @@ def _by_study(truth: np.ndarray, kind: np.ndarray, study: np.ndarray, answers: n
     return counts
 
 
-@functools.lru_cache(maxsize=64)
-def _weights(n_studies: int, n_bootstrap: int, seed: int) -> np.ndarray:
-    """How often each study is in each resample, float64 [n_bootstrap, n_studies]."""
-    rng = np.random.default_rng((seed, n_studies))
-    return rng.multinomial(n_studies, np.full(n_studies, 1 / max(n_studies, 1)), size=n_bootstrap).astype(np.float64)
-
-
 def mean_interval(values: np.ndarray, n_bootstrap: int, seed: int) -> Interval | None:
     """Bootstrap interval of a mean over features; None without values."""
     if not len(values):
         return None
-    means = np.random.default_rng(seed).choice(values, (n_bootstrap, len(values))).mean(1)
-    low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return float(low), float(high)
+    return percentile_interval(np.random.default_rng(seed).choice(values, (n_bootstrap, len(values))).mean(1))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -155,6 +155,7 @@ def _heads(cache: KVCache) -> tuple[Heads, ...]:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "shape"))
+@jax.named_scope("prefill")
 def prefill(
     params: Params,
     cfg: Maira2Config,
@@ -226,6 +227,7 @@ def begin(cfg: Maira2Config, shape: SweepShape, prompts: PromptPrefixes, rows: S
     )
 
 
+@jax.named_scope("prefill_new_rows")
 def _prefill_new_rows(
     params: Params, cfg: Maira2Config, shape: SweepShape, prompts: PromptPrefixes, edits: Edits, state: SweepState
 ) -> tuple[Heads, ...]:
@@ -266,6 +268,7 @@ def _prefill_new_rows(
     return jax.lax.while_loop(lambda carry: carry[0].any(), one, (new, state.prefix))[1]
 
 
+@jax.named_scope("decode")
 def _step(
     params: Params, cfg: Maira2Config, shape: SweepShape, prompts: PromptPrefixes, rows: SteeredRows, state: SweepState
 ) -> tuple[jax.Array, jax.Array, SweepState]:
@@ -380,6 +383,7 @@ def write_rows(
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
+@jax.named_scope("mean_nll")
 def mean_nll(
     params: Params, cfg: Maira2Config, prompts: PromptPrefixes, tokens: jax.Array, lengths: jax.Array
 ) -> jax.Array:

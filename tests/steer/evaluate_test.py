@@ -13,7 +13,7 @@ from maira_jax.errors import UserError
 from maira_jax.reports.text import words_of
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
-from steer import evaluate
+from steer import evaluate, rates
 from tests.helpers.judge import judge_config, serve
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
@@ -124,11 +124,11 @@ def test_strength_is_chosen_on_one_half_and_reported_on_the_other(evaluated: tup
 def test_intervals_cover_the_truth() -> None:
     """Of 200 draws of 50 studies with a success rate of 0.3, about 95 % of the intervals hold it."""
     rng = np.random.default_rng(0)
-    measure = evaluate.MEASURES["no_change"]
+    measure = rates.MEASURES["no_change"]
     held = 0
     for seed in range(200):
         rows = [{"study": f"{i}", "no_change": bool(rng.random() < 0.3), "degenerate": ""} for i in range(50)]
-        found = evaluate._Bootstrap([r["study"] for r in rows], 400, seed).rate(rows, measure)
+        found = rates.StudyBootstrap([r["study"] for r in rows], 400, seed).rate(rows, measure)
         held += found["low"] <= 0.3 <= found["high"]
     assert 0.88 <= held / 200 <= 0.99
 
