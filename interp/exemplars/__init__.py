@@ -1,1 +1,1 @@
-"""Where features are active: contexts, the index of activations, and the exemplars chosen from it."""
+"""Where features are active: contexts of the stored tokens, the index over them, and each feature's exemplars."""

@@ -1,1 +1,1 @@
-"""What is known of each feature: promoted tokens, relatives, concepts, and the tables that hold it all."""
+"""What is known of each feature: activity, relatives, logit lens, concepts, and the tables and summary that hold it."""

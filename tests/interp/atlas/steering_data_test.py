@@ -5,7 +5,7 @@ import shutil
 from tests.helpers.atlas_page import ATTACK, Page, add_steering, data_of, page_of, scripts
 
 
-def test_steering_appears_when_its_stages_have_run(run_dir, tmp_path):
+def test_steering_is_shown_when_its_stages_have_run(run_dir, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run_dir, workdir)
     assert data_of(Page(page_of(workdir)[0]))["steering"] is None

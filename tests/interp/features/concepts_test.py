@@ -36,7 +36,7 @@ def test_fit_equals_trying_every_threshold(world):
         for feature in (0, 5, 7, 123, 290, 299):
             s, value = score[:, feature], labels.value[:, c]
             cuts = np.unique(np.append(s[train], 0.0))
-            cuts = (cuts[:-1] + cuts[1:]) / 2  # silent studies stay negative
+            cuts = (cuts[:-1] + cuts[1:]) / 2  # studies without activation stay negative
             best = max((slow_f1(s[train], value[train], cut) for cut in cuts), default=0.0)
             assert found.train_f1[c, feature] == pytest.approx(best)
             threshold = found.threshold[c, feature]

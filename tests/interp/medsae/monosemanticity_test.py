@@ -47,12 +47,12 @@ def test_closed_form_equals_the_sum_over_pairs(world):
     assert found[4] == pytest.approx(found[5], rel=1e-11)
 
 
-def test_a_neuron_of_alike_images_has_a_score_of_one_and_of_random_ones_of_zero():
+def test_a_neuron_of_similar_images_has_a_score_of_one_and_of_random_ones_of_zero():
     rng = np.random.default_rng(1)
     embedding = np.concatenate([np.tile(rng.normal(size=64), (20, 1)), rng.normal(size=(400, 64))])
-    alike, any_ = np.zeros(420), rng.random(420) + 1
-    alike[:20] = rng.random(20) + 1
-    found = monosemanticity.monosemanticity(np.stack([alike, any_], 1), embedding)
+    similar, any_ = np.zeros(420), rng.random(420) + 1
+    similar[:20] = rng.random(20) + 1
+    found = monosemanticity.monosemanticity(np.stack([similar, any_], 1), embedding)
     assert found[0] == pytest.approx(1.0, abs=1e-12)
     assert abs(found[1]) < 0.02
 
@@ -88,9 +88,9 @@ def test_entropy_is_between_nothing_and_all_labels():
 def test_summary_takes_the_neuron_with_the_highest_signed_r(world):
     activation, embedding, labels = world
     found = monosemanticity.measure(activation, embedding, labels)
-    said = monosemanticity.summary(found, labels.concepts)
-    assert said["classes"]["b"]["neuron"] == 550 and said["classes"]["b"]["r"] > 0.99
-    assert "never" not in said["classes"]
-    assert said["neurons"] == 600 and said["alive"] == 598
+    figures = monosemanticity.summary(found, labels.concepts)
+    assert figures["classes"]["b"]["neuron"] == 550 and figures["classes"]["b"]["r"] > 0.99
+    assert "never" not in figures["classes"]
+    assert figures["neurons"] == 600 and figures["alive"] == 598
     opposite = monosemanticity.measure(-activation[:, 550:551], embedding, labels)
     assert monosemanticity.summary(opposite, labels.concepts)["classes"]["b"]["r"] < -0.99
