@@ -8,8 +8,6 @@ Inside the training program arrays are striped; everywhere else (checkpoints, ex
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maira_jax.model import sharding as model_sharding
-
 DATA, FEATURE = "data", "feature"
 PARAM_SPECS = {
     "W_enc": PartitionSpec(None, FEATURE),
@@ -18,15 +16,6 @@ PARAM_SPECS = {
     "b_dec": PartitionSpec(),
 }
 _FEATURE_AXIS = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "b_dec": None}
-
-
-def make_mesh(shape: tuple[int, int]) -> Mesh:
-    """A mesh of the first `data * feature` devices.
-
-    Raises:
-      UserError: there are fewer devices.
-    """
-    return model_sharding.make_mesh(shape, (DATA, FEATURE), field="train.mesh")
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:

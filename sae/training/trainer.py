@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from maira_jax.model.sharding import make_mesh
 from sae import autoencoder, mesh
 from sae.kernels import kth_largest, nested
 from sae.training import gradients, loss, optimiser, resample
@@ -162,7 +163,7 @@ class Trainer:
 
     def __init__(self, sae: SaeConfig, config: TrainConfig, kept_entries: bool | None = None):
         self.sae, self.config = sae, config
-        self.mesh = mesh.make_mesh(config.mesh)
+        self.mesh = make_mesh(config.mesh, (mesh.DATA, mesh.FEATURE), field="train.mesh")
         suited = kth_largest.default_method(self.mesh.size) == "candidates"
         self._route = route(sae, config, suited if kept_entries is None else kept_entries)
         self.shardings = self._state_shardings()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sae import autoencoder
-from sae.training import resample
 from sae.training.config import SaeConfig, TrainConfig
 from sae.training.loss import loss
 from sae.training.trainer import Trainer, TrainState, batch_gradients, route
@@ -114,36 +113,3 @@ def test_one_token_kind_keeps_k_of_each_token():
     _, metrics = trainer.run(state, trainer.place(batches()), 1.0)
     assert (np.asarray(metrics["l0"]) <= K).all() and np.asarray(metrics["l0"])[-1] > K - 0.5
     assert (np.asarray(metrics["auxk"]) == 0).all()
-
-
-def test_dead_features_are_replaced():
-    _, state = start()
-    x = jnp.asarray(batches()[1])
-    dead = jnp.asarray(np.arange(F) % 5 == 0)
-    mu = jax.tree.map(lambda p: jnp.ones_like(p), state.params)
-    adam = state.adam._replace(mu=mu, nu=mu)
-    params, adam, replaced = resample.replace_dead(state.params, adam, dead, x, jax.random.key(0), 1)
-    np.testing.assert_array_equal(replaced, dead)  # there are more tokens than dead features
-    centred = np.asarray(x - state.params["b_dec"])
-    cosines = np.asarray(params["W_dec"])[dead] @ (centred / np.linalg.norm(centred, axis=1, keepdims=True)).T
-    np.testing.assert_allclose(cosines.max(1), 1, atol=1e-5)
-    assert len(set(cosines.argmax(1))) == int(dead.sum())  # drawn without replacement
-    lengths = np.linalg.norm(params["W_enc"], axis=0)
-    np.testing.assert_allclose(lengths[dead], 0.2 * lengths[~dead].mean(), rtol=1e-4)
-    for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
-        moved = [np.moveaxis(np.asarray(t[name]), axis, 0) for t in (params, state.params, adam.mu, adam.nu)]
-        np.testing.assert_array_equal(moved[0][~dead], moved[1][~dead], err_msg=name)
-        assert (moved[2][dead] == 0).all() and (moved[3][dead] == 0).all() and (moved[2][~dead] == 1).all()
-    assert (np.asarray(params["b_enc"])[dead] == 0).all()
-
-
-def test_resampling_keeps_to_its_steps():
-    config = dataclasses.replace(CONFIG, resample_every=6, auxk_alpha=0.0, dead_tokens=2 * B)
-    trainer, state = start(dataclasses.replace(SAE, kind="relu", l1=0.1), config)
-    b_enc = np.where(np.asarray(state.tokens_since_fired) > 0, -100.0, 0.0).astype(np.float32)
-    state = dataclasses.replace(state, params=state.params | {"b_enc": b_enc})
-    state, metrics = trainer.run(state, trainer.place(batches()), 1.0)
-    dead = np.asarray(metrics["dead"])
-    assert (dead[:6] == np.sum(b_enc < 0)).all()  # the sixth step ends with the replacement
-    assert (dead[6:] == 0).all()
-    assert np.asarray(state.params["b_enc"]).min() > -1

@@ -202,26 +202,13 @@ def test_divergence_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     "section, field, value, message",
     [
-        ("sae", "k", 0, "sae.k is 0"),
         ("sae", "k", 97, "between 1 and the 96 features"),
-        ("sae", "group_fractions", (0.5, 0.4), "sum to 1"),
-        ("sae", "group_weights", (1.0,), "1 entries for 5 groups"),
-        ("train", "batch_size", 0, "train.batch_size is 0"),
-        ("train", "warmup_steps", 60, "below the 60 steps"),
-        ("train", "decay_start", 61, "train.decay_start is 61"),
+        ("sae", "companions", {"x2": {"k": 0}}, "sae.k is 0"),
         ("train", "preset", "best", "choose from dictionary_learning, default"),
-        ("train", "dtype", "float16", "train.dtype is 'float16'"),
-        ("train", "microbatches", 3, "times train.microbatches"),
-        ("sae", "kind", "topk", "choose from batch_top_k"),
-        ("sae", "companions", {"x2": {"expansions": 2}}, "sae.companions.x2 sets expansions"),
-        ("train", "checkpoint_every", 7, "must be a multiple of 10"),
-        ("train", "evaluate_every", 7, "evaluate_every is 7"),
-        ("train", "mesh", (3, 1), "multiple of the data axis"),
-        ("train", "mesh", (1, 64), "cannot be split"),
         ("train", "mesh", (32, 1), "needs 32 devices"),
     ],
 )
-def test_fields_out_of_range(workdir, tmp_path, section, field, value, message):
+def test_fields_out_of_range_leave_no_folder(workdir, tmp_path, section, field, value, message):
     config = train_config()
     config[section][field] = value
     (tmp_path / "activations").symlink_to(workdir / "activations")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae import autoencoder
 from sae.training.config import SaeConfig, TrainConfig
 from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
@@ -45,7 +46,7 @@ def theirs() -> dict[str, np.ndarray]:
     )
     trainer.dead_feature_threshold = DEAD_TOKENS
     with torch.no_grad():
-        trainer.ae.b_enc[::3] = -1.0  # silent at first, until the auxiliary loss wakes them
+        trainer.ae.b_enc[::3] = -1.0  # dead at first, until the auxiliary loss revives them
     x = torch.from_numpy(batches())
     first = {f"first_{name}": value.detach().numpy().copy() for name, value in trainer.ae.named_parameters()}
     losses, thresholds, dead = [], [], []
@@ -119,8 +120,7 @@ def test_step_by_step_equal_to_dictionary_learning():
         np.testing.assert_allclose(recorded["losses"], expected["losses"], rtol=1e-4)
 
 
-def test_geometric_median_equals_theirs():
-    from sae.autoencoder import geometric_median
-
+def test_the_first_bias_is_their_geometric_median():
     with np.load(RECORDED) as expected:
-        np.testing.assert_allclose(geometric_median(jnp.asarray(batches()[0])), expected["first_b_dec"], atol=1e-5)
+        median = autoencoder.geometric_median(jnp.asarray(batches()[0]))
+        np.testing.assert_allclose(median, expected["first_b_dec"], atol=1e-5)
