@@ -25,7 +25,6 @@ from sae.autoencoder import Sae
 from sae.formats import safetensors as plain_file
 from sae.saved import load_sae, save_sae
 from steer import evaluate, sweep
-from steer.config import SteerSection
 from steer.methods import METHODS
 from steer.program import decode as programs
 from steer.program.prompts import Prompts
@@ -325,41 +324,11 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
     assert {line["settings"]["concept"] for line in steered} == {"oedema"}
 
 
-def test_positions_of_a_prompt() -> None:
-    B, I, L, N = Kind.BOILERPLATE, Kind.IMAGE, Kind.IMAGE_LAST, Kind.INDICATION  # noqa: E741
-    kinds = np.array([[Kind.PAD, Kind.BOS, I, I, L, B, I, I, L, N, B], [Kind.BOS, I, I, L, N, B, B, B, B, B, B]])
-    config = make_config()
-
-    def edited(*positions: str) -> list[str]:
-        config.steer.positions = positions
-        section = SteerSection.of(config)
-        assert section.edits_prompt and not section.edits_generated
-        return ["".join("01"[int(here)] for here in row) for row in section.edited(kinds)]
-
-    assert edited("image") == ["00111011100", "01110000000"]
-    assert edited("frontal") == ["00111000000", "01110000000"]
-    assert edited("indication", "frontal") == ["00111000010", "01111000000"]
-    assert edited("prompt") == ["01111111111", "11111111111"]
-
-
 @pytest.mark.parametrize(
     ("field", "value", "words"),
-    [
-        ("strengths", (0.0,), "steer.strengths"),
-        ("unit", "metres", "steer.unit"),
-        ("features", (N_FEATURES,), f"feature {N_FEATURES}"),
-        ("match", "no such words", "matches no feature"),
-        ("methods", ("magic",), "steer.methods"),
-        ("studies", 0, "steer.studies"),
-        ("workers", 0, "steer.workers"),
-        ("positions", ("findings",), "steer.positions"),
-        ("combinations", ("5*7",), "steer.combinations"),
-        ("name", "../x", "steer.name"),
-        ("sae", "nowhere", "steer.features"),
-        ("temperature", -1.0, "steer.temperature"),
-    ],
+    [("features", (N_FEATURES,), f"feature {N_FEATURES}"), ("match", "no such words", "matches no feature")],
 )
-def test_wrong_settings_are_refused(workdir: Path, field: str, value: object, words: str) -> None:
+def test_features_that_do_not_exist_are_refused(workdir: Path, field: str, value: object, words: str) -> None:
     config = make_config()
     with config.unlocked():
         config.steer[field] = value
