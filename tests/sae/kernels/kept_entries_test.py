@@ -1,6 +1,7 @@
 """Compressed matrices against whole ones."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,12 @@ def check(mask: np.ndarray, size: int, spans: tuple[int, ...] = (), by_column: b
     np.testing.assert_array_equal(found.columns, np.pad(columns, (0, size - n)))
     width = mask.shape[0 if by_column else 1]
     bounds = np.cumsum((0, *(spans or (width,))))
-    counts = [((columns >= a) & (columns < b))[rows == row].sum() for row in range(mask.size // width) for a, b in
-              zip(bounds[:-1], bounds[1:], strict=True)]  # fmt: skip
+    spans_of = list(itertools.pairwise(bounds))
+    counts = [
+        ((columns >= start) & (columns < end))[rows == row].sum()
+        for row in range(mask.size // width)
+        for start, end in spans_of
+    ]
     np.testing.assert_array_equal(found.starts, np.cumsum([0, *counts]))
 
 
