@@ -6,7 +6,7 @@ from interp.scorers import JUDGES, SCORERS
 from maira_jax.errors import UserError
 from maira_jax.run.config import Section, setting
 
-# Tokens encoded at a time: enough to keep a device busy, and small beside a layer's weights.
+# Tokens encoded at a time: enough to keep a device busy, and small compared with a layer's weights.
 BLOCK_TOKENS = 4096
 # The uniform sample of a feature's activating contexts from which deciles are drawn, and the contexts of each split
 # from which non-activating ones are: twice and twenty times what is shown, so that all kinds are well filled.

@@ -100,7 +100,7 @@ class ExplainTask:
     Attributes:
       feature: number of the feature.
       activating: contexts from every activation decile.
-      others: contexts in which it is silent, of every kind.
+      others: contexts in which it is not active, of every kind.
     """
 
     feature: int
@@ -140,7 +140,7 @@ def explain_task(
     if len(activating) < min_contexts:
         return f"active in fewer than {min_contexts} train contexts"
     if len(others) < min_contexts:
-        return f"silent in fewer than {min_contexts} of the sampled train contexts"
+        return f"fewer than {min_contexts} of the sampled train contexts are non-activating"
     return ExplainTask(feature, activating, others)
 
 

@@ -1,4 +1,4 @@
-"""What an explainer is: it says in words what makes a feature active, from the contexts it is active and silent in.
+"""What an explainer is: it says in words what makes a feature active, from contexts in which it is active and others.
 
     @EXPLAINERS.register("mine")
     class MyExplainer:

@@ -19,13 +19,13 @@ _MAX_STRENGTHS = 11
 _MAX_NAME, _MAX_EXPLANATION = 200, 2000  # characters
 
 
-def _one_line(longest: int) -> pydantic.AfterValidator:
+def _one_line(max_length: int) -> pydantic.AfterValidator:
     """Puts a text on one line; refuses one that is then empty or longer."""
 
     def check(text: str) -> str:
         line = " ".join(text.split())
-        if not 0 < len(line) <= longest:
-            raise ValueError(f"empty, or longer than {longest} characters")
+        if not 0 < len(line) <= max_length:
+            raise ValueError(f"empty, or longer than {max_length} characters")
         return line
 
     return pydantic.AfterValidator(check)

@@ -19,9 +19,9 @@ MENTIONS, STARTS, ANY = "mentions", "starts with", "is any part of"
 # Mentions without, and with, a negating word somewhere before.
 AFFIRMS, DENIES = "affirms", "denies"
 _NOTHING = "nothing sets its texts apart"
-_MOST_TERMS, _MOST_EXCEPTIONS = 3, 2
-_LEAST_GAIN = 0.05  # of a class of examples, for a further term or exception
-_LONGEST_PHRASE = 3
+_MAX_TERMS, _MAX_EXCEPTIONS = 3, 2
+_MIN_GAIN = 0.05  # of a class of examples, for a further term or exception
+_MAX_WORDS = 3  # of a phrase
 # Features searched together; bounds the dense [features, candidates] matrices.
 _FEATURES = 128
 
@@ -48,7 +48,7 @@ class Term:
     Attributes:
       how: `MENTIONS`, `STARTS`, `AFFIRMS`, `DENIES` or `ANY`.
       phrase: words with single spaces; empty for `ANY`.
-      section: where it must stand, or None for everywhere.
+      section: the section that the phrase must be in, or None for any.
     """
 
     how: str
@@ -150,7 +150,7 @@ class Rule:
 
 
 def _marked(phrase: list[str], found: Sequence[tuple[str, bool]]) -> bool:
-    """Whether the phrase stands somewhere in words with a mark on one of its words."""
+    """Whether the phrase is somewhere in words with a mark on one of its words."""
     n = len(phrase)
     return any(
         [word for word, _ in found[i : i + n]] == phrase and any(mark for _, mark in found[i : i + n])
@@ -176,7 +176,7 @@ def _candidates(line: str) -> dict[Term, None]:
     found = {Term(ANY, "", section): None}  # a dict, because the order of a set differs from process to process
     sequence = words(text)
     negation = next((i for i, word in enumerate(sequence) if word in _NEGATIONS), len(sequence))
-    for n in range(1, _LONGEST_PHRASE + 1):
+    for n in range(1, _MAX_WORDS + 1):
         for i in range(len(sequence) - n + 1):
             phrase = " ".join(sequence[i : i + n])
             if not i <= negation < i + n:
@@ -228,10 +228,8 @@ def _search_batch(tasks: Sequence[ExplainTask]) -> list[Rule]:
     may_except = np.array([term.how == MENTIONS and term.section is None for term in terms])
     owner = np.repeat(np.arange(len(tasks)), [len(group) for group in lines])  # [examples]
     weight = np.concatenate([_weights(task) for task in tasks]).astype(np.float32)
-    # The least gain: of activating examples for a term, of the others for an exception. [tasks, 2]
-    worth = np.maximum(
-        [[2 / max(len(task.activating), 1), 2 / max(len(task.others), 1)] for task in tasks], _LEAST_GAIN
-    )
+    # The minimal gain: of activating examples for a term, of the others for an exception. [tasks, 2]
+    worth = np.maximum([[2 / max(len(task.activating), 1), 2 / max(len(task.others), 1)] for task in tasks], _MIN_GAIN)
     chosen: list[list[Term]] = [[] for _ in tasks]
     without: list[list[str]] = [[] for _ in tasks]
     covered, excepted = np.zeros(len(doc), bool), np.zeros(len(doc), bool)
@@ -244,16 +242,16 @@ def _search_batch(tasks: Sequence[ExplainTask]) -> list[Rule]:
     while searching.any():
         add = gains(~covered & ~excepted) + preference
         drop = np.where(may_except, -preference - gains(covered & ~excepted), -np.inf)  # short exceptions
-        add[[len(group) >= _MOST_TERMS for group in chosen]] = -np.inf
+        add[[len(group) >= _MAX_TERMS for group in chosen]] = -np.inf
         drop[
-            [not terms_ or len(group) >= _MOST_EXCEPTIONS for terms_, group in zip(chosen, without, strict=True)]
+            [not terms_ or len(group) >= _MAX_EXCEPTIONS for terms_, group in zip(chosen, without, strict=True)]
         ] = -np.inf
         best = np.stack([add.argmax(1), drop.argmax(1)], axis=1)
         value = np.stack([add.max(1), drop.max(1)], axis=1)
         which = value.argmax(1)
         # The first term only has to be better than nothing; each later step must pay for its words.
-        least = np.where([bool(group) for group in chosen], worth[np.arange(len(tasks)), which] * 0.999, 1e-3)
-        searching &= value.max(1) > least
+        min_gain = np.where([bool(group) for group in chosen], worth[np.arange(len(tasks)), which] * 0.999, 1e-3)
+        searching &= value.max(1) > min_gain
         candidate = best[np.arange(len(tasks)), which]
         for task in np.flatnonzero(searching):
             if which[task] == 0:
@@ -273,5 +271,5 @@ def _weights(task: ExplainTask) -> np.ndarray:
     that hold for it too have more words, say less, and hardly score better.
     """
     strength = np.array([max(example.activations) for example in task.activating])
-    silent = np.full(len(task.others), -1 / max(len(task.others), 1))
-    return np.concatenate([strength / max(strength.sum(), 1e-12), silent])
+    others = np.full(len(task.others), -1 / max(len(task.others), 1))
+    return np.concatenate([strength / max(strength.sum(), 1e-12), others])

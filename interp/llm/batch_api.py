@@ -3,8 +3,8 @@
 The requests without an answer are written into files, uploaded, and waited for; the answers go into the same cache, so
 that a killed run waits for the batches that it submitted, and what failed goes into the next round.
 
-In the folder "batches" beside the cache lie unanswered.jsonl (a request a line) and, for each batch, the uploaded file
-DIGEST.jsonl with DIGEST.json, the names of its prompts.
+The folder "batches" next to the cache holds unanswered.jsonl (one request per line) and, for each batch, the uploaded
+file DIGEST.jsonl with DIGEST.json, the names of its prompts.
 """
 
 import asyncio

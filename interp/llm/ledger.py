@@ -21,7 +21,7 @@ class ChatReply(NamedTuple):
     """The answer to a request.
 
     Attributes:
-      answer: of the request's schema.
+      answer: the answer, an instance of the request's schema.
       cost: what all answers to the request cost in US dollars, those that could not be used included.
     """
 

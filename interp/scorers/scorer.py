@@ -98,7 +98,7 @@ class ScoreResult:
     Attributes:
       score: None where the feature has too few examples, or no question was answered.
       reason: why there is no score; None where there is one.
-      cost: of the answers, in US dollars.
+      cost: what the answers cost in US dollars.
     """
 
     score: Score | None
@@ -162,7 +162,7 @@ class Scorer(abc.ABC):
         if len(activating) < self.min_contexts:
             return f"active in fewer than {self.min_contexts} held-out contexts"
         if len(shown_non_activating(task.rows, len(activating))) < self.min_contexts:
-            return f"silent in fewer than {self.min_contexts} of the sampled held-out contexts"
+            return f"fewer than {self.min_contexts} of the sampled held-out contexts are non-activating"
         return self.examples(task.feature, task.rows)
 
     def _result(self, examples: ScoringExamples, verdicts: Sequence[Verdict | None]) -> ScoreResult:

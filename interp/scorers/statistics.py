@@ -57,13 +57,13 @@ def score(
     """Compares answers with the truth.
 
     Args:
-      truth: bool [n].
-      decile: int [n], -1 where there is none.
-      kind: int [n], into `interp.exemplars.selection.KINDS`: where false examples come from.
-      study: int [n], numbers of their studies.
-      answers: int [n]: 0, 1, or -1 for none.
-      n_bootstrap: resamples of the studies.
-      seed: of the resamples.
+      truth: bool [n], the right answers.
+      decile: int [n], the activation decile, -1 where there is none.
+      kind: int [n], the kind of exemplar, as an index into `interp.exemplars.selection.KINDS`.
+      study: int [n], the number of the study.
+      answers: int [n], 0 or 1, or -1 where there is no answer.
+      n_bootstrap: number of resamples of the studies.
+      seed: seed of the resamples.
     """
     answered = answers >= 0
     counts = _by_study(truth, kind, study, answers)  # [studies, columns]

@@ -84,7 +84,7 @@ def test_explanations_are_rules_that_name_the_offline_judge(features):
 
 
 def test_features_that_cannot_be_scored_say_why(features, finished):
-    assert features[EVERYWHERE]["reason"].startswith("silent in fewer than 20")
+    assert features[EVERYWHERE]["reason"].startswith("fewer than 20 of the sampled")
     assert features[RARE]["reason"].startswith("active in fewer than 20")
     assert all(row["reason"] == "never active" for row in features[DEAD:])
     summary = files.read_json(finished[0] / "interp" / "summary.json")

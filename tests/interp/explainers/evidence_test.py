@@ -25,5 +25,5 @@ def test_features_that_cannot_be_explained_say_why():
     table = exemplar_rows("train", n=20)
     assert explain_task(0, table, 20, 25) == "active in fewer than 25 train contexts"
     few = [row for row in table if row["kind"] != "random"] + [row for row in table if row["kind"] == "random"][:12]
-    assert explain_task(0, few, 20, 15) == "silent in fewer than 15 of the sampled train contexts"
+    assert explain_task(0, few, 20, 15) == "fewer than 15 of the sampled train contexts are non-activating"
     assert explain_task(0, [row for row in table if row["kind"] == "random"], 20, 10) == "never active"

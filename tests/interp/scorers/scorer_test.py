@@ -48,7 +48,7 @@ def test_examples_are_balanced_or_refused():
     examples = scorer().examples(0, table)
     assert examples.truth.sum() == 12 and len(examples.truth) == 24
     for min_contexts, reason in (
-        (15, "silent in fewer than 15 of the sampled held-out contexts"),
+        (15, "fewer than 15 of the sampled held-out contexts are non-activating"),
         (25, "active in fewer than 25 held-out contexts"),
     ):
         (result,) = scorer(min_contexts=min_contexts, judge=OfflineJudge()).score([ScoreTask(0, "x", table)])
