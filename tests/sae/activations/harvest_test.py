@@ -1,58 +1,24 @@
-"""The harvest stage against the model run on each study alone."""
+"""The harvest stage, against the model run on each study alone."""
 
 import dataclasses
 import json
 import shutil
-import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
-from configs import phantom
-from maira_jax.checkpoint import convert, store
+from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig, preprocess
 from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.model import maira2
 from maira_jax.model.sites import Site
-from maira_jax.run import files
 from maira_jax.studies.readers import load_studies
-from sae.activations import batches, harvest, live
+from sae.activations import harvest
 from sae.activations.config import HarvestSection
-from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
-from sae.training import stage
-from tests.helpers.sae import make_model, set_shards
-
-SITE = "language.1.resid_mid"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        set_shards(patch, 512, 64)
-        yield
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    config = phantom.get_config()
-    config.studies.n = 24
-    checkpoint = tmp_path_factory.mktemp("model") / "hf"
-    make_model(checkpoint, config.studies)
-    config.model.checkpoint = str(checkpoint)
-    config.harvest.update({"site": SITE, "batch_size": 4, "held_out_fraction": 0.3})
-    return config
-
-
-@pytest.fixture(scope="module")
-def workdir(config, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    convert.run(config, path)
-    harvest.run(config, path)
-    return path
+from sae.activations.store import HELD_OUT, ActivationStore
 
 
 def alone(config, workdir, study):
@@ -68,11 +34,11 @@ def alone(config, workdir, study):
         jnp.asarray(encoded.ids)[None],
         jnp.ones((1, len(encoded)), bool),
         jnp.asarray(np.stack(pixels))[None] if pixels else None,
-        read=(Site.parse(SITE, model),),
+        read=(Site.parse(config.harvest.site, model),),
         logits=False,
     )
     kept = np.flatnonzero(token_filter_mask(encoded.kinds, config.harvest.token_filter))
-    return np.asarray(output.sites[SITE][0]), encoded, kept
+    return np.asarray(output.sites[config.harvest.site][0]), encoded, kept
 
 
 def test_every_row_is_the_activation_of_its_token(config, workdir):
@@ -134,81 +100,6 @@ def test_a_killed_harvest_resumes_without_loss(config, workdir, tmp_path, monkey
     assert counts["tokens"] == whole.n_tokens
     np.testing.assert_array_equal(resumed.read(0, whole.n_tokens), whole.read(0, whole.n_tokens))
     assert resumed.tokens.equals(whole.tokens)
-
-
-def test_the_model_on_the_fly_gives_the_stored_activations(config, workdir, monkeypatch):
-    """Row by row, and in the shuffled order; other padded shapes sum in another order."""
-    config = config.copy_and_resolve_references()
-    monkeypatch.setattr(live, "BUFFER_TOKENS", 400)
-    config.train.source = "model"
-    running, stored = live.open_source(config, workdir), ActivationStore.open(workdir / "activations")
-    assert (running.n_tokens, running.d_model, running.source) == (stored.n_tokens, stored.d_model, stored.source)
-    for split in (TRAIN, HELD_OUT):
-        np.testing.assert_array_equal(running.rows_of(split), stored.rows_of(split))
-    rows = running.rows_of(HELD_OUT)
-    found, expected = (np.concatenate(list(batches.sequential(source, rows, 150))) for source in (running, stored))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    shuffled = batches.ShuffledBatches(running, running.rows_of(TRAIN), 20, 5, 6, 3)
-    groups = list(shuffled.iterate(0))
-    assert [group.shape for group in groups] == [(5, 20, stored.d_model)] * 6
-    every = np.round(stored.read(0, stored.n_tokens)[stored.rows_of(TRAIN)], 2)
-    distances = np.abs(np.concatenate(groups).reshape(-1, 1, stored.d_model)[::25] - every).max(-1).min(1)
-    assert distances.max() < 0.01
-    # A run that is killed inside a buffer reads the same groups again.
-    for group, again in zip(groups[2:], shuffled.iterate(2), strict=True):
-        np.testing.assert_array_equal(group, again)
-
-
-def scalars(directory) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard would show of an event folder: the steps and values of each scalar."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted(directory.iterdir()):
-        content = path.read_bytes()
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            event = event_pb2.Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
-            for value in event.summary.value:
-                if not value.HasField("histo"):
-                    found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
-
-
-def test_training_from_the_model_on_the_fly(config, workdir, tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "BUFFER_TOKENS", 400)
-    (tmp_path / "model").symlink_to(workdir / "model")
-    config = config.copy_and_resolve_references()
-    config.sae.update({"expansion": 2, "k": 4})
-    short = {
-        "steps": 20,
-        "batch_size": 32,
-        "checkpoint_every": 20,
-        "evaluate_every": 10,
-        "warmup_steps": 4,
-        "decay_start": 16,
-    }
-    config.train.update(short | {"source": "model", "splice_studies": 3})
-    counts = stage.run(config, tmp_path)
-    assert not (tmp_path / "activations").exists()
-    measured = files.read_json(tmp_path / "sae" / "metrics.json")
-    loss = measured["loss"]
-    assert measured["tokens"] == len(ActivationStore.open(workdir / "activations").rows_of(HELD_OUT))
-    assert 0 < loss["tokens"] < loss["replaced"] < measured["tokens"]
-    assert counts["loss_recovered"] == (loss["ce_zero"] - loss["ce_spliced"]) / (loss["ce_zero"] - loss["ce"])
-    shown = scalars(tmp_path / "sae" / "tensorboard")
-    lines = [json.loads(line) for line in (tmp_path / "sae" / "log.jsonl").read_text().splitlines()]
-    assert [step for step, _ in shown["train/loss"]] == [9, 19]
-    np.testing.assert_allclose(
-        [value for _, value in shown["train/fvu"]], [lines[9]["fvu"], lines[19]["fvu"]], rtol=1e-6
-    )
-    np.testing.assert_allclose(shown["train/level_errors/4"][1][1], lines[19]["level_errors"][4], rtol=1e-6)
-    halfway = json.loads((tmp_path / "sae" / "held_out.jsonl").read_text())
-    np.testing.assert_allclose(shown["held_out/fvu"], [(9, halfway["fvu"]), (20, measured["fvu"])], rtol=1e-6)
-    np.testing.assert_allclose(shown["held_out/loss/recovered_zero"], [(20, counts["loss_recovered"])], rtol=1e-6)
-    assert stage.run(config, tmp_path) == counts
-    with pytest.raises(UserError, match="harvest.token_filter"):
-        config.harvest.token_filter = "findings"
-        stage.run(config, tmp_path)
 
 
 def test_studies_without_images(config, workdir, tmp_path):

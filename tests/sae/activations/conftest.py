@@ -1,0 +1,34 @@
+"""A harvested run of a small random model, for the tests of the harvest and of the running model."""
+
+import pytest
+
+from configs import phantom
+from maira_jax.checkpoint import convert
+from sae.activations import harvest
+from tests.helpers.sae import make_model, set_shards
+
+
+@pytest.fixture(scope="package")
+def harvest_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        set_shards(patch, 512, 64)
+        yield
+
+
+@pytest.fixture(scope="package")
+def config(harvest_shards, tmp_path_factory):
+    config = phantom.get_config()
+    config.studies.n = 24
+    checkpoint = tmp_path_factory.mktemp("model") / "hf"
+    make_model(checkpoint, config.studies)
+    config.model.checkpoint = str(checkpoint)
+    config.harvest.update({"site": "language.1.resid_mid", "batch_size": 4, "held_out_fraction": 0.3})
+    return config
+
+
+@pytest.fixture(scope="package")
+def workdir(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    convert.run(config, path)
+    harvest.run(config, path)
+    return path
