@@ -17,16 +17,18 @@ class InterpretSection(Section, name="interpret"):
     """How features are explained, and how explanations are tested."""
 
     judge: str = setting(
-        "offline", "Who explains, and answers the scorers' questions; offline needs no language model.",
+        "offline",
+        "Who explains, and answers the scorers' questions; offline needs no language model.",
         choices=JUDGES.names,
-    )  # fmt: skip
+    )
     explainer: str | None = setting(
         None, "Who explains the features instead of the judge; None: the judge.", choices=EXPLAINERS.names
     )
     scorers: tuple[str, ...] = setting(
-        ("detection", "fuzzing"), "Tests that each explanation is put to; detection is always among them.",
+        ("detection", "fuzzing"),
+        "Tests that each explanation is put to; detection is always among them.",
         choices=SCORERS.names,
-    )  # fmt: skip
+    )
     context_length: int = setting(
         32, "Tokens of a context, at most; contexts end with their sentence or section.", ge=1, le=BLOCK_TOKENS
     )

@@ -15,7 +15,7 @@ KEY = "OPENAI_API_KEY"
 TRANSIENT = (408, 409, 429)  # refusals that the openai library tries again, as it does those from 500 on
 NO_SCHEMA = (400, 422, 501)  # what servers answer that cannot hold answers to a schema
 _NO_QUOTA = "insufficient_quota"
-_TIMEOUT_S = 120.0  # of one try: several minutes' worth of tokens at the concurrency that servers bear
+_TIMEOUT_S = 120.0  # of one try; a busy server takes tens of seconds for an answer of 512 tokens
 
 
 @contextlib.asynccontextmanager

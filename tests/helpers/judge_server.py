@@ -1,6 +1,6 @@
 """An OpenAI-compatible server for tests: answers by rule from the prompt, fails on purpose, and remembers it all.
 
-Run as a program it prints its port and serves until it is killed. `POST /control` sets the fields of `Settings`;
+Run as a program it prints its port and serves until it is killed. `POST /control` sets the fields of `ServerSettings`;
 `GET /record` gives what happened. It reads prompts as a careless model would: a line that begins with "ignore" is
 obeyed, and what stands in a JSON string is data.
 """
@@ -23,7 +23,7 @@ from PIL import Image
 
 
 @dataclasses.dataclass
-class Settings:
+class ServerSettings:
     """Shares of the requests that go wrong, and how the others are answered."""
 
     too_many: float = 0.0  # 429
@@ -34,7 +34,7 @@ class Settings:
     latency_s: float = 0.0
     slow_s: float = 0.0
     retry_after: str = ""
-    hold_after: int = -1  # after so many answers, requests get none
+    hold_after: int = -1  # after this many answers, requests get none
     schema: bool = True  # whether response_format is known
     key: str = ""  # the only one that is accepted
     fault_text: str = ""  # requests with this text always fail
@@ -103,11 +103,11 @@ def respond(body):
     return json.dumps(detect(data, content, pictures, "right" if '"right"' in system else "fires"))
 
 
-class World:
+class ServerState:
     """Everything that the server knows."""
 
     def __init__(self):
-        self.settings = Settings()
+        self.settings = ServerSettings()
         self.rng = random.Random(0)
         self.answers = collections.Counter()  # digest of a request -> good answers
         self.sent = collections.Counter()  # digest -> requests
@@ -212,15 +212,15 @@ class World:
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self, world):
-        self.world, self.buffer, self.held = world, b"", 0
+    def __init__(self, state):
+        self.state, self.buffer, self.held = state, b"", 0
 
     def connection_made(self, transport):
         self.transport = transport
-        self.world.outcomes["connections"] += 1
+        self.state.outcomes["connections"] += 1
 
     def connection_lost(self, error):
-        self.world.under_way -= self.held
+        self.state.under_way -= self.held
 
     def data_received(self, data):
         self.buffer += data
@@ -235,43 +235,43 @@ class Connection(asyncio.Protocol):
             self.handle(method, path.partition("?")[0], headers, body)
 
     def handle(self, method, path, headers, body):
-        world, settings = self.world, self.world.settings
+        state, settings = self.state, self.state.settings
         if path == "/control":
-            world.settings = dataclasses.replace(settings, **json.loads(body))
+            state.settings = dataclasses.replace(settings, **json.loads(body))
             return self.write(200, {}, b"{}")
         if path == "/record":
-            return self.write(200, {}, json.dumps(world.record()).encode())
-        if len(world.headers) < 50:
-            world.headers.append(headers)
+            return self.write(200, {}, json.dumps(state.record()).encode())
+        if len(state.headers) < 50:
+            state.headers.append(headers)
         if settings.redirect:
             return self.write(307, {"Location": settings.redirect}, b"{}")
         if settings.key and headers.get("authorization") != f"Bearer {settings.key}":
             return self.write(401, {}, json.dumps({"error": {"message": headers.get("authorization")}}).encode())
         if path != "/v1/chat/completions":
             return self.write(200, {}, self.service(method, path, headers, body))
-        world.under_way += 1
-        reply = world.chat(json.loads(body))
-        delay = settings.slow_s if world.rng.random() < settings.slow else settings.latency_s
+        state.under_way += 1
+        reply = state.chat(json.loads(body))
+        delay = settings.slow_s if state.rng.random() < settings.slow else settings.latency_s
         asyncio.get_running_loop().call_later(delay, self.finish, reply)
 
     def service(self, method, path, headers, body):
         """The provider's files and batches."""
-        world, parts = self.world, path.split("/")[2:]
+        state, parts = self.state, path.split("/")[2:]
         if parts == ["files"]:
-            return json.dumps(world.upload(headers, body)).encode()
+            return json.dumps(state.upload(headers, body)).encode()
         if parts[0] == "files":
-            return world.files[parts[1]]
+            return state.files[parts[1]]
         if parts == ["batches"] and method == "POST":
-            return json.dumps(world.create_batch(json.loads(body))).encode()
+            return json.dumps(state.create_batch(json.loads(body))).encode()
         if parts == ["batches"]:
-            return json.dumps({"object": "list", "data": list(world.batches.values()), "has_more": False}).encode()
-        return json.dumps(world.poll(parts[1])).encode()
+            return json.dumps({"object": "list", "data": list(state.batches.values()), "has_more": False}).encode()
+        return json.dumps(state.poll(parts[1])).encode()
 
     def finish(self, reply):
         if reply is ...:
             self.held += 1
             return
-        self.world.under_way -= 1
+        self.state.under_way -= 1
         if reply is None:
             self.transport.abort()
         else:
@@ -285,8 +285,8 @@ class Connection(asyncio.Protocol):
 
 
 async def main():
-    world = World()
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(world), "127.0.0.1", 0, backlog=1024)
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(state), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -265,8 +265,8 @@ def test_a_language_model_judges_through_the_same_stages(inputs, tmp_path, capsy
             stage.run(cfg, workdir)
     cfg.judge.model = "rule"
     stage.run(cfg, workdir)  # finished: needs no server
-    said = capsys.readouterr().err
-    assert "requests to rule at http://127.0.0.1" in said and "already finished" in said
+    told = capsys.readouterr().err
+    assert "requests to rule at http://127.0.0.1" in told and "already finished" in told
     rows = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
     summary = files.read_json(workdir / "interp" / "summary.json")
     assert {row["judge"] for row in rows} == {"rule"}
