@@ -14,7 +14,7 @@ def test_page_holds_every_feature_and_the_judges_name(run_dir):
     data = data_of(Page(page_of(run_dir)[0]))
     table = pq.read_table(run_dir / "interp" / "features.parquet").to_pylist()
     assert data["features"]["name"] == [row["name"] for row in table]
-    assert "in fewer than 20 of the sampled train contexts" in data["features"]["reason"][EVERYWHERE]
+    assert "fewer than 20 of the sampled train contexts" in data["features"]["reason"][EVERYWHERE]
     assert data["summary"]["judge"] == "offline judge (no language model)"
     assert {row["concept"] for row in data["concepts"]} >= {"communication", "pneumothorax"}
     assert data["steering"] is None and data["evaluation"] is None
