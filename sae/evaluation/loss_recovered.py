@@ -161,7 +161,7 @@ def recovered(
     width = cfg.text.hidden_size
     if sae.d_model != width:
         raise UserError(f"the autoencoder is for activations of width {sae.d_model}, but the model's have {width}")
-    threshold, top_k = jnp.asarray(sae.threshold, jnp.float32), sae.k if sae.per_token else None
+    threshold, top_k = jnp.asarray(sae.threshold, jnp.float32), sae.top_k
 
     def run(batch: _ScoredBatch, share: float, constant: np.ndarray, active: bool = True) -> tuple[float, np.ndarray]:
         splice = _Splice(

@@ -15,4 +15,4 @@ def select(z: jax.Array, k: int, column_order: jax.Array, method: kth_largest.Me
     return kth_largest.batch_top_k(z, k * z.shape[0], method, column_order)
 
 
-VARIANTS.register("batch_top_k")(Variant("BatchTopK", "matryoshka_batchtopk", select))
+VARIANTS.register("batch_top_k")(Variant(title="BatchTopK", saelens="matryoshka_batchtopk", select=select))

@@ -12,4 +12,4 @@ def select(z: jax.Array, k: int, column_order: jax.Array, method: kth_largest.Me
     return z > 0, kth_largest.smallest_kept(z, z > 0)
 
 
-VARIANTS.register("relu")(Variant("ReLU", "standard", select, at_most_k=False, threshold=0.0))
+VARIANTS.register("relu")(Variant(title="ReLU", saelens="standard", select=select, at_most_k=False, threshold=0.0))

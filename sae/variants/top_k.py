@@ -16,4 +16,4 @@ def select(z: jax.Array, k: int, column_order: jax.Array, method: kth_largest.Me
     return kth_largest.row_top_k(z, k, column_order)
 
 
-VARIANTS.register("top_k")(Variant("TopK", "topk", select))
+VARIANTS.register("top_k")(Variant(title="TopK", saelens="topk", select=select))

@@ -13,7 +13,7 @@ Selection = tuple[jax.Array, jax.Array]
 Select = Callable[[jax.Array, int, jax.Array, kth_largest.Method], Selection]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """A kind of sparse autoencoder over the four arrays of `sae.autoencoder`.
 

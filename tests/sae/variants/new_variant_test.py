@@ -19,7 +19,7 @@ def above_one(z: jax.Array, k: int, column_order: jax.Array, method: str) -> Sel
     return keep, jnp.where(keep.any(), jnp.where(keep, z, jnp.inf).min(), 0.0)
 
 
-TOY = Variant("Toy", "standard", above_one, at_most_k=False, threshold=1.0)
+TOY = Variant(title="Toy", saelens="standard", select=above_one, at_most_k=False, threshold=1.0)
 VARIANTS.register("toy")(TOY)
 
 
