@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 # step, and a fifth of its time went into faulting in their pages.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -28,6 +28,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q --strict
+
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }
 	@echo "Installing into $(VENV), once; this takes some minutes."
@@ -42,7 +45,7 @@ $(VENV)/.installed-demo: pyproject.toml $(BIN)/pip
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[test]'
+	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[test,docs]'
 	# Alone: of what they ask for, the tests need only einops, torch and transformers.
 	$(BIN)/pip install -q --no-deps dictionary_learning==0.1.0 sae-lens==6.54.12
 	touch $@
