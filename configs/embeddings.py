@@ -11,19 +11,18 @@ their patients and their labels (see `sae/activations/imported.py`). No model is
 The last one measures features against the labels, and compares them with the embedding's own dimensions.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
-from configs import phantom
+from configs import base
 
 
-def get_config(path: str = "embeddings.npy") -> ml_collections.ConfigDict:
-    config = phantom.get_config()
+def get_config(path: str = "embeddings.npy") -> ConfigDict:
+    config = base.get_config()
     config.harvest.arrays = (path,)
     config.harvest.held_out_fraction = 0.1
     config.sae.expansion = 16  # 8192 features for embeddings of 512, as in MedSAE
     config.sae.k = 32
     # Its lengths follow train.steps, so only that needs to change for a smaller or larger set.
     config.train.preset = "default"
-    config.train.update({"lr": None, "warmup_steps": None, "decay_start": None, "dead_tokens": None})
     config.train.splice_studies = 0  # there is no model to splice into
     return config

@@ -1,4 +1,4 @@
-"""MAIRA-2 and its autoencoders: 8,192, 16,384 and 32,768 features, trained side by side from one stream.
+"""MAIRA-2 and its autoencoders: 8,192, 16,384 and 32,768 features, trained in parallel from one stream.
 
 CHECKPOINT is a Hugging Face folder of MAIRA-2 and STUDIES a JSON Lines file (see configs/manifest.py):
 
@@ -9,17 +9,16 @@ sae/ holds the one of expansion factor 4, which the later stages read, sae-x2/ a
 (arXiv 2507.12950) fixes is marked; the rest is our choice.
 """
 
-import ml_collections
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from configs import phantom
+from configs import base
 
 
-def get_config(paths: str = "maira-2,studies.jsonl") -> ml_collections.ConfigDict:
+def get_config(paths: str = "maira-2,studies.jsonl") -> ConfigDict:
     checkpoint, _, studies = paths.partition(",")
-    config = phantom.get_config()
+    config = base.get_config()
     config.model.update({"checkpoint": checkpoint, "dtype": "bfloat16"})
-    config.studies = ConfigDict({"source": "manifest", "path": studies, "n": config_dict.placeholder(int)})
+    config.studies = base.studies("manifest", path=studies)
     config.harvest.update(
         {
             "site": "language.15.resid_post",  # paper: the residual stream at layer 15, counted from 0
@@ -43,10 +42,7 @@ def get_config(paths: str = "maira-2,studies.jsonl") -> ml_collections.ConfigDic
             "batch_size": 4096,
             "microbatches": 2,
             "dtype": "bfloat16",
-            "lr": None,
-            "warmup_steps": None,
             "decay_start": 16_000,
-            "dead_tokens": None,
             "checkpoint_every": 500,
         }
     )

@@ -3,14 +3,13 @@
 python -m launch.demo --config=configs/manifest.py:studies.jsonl --workdir=runs/mine
 """
 
-import ml_collections
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from configs import phantom
+from configs import base, phantom
 
 
-def get_config(path: str = "studies.jsonl") -> ml_collections.ConfigDict:
+def get_config(path: str = "studies.jsonl") -> ConfigDict:
     config = phantom.get_config()
-    config.studies = ConfigDict({"source": "manifest", "path": path, "n": config_dict.placeholder(int)})
+    config.studies = base.studies("manifest", path=path)
     config.interpret.n_score = 50  # as published; each costs a language model's time
     return config

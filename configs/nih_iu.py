@@ -7,15 +7,14 @@ with another patient's report. DATA holds the folders `nih-cxr14-mini` and `iu-x
   python -m launch.demo     --config=configs/nih_iu.py:DATA --workdir=runs/nih_iu
 """
 
-import ml_collections
 from ml_collections import ConfigDict
 
-from configs import phantom
+from configs import base, phantom
 
 
-def get_config(data: str = "data") -> ml_collections.ConfigDict:
+def get_config(data: str = "data") -> ConfigDict:
     config = phantom.get_config()
-    config.studies = ConfigDict({"source": "nih_iu", "path": data, "n": ml_collections.config_dict.placeholder(int)})
+    config.studies = base.studies("nih_iu", path=data)
     config.model.checkpoint = "runs/nih_iu/pretrain/checkpoint"  # what launch.pretrain wrote
 
     config.pretrain.recipe = "nih_iu"

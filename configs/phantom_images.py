@@ -3,12 +3,12 @@
 python -m launch.demo --config=configs/phantom_images.py --workdir=runs/images
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from configs import phantom
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> ConfigDict:
     config = phantom.get_config()
     # The first blocks read from the image what the report will say; an edit of the image after block 3 comes too late.
     config.harvest.site = "language.embed"

@@ -1,6 +1,7 @@
 """What all commands share: flags, help, errors in one sentence, exit codes."""
 
 import re
+import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs import base
 from launch import _help
 from maira_jax.errors import UserError
+from maira_jax.run.config import RunSection, Section
+from maira_jax.studies.readers import READERS
 
 Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
 
@@ -28,8 +32,8 @@ def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping
     """Defines the flag `--name`, which sets fields of the configuration.
 
     Args:
-      name: of the flag.
-      explanation: for `--help`.
+      name: the flag's name.
+      explanation: what `--help` says of it.
       fields: from the flag's text to the fields, by dotted name; raises ValueError for a text that it cannot read.
     """
     flags.DEFINE_string(name, None, explanation)
@@ -43,7 +47,7 @@ def define_switch(name: str, explanation: str, field: str) -> None:
 
 
 def define(flag: flags.FlagHolder) -> flags.FlagHolder:
-    """Shows a flag of the command itself, which is no field of the configuration, in `--help`."""
+    """Shows a flag of the command itself, which is not a field of the configuration, in `--help`."""
     _own.append(flag.name)
     return flag
 
@@ -52,19 +56,22 @@ def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
     """Parses the command line, runs a stage and exits: 0 done, 1 bad input, 2 bad flags, 130 interrupted.
 
     Args:
-      run: the stage.
-      doc: the command's docstring, shown by `--help`.
-      reads: the sections of the configuration that the command reads, for `--help`.
+      run: the stage's function.
+      doc: the command's docstring, which `--help` shows.
+      reads: the names of the sections that the command reads, which `--help` explains; "seed" is the top level.
     """
     command = f"python -m launch.{Path(sys.argv[0]).stem}"
     if any(argument in ("-h", "-help", "--help", "-helpfull", "--helpfull") for argument in sys.argv[1:]):
         entries = {name: flags.FLAGS[name].help for name in (*_shortcuts, *_own)}
         entries["workdir"] = f"{flags.FLAGS['workdir'].help} Default: {_WORKDIR.default}"
         entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
-        print(_help.text(command, doc, entries, reads, DEFAULT_CONFIG))
+        config = runpy.run_path(str(DEFAULT_CONFIG))["get_config"]()
+        print(_help.text(command, doc, entries, _sections(config, reads), config, DEFAULT_CONFIG.name))
         sys.exit(0)
     try:
         config = _parse(sys.argv, reads)
+    except UserError as error:
+        _fail(str(error), code=1)
     # A configuration file is a program: it can fail in any way.
     except Exception as error:
         _fail(f"{_sentence(error)} (see {command} --help)", code=2)
@@ -73,10 +80,17 @@ def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
     except UserError as error:
         _fail(str(error), code=1)
     except OSError as error:  # of a disk or a connection, where nothing more is known of it
-        _fail(f"{error}: mend that and run {command} again", code=1)
+        _fail(f"{error}: fix that and run {command} again", code=1)
     except KeyboardInterrupt:
-        _fail(f"interrupted: {command} with the same flags goes on from here", code=130)
+        _fail(f"interrupted: {command} with the same flags resumes from here", code=130)
     sys.exit(0)
+
+
+def _sections(config: ConfigDict, reads: Sequence[str]) -> list[type[Section]]:
+    """The classes of the sections that a command reads; of the studies, those fields that their reader has."""
+    declared: dict[str, type[Section]] = {section.section or "seed": section for section in base.SECTIONS}
+    declared["studies"] = READERS.get(config.studies.source)
+    return [declared[name] for name in reads]
 
 
 def report(name: str, result: Mapping[str, Any]) -> None:
@@ -109,6 +123,7 @@ def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
     for section in reads:
         if section not in config:
             raise KeyError(section)
+    RunSection.of(config)
     return config
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up: a package imports itself and those before it.
-ORDER = ("maira_jax", "sae", "interp", "steer", "launch")
+ORDER = ("maira_jax", "sae", "interp", "steer", "configs", "launch")
 # The rooms of a package, its folders and the modules at its top, from the ground up: a room imports itself and those
 # before it. The package's own face, `__init__.py`, is above all of them.
 ROOMS = {
@@ -68,7 +68,7 @@ ROOMS = {
 }
 # Imported inside the functions that need them, by users who installed the extra of that name.
 OPTIONAL = {"torch": "bench", "transformers": "bench"}
-FILES = sorted(path for package in (*ORDER, "configs") for path in (ROOT / package).rglob("*.py"))
+FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 
 
 def module_of(path: Path) -> str:
@@ -118,18 +118,17 @@ def outside(path: Path) -> Iterator[tuple[str, int, bool]]:
     """Top-level names of the imports that neither Python nor the repository brings."""
     for module, line, at_import in imports(path):
         name = module.split(".")[0]
-        if name not in sys.stdlib_module_names and name not in (*ORDER, "configs"):
+        if name not in sys.stdlib_module_names and name not in ORDER:
             yield name, line, at_import
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
     package = path.relative_to(ROOT).parts[0]
-    # Configurations are data: they import only one another, and nothing imports them but by file name.
-    allowed = ("configs",) if package == "configs" else ORDER[: ORDER.index(package) + 1]
+    allowed = ORDER[: ORDER.index(package) + 1]
     for module, line, _ in imports(path):
         name = module.split(".")[0]
-        assert name not in (*ORDER, "configs") or name in allowed, f"{path}:{line}: {package} imports {name}"
+        assert name not in ORDER or name in allowed, f"{path}:{line}: {package} imports {name}"
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,8 @@ class Section(pydantic.BaseModel):
         Raises:
           UserError: a field is unknown, of another type or out of range.
         """
+        if not cls.section:  # the top level, which holds the other sections too
+            return cls.parse({name: config[name] for name in cls.model_fields if name in config})
         return cls.parse(config.get(cls.section) or {})
 
     @classmethod

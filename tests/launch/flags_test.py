@@ -3,7 +3,6 @@
 import pytest
 
 from configs import phantom
-from launch import _help
 from tests.helpers.commands import launch
 from tests.helpers.paths import ROOT
 
@@ -72,39 +71,6 @@ def test_another_machine_needs_a_flag_of_its_own(tmp_path):
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "--allow_remote" in result.stderr
     result = launch("interpret", *arguments, "--allow_remote")
     assert result.returncode == 1 and "no finished stage wrote" in result.stderr
-
-
-def test_fields_are_explained_by_the_comments_of_the_file():
-    source = """
-def get_config():
-    config = ConfigDict()
-    config.seed = 0  # of everything
-    config.a, config.b = get_a(), ConfigDict({"x": 1, "y": {"z": (2, 3)}})
-    # on the line above
-    config.c = ConfigDict(dict(d="e"))
-    helper = get_a
-    return config
-
-def get_a():
-    a = ConfigDict()
-    a.one = 1e-3
-    a.two = ConfigDict(
-        {
-            "three": None,  # in a dictionary
-        }
-    )
-    a.open = placeholder(int)  # left to the user
-    return a
-"""
-    assert list(_help.explained(source)) == [
-        ("seed", "of everything"),
-        ("a.one", ""),
-        ("a.two.three", "in a dictionary"),
-        ("a.open", "left to the user"),
-        ("b.x", ""),
-        ("b.y.z", ""),
-        ("c.d", "on the line above"),
-    ]
 
 
 def test_help_has_every_field_of_the_section_with_its_value():

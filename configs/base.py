@@ -1,0 +1,59 @@
+"""All sections of the configuration with their defaults, which every configuration file begins with and overrides.
+
+A field is declared, with its type, default, bounds and meaning, in the section's class, in the code that reads it.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from interp.config import InterpretSection
+from interp.llm.section import JudgeSection
+from interp.medsae.stage import LabelSection
+from maira_jax.checkpoint.convert import ModelSection
+from maira_jax.generation.stage import GenerateSection
+from maira_jax.phantom.pretraining.stage import PretrainSection
+from maira_jax.run.config import RunSection, Section
+from maira_jax.studies.readers import READERS, StudiesSection
+from sae.activations.config import HarvestSection
+from sae.formats.export import ExportSection
+from sae.training.config import SaeSection, TrainSection
+from steer.config import SteerSection
+from steer.evaluate import EvaluateSection
+
+SECTIONS: tuple[type[Section], ...] = (
+    RunSection,
+    ModelSection,
+    StudiesSection,
+    GenerateSection,
+    PretrainSection,
+    HarvestSection,
+    SaeSection,
+    TrainSection,
+    ExportSection,
+    InterpretSection,
+    JudgeSection,
+    LabelSection,
+    SteerSection,
+    EvaluateSection,
+)
+
+
+def get_config() -> ConfigDict:
+    """The defaults of all sections; `studies` is the configuration file's to set."""
+    config = ConfigDict(RunSection.defaults())
+    for section in SECTIONS[1:]:
+        config[section.section] = section.defaults()
+    return config
+
+
+def studies(source: str, **fields: Any) -> ConfigDict:
+    """The `studies` section of a reader.
+
+    Args:
+      source: the reader's name.
+      fields: what differs from its defaults.
+    """
+    section = READERS.get(source).defaults()
+    section.update({"source": source} | fields)
+    return section

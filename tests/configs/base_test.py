@@ -1,0 +1,34 @@
+"""Every configuration file is accepted by the sections that read it."""
+
+import pytest
+
+from configs import base, embeddings, maira2, manifest, nih_iu, phantom, phantom_images
+from maira_jax.errors import UserError
+from maira_jax.studies.readers import READERS
+
+CONFIGS = (phantom, phantom_images, maira2, manifest, nih_iu, embeddings)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+@pytest.mark.parametrize("section", base.SECTIONS, ids=lambda section: section.section or "seed")
+def test_every_section_accepts_its_values(config, section):
+    values = config.get_config()
+    if section.section == "judge":
+        values.judge.model = "NAME"  # which the user names
+    if section is base.StudiesSection:
+        section = READERS.get(values.studies.source)
+        if config is embeddings:
+            return  # it reads arrays, not studies
+    section.of(values)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+def test_no_file_adds_a_section(config):
+    sections = {section.section for section in base.SECTIONS if section.section}
+    assert set(config.get_config()) == sections | {"seed"}
+
+
+def test_a_reader_names_its_own_fields():
+    assert set(base.studies("mimic_cxr", path="somewhere")) == {"source", "n", "path", "reports", "split"}
+    with pytest.raises(UserError, match="studies.source is 'elsewhere'"):
+        base.studies("elsewhere")
