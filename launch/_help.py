@@ -26,7 +26,8 @@ def text(
     lines = [f"Usage: {command} [--flag=value ...]", "", doc.strip(), "", "Flags:"]
     for name, explanation in flags.items():
         lines += _entry(f"--{name}", explanation)
-    lines += ["", f"Fields of the configuration that it reads, with the values of {source}:"]
+    if sections:
+        lines += ["", f"Fields of the configuration that it reads, with the values of {source}:"]
     for section in sections:
         for name, value, meaning in section.explained(config):
             lines += _entry(f"--config.{name}={value!r}", meaning)

@@ -19,7 +19,9 @@ def get_config(folder: str = "") -> ml_collections.ConfigDict:
     config.train.update({"steps": 100, "batch_size": 256, "checkpoint_every": 100, "evaluate_every": 0})
     config.train.update({"splice_studies": 4, "preset": "default"})
     config.interpret.scorers = ("detection", "quoted_words")
-    config.interpret.update({"min_contexts": 10, "n_explain": 20, "n_score": 20, "n_control": 2, "bootstrap": 20})
+    config.interpret.update(
+        {"min_contexts": 10, "n_explain": 20, "n_score": 20, "n_control": 2, "bootstrap": 20, "min_studies": 3}
+    )
     config.steer.update({"methods": ("add", "add_encoder"), "strengths": (1.0,), "studies": 2, "top": 2})
     config.steer.max_new_tokens = 16
     return config

@@ -13,4 +13,6 @@ def select(z: jax.Array, k: int, column_order: jax.Array, method: kth_largest.Me
     return mask, kth_largest.smallest_kept(z, mask)
 
 
-VARIANTS.register("half_of_strongest")(Variant("HalfOfStrongest", "standard", select, at_most_k=False))
+VARIANTS.register("half_of_strongest")(
+    Variant(title="HalfOfStrongest", saelens="standard", select=select, at_most_k=False)
+)
