@@ -22,7 +22,7 @@ from interp.exemplars.corpus import Corpus
 from interp.explainers import EXPLAINERS
 from interp.explainers.evidence import ExplainTask, explain_task, top_tokens
 from interp.explainers.explainer import FEATURE_BATCH, Explainer
-from interp.explainers.language_model import LanguageModel
+from interp.explainers.language_model import ChatModel
 from interp.features import columns, concepts, relatives, table
 from interp.features.summary import JudgeOrigin
 from interp.scorers import JUDGES, SCORERS, controls, ground_truth
@@ -61,15 +61,13 @@ class _Interpreters:
     scorers: Mapping[str, Scorer]
     judge_name: str
     versions: tuple[str, ...]
-    model: LanguageModel | None
+    model: ChatModel | None
 
     @classmethod
-    def of(
-        cls, section: InterpretSection, seed: int, open_language_model: Callable[[], LanguageModel]
-    ) -> "_Interpreters":
-        opened: list[LanguageModel] = []
+    def of(cls, section: InterpretSection, seed: int, open_language_model: Callable[[], ChatModel]) -> "_Interpreters":
+        opened: list[ChatModel] = []
 
-        def open_once() -> LanguageModel:
+        def open_once() -> ChatModel:
             opened[:] = opened or [open_language_model()]
             return opened[0]
 
@@ -109,7 +107,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         interpreters = _Interpreters.of(
             section,
             config.seed,
-            lambda: stack.enter_context(contextlib.closing(LanguageModel.open(config, workdir))),
+            lambda: stack.enter_context(contextlib.closing(ChatModel.open(config, workdir))),
         )
         identity: dict[str, Any] = {"interpret": section.deciding(), "seed": config.seed}
         computing = section.computing()

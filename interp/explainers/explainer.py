@@ -4,7 +4,7 @@
     class MyExplainer:
         name, versions = "my explainer", ("mine-1",)
 
-        def __init__(self, open_language_model: OpenLanguageModel):
+        def __init__(self, open_language_model: OpenChatModel):
             ...
 
         def explain(self, tasks: Iterable[ExplainTask]) -> Iterator[Explanation | None]:
@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeAlias
 
 from interp.explainers.evidence import ExplainTask
-from interp.explainers.language_model import LanguageModel
+from interp.explainers.language_model import ChatModel
 from maira_jax.run.registry import Registry
 
 # Features that are explained together and whose results are saved together: the offline search breaks some ties by what
 # it searches at a time, so that a resumed run has to search the same features together.
 FEATURE_BATCH = 256
 
-OpenLanguageModel: TypeAlias = Callable[[], LanguageModel]
+OpenChatModel: TypeAlias = Callable[[], ChatModel]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,4 +68,4 @@ class Explainer(Protocol):
         """
 
 
-EXPLAINERS: Registry[Callable[[OpenLanguageModel], Explainer]] = Registry("interpret.explainer")
+EXPLAINERS: Registry[Callable[[OpenChatModel], Explainer]] = Registry("interpret.explainer")

@@ -14,7 +14,7 @@ from interp.llm.requests import ChatAnswer, ChatRequest, chat_request
 ReadImage: TypeAlias = Callable[[ImageAt], bytes]
 
 
-class LanguageModel:
+class ChatModel:
     """A client and the X-rays that its requests may show.
 
     Attributes:
@@ -32,7 +32,7 @@ class LanguageModel:
         self._read_image = read_image
 
     @classmethod
-    def open(cls, config: ml_collections.ConfigDict, workdir: Path) -> "LanguageModel":
+    def open(cls, config: ml_collections.ConfigDict, workdir: Path) -> "ChatModel":
         """The model of the section `judge`, with the images of the section `studies`.
 
         Raises:

@@ -8,7 +8,7 @@ import numpy as np
 import pydantic
 
 from interp.explainers.evidence import Example, ExplainTask, safe
-from interp.explainers.explainer import EXPLAINERS, Explanation, OpenLanguageModel
+from interp.explainers.explainer import EXPLAINERS, Explanation, OpenChatModel
 from interp.llm.requests import ChatAnswer, ChatRequest
 
 PROMPT = Path(__file__).parent / "prompts" / "explain-1.txt"
@@ -42,7 +42,7 @@ class LlmExplainer:
 
     versions = (PROMPT.stem,)
 
-    def __init__(self, open_language_model: OpenLanguageModel):
+    def __init__(self, open_language_model: OpenChatModel):
         self._model = open_language_model()
         self.name = self._model.client.section.model
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from interp.explainers import explainer, rules
 from interp.explainers.evidence import ExplainTask
-from interp.explainers.explainer import EXPLAINERS, Explanation, OpenLanguageModel
+from interp.explainers.explainer import EXPLAINERS, Explanation, OpenChatModel
 
 NAME = "offline judge (no language model)"
 VERSIONS = ("offline-rules-1",)
@@ -18,7 +18,7 @@ class OfflineExplainer:
 
     name, versions = NAME, VERSIONS
 
-    def __init__(self, open_language_model: OpenLanguageModel | None = None):
+    def __init__(self, open_language_model: OpenChatModel | None = None):
         pass
 
     def explain(self, tasks: Iterable[ExplainTask]) -> Iterator[Explanation | None]:

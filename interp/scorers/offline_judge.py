@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 
 from interp.explainers import offline
-from interp.explainers.explainer import OpenLanguageModel
+from interp.explainers.explainer import OpenChatModel
 from interp.explainers.rules import Rule
 from interp.scorers.judge import JUDGES, Question, Verdict
 
@@ -18,7 +18,7 @@ class OfflineJudge:
 
     name, versions = offline.NAME, offline.VERSIONS
 
-    def __init__(self, open_language_model: OpenLanguageModel | None = None):
+    def __init__(self, open_language_model: OpenChatModel | None = None):
         pass
 
     def detect(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:

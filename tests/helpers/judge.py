@@ -8,7 +8,7 @@ import urllib.request
 
 from configs import phantom as phantom_config
 from interp.explainers.evidence import Example, ExplainTask
-from interp.explainers.language_model import LanguageModel
+from interp.explainers.language_model import ChatModel
 from interp.explainers.llm import LlmExplainer
 from interp.llm.client import ChatClient
 from interp.scorers.detection import DetectionScorer
@@ -73,7 +73,7 @@ def no_image(at):
 
 def interpreters(client, n_images=0, read_image=no_image):
     """The explainer and the judge that ask a client."""
-    model = LanguageModel(client, n_images, read_image)
+    model = ChatModel(client, n_images, read_image)
     return LlmExplainer(lambda: model), LlmJudge(lambda: model)
 
 

@@ -1,4 +1,4 @@
-"""A user's own variant, reader, steering method and scorer, each one file and one registration, through the commands."""
+"""A user's own variant, reader, method and scorer, each one file and one registration, through the commands."""
 
 import json
 
