@@ -1,4 +1,4 @@
-"""The README's commands, run one after the other as a reader would: what it shows works as written."""
+"""The commands of the README and of the guide, run one after the other as a reader would: they work as written."""
 
 import json
 import os
@@ -13,12 +13,17 @@ from PIL import Image
 from maira_jax.studies.readers import phantom
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 # Why a command is not run here. Everything else that the README shows is.
 NOT_RUN = {
     "make demo": "installs, then runs launch.demo, as the first command below does",
     "pip install -e '.[gpu]'": "installs",
     "python -m launch.convert --workdir=runs/maira2 --checkpoint=~/maira-2 --dtype=bfloat16": "needs MAIRA-2's weights",
+    "python -m launch.demo --workdir=runs/maira2 --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
+    "python -m launch.harvest --workdir=runs/maira2 --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
+    "python -m launch.train --workdir=runs/maira2 --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
+    "python -m launch.interpret --workdir=runs/first --config.interpret.judge=llm --config.judge.model=NAME "
+    "--config.judge.base_url=http://127.0.0.1:8000/v1": "needs a language model's server",
     "python -m launch.pretrain --workdir=runs/pretrain": "takes 45 minutes",
 }
 # Runs that are shortened here.
@@ -30,14 +35,15 @@ SHORTER = {
 }
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-
-
 def commands():
-    """Every line of the README's shell blocks, without its comment."""
-    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split("  #")[0].split()) for line in lines if line.strip()]
+    """Every line of the pages' shell blocks, without its comment; what several pages show is run once."""
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return list(dict.fromkeys(" ".join(line.split("  #")[0].split()) for line in lines if line.strip()))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def run(folder, command):
     return done.stdout
 
 
-def test_every_command_not_run_is_in_the_readme():
+def test_every_command_not_run_is_shown():
     assert not (set(NOT_RUN) | set(SHORTER)) - set(commands())
 
 
@@ -83,8 +89,8 @@ def test_the_makefile_demo_is_the_command():
     assert "-m launch.demo --workdir=runs/demo" in shown
 
 
-def test_the_library_example_runs(folder):
-    """After the demo, whose model it reads."""
-    program = "\n".join(blocks("python"))
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_the_examples_run(folder, example):
+    """After the demo, whose model they read."""
     Image.fromarray(phantom.studies(0, 1, seed=4, size=112)[0].frontal).save(folder / "images" / "s1.png")
-    run(folder, f"{sys.executable} - <<'END'\n{program}\nEND")
+    run(folder, f"{sys.executable} {example}")
