@@ -1,4 +1,4 @@
-"""MAIRA-2 and its autoencoders: 8,192, 16,384 and 32,768 features, trained in parallel from one stream.
+"""MAIRA-2 and its autoencoders: 8,192, 16,384 and 32,768 features, trained on one stream of activations.
 
 CHECKPOINT is a Hugging Face folder of MAIRA-2 and STUDIES a JSON Lines file (see configs/manifest.py):
 

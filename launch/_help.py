@@ -26,8 +26,7 @@ def text(
     lines = [f"Usage: {command} [--flag=value ...]", "", doc.strip(), "", "Flags:"]
     for name, explanation in flags.items():
         lines += _entry(f"--{name}", explanation)
-    if sections:
-        lines += ["", f"Fields of the configuration that it reads, with the values of {source}:"]
+    lines += ["", f"Fields of the configuration that it reads, with the values of {source}:"]
     for section in sections:
         for name, value, meaning in section.explained(config):
             lines += _entry(f"--config.{name}={value!r}", meaning)

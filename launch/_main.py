@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIG = CONFIGS / "phantom.py"
 
 _DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from others
-_CONFIG_HELP = "Python file with `get_config()` that describes the whole path; FILE:ARG passes ARG to it."
+_CONFIG_HELP = "Python file with `get_config()` that describes the whole run; FILE:ARG passes ARG to it."
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
 _shortcuts: dict[str, Callable[[Any], Mapping[str, Any]]] = {}
 _own: list[str] = []

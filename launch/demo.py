@@ -1,4 +1,4 @@
-"""Runs every stage, from the checkpoint to the atlas, on the phantom or on the studies of --config.
+"""Runs convert, harvest, train, export, interpret, steer, evaluate and atlas, on the phantom or as --config says.
 
 Finished stages are skipped and an interrupted one resumes, so the same command always ends with the same result.
 """

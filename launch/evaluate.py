@@ -10,4 +10,4 @@ _main.define_shortcut("sweep", "Name of the sweep to evaluate. Sets steer.name."
 _judge_flags.define()
 
 if __name__ == "__main__":
-    _main.main(evaluate.run, __doc__ or "", reads=("steer", "evaluate", "judge"))
+    _main.main(evaluate.run, __doc__ or "", reads=("seed", "steer", "evaluate", "judge"))

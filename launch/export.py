@@ -22,4 +22,4 @@ _main.define_shortcut(
 )
 
 if __name__ == "__main__":
-    _main.main(export.run, __doc__ or "", reads=("export",))
+    _main.main(export.run, __doc__ or "", reads=("sae", "export"))

@@ -10,5 +10,5 @@ if __name__ == "__main__":
     _main.main(
         harvest.run,
         __doc__ or "",
-        reads=("model", "studies", "harvest"),
+        reads=("seed", "studies", "harvest"),
     )

@@ -45,4 +45,4 @@ _main.define_switch(
 )
 
 if __name__ == "__main__":
-    _main.main(sweep.run, __doc__ or "", reads=("steer",))
+    _main.main(sweep.run, __doc__ or "", reads=("seed", "studies", "steer"))

@@ -10,5 +10,5 @@ if __name__ == "__main__":
     _main.main(
         stage.run,
         __doc__ or "",
-        reads=("sae", "train"),
+        reads=("seed", "studies", "harvest", "sae", "train"),
     )

@@ -4,10 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from maira_jax.phantom.world.latents import FINDINGS
 from maira_jax.reports import labeller
 from maira_jax.reports.labeller import ParsedReport
 from maira_jax.reports.vocabulary.terms import CHEXPERT, DEVICES
+from maira_jax.studies.concepts import FINDINGS
 from maira_jax.studies.study import SIDES, ZONES, Finding
 
 _ABOUT_ALL_FINDINGS = ("normal study", "no finding")

@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from maira_jax.phantom.world.concepts import study_labels
 from maira_jax.reports.attributes import attributes_of
 from maira_jax.reports.mentions import Mention, clauses, find_mentions, sentences
 from maira_jax.reports.status import set_status
 from maira_jax.reports.vocabulary import cues, terms
 from maira_jax.reports.vocabulary.pattern import blank
+from maira_jax.studies.concepts import study_labels
 from maira_jax.studies.study import Finding
 
 _ANAPHOR = re.compile(

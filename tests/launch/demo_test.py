@@ -81,14 +81,14 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     sae, features, *named, steering, atlas = lines[[line[:5] for line in lines].index("SAE: ") :]
     metrics = json.loads((workdir / "sae" / "metrics.json").read_text())
     interp = json.loads((workdir / "interp" / "summary.json").read_text())
-    headline = json.loads((workdir / "evaluation" / "concepts" / "summary.json").read_text())["headline"]["feature"]
+    headline = json.loads((workdir / "evaluation" / "concepts" / "summary.json").read_text())["headline"]["add"]
     assert sae == (
         f"SAE: fraction of variance unexplained {metrics['fvu']:.3f}, L0 {metrics['l0']:.1f}, "
         f"dead features {metrics['dead']}"
     )
     scored, above = interp["scored"], interp["detection"]["above_075"]
     assert features.startswith(f"Features: {scored} scored, {above} above 0.75, mean ")
-    assert all(f"{arm} " in features for arm in interp["controls"])
+    assert all(f"{control} " in features for control in interp["controls"])
     f1_08, tested = interp["concepts"]["f1_08"], interp["concepts"]["tested"]
     assert features.endswith(f"; {f1_08} of {tested} concepts found with F1 of 0.8 or more")
     found = interp["concepts"]["found"]

@@ -13,8 +13,6 @@ from maira_jax.studies.study import SIDES, ZONES, Finding
 
 HEALTHY = 0.18  # share of studies whose first state has no finding
 WITH_PRIOR = 0.5
-DEGREES = {"small": "mild", "moderate": "moderate", "large": "severe"}
-"""The words for the sizes of cardiomegaly."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,6 @@ SLOTS = (
     Slot("central venous line", "tip", 0.25),
 )
 COLUMN = {slot.name: column for column, slot in enumerate(SLOTS)}
-FINDINGS = tuple(dict.fromkeys(slot.finding for slot in SLOTS))
-"""The phantom's nine findings, in the order of `SLOTS`."""
 
 # By number of levels: the share of each level above 0 when a finding is new; then, for each level above 0, the
 # probabilities of the level in the next study (column 0: it has resolved).

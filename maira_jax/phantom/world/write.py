@@ -9,7 +9,8 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from maira_jax.phantom.world.latents import DEGREES, FINDINGS, Latents, prior_truth, truth
+from maira_jax.phantom.world.latents import Latents, prior_truth, truth
+from maira_jax.studies.concepts import DEGREES, FINDINGS, concept_names
 from maira_jax.studies.study import Finding
 
 MAX_WORDS = 72  # longer reports are written again, up to 8 times, for shorter phrasings
@@ -238,14 +239,6 @@ def write_sections(latents: Latents, i: int, rng: random.Random) -> WrittenSecti
         report.append(ReportSentence(rng.choice(_COMMUNICATIONS), frozenset({"communication"})))
     stated = {sentence.text: sentence.states for sentence in (*earlier, *report)}
     return WrittenSections(indication, technique, comparison, _text(earlier) or None, _text(report), stated)
-
-
-def concept_names(finding: Finding) -> frozenset[str]:
-    """The concepts of a present finding, from its name alone to its name with all attributes."""
-    size = DEGREES.get(finding.size or "") if finding.name == "cardiomegaly" else finding.size
-    parts = ((), (finding.side,), (size,), (size, finding.side), (finding.side, finding.zone))
-    found = {" ".join(filter(None, (*words, finding.name))) for words in parts}
-    return frozenset(found | ({f"{finding.name} {finding.tip}"} if finding.tip else set()))
 
 
 def statements(findings: Iterable[Finding]) -> frozenset[str]:

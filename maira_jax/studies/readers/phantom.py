@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.phantom.world.concepts import study_labels
 from maira_jax.phantom.world.latents import SLOTS, sample, truth
 from maira_jax.phantom.world.render import UNITS, render
 from maira_jax.phantom.world.write import has_communication, write_sections
 from maira_jax.run.config import setting
+from maira_jax.studies.concepts import study_labels
 from maira_jax.studies.readers.registry import READERS, StudiesSection
 from maira_jax.studies.study import Study
 

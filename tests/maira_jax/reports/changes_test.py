@@ -2,8 +2,8 @@
 
 import pytest
 
-from maira_jax.phantom.world.concepts import study_labels
 from maira_jax.reports.changes import TargetFindings, compare
+from maira_jax.studies.concepts import study_labels
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
 LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from maira_jax.phantom.world.concepts import study_labels
 from maira_jax.phantom.world.latents import sample, truth
 from maira_jax.phantom.world.write import write_sections
 from maira_jax.reports.labeller import chexpert, concepts, extract, has_comparison, is_communication
+from maira_jax.studies.concepts import study_labels
 from maira_jax.studies.study import Finding
 
 

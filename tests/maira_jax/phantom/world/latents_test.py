@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from maira_jax.phantom.world.latents import COLUMN, FINDINGS, SLOTS, Latents, prior_truth, sample, truth, uniforms
+from maira_jax.phantom.world.latents import COLUMN, SLOTS, Latents, prior_truth, sample, truth, uniforms
+from maira_jax.studies.concepts import FINDINGS
 
 N = 8000
 
@@ -91,3 +92,7 @@ def test_truth_names_every_finding_once_a_place(latents: Latents) -> None:
         assert {finding.name for finding in findings} == set(FINDINGS)
         for name in ("pleural effusion", "pneumothorax"):
             assert {finding.side for finding in findings if finding.name == name} == {"left", "right"}
+
+
+def test_every_finding_has_a_slot_and_concepts_in_the_same_order() -> None:
+    assert tuple(dict.fromkeys(slot.finding for slot in SLOTS)) == FINDINGS

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from maira_jax.phantom.world.latents import FINDINGS
 from maira_jax.phantom.world.write import COMMUNICATED, is_critical
+from maira_jax.studies.concepts import FINDINGS
 from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Finding, Study
 

@@ -1,16 +1,29 @@
-"""Study-level concepts of the phantom, such as "small left pleural effusion": `Study.labels`, from its truth."""
+"""Study-level concepts, such as "small left pleural effusion": from the findings of a study, whether each is true.
+
+The findings may be the truth of a phantom study or what the labeller reads in a report.
+"""
 
 from collections.abc import Sequence
 
-from maira_jax.phantom.world.latents import DEGREES, FINDINGS
-from maira_jax.phantom.world.write import concept_names
 from maira_jax.studies.study import SIDES, SIZES, ZONES, Finding
 
 _TUBES = ("endotracheal tube", "nasogastric tube", "central venous line")
+FINDINGS = ("cardiomegaly", "pleural effusion", "pneumothorax", "consolidation", "oedema", "pacemaker", *_TUBES)
+"""The findings whose attributes are known too."""
+DEGREES = {"small": "mild", "moderate": "moderate", "large": "severe"}
+"""The words for the sizes of cardiomegaly."""
+
+
+def concept_names(finding: Finding) -> frozenset[str]:
+    """The concepts of a present finding, from its name alone to its name with all attributes."""
+    size = DEGREES.get(finding.size or "") if finding.name == "cardiomegaly" else finding.size
+    parts = ((), (finding.side,), (size,), (size, finding.side), (finding.side, finding.zone))
+    found = {" ".join(filter(None, (*words, finding.name))) for words in parts}
+    return frozenset(found | ({f"{finding.name} {finding.tip}"} if finding.tip else set()))
 
 
 def study_labels(findings: Sequence[Finding], has_prior: bool, communication: bool) -> dict[str, bool]:
-    """Study-level concepts of a phantom study.
+    """The study-level concepts of a study.
 
     Args:
       findings: what is true of the study, absent findings included.

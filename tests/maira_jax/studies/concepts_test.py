@@ -1,6 +1,6 @@
-"""Study-level concepts of the phantom, against the truth of its studies."""
+"""Study-level concepts, against the truth of the phantom's studies."""
 
-from maira_jax.phantom.world.latents import FINDINGS
+from maira_jax.studies.concepts import FINDINGS
 from maira_jax.studies.readers import phantom
 
 
