@@ -1,6 +1,8 @@
 """The interpret stage: index, exemplars, explanations, scores, controls, tables.
 
 Each phase leaves a file, and explanations and scores are saved in batches of features, so that a killed run resumes.
+The steps are the rooms of this package in their order: exemplars, explainers, scorers, features. Only the controls pass
+through the first three a second time: they are matched to scored features, so they are built after scoring.
 """
 
 import contextlib
@@ -17,15 +19,16 @@ import pyarrow.compute as pc
 
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
 from interp.exemplar_batches import ExemplarBatches, Records
-from interp.exemplars import contexts, exemplar_table, index
+from interp.exemplars import contexts, exemplar_table, index, neighbours
 from interp.exemplars.corpus import Corpus
 from interp.explainers import EXPLAINERS
 from interp.explainers.evidence import ExplainTask, explain_task, top_tokens
 from interp.explainers.explainer import FEATURE_BATCH, Explainer
 from interp.explainers.language_model import ChatModel
-from interp.features import columns, concepts, relatives, table
+from interp.features import columns, concepts, table
 from interp.features.summary import JudgeOrigin
 from interp.scorers import JUDGES, SCORERS, controls, ground_truth
+from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import Scorer, ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
@@ -146,20 +149,19 @@ def _interpret(
     _announce(section, interpreters, exemplars, wanted)
     explained = _explain(section, interpreters.explainer, exemplars, frozenset(wanted))
     scores = {name: _score(scorer, name, exemplars, explained) for name, scorer in interpreters.scorers.items()}
-    detection = interpreters.scorers["detection"]
-    scores[table.SHUFFLED] = _score(detection, table.SHUFFLED, exemplars, _shuffled(explained, seed))
+    scores[SHUFFLED] = _score(interpreters.scorers["detection"], SHUFFLED, exemplars, _shuffled(explained, seed))
     stated = ground_truth.statements(corpus, load_stated(config.studies), section.min_contexts)
-    controlled = _controls(section, interpreters, seed, sae, corpus, found, scores["detection"], stated, exemplars)
-    labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
-    fit = concepts.fit(np.load(exemplars.phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
-    concept_table, left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
-    known = columns.of_activity(sae, found) | columns.of_relatives(sae, found)
-    known |= columns.of_logit_lens(workdir, sae, corpus.store.source["site"]) | columns.of_concepts(labels, fit)
-    known |= columns.of_ground_truth(found, stated, section.min_contexts, sae.n_features)
-    tables = {"concepts": concept_table}
+    true = ground_truth.feature_columns(found, stated, section.min_contexts, sae.n_features)
+    tables = {}
     if stated:
         names = [record["name"] for record in explained]
         tables["statements"] = ground_truth.table(found, stated, names, section.min_contexts)
+    controlled = _controls(section, interpreters, seed, sae, corpus, found, scores["detection"], stated, exemplars)
+    labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
+    fit = concepts.fit(np.load(exemplars.phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
+    tables["concepts"], left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
+    known = true | columns.of_activity(sae, found) | columns.of_relatives(sae, found)
+    known |= columns.of_logit_lens(workdir, sae, corpus.store.source["site"]) | columns.of_concepts(labels, fit)
     tables |= table.tables(known, interpreters.origin(), explained, scores, controlled)
     table.write(out, tables, left_out, interpreters.origin(), section.bootstrap)
 
@@ -192,7 +194,7 @@ def _collect(
         peak.flush()
     index.save(phases / "index.npz", found)
     n_activating = {"train": section.n_explain, "held_out": section.n_score}
-    similar, _ = relatives.nearest(relatives.centred_activity(index.pool_activity(found)), _N_NEIGHBOURS)
+    similar, _ = neighbours.coactive(found, _N_NEIGHBOURS)
     exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, seed, FEATURE_BATCH)
     return found
 
@@ -305,7 +307,7 @@ def _controls(
         folder = exemplars.phases / "controls" / str(number)
         own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder)
         activity = _collect(section, seed, control.sae, dataclasses.replace(corpus, store=control.store), own)
-        true = columns.of_ground_truth(activity, stated, section.min_contexts, own.n_features)
+        true = ground_truth.feature_columns(activity, stated, section.min_contexts, own.n_features)
         explained = _explain(section, interpreters.explainer, own, frozenset(range(own.n_features)))
         scores = _score(interpreters.scorers["detection"], "detection", own, explained)
         n_active = sum(part.n_tokens.sum(1) for part in activity.values())

@@ -14,6 +14,7 @@ The compiled program has a fixed capacity of entries; a block with more is repea
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -368,7 +369,7 @@ def _feature_context_pairs(f: jax.Array, active: kept_entries.Entries, slot_of: 
     )
 
 
-def pool_activity(found: dict[str, SplitIndex]) -> np.ndarray:
+def pool_activity(found: Mapping[str, SplitIndex]) -> np.ndarray:
     """Which feature is active in which context of either split's pool, bool [contexts, F]."""
     return np.concatenate([found[split].pool_active for split in SPLITS])
 

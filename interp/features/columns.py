@@ -1,4 +1,4 @@
-"""Columns of the feature table that need no judge: activity, related features, logit lens, concepts, ground truth."""
+"""Columns of the feature table that need no judge: activity, related features, logit lens, concepts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from interp.exemplars import neighbours
 from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
 from interp.exemplars.index import SplitIndex, pool_activity
 from interp.features import logit_lens, relatives
 from interp.features.concepts import ConceptFit, StudyLabels
-from interp.scorers.ground_truth import Statements, describe
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.inputs.tokens import Kind, Tokenizer
 from sae.autoencoder import Sae
@@ -43,10 +43,10 @@ def of_activity(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
 
 def of_relatives(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
     """Which features are near each feature, and which it splits off from or into."""
-    pool = pool_activity(dict(found))  # [contexts, F]
+    pool = pool_activity(found)  # [contexts, F]
     group = np.repeat(np.arange(len(sae.group_sizes)), sae.group_sizes)  # [F]
-    similar, cosine = relatives.nearest(np.asarray(sae.params["W_dec"]), _N_SIMILAR)  # [F, neighbours]
-    coactive, correlation = relatives.nearest(relatives.centred_activity(pool), _N_SIMILAR)  # [F, neighbours]
+    similar, cosine = neighbours.nearest(np.asarray(sae.params["W_dec"]), _N_SIMILAR)  # [F, neighbours]
+    coactive, correlation = neighbours.coactive(found, _N_SIMILAR)  # [F, neighbours]
     together = correlation > 0
     parent, parent_share = relatives.parents(pool, group)  # [F]
     children: list[list[int]] = [[] for _ in group]
@@ -96,27 +96,6 @@ def of_concepts(labels: StudyLabels, fit: ConceptFit) -> dict[str, Any]:
     return {
         "concept": [labels.concepts[c] if ok else None for c, ok in zip(best, found, strict=True)],
         "concept_f1": _or_none(fit.f1[best, np.arange(n_features)], found),
-    }
-
-
-def of_ground_truth(
-    found: Mapping[str, SplitIndex], stated: Statements | None, min_contexts: int, n_features: int
-) -> dict[str, Any]:
-    """What each feature truly detects; null where it is not known what the contexts state.
-
-    Args:
-      found: the index of every split.
-      stated: what every context states; None if that is known of none.
-      min_contexts: features with fewer activating or non-activating contexts in a split have no description.
-      n_features: number of features.
-    """
-    if stated is None:
-        return dict.fromkeys(("true_description", "true_f1", "fact_f1"), [None] * n_features)
-    whole, facts = (describe(found, known, min_contexts) for known in (stated, stated.facts()))
-    return {
-        "true_description": [list(names) or None for names in whole.statements],
-        "true_f1": _or_none(whole.f1, np.isfinite(whole.f1)),
-        "fact_f1": _or_none(facts.f1, np.isfinite(facts.f1)),
     }
 
 

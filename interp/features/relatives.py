@@ -1,67 +1,19 @@
-"""Which features are related: by direction, by co-activity, as parent and child, and by near-duplicate explanations."""
+"""Which features are related: as parent and child, and by near-duplicate explanations."""
 
-import functools
 import re
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-_ROWS = 1024  # features compared with all others together
-# Co-activity is not computed for a feature that is active in fewer contexts of the pool.
-MIN_CONTEXTS = 5
+from interp.exemplars.neighbours import MIN_CONTEXTS, ROWS
+
 # A parent is active in a share of the child's contexts that is larger than its share of all contexts by this much.
 MIN_EXCESS = 0.5
 # Explanations are near-duplicates from this cosine of their weighted word counts.
 MIN_COSINE = 0.8
 _WORD = re.compile(r"[^\W_]+")
-
-
-def nearest(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest other rows of every row by cosine.
-
-    Args:
-      rows: one vector per feature. float32 [F, n]
-      count: number of neighbours of each row; fewer where there are fewer others.
-
-    Returns:
-      Row numbers int32 [F, count] and cosines float32 [F, count], by falling cosine; 0 for rows of zeros.
-    """
-    unit = jnp.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), jnp.float32)
-    n = len(rows)
-    count = min(count, n - 1)
-    numbers, cosines = np.empty((n, count), np.int32), np.empty((n, count), np.float32)
-    for wanted in range(0, n, _ROWS):
-        begin = max(min(wanted, n - _ROWS), 0)  # the last block overlaps, so that all have one shape
-        block = slice(begin, begin + _ROWS)
-        cosines[block], numbers[block] = _nearest(unit, begin, min(_ROWS, n), count)
-    return numbers, cosines
-
-
-@functools.partial(jax.jit, static_argnames=("size", "count"))
-def _nearest(unit: jax.Array, begin: int, size: int, count: int) -> tuple[jax.Array, jax.Array]:
-    block = jax.lax.dynamic_slice_in_dim(unit, begin, size)  # [size, n]
-    cosine = jnp.matmul(block, unit.T, precision="highest")  # [size, F]
-    own = jnp.arange(size)
-    return jax.lax.top_k(cosine.at[own, begin + own].set(-jnp.inf), count)
-
-
-def centred_activity(active: np.ndarray) -> np.ndarray:
-    """One vector per feature, such that the cosine of two is the correlation of the features' activity.
-
-    Args:
-      active: which feature is active in which context. bool [contexts, F]
-
-    Returns:
-      float32 [F, contexts], zeros for features that are active in too few of the contexts, or in all.
-    """
-    rows = active.T.astype(np.float32)
-    rows -= rows.mean(axis=1, keepdims=True)
-    rows[active.sum(0) < MIN_CONTEXTS] = 0.0
-    return rows
 
 
 def parents(active: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,8 +33,8 @@ def parents(active: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarr
     each = active.astype(np.float32)  # [contexts, F]
     count = each.sum(0)  # [F]
     parent, share = np.full(n, -1, np.int32), np.zeros(n, np.float32)
-    for begin in range(0, n, _ROWS):
-        block = np.arange(begin, min(begin + _ROWS, n))
+    for begin in range(0, n, ROWS):
+        block = np.arange(begin, min(begin + ROWS, n))
         within = (each[:, block].T @ each) / np.maximum(count[block], 1)[:, None]  # [block, F]
         excess = within - count / max(n_contexts, 1)  # [block, F]
         excess[group[None] >= group[block][:, None]] = -np.inf
@@ -115,7 +67,7 @@ def near_duplicates(explanations: Sequence[str | None]) -> np.ndarray:
     n = max(int((out >= 0).sum()), 1)
     weighted = has @ sp.diags(np.log((1 + n) / (1 + has.sum(0).A1)) + 1e-3)
     unit = sp.diags(1 / np.maximum(np.sqrt(weighted.multiply(weighted).sum(1).A1), 1e-12)) @ weighted
-    edges = [unit[begin : begin + _ROWS] @ unit.T >= MIN_COSINE for begin in range(0, len(words), _ROWS)]
+    edges = [unit[begin : begin + ROWS] @ unit.T >= MIN_COSINE for begin in range(0, len(words), ROWS)]
     _, component = connected_components(sp.vstack(edges), directed=False)
     first = np.full(component.max() + 1, len(words))
     np.minimum.at(first, component, np.arange(len(words)))

@@ -12,10 +12,9 @@ from interp.exemplars.contexts import SECTIONS
 from interp.exemplars.selection import NON_ACTIVATING_KINDS
 from interp.features import relatives
 from interp.features.summary import JudgeOrigin, summarise
+from interp.scorers.detection import SHUFFLED
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
-
-SHUFFLED = "detection_shuffled"  # key of the scores of detection with another feature's explanation
 
 _INTERVAL = pa.list_(pa.float64(), 2)
 
@@ -133,7 +132,7 @@ def tables(
     """The tables "features" and "controls".
 
     Args:
-      known: the columns of `interp.features.columns`.
+      known: the columns of `interp.features.columns` and of `interp.scorers.ground_truth.feature_columns`.
       origin: where explanations and scores come from.
       explained: one record per feature.
       scores: scorer -> one record per feature; `SHUFFLED` -> those of detection with another feature's explanation.

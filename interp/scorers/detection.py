@@ -13,6 +13,8 @@ from interp.explainers.evidence import image_at, shown_text
 from interp.scorers.judge import Question, Verdict
 from interp.scorers.scorer import SCORERS, Rows, Scorer, ScoringExamples
 
+SHUFFLED = "detection_shuffled"  # name of the scores of detection with another feature's explanation
+
 
 @SCORERS.register("detection")
 class DetectionScorer(Scorer):

@@ -11,7 +11,7 @@ drawn for detection. All choices are made on the train split and measured on the
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +64,7 @@ class Statements:
     length: np.ndarray
 
     def facts(self) -> "Statements":
-        """They without the words."""
+        """The facts alone."""
         return dataclasses.replace(self, names=self.names[: self.n_facts], holds=self.holds[:, : self.n_facts])
 
 
@@ -139,6 +139,26 @@ def describe(found: Mapping[str, SplitIndex], stated: Statements, min_contexts: 
         out.append(tuple(stated.names[c] for c in chosen))
         f1.append(score)
     return Descriptions(out, np.array(f1))
+
+
+def feature_columns(
+    found: Mapping[str, SplitIndex], stated: Statements | None, min_contexts: int, n_features: int
+) -> dict[str, list[Any]]:
+    """The columns that say what each feature truly detects; null where it is not known what the contexts state.
+
+    Args:
+      found, min_contexts: as for `describe`.
+      stated: what every context states; None if that is known of none.
+      n_features: number of features.
+    """
+    if stated is None:
+        return dict.fromkeys(("true_description", "true_f1", "fact_f1"), [None] * n_features)
+    whole, facts = (describe(found, known, min_contexts) for known in (stated, stated.facts()))
+    return {
+        "true_description": [list(names) or None for names in whole.statements],
+        "true_f1": [f1 if np.isfinite(f1) else None for f1 in whole.f1.tolist()],
+        "fact_f1": [f1 if np.isfinite(f1) else None for f1 in facts.f1.tolist()],
+    }
 
 
 def _examples(found: SplitIndex, stated: Statements) -> Iterator[tuple[_Weighted, _Weighted]]:

@@ -124,10 +124,9 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     import jax
     import pyarrow as pa
 
-    from interp.exemplars import exemplar_table, index
+    from interp.exemplars import exemplar_table, index, neighbours
     from interp.exemplars.contexts import split_into_contexts
     from interp.exemplars.corpus import Corpus
-    from interp.features import relatives
     from maira_jax.inputs.tokens import Kind
     from sae.autoencoder import Sae, encode
 
@@ -163,7 +162,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
         peak = np.lib.format.open_memmap(Path(folder) / "peak.npy", "w+", np.float32, shape)
         found = index.build(sae, rows, cut, held_out, sizes, peak, frozenset({Kind.FINDINGS}))
         times |= clock.read("pass_")
-        similar, _ = relatives.nearest(relatives.centred_activity(index.pool_activity(found)), 8)
+        similar, _ = neighbours.coactive(found, 8)
         exemplar_table.collect(Path(folder) / "exemplars.parquet", sae, corpus, found, similar, n_activating, 0, 256)
     return times | clock.read("") | {"peak_mib": _peak_mib(), "start_mib": before}
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from interp.exemplars import exemplar_table, index, selection
+from interp.exemplars import exemplar_table, index, neighbours, selection
 from interp.exemplars.token_activations import token_activations
-from interp.features import relatives
 from maira_jax.inputs.tokens import Kind
 from tests.helpers.exemplar_world import PIECES, build
 
@@ -38,7 +37,7 @@ def test_hard_exemplars_are_not_active_and_where_they_should_be(world, tmp_path)
     found, _ = build(world, 512)
     contexts, peak = world["contexts"], world["peak"]
     n_activating = {"train": 20, "held_out": 20}
-    similar, _ = relatives.nearest(relatives.centred_activity(index.pool_activity(found)), 4)
+    similar, _ = neighbours.coactive(found, 4)
     path = tmp_path / "exemplars.parquet"
     exemplar_table.collect(path, world["sae"], world["corpus"], found, similar, n_activating, 5, 10)
     place = {(f"study {s}", p): i for i, (s, p) in enumerate(zip(contexts.study, contexts.position, strict=True))}

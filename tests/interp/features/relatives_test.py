@@ -1,33 +1,8 @@
-"""Nearest features, parents and near-duplicate explanations against plain loops."""
+"""Parents, and near-duplicate explanations."""
 
 import numpy as np
-import pytest
 
 from interp.features import relatives
-
-
-@pytest.mark.parametrize("n", [1030, 40])
-def test_nearest_equals_a_loop(n):
-    rng = np.random.default_rng(1)
-    rows = rng.normal(size=(n, 6)).astype(np.float32)  # more and fewer than a block
-    numbers, cosines = relatives.nearest(rows, 3)
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    for i in (0, n // 2, n - 1):
-        cosine = unit @ unit[i]
-        cosine[i] = -2
-        np.testing.assert_allclose(cosines[i], np.sort(cosine)[::-1][:3], atol=1e-6)
-        assert numbers[i].tolist() == np.argsort(-cosine)[:3].tolist()
-    assert relatives.nearest(rows[:2], 5)[0].tolist() == [[1], [0]]
-
-
-def test_cosine_of_activity_is_correlation():
-    rng = np.random.default_rng(0)
-    active = rng.random((500, 5)) < [0.5, 0.1, 0.3, 0.004, 1.0]
-    active[:, 1] |= active[:, 0]
-    numbers, found = relatives.nearest(relatives.centred_activity(active), 4)
-    r = np.corrcoef(active[:, :3].T)
-    assert numbers[1][0] == 0 and found[1][0] == pytest.approx(r[0, 1], abs=1e-6)
-    assert (found[3] == 0).all() and (found[4] == 0).all()  # too rare, and everywhere
 
 
 def test_parents_are_those_whose_contexts_hold_the_childs():
