@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import pydantic
 
-from interp.explainers.evidence import safe
+from interp.exemplars.shown import safe
 from interp.llm.client import ChatClient
 from interp.llm.requests import ChatAnswer, ChatRequest, chat_request
 

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from interp.explainers.evidence import ImageAt
+from interp.exemplars.shown import ImageAt
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import read_grey, stretch
 from maira_jax.inputs.prompt import study_images

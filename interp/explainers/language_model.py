@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import ml_collections
 
-from interp.explainers.evidence import ImageAt
+from interp.exemplars.shown import ImageAt
 from interp.explainers.images import StudyImages
 from interp.llm.client import ChatClient
 from interp.llm.requests import ChatAnswer, ChatRequest, chat_request

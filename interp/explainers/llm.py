@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from interp.explainers.evidence import Example, ExplainTask, safe
+from interp.exemplars.shown import safe
+from interp.explainers.evidence import Example, ExplainTask
 from interp.explainers.explainer import EXPLAINERS, Explanation, OpenChatModel
 from interp.llm.requests import ChatAnswer, ChatRequest
 

@@ -13,7 +13,8 @@ from typing import Self
 import numpy as np
 import scipy.sparse as sp
 
-from interp.explainers.evidence import MARK_BEGIN, MARK_END, ExplainTask, shown_text, split_shown
+from interp.exemplars.shown import MARK_BEGIN, MARK_END, shown_text, split_shown
+from interp.explainers.evidence import ExplainTask
 
 MENTIONS, STARTS, ANY = "mentions", "starts with", "is any part of"
 # Mentions without, and with, a negating word somewhere before.
@@ -129,7 +130,7 @@ class Rule:
         return cls(tuple(terms), tuple(_QUOTED.findall(exceptions)))
 
     def holds(self, line: str) -> bool:
-        """Whether the rule holds for a context, given as `interp.explainers.evidence.shown_text` writes it."""
+        """Whether the rule holds for a context, given as `interp.exemplars.shown.shown_text` writes it."""
         section, text = split_shown(line)
         padded = f" {' '.join(words(text))} "
         return any(term.holds(section, padded) for term in self.terms) and not any(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from interp.exemplars.selection import shown_non_activating
-from interp.explainers.evidence import image_at, shown_text
+from interp.exemplars.shown import image_at, shown_text
 from interp.scorers.judge import Question, Verdict
 from interp.scorers.scorer import SCORERS, Rows, Scorer, ScoringExamples
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from interp.explainers.evidence import MARK_ABOVE, marked
+from interp.exemplars.shown import MARK_ABOVE, marked
 from interp.scorers.judge import Question, Verdict
 from interp.scorers.scorer import SCORERS, Rows, Scorer, ScoringExamples
 

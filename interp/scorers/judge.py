@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from interp.explainers.evidence import ImageAt
+from interp.exemplars.shown import ImageAt
 from interp.explainers.explainer import OpenChatModel
 from maira_jax.run.registry import Registry
 
@@ -15,7 +15,7 @@ class Question:
 
     Attributes:
       explanation: `Explanation.text`.
-      lines: the contexts, with or without marks (see `interp.explainers.evidence`).
+      lines: the contexts, with or without marks (see `interp.exemplars.shown`).
       images: for each context the image that it is a part of, or None; empty: none is part of an image.
     """
 

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 import pydantic
 
-from interp.explainers.evidence import safe
+from interp.exemplars.shown import safe
 from interp.explainers.explainer import OpenChatModel
 from interp.llm.requests import ChatAnswer, ChatRequest
 from interp.scorers.judge import JUDGES, Question, Verdict

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from interp.exemplars.selection import KINDS, shown_non_activating
-from interp.explainers.evidence import ImageAt
+from interp.exemplars.shown import ImageAt
 from interp.scorers.judge import Judge, Question, Verdict
 from interp.scorers.statistics import Score, score
 from maira_jax.run.registry import Registry

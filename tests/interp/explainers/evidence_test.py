@@ -9,7 +9,6 @@ def test_example_marks_runs_of_strong_tokens_and_lists_strengths():
     assert shown.text == "findings: Small pleural effusion."
     assert shown.marked() == "findings: Small <<pleural effusion>>."
     assert shown.strengths == (0, 4, 9, 10, 1)
-    assert Example("image", ("<image>",), (1.0,)).marked() == "image: <<‹image›>>"
 
 
 def test_only_train_contexts_are_shown_and_not_the_strongest():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from interp.exemplars.shown import ImageAt
 from interp.explainers import images as images_module
-from interp.explainers.evidence import ImageAt
 from interp.explainers.images import StudyImages
 from maira_jax.errors import UserError
 from maira_jax.inputs.prompt import study_images

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interp.exemplars.shown import shown_text
 from interp.explainers import rules
-from interp.explainers.evidence import Example, ExplainTask, shown_text
+from interp.explainers.evidence import Example, ExplainTask
 from interp.explainers.rules import AFFIRMS, ANY, DENIES, MENTIONS, STARTS, Rule, Term
 
 PHRASES = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from interp.explainers.evidence import Example, ExplainTask, ImageAt
+from interp.exemplars.shown import ImageAt
+from interp.explainers.evidence import Example, ExplainTask
 from interp.llm.requests import instructions
 from interp.scorers.judge import Question
 from interp.scorers.llm_judge import DETECT, FUZZ
