@@ -22,9 +22,9 @@ from interp.exemplar_batches import ExemplarBatches, Records
 from interp.exemplars import contexts, exemplar_table, index, neighbours
 from interp.exemplars.corpus import Corpus
 from interp.explainers import EXPLAINERS
+from interp.explainers.chat_model import ChatModel
 from interp.explainers.evidence import ExplainTask, explain_task, top_tokens
 from interp.explainers.explainer import FEATURE_BATCH, Explainer
-from interp.explainers.language_model import ChatModel
 from interp.features import columns, concepts, table
 from interp.features.summary import JudgeOrigin
 from interp.scorers import JUDGES, SCORERS, controls, ground_truth

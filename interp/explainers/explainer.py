@@ -17,8 +17,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeAlias
 
+from interp.explainers.chat_model import ChatModel
 from interp.explainers.evidence import ExplainTask
-from interp.explainers.language_model import ChatModel
 from maira_jax.run.registry import Registry
 
 # Features that are explained together and whose results are saved together: the offline search breaks some ties by what

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
-from interp.explainers import offline
+from interp.explainers import offline_explainer
 from interp.explainers.explainer import OpenChatModel
 from interp.explainers.rules import Rule
 from interp.scorers.judge import JUDGES, Question, Verdict
@@ -16,7 +16,7 @@ class OfflineJudge:
     Marks are right to it if they touch a phrase of the rule.
     """
 
-    name, versions = offline.NAME, offline.VERSIONS
+    name, versions = offline_explainer.NAME, offline_explainer.VERSIONS
 
     def __init__(self, open_language_model: OpenChatModel | None = None):
         pass
@@ -30,7 +30,7 @@ class OfflineJudge:
 
 def _verdict(question: Question, holds: Callable[[Rule, str], bool]) -> Verdict | None:
     try:
-        rule = _parse(question.explanation.removeprefix(offline.PREFIX))
+        rule = _parse(question.explanation.removeprefix(offline_explainer.PREFIX))
     except ValueError:  # written by another explainer
         return None
     return Verdict(tuple(int(holds(rule, line)) for line in question.lines))

@@ -7,9 +7,9 @@ import sys
 import urllib.request
 
 from configs import phantom as phantom_config
+from interp.explainers.chat_model import ChatModel
 from interp.explainers.evidence import Example, ExplainTask
-from interp.explainers.language_model import ChatModel
-from interp.explainers.llm import LlmExplainer
+from interp.explainers.llm_explainer import LlmExplainer
 from interp.llm.client import ChatClient
 from interp.scorers.detection import DetectionScorer
 from interp.scorers.judge import Question

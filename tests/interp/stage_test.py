@@ -12,7 +12,7 @@ import pytest
 
 from interp import stage
 from interp.explainers import explainer
-from interp.explainers.offline import PREFIX
+from interp.explainers.offline_explainer import PREFIX
 from interp.explainers.rules import Rule
 from interp.scorers import controls
 from maira_jax.checkpoint.store import load_unembedding

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from interp.explainers.evidence import Example, ExplainTask
-from interp.explainers.offline import NAME, OfflineExplainer
+from interp.explainers.offline_explainer import NAME, OfflineExplainer
 from interp.scorers.detection import DetectionScorer
 from interp.scorers.fuzzing import FuzzingScorer
 from interp.scorers.judge import Question, Verdict

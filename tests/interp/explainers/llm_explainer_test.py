@@ -6,7 +6,7 @@ import json
 import pytest
 
 from interp.explainers.evidence import Example, ExplainTask
-from interp.explainers.llm import PROMPT, Explained
+from interp.explainers.llm_explainer import PROMPT, Explained
 from interp.llm.requests import instructions
 from tests.helpers.judge import interpreters, make_client
 
@@ -30,7 +30,7 @@ def test_explaining_shows_marked_tokens_and_strengths_evenly_from_all_deciles(ex
     def example(i):
         return Example("findings", (" No", " pleural", " effus", "ion", "."), (0.0, 0.4, i / 100, 0.9, 0.01))
 
-    monkeypatch.setattr("interp.explainers.llm.N_EXAMPLES", 5)
+    monkeypatch.setattr("interp.explainers.llm_explainer.N_EXAMPLES", 5)
     request = explainer.request(ExplainTask(3, tuple(example(i) for i in range(100)), (example(0),)))
     shown = json.loads(request.messages[-1]["content"])["examples"]
     assert [entry["example"] for entry in shown] == [1, 2, 3, 4, 5]
