@@ -2,6 +2,7 @@
 
 from interp.exemplars import contexts, selection
 from interp.explainers import EXPLAINERS
+from interp.explainers.llm_explainer import N_EXAMPLES
 from interp.scorers import JUDGES, SCORERS
 from maira_jax.errors import UserError
 from maira_jax.run.config import Section, setting
@@ -34,10 +35,13 @@ class InterpretSection(Section, name="interpret"):
     )
     n_top: int = setting(10, "Strongest contexts kept for each feature and split.", ge=1)
     n_explain: int = setting(
-        100, "Activating train contexts that the explainer sees, and as many non-activating ones.", ge=1
+        100,
+        "Activating train contexts drawn for the explainer, and as many non-activating ones; a language model is shown "
+        f"at most {N_EXAMPLES} activating ones.",
+        ge=1,
     )
     n_score: int = setting(
-        100, "Activating held-out contexts that it is scored on, and as many non-activating ones.", ge=1
+        100, "Activating held-out contexts that an explanation is scored on, and as many non-activating ones.", ge=1
     )
     features: tuple[int, ...] = setting((), "Only these features are explained and scored; empty: all.", ge=0)
     min_contexts: int = setting(
