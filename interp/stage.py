@@ -35,6 +35,7 @@ from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_stated
+from sae.activations.store import HELD_OUT, TRAIN
 from sae.autoencoder import Sae
 from sae.saved import load_sae
 
@@ -44,8 +45,8 @@ _N_NEIGHBOURS = 8
 _N_COUNTED = 32
 _TYPICAL_EXPLANATION = "A pleural effusion that is said to be present, on either side and of any size. " * 3
 # What the explainer is shown comes from the train split; the strongest contexts of the other tell who is never active.
-_TO_EXPLAIN = (pc.field("split") == "train") | (pc.field("kind") == "top")
-_TO_SCORE = pc.field("split") == "held_out"
+_TO_EXPLAIN = (pc.field("split") == TRAIN) | (pc.field("kind") == "top")
+_TO_SCORE = pc.field("split") == HELD_OUT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _collect(
         found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds)
         peak.flush()
     index.save(phases / "index.npz", found)
-    n_activating = {"train": section.n_explain, "held_out": section.n_score}
+    n_activating = {TRAIN: section.n_explain, HELD_OUT: section.n_score}
     similar, _ = neighbours.coactive(found, _N_NEIGHBOURS)
     exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, seed, FEATURE_BATCH)
     return found
@@ -302,7 +303,7 @@ def _controls(
     if not len(eligible):
         return []
     records: Records = []
-    made = controls.build(sae, corpus.store, found["train"], eligible, section.n_control, seed)
+    made = controls.build(sae, corpus.store, found[TRAIN], eligible, section.n_control, seed)
     for number, control in enumerate(made):
         folder = exemplars.phases / "controls" / str(number)
         own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder)

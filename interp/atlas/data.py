@@ -14,6 +14,7 @@ from interp.exemplars import exemplar_table
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import MANIFEST
+from sae.activations.store import TRAIN
 
 # These bound the size of the page: with them, 16,384 features make a file that a browser still opens at once.
 _MAX_FEATURES = 4096  # features with exemplars; all are in the list
@@ -165,7 +166,7 @@ def _distinct(rows: Iterable[Mapping[str, Any]], shown: set[int]) -> Iterable[Ma
     for row in rows:
         group, sentence = (row["feature"], row["kind"], row["decile"]), (row["feature"], row["kind"], *row["tokens"])
         limit = {"top": _MAX_TOP, "decile": _MAX_PER_DECILE}.get(row["kind"], _MAX_NON_ACTIVATING)
-        if row["split"] != "train" or row["feature"] not in shown or taken[group] >= limit or sentence in sentences:
+        if row["split"] != TRAIN or row["feature"] not in shown or taken[group] >= limit or sentence in sentences:
             continue
         sentences.add(sentence)
         taken[group] += 1

@@ -30,11 +30,11 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
-from sae.activations.store import ActivationRows
+from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
 from sae.autoencoder import Params, Sae, encode
 from sae.kernels import kept_entries
 
-SPLITS = ("train", "held_out")
+SPLITS = (TRAIN, HELD_OUT)
 # Half octaves, 2^-10 to 2^14, around any scale of residual stream; the outer bins are open.
 EDGES = 2.0 ** (np.arange(-20, 29) / 2)
 N_KINDS = len(Kind)

@@ -8,6 +8,7 @@ from typing import Any
 
 from interp.exemplars.selection import shown_non_activating
 from interp.exemplars.shown import MARK_ABOVE, ImageAt, image_at, marked, shown_text
+from sae.activations.store import TRAIN
 
 _N_TOP_TOKENS = 8
 
@@ -79,7 +80,7 @@ def explain_task(
     """
     if not any(row["max_activation"] > 0 for row in rows):
         return "never active"
-    shown = [row for row in rows if row["split"] == "train" and row["kind"] != "top"]
+    shown = [row for row in rows if row["split"] == TRAIN and row["kind"] != "top"]
     largest = max((row["max_activation"] for row in shown), default=0.0) or 1.0
 
     def example(row: Mapping[str, Any]) -> Example:
@@ -99,6 +100,6 @@ def top_tokens(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The peak tokens of a feature's train exemplars, by the sum of their activations."""
     weight: Counter[str] = Counter()
     for row in rows:
-        if row["split"] == "train" and row["peak"] is not None:
+        if row["split"] == TRAIN and row["peak"] is not None:
             weight[row["tokens"][row["peak"]].strip()] += row["max_activation"]
     return [token for token, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:_N_TOP_TOKENS]]

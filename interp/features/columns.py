@@ -13,6 +13,7 @@ from interp.features import logit_lens, relatives
 from interp.features.concepts import ConceptFit, StudyLabels
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.inputs.tokens import Kind, Tokenizer
+from sae.activations.store import HELD_OUT, TRAIN
 from sae.autoencoder import Sae
 
 _N_SIMILAR, _N_PROMOTED = 8, 8
@@ -20,7 +21,7 @@ _N_SIMILAR, _N_PROMOTED = 8, 8
 
 def of_activity(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
     """When and where each feature is active."""
-    train, held_out = found["train"], found["held_out"]
+    train, held_out = found[TRAIN], found[HELD_OUT]
     by_kind = train.n_tokens + held_out.n_tokens  # [F, kinds]
     active = by_kind.sum(1)  # [F]
     share = by_kind / np.maximum(active, 1)[:, None]  # [F, kinds]

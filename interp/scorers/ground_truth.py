@@ -22,6 +22,7 @@ from interp.exemplars.index import SPLITS, SplitIndex
 from interp.explainers.rules import words
 from maira_jax.inputs.prompt import NOT_AVAILABLE
 from maira_jax.inputs.tokens import Kind
+from sae.activations.store import HELD_OUT
 
 _REPORTS = (Kind.FINDINGS, Kind.PRIOR_REPORT)
 # That a section is empty, which the prompt says.
@@ -207,7 +208,7 @@ def table(
             continue
         feature = int(np.nan_to_num(train[0][c]).argmax())
         f1, precision, recall = (float(np.nan_to_num(part[c, feature])) for part in held_out)
-        prevalence = float(counts[SPLITS.index("held_out")].mean())
+        prevalence = float(counts[SPLITS.index(HELD_OUT)].mean())
         rows.append(
             {"statement": statement, "prevalence": prevalence, "feature": feature, "name": names[feature]}
             | {"f1": f1, "precision": precision, "recall": recall}
