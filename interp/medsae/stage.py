@@ -1,5 +1,10 @@
 """The label stage: MedSAE's measures of features and of raw dimensions, on all labelled studies of a store.
 
+The measures compare neurons with the studies' labels, which is why the command is `launch.label`. A *neuron*, as MedSAE
+says, is anything with one activation per token: a feature of the autoencoder, or a dimension of the activations that
+the autoencoder reads. A *basis* is all neurons of one of the two kinds, "features" or "raw dimensions"; what the
+autoencoder gains is the difference between its basis and the other.
+
 A study is one vector, as an image is in MedSAE: its embedding is the mean activation of its tokens in
 `label.sections`, and a neuron's activation is the largest over those tokens. With one token per study, such as an image
 embedding, both are MedSAE's definitions; with more they are this project's choice. Neurons are chosen and measured on
