@@ -22,7 +22,7 @@ def get_config(paths: str = "maira-2,studies.jsonl") -> ConfigDict:
     config.harvest.update(
         {
             "site": "language.15.resid_post",  # paper: the residual stream at layer 15, counted from 0
-            "token_filter": "method",  # paper: neither inner image tokens nor boilerplate
+            "token_filter": "paper",  # paper: neither inner image tokens nor boilerplate
             "batch_size": 4,
             "dtype": "bfloat16",
         }

@@ -2,7 +2,7 @@
 
 All are trained on the same tokens with the same width and groups, and measured on the same held-out tokens at the same
 L0: the mean number of active true features per token, for which each threshold is calibrated (see
-`sae.evaluation.calibrate`). Ours is the default preset; each other library is trained with every rate of `--peer_lr`,
+`sae.evaluation.calibrate`). Ours has the preset `scaled`; each other library is trained with every rate of `--peer_lr`,
 and the run with the lowest error counts. Their rates decay over the last fifth, as in dictionary_learning's demo.
 
 fvu        fraction of variance unexplained
@@ -24,7 +24,7 @@ from launch.benches.synthetic import SyntheticFeatures
 from sae import autoencoder
 from sae.autoencoder import Sae
 from sae.evaluation import calibrate, metrics
-from sae.training.config import SaeConfig, TrainConfig, group_sizes
+from sae.training.config import SaeConfig, TrainConfig, TrainSection, group_sizes
 from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
 
@@ -115,17 +115,13 @@ def _trainers(arguments: argparse.Namespace) -> dict[str, Callable[[np.ndarray, 
         return trained
 
     def ours(batches: np.ndarray, k: int, seed: int) -> list[Params]:
-        preset = PRESETS.get("default")
         sizes = group_sizes(_FRACTIONS, f)
-        weights = preset.group_weights(len(sizes))
-        sae = SaeConfig(d_model=d, n_features=f, k=k, group_sizes=sizes, group_weights=weights)
-        config = TrainConfig(
-            steps=steps,
-            batch_size=size,
-            seed=seed,
-            **preset.train(steps, size, f),
+        weights = PRESETS.get("scaled").group_weights(len(sizes))
+        sae = SaeConfig(
+            d_model=d, n_features=f, k=k, group_sizes=sizes, group_weights=weights, kind="batch_top_k", l1=0.0
         )
-        trainer = Trainer(sae, config)
+        section = TrainSection(preset="scaled", steps=steps, batch_size=size)
+        trainer = Trainer(sae, TrainConfig.resolve(section, sae, seed))
         scale = _scale(batches)
         state, _ = trainer.run(trainer.init(batches[0], scale), trainer.place(batches), scale)
         return [autoencoder.fold(trainer.ordered(state).params, 0.0, scale)[0]]

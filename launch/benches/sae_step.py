@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from launch.benches import peers
-from sae.training.config import SaeConfig, TrainConfig, group_sizes
+from sae.training.config import SaeConfig, TrainConfig, TrainSection, group_sizes
 from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
 
@@ -76,23 +76,24 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 def _ours(arguments: argparse.Namespace, x: np.ndarray) -> Callable[[], None]:
     sizes = group_sizes(_FRACTIONS, arguments.n_features)
-    preset = PRESETS.get("dictionary_learning")
-    weights = preset.group_weights(len(sizes))
+    weights = PRESETS.get("dictionary_learning").group_weights(len(sizes))
     sae = SaeConfig(
         d_model=arguments.d_model,
         n_features=arguments.n_features,
         k=arguments.k,
         group_sizes=sizes,
         group_weights=weights,
+        kind="batch_top_k",
+        l1=0.0,
     )
-    config = TrainConfig(
+    section = TrainSection(
+        preset="dictionary_learning",
         steps=_STEPS,
         batch_size=arguments.batch_size,
         microbatches=arguments.microbatches,
         dtype=arguments.dtype,
-        **preset.train(_STEPS, arguments.batch_size, arguments.n_features),
     )
-    trainer = Trainer(sae, config)
+    trainer = Trainer(sae, TrainConfig.resolve(section, sae, seed=0))
     batches = trainer.place(x)
     state = trainer.init(x[0], 1.0)
 

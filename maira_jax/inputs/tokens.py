@@ -48,10 +48,10 @@ _SECTION_KINDS = {
 
 FRONTAL = "frontal"  # the image tokens of a study's current frontal image, which comes first
 
-# The tokens whose activations an SAE is trained on. "method" is what the MAIRA-2 SAE paper states ("all but
+# The tokens whose activations an SAE is trained on. "paper" is what the MAIRA-2 SAE paper states ("all but
 # intermediate image tokens and boilerplate parts of the prompt"); which tokens exactly these are is our interpretation.
 TOKEN_FILTERS: dict[str, frozenset[Kind]] = {
-    "method": frozenset(
+    "paper": frozenset(
         {
             Kind.IMAGE_LAST,
             Kind.INDICATION,

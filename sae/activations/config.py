@@ -5,12 +5,20 @@ from typing import Literal
 from maira_jax.inputs.tokens import TOKEN_FILTERS
 from maira_jax.run.config import Section, setting
 
+# "store": the activations of `WORKDIR/activations`; "model": those of the model, computed when they are read.
+ActivationSource = Literal["store", "model"]
+
 
 class HarvestSection(Section, name="harvest"):
     """Which activations are stored: those of a model at one site, or the user's own arrays."""
 
     site: str = setting("language.15.resid_post", "Site of the language model whose activations are stored.")
-    token_filter: str = setting("method", "Which tokens are stored.", choices=lambda: TOKEN_FILTERS)
+    token_filter: str = setting(
+        "paper",
+        "Which tokens are stored. paper: all but inner image tokens and boilerplate, as in arXiv 2507.12950; findings: "
+        "those of the findings; all; frontal: those of the current frontal image.",
+        choices=lambda: TOKEN_FILTERS,
+    )
     held_out_fraction: float = setting(0.15, "Fraction of the patients whose studies no training sees.", ge=0, lt=1)
     # Decides: a study is padded to the length of its batch, and sums over other shapes differ in their last bits.
     batch_size: int = setting(16, "Studies in one pass of the model.", ge=1)

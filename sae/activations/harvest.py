@@ -7,7 +7,6 @@ depends on nothing but the plan, so a killed harvest resumes with the shards tha
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +16,12 @@ import jax
 import ml_collections
 import ml_dtypes
 import numpy as np
-import pyarrow as pa
 
 from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
-from maira_jax.inputs.batches import GenerationRequest, InputBatch, assemble, fill_up, reporting_request
+from maira_jax.inputs.batches import InputBatch, assemble, fill_up
 from maira_jax.inputs.image import ImageConfig
-from maira_jax.inputs.tokens import Tokenizer, token_filter_mask
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
@@ -32,43 +30,12 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
-from maira_jax.studies.splits import split_of
-from maira_jax.studies.study import Study
 from sae.activations import imported
 from sae.activations.config import HarvestSection
+from sae.activations.harvest_plan import HarvestPlan, make_plan
 from sae.activations.store import StoreLayout, StoreWriter
 
-# Padded lengths, each compiled once: few programs, with little padding for reports of usual lengths.
-_N_LENGTHS = 4
-# Padded lengths are multiples of this number of tokens.
-_LENGTH_STEP = 8
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True)
-class HarvestPlan:
-    """Which tokens of which study are stored in which rows.
-
-    Attributes:
-      studies: the studies, in the order of the store.
-      requests: prompt, findings and images of each study.
-      kept: for each study, the positions of the tokens that are stored, ascending. int64 [kept] each
-      starts: first row of each study, and the number of all rows. int64 [studies + 1]
-      lengths: the padded lengths in tokens, ascending.
-      n_images: for each padded length, the maximum number of images of a study.
-    """
-
-    studies: Sequence[Study]
-    requests: list[GenerationRequest]
-    kept: list[np.ndarray]
-    starts: np.ndarray
-    lengths: tuple[int, ...]
-    n_images: tuple[int, ...]
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of rows of the store."""
-        return int(self.starts[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         harvester = Harvester.open(config, workdir)
         plan = harvester.plan
         layout = StoreLayout.of(plan.n_tokens, harvester.d_model, harvest.dtype)
-        writer = StoreWriter(stage.dir, layout, _token_table(plan), harvester.studies, harvester.source)
+        writer = StoreWriter(stage.dir, layout, plan.token_table(), harvester.studies, harvester.source)
         _fill(writer, harvester)
         stage.finish(writer.counts())
         return stage.manifest["counts"]
@@ -140,7 +107,7 @@ class Harvester:
         self._batch_size = harvest.batch_size
         self._forward = functools.partial(_forward, params, model, site, harvest.dtype)
         self.plan = make_plan(load_studies(config.studies), self._tokenizer, harvest)
-        self.studies = _study_table(self.plan, harvest.held_out_fraction, config.seed)
+        self.studies = self.plan.study_table(harvest.held_out_fraction, config.seed)
         self.d_model = model.text.hidden_size
         self.source = {
             "checkpoint": files.read_json(model_dir / "manifest.json")["section"]["checkpoint"],
@@ -189,67 +156,6 @@ def _language_site(name: str, model: Maira2Config) -> Site:
     return site
 
 
-def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: HarvestSection) -> HarvestPlan:
-    """Tokenises all studies and decides what is stored where.
-
-    Raises:
-      UserError: a study has no prompt, or no token is kept.
-    """
-    requests = [
-        reporting_request(study, tokenizer, findings=study.findings)
-        for study in progress(studies, total=len(studies), unit="study", desc="tokenize")
-    ]
-    kept = [np.flatnonzero(token_filter_mask(request.encoded.kinds, harvest.token_filter)) for request in requests]
-    starts = np.concatenate([[0], np.cumsum([len(positions) for positions in kept])]).astype(np.int64)
-    if not starts[-1]:
-        raise UserError(
-            f"no token is kept by harvest.token_filter {harvest.token_filter!r}: choose another filter or other studies"
-        )
-    sizes = np.array([len(request.encoded) for request in requests])  # [studies]
-    images = np.array([len(request.images) for request in requests])  # [studies]
-    lengths = _padded_lengths(sizes)
-    bucket = np.searchsorted(lengths, sizes)  # [studies]
-    n_images = tuple(int(max(images[bucket <= i], default=0)) for i in range(len(lengths)))
-    return HarvestPlan(studies, requests, kept, starts, lengths, n_images)
-
-
-def _padded_lengths(sizes: np.ndarray) -> tuple[int, ...]:
-    """At most `_N_LENGTHS` lengths, ascending; about the same number of studies is padded to each."""
-    quantiles = np.quantile(sizes, np.arange(1, _N_LENGTHS + 1) / _N_LENGTHS, method="higher")
-    return tuple(sorted({-(-int(size) // _LENGTH_STEP) * _LENGTH_STEP for size in quantiles}))
-
-
-def _token_table(plan: HarvestPlan) -> pa.Table:
-    pairs = [(request.encoded, kept) for request, kept in zip(plan.requests, plan.kept, strict=True)]
-    return pa.table(
-        {
-            "study": np.repeat(np.arange(len(pairs), dtype=np.int32), np.diff(plan.starts)),
-            "position": np.concatenate([kept for _, kept in pairs]).astype(np.int32),
-            "token_id": np.concatenate([row.ids[kept] for row, kept in pairs]),
-            "kind": np.concatenate([row.kinds[kept] for row, kept in pairs]),
-        }
-    )
-
-
-def _study_table(plan: HarvestPlan, held_out: float, seed: int) -> pa.Table:
-    return pa.table(
-        {
-            "study_id": [study.study_id for study in plan.studies],
-            "patient_id": [study.patient_id for study in plan.studies],
-            "split": [split_of(study.patient_id, held_out, seed) for study in plan.studies],
-            "labels": [json.dumps(dict(study.labels)) for study in plan.studies],
-            "start": plan.starts[:-1],
-            "stop": plan.starts[1:],
-        }
-    )
-
-
-def touching(plan: HarvestPlan, rows: tuple[int, int]) -> range:
-    """Numbers of the studies that have rows in the range from `rows[0]` to `rows[1]`."""
-    first = int(np.searchsorted(plan.starts, rows[0], side="right")) - 1
-    return range(first, int(np.searchsorted(plan.starts, rows[1], side="left")))
-
-
 class _HarvestInputs:
     """What the model is given for each batch; a grain source, so that images are read ahead by threads."""
 
@@ -282,7 +188,7 @@ def _fill(writer: StoreWriter, harvester: Harvester) -> None:
     """Computes and writes the shards that are missing."""
     layout, plan = writer.layout, harvester.plan
     missing = writer.missing()
-    batches = [batch for shard in missing for batch in harvester.batches(touching(plan, layout.rows(shard)), shard)]
+    batches = [batch for shard in missing for batch in harvester.batches(plan.touching(layout.rows(shard)), shard)]
     to_do = sum(stop - start for start, stop in map(layout.rows, missing))
     with progress(total=layout.n_tokens, initial=layout.n_tokens - to_do, unit="tok", desc="harvest") as bar:
         values, current = np.empty(0), None

@@ -8,8 +8,8 @@ import ml_collections
 import numpy as np
 import pyarrow as pa
 
-from sae.activations.config import HarvestSection
-from sae.activations.harvest import Harvester, touching
+from sae.activations.config import ActivationSource, HarvestSection
+from sae.activations.harvest import Harvester
 from sae.activations.store import ActivationRows, ActivationStore, rows_of
 
 # Tokens of the running model that are shuffled together in host memory: 4 GiB at a width of 4,096 in float32, and
@@ -63,33 +63,40 @@ class LiveActivations:
         A study that several ranges touch is computed once.
         """
         plan = self._harvester.plan
-        wanted = sorted({i for rows in ranges for i in touching(plan, rows)})
+        wanted = sorted({i for rows in ranges for i in plan.touching(rows)})
         computed: dict[int, np.ndarray] = {}  # [kept, d_model] by number of the study
         for batch, activations in self._harvester.read(self._harvester.batches(wanted)):
             computed |= zip(batch.studies, activations, strict=True)
 
         def rows(start: int, stop: int) -> np.ndarray:
-            touched = [i for i in touching(plan, (start, stop)) if i in computed]
+            touched = [i for i in plan.touching((start, stop)) if i in computed]
             first = {i: int(plan.starts[i]) for i in touched}
             return np.concatenate([computed[i][max(start - first[i], 0) : stop - first[i]] for i in touched])
 
         return [rows(start, stop) for start, stop in ranges]
 
 
-def open_source(config: ml_collections.ConfigDict, workdir: Path) -> ActivationRows:
-    """The activations that `config.train.source` names: those of the store, or those of the running model.
+def open_source(source: ActivationSource, config: ml_collections.ConfigDict, workdir: Path) -> ActivationRows:
+    """Opens the activations of a run.
+
+    Args:
+      source: "store" for those of `workdir/activations`, "model" for those of the running model.
+      config: the whole configuration, with its sections `harvest` and `studies`.
+      workdir: the run's folder.
 
     Raises:
       UserError: the store or the model cannot be opened.
     """
     workdir = Path(workdir)
-    if config.train.source == "store":
+    if source == "store":
         return ActivationStore.open(workdir / "activations")
     return LiveActivations(Harvester.open(config, workdir), workdir / "model", BUFFER_TOKENS)
 
 
-def source_identity(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], tuple[str, ...]]:
+def source_identity(
+    source: ActivationSource, config: ml_collections.ConfigDict
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The fields outside `train` that decide the activations, and the stages that training from them needs."""
-    if config.train.source != "model":
+    if source == "store":
         return {}, ("activations",)
     return {"harvest": HarvestSection.of(config).deciding(), "studies": config.studies.to_dict()}, ("model",)

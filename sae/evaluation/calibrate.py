@@ -1,4 +1,4 @@
-"""The inference threshold, above which exactly k features per token are active on average."""
+"""The inference threshold, above which k features per token are active on average."""
 
 import functools
 from collections.abc import Callable, Iterator

@@ -210,13 +210,17 @@ def measure(sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int
         return recovered(sae, params, cfg, Site.parse(source["site"], cfg), batches)
 
 
-def of_run(config: ml_collections.ConfigDict, workdir: Path, table: pa.Table) -> Loss | None:
-    """The measurement for autoencoders of a run, on `config.train.splice_studies` of its held-out studies.
+def of_run(
+    workdir: Path, table: pa.Table, section: ml_collections.ConfigDict, n_studies: int, batch_size: int
+) -> Loss | None:
+    """The measurement for autoencoders of a run, on some of its held-out studies.
 
     Args:
-      config: the run's configuration; its section `studies` describes the studies that were harvested.
       workdir: the run's folder, which holds the model.
       table: the activations' study table.
+      section: the section `studies` of the configuration, which describes the studies that were harvested.
+      n_studies: maximum number of studies.
+      batch_size: studies in one pass of the model.
 
     Returns:
       A function from an autoencoder to what `recovered` gives, or None if nothing is to be measured.
@@ -224,17 +228,17 @@ def of_run(config: ml_collections.ConfigDict, workdir: Path, table: pa.Table) ->
     Raises:
       UserError: there is no model, or no such study.
     """
-    wanted, model_dir = int(config.train.splice_studies), Path(workdir) / "model"
-    if not wanted:
+    if not n_studies:
         return None
+    model_dir = Path(workdir) / "model"
     if not model_dir.is_dir():
-        raise UserError(f"{model_dir} does not exist, and train.splice_studies needs the model: set it to 0")
+        raise UserError(f"{model_dir} does not exist, and train.loss_recovered_studies needs the model: set it to 0")
     held_out = np.asarray(table["split"].to_pylist()) == HELD_OUT
-    names = set(np.asarray(table["study_id"].to_pylist())[held_out][:wanted])
-    studies = [study for study in load_studies(config.studies) if study.study_id in names]
+    names = set(np.asarray(table["study_id"].to_pylist())[held_out][:n_studies])
+    studies = [study for study in load_studies(section) if study.study_id in names]
     if not studies:
         raise UserError(
             "none of config.studies is a held-out study of the activations: give the studies that were harvested, or "
-            "set train.splice_studies to 0"
+            "set train.loss_recovered_studies to 0"
         )
-    return functools.partial(measure, model_dir=model_dir, studies=studies, batch_size=int(config.harvest.batch_size))
+    return functools.partial(measure, model_dir=model_dir, studies=studies, batch_size=batch_size)

@@ -9,6 +9,9 @@ With tokens x_i, their mean m, reconstructions y_i and residuals r_i = x_i - y_i
     density of a feature fraction of the tokens on which it is active; dead: 0; dense: above 0.1
     prefixes             fvu and l0 of the first group, the first two groups, and so on
 
+Here a feature is dead if no held-out token activates it; in training (`sae.training.trainer`) it is dead if it has not
+been selected for any of the last `train.dead_tokens` training tokens.
+
 Each token is computed in float32; sums over tokens and variances in float64.
 """
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from maira_jax.errors import UserError
 from maira_jax.run.config import Section, setting
+from sae.activations.config import ActivationSource
 from sae.training.presets import PRESETS
 from sae.variants import VARIANTS
 
@@ -88,8 +89,8 @@ class SaeConfig:
     k: int
     group_sizes: tuple[int, ...]
     group_weights: tuple[float, ...]
-    kind: str = "batch_top_k"
-    l1: float = 0.0
+    kind: str
+    l1: float
 
     @classmethod
     def resolve(cls, section: SaeSection, d_model: int, preset: str) -> "SaeConfig":
@@ -159,10 +160,12 @@ class TrainSection(Section, name="train"):
         ge=0,
         decides=False,
     )
-    source: Literal["store", "model"] = setting(
+    source: ActivationSource = setting(
         "store", "Activations: those of WORKDIR/activations, or those of the model, run while training."
     )
-    splice_studies: int = setting(64, "Held-out studies on which the loss recovered is measured; 0: none.", ge=0)
+    loss_recovered_studies: int = setting(
+        64, "Held-out studies on which the loss recovered is measured; 0: none.", ge=0
+    )
     mesh: tuple[int, int] = setting(
         (1, 1), "Devices along the tokens of a batch, and along the features.", ge=1, decides=False
     )
@@ -185,7 +188,7 @@ class TrainSection(Section, name="train"):
 class TrainConfig:
     """How an autoencoder is trained: a section whose open fields are filled, and the choices of its preset.
 
-    `TrainSection` describes the fields that it has, too.
+    Fields that `TrainSection` also has are described there.
 
     Attributes:
       beta1: decay of Adam's mean of the gradient.
@@ -204,17 +207,17 @@ class TrainConfig:
     dead_tokens: int
     threshold_beta: float
     threshold_start: int
-    normalize: bool = True
-    calibration_tokens: int = 1_000_000
-    checkpoint_every: int = 250
-    mesh: tuple[int, int] = (1, 1)
-    seed: int = 0
-    microbatches: int = 1
-    dtype: Dtype = "float32"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    resample_every: int = 0
-    evaluate_every: int = 0
+    normalize: bool
+    calibration_tokens: int
+    checkpoint_every: int
+    mesh: tuple[int, int]
+    seed: int
+    microbatches: int
+    dtype: Dtype
+    beta1: float
+    beta2: float
+    resample_every: int
+    evaluate_every: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.steps:

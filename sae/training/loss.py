@@ -14,7 +14,9 @@ from sae.training.config import SaeConfig, TrainConfig
 def loss(
     params: Params, x: jax.Array, keep: jax.Array, dead: jax.Array, sae: SaeConfig, config: TrainConfig
 ) -> jax.Array:
-    """Squared errors of the nested reconstructions, the L1 penalty, and the auxiliary loss of dead features.
+    """Squared errors of the nested reconstructions, the auxiliary loss of dead features, and the L1 penalty.
+
+    Only tests call it: the step uses `sae.training.gradients`, which they compare with its derivatives.
 
     Args:
       params: the autoencoder's arrays.
@@ -29,13 +31,27 @@ def loss(
     """
     z = jax.nn.relu(pre_activations(params, x))  # [B, F]
     f = jnp.where(keep, z, 0.0)  # [B, F]
-    total, end = sae.l1 * f.sum(1).mean(), 0
+    main, end = jnp.float32(0.0), 0
     for size, weight in zip(sae.group_sizes, sae.group_weights, strict=True):  # nested dictionaries (Matryoshka)
         end += size
         reconstruction = f[:, :end] @ params["W_dec"][:end] + params["b_dec"]  # [B, d]
-        total += weight * jnp.square(x - reconstruction).sum(1).mean()
+        main += weight * jnp.square(x - reconstruction).sum(1).mean()
     residual = lax.stop_gradient(x - reconstruction)  # [B, d]
-    return total + config.auxk_alpha * auxiliary_loss(params, z, residual, dead)
+    auxk = auxiliary_loss(params, z, residual, dead)
+    return weighted_sum(main, auxk, f.sum(1).mean(), sae, config)
+
+
+def weighted_sum(main: jax.Array, auxk: jax.Array, l1: jax.Array, sae: SaeConfig, config: TrainConfig) -> jax.Array:
+    """The loss from its terms.
+
+    Args:
+      main: squared errors of the nested reconstructions, weighted and summed. []
+      auxk: the auxiliary loss of dead features. []
+      l1: the mean over the tokens of a token's summed features. []
+      sae: the autoencoder, whose `l1` is a weight.
+      config: the training, whose `auxk_alpha` is a weight.
+    """
+    return main + config.auxk_alpha * auxk + sae.l1 * l1
 
 
 def auxiliary_loss(params: Params, z: jax.Array, residual: jax.Array, dead: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Named sets of training choices, for the fields that the configuration leaves open (None).
 
 dictionary_learning: the choices of its `MatryoshkaBatchTopKTrainer`, so that a run equals it step by step.
-default: our own, chosen with `python -m launch.bench recovery`.
+scaled: our own, whose lengths scale with the run, chosen with `python -m launch.bench recovery`.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def _dictionary_learning(steps: int, batch_size: int, n_features: int) -> dict[s
     }
 
 
-def _default(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
-    """Lengths follow the length of the run: a fixed warmup or dead window never ends in a short one.
+def _scaled(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
+    """Lengths scale with the run: a fixed warmup or dead window never ends in a short one.
 
     What made the difference, in this order: a learning rate eight times higher; a shorter memory of the squared
     gradient, since a sparse feature's gradient comes and goes; dead features found early; most of the loss's weight on
@@ -67,4 +67,4 @@ def _mostly_the_last(n_groups: int) -> tuple[float, ...]:
 PRESETS: Registry[Preset] = Registry("train.preset")
 # Its loss is the mean over groups of weighted errors, and its weights are one over the number of groups.
 PRESETS.register("dictionary_learning")(Preset(lambda n: (1 / n**2,) * n, _dictionary_learning))
-PRESETS.register("default")(Preset(_mostly_the_last, _default))
+PRESETS.register("scaled")(Preset(_mostly_the_last, _scaled))

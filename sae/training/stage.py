@@ -1,23 +1,23 @@
 """The train stage: activations in, autoencoders and their metrics out."""
 
-import collections
 import contextlib
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.run import files, jsonl
+from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations import batches, live
+from sae.activations.config import HarvestSection
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
 from sae.autoencoder import Sae
 from sae.evaluation import loss_recovered, metrics
@@ -25,13 +25,11 @@ from sae.saved import save_sae
 from sae.training import flops, held_out
 from sae.training.checkpoints import Checkpoints
 from sae.training.config import CHUNK_STEPS, SaeConfig, SaeSection, TrainConfig, TrainSection
-from sae.training.tensorboard import TrainingBoard
-from sae.training.trainer import Metrics, Trainer, TrainState
+from sae.training.log import TrainingBoard, TrainingLog
+from sae.training.trainer import Trainer, TrainState
 
 # Batches that set the normalisation factor, as in dictionary_learning.
 _SCALE_BATCHES = 100
-# Chunks whose metrics may still be on their way: how far the host runs ahead of the device.
-_IN_FLIGHT = 2
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -53,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     train, seed = TrainSection.of(config), int(config.seed)
     autoencoders = SaeSection.of(config).autoencoders()
-    identity, inputs = live.source_identity(config)
+    identity, inputs = live.source_identity(train.source, config)
     with contextlib.ExitStack() as stack:
         stages = {}
         for folder, sae in autoencoders.items():
@@ -63,8 +61,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             stages[folder] = stack.enter_context(stage)
         unfinished = [folder for folder, stage in stages.items() if not stage.finished]
         if unfinished:
-            store = live.open_source(config, workdir)
-            loss = loss_recovered.of_run(config, workdir, store.studies)
+            store = live.open_source(train.source, config, workdir)
+            batch_size = HarvestSection.of(config).batch_size
+            loss = loss_recovered.of_run(
+                workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size
+            )
             saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
             trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed)) for sae in saes]
             runs = [_TrainingRun(stages[folder], trainer) for folder, trainer in zip(unfinished, trainers, strict=True)]
@@ -93,7 +94,7 @@ class _TrainingRun:
         self.done = 0
         self._checkpoints = Checkpoints(stage.dir / "checkpoints", trainer)
         self._saved = 0
-        self._log: _TrainingLog
+        self._log: TrainingLog
 
     def start(self, source: batches.ShuffledBatches, scale: float | None) -> float:
         """Resumes from the latest checkpoint, or begins. Returns the normalisation factor: `scale` if it is known."""
@@ -105,7 +106,7 @@ class _TrainingRun:
                 scale = _scale(source) if self.config.normalize else 1.0
             self.state = self.trainer.init(source[0][0].astype(np.float32), scale)
         self.done = self._saved = int(self.state.step)
-        self._log = _TrainingLog(self.stage.dir, self.done)
+        self._log = TrainingLog(self.stage.dir, self.done)
         return scale
 
     def advance(self, batches: jax.Array, scale: float, sample: Sequence[np.ndarray]) -> None:
@@ -218,62 +219,3 @@ def _termination() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _TrainingLog:
-    """`log.jsonl`, `held_out.jsonl` and `tensorboard/`; the device does not wait for a step's metrics.
-
-    The first has every step, TensorBoard the last of each chunk; the second has evaluations. What an attempt that was
-    killed left for `step` and later ones is dropped.
-    """
-
-    def __init__(self, directory: Path, step: int):
-        self._board = TrainingBoard(directory / "tensorboard", step)
-        self._file, self._evaluations = (_reopened(directory / name, step) for name in ("log.jsonl", "held_out.jsonl"))
-        self._step = step
-        self._pending: collections.deque[Metrics] = collections.deque()
-
-    def add(self, measured: Metrics) -> None:
-        """Takes the metrics of a chunk of steps and writes those of earlier chunks.
-
-        Raises:
-          UserError: a loss is not finite.
-        """
-        self._pending.append(measured)
-        if len(self._pending) > _IN_FLIGHT:
-            self._write()
-
-    def held_out(self, step: int, measured: dict[str, Any], density: np.ndarray) -> None:
-        """Writes what was measured after step `step` on held-out tokens."""
-        self._evaluations.write(jsonl.line({"step": step} | measured))
-        self._evaluations.flush()
-        self._board.held_out(step, measured, density)
-
-    def drain(self) -> None:
-        """Writes what is pending, waiting for the device."""
-        while self._pending:
-            self._write()
-
-    def _write(self) -> None:
-        host = {name: np.asarray(value) for name, value in self._pending.popleft().items()}
-        for i, loss in enumerate(host["loss"]):
-            if not np.isfinite(loss):
-                raise UserError(f"the loss is not finite at step {self._step}: lower train.lr")
-            line = {"step": self._step} | {name: value[i].tolist() for name, value in host.items()}
-            self._file.write(jsonl.line(line))
-            self._step += 1
-        self._board.train(self._step - 1, {name: value[-1] for name, value in host.items()})
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        self._evaluations.close()
-        self._board.close()
-
-
-def _reopened(path: Path, step: int) -> TextIO:
-    """Opens a file of JSON lines for more of them, without those of `step` and later."""
-    found = jsonl.read(path, "train again", required=("step",))
-    jsonl.truncate(path, sum(record["step"] < step for record in found))
-    return path.open("a")

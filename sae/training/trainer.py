@@ -114,7 +114,7 @@ def batch_gradients(
     errors = terms["level_errors"]  # [G]
     main = (jnp.array(sae.group_weights, jnp.float32) * errors).sum()
     metrics = {
-        "loss": main + config.auxk_alpha * terms["auxk"] + sae.l1 * terms["l1"],
+        "loss": loss.weighted_sum(main, terms["auxk"], terms["l1"], sae, config),
         "main": main,
         "auxk": terms["auxk"],
         "level_errors": errors,

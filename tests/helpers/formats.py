@@ -14,7 +14,7 @@ from sae.saved import save_sae
 D, F, GROUPS, FACTOR = 24, 96, (48, 24, 12, 6, 6), 5.5
 META = {
     "normalization": FACTOR,
-    "source": {"site": "language.3.resid_post", "checkpoint": "phantom", "token_filter": "method"},
+    "source": {"site": "language.3.resid_post", "checkpoint": "phantom", "token_filter": "paper"},
     "train": {"lr": 1e-3, "steps": 10, "batch_size": 64},
     "sae": {"group_weights": [0.2] * 5},
 }

@@ -68,7 +68,7 @@ def make_workdir(
     strengths, lengths = [], []
     for i, study in enumerate(studies):
         encoded = tokenizer.encode(reporting_prompt(study), study.findings)
-        kept = np.flatnonzero(token_filter_mask(encoded.kinds, "method"))
+        kept = np.flatnonzero(token_filter_mask(encoded.kinds, "paper"))
         ids, kinds = encoded.ids[kept], encoded.kinds[kept]
         for name, values in zip(columns, (np.full(len(kept), i), kept, ids, kinds), strict=True):
             columns[name].append(values)

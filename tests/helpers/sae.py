@@ -25,6 +25,8 @@ from sae import autoencoder
 from sae.activations import store
 from sae.activations.store import StoreLayout, StoreWriter
 from sae.autoencoder import Sae
+from sae.training.config import SaeConfig, TrainConfig, TrainSection
+from sae.training.presets import PRESETS
 
 
 def activations(n: int, d: int, n_true: int = 96, seed: int = 0) -> np.ndarray:
@@ -77,7 +79,7 @@ def make_store(
     """A finished `activations` stage that holds `values [n, d]`."""
     layout = StoreLayout(*values.shape, dtype, shard_rows, chunk_rows)
     with Stage(workdir, "activations", {}) as stage:
-        source = {"site": "language.3.resid_post", "checkpoint": "phantom", "token_filter": "method"}
+        source = {"site": "language.3.resid_post", "checkpoint": "phantom", "token_filter": "paper"}
         writer = StoreWriter(stage.dir, layout, *tables(len(values)), source)
         for shard in writer.missing():
             start, stop = layout.rows(shard)
@@ -96,7 +98,7 @@ def train_config(**train: object) -> ml_collections.ConfigDict:
     config = phantom.get_config()
     config.sae.k, config.sae.expansion = 4, 4
     short = {
-        "preset": "default",
+        "preset": "scaled",
         "steps": 60,
         "batch_size": 128,
         "lr": 5e-3,
@@ -105,10 +107,24 @@ def train_config(**train: object) -> ml_collections.ConfigDict:
         "dead_tokens": 1000,
         "checkpoint_every": 10,
         "evaluate_every": 0,
-        "splice_studies": 0,
+        "loss_recovered_studies": 0,
     }
     config.train.update(short | train)
     return config
+
+
+def resolved_sae(**fields: Any) -> SaeConfig:
+    """An autoencoder with these fields, BatchTopK unless they say otherwise."""
+    return SaeConfig(**{"kind": "batch_top_k", "l1": 0.0} | fields)
+
+
+def resolved_train(steps: int, batch_size: int, **fields: Any) -> TrainConfig:
+    """A training with these fields; the others are the section's defaults and those of its default preset."""
+    section = TrainSection()
+    preset = PRESETS.get(section.preset).train(steps, batch_size, 2**14)
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    defaults = {name: value for name, value in section.model_dump().items() if name in names}
+    return TrainConfig(**defaults | preset | {"seed": 0, "steps": steps, "batch_size": batch_size} | fields)
 
 
 def long_config() -> ml_collections.ConfigDict:

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 
 from sae.training.checkpoints import Checkpoints
-from sae.training.config import SaeConfig, TrainConfig
 from sae.training.trainer import Trainer
-from tests.helpers.sae import activations
+from tests.helpers.sae import activations, resolved_sae, resolved_train
 
 MESHES = ((1, 1), (8, 1), (4, 2), (1, 8))
 D, F, BATCH, STEPS = 24, 256, 64, 50
@@ -25,8 +24,8 @@ _COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", 
 
 def trainer_on(shape: tuple[int, int]) -> Trainer:
     """The trainer of a small autoencoder on a mesh of this shape."""
-    sae = SaeConfig(d_model=D, n_features=F, k=4, group_sizes=(128, 64, 32, 16, 16), group_weights=(0.2,) * 5)
-    config = TrainConfig(
+    sae = resolved_sae(d_model=D, n_features=F, k=4, group_sizes=(128, 64, 32, 16, 16), group_weights=(0.2,) * 5)
+    config = resolved_train(
         steps=STEPS,
         batch_size=BATCH,
         lr=3e-3,

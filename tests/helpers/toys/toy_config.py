@@ -17,7 +17,7 @@ def get_config(folder: str = "") -> ml_collections.ConfigDict:
     config.harvest.update({"site": "language.2.resid_post", "batch_size": 16})
     config.sae.update({"kind": "half_of_strongest", "expansion": 2, "k": 8})
     config.train.update({"steps": 100, "batch_size": 256, "checkpoint_every": 100, "evaluate_every": 0})
-    config.train.update({"splice_studies": 4, "preset": "default"})
+    config.train.update({"loss_recovered_studies": 4, "preset": "scaled"})
     config.interpret.scorers = ("detection", "quoted_words")
     config.interpret.update(
         {"min_contexts": 10, "n_explain": 20, "n_score": 20, "n_control": 2, "bootstrap": 20, "min_studies": 3}

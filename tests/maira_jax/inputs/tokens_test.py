@@ -233,10 +233,10 @@ def test_any_text_survives_encoding(small, text):
 def test_token_filters():
     kinds = np.asarray(list(Kind))
     names = {
-        name: [Kind(kind).name for kind in kinds[token_filter_mask(kinds, name)]] for name in ("method", "findings")
+        name: [Kind(kind).name for kind in kinds[token_filter_mask(kinds, name)]] for name in ("paper", "findings")
     }
     assert names == {
-        "method": ["IMAGE_LAST", "INDICATION", "TECHNIQUE", "COMPARISON", "PRIOR_REPORT", "FINDINGS"],
+        "paper": ["IMAGE_LAST", "INDICATION", "TECHNIQUE", "COMPARISON", "PRIOR_REPORT", "FINDINGS"],
         "findings": ["FINDINGS"],
     }
     assert token_filter_mask(kinds, "all").sum() == len(Kind) - 1 and not token_filter_mask(kinds, "all")[Kind.PAD]

@@ -18,6 +18,7 @@ from maira_jax.model.sites import Site
 from maira_jax.studies.readers import load_studies
 from sae.activations import harvest
 from sae.activations.config import HarvestSection
+from sae.activations.harvest_plan import make_plan
 from sae.activations.store import HELD_OUT, ActivationStore
 
 
@@ -106,7 +107,7 @@ def test_studies_without_images(config, workdir, tmp_path):
     shutil.copytree(workdir / "model", tmp_path / "model")
     studies = [dataclasses.replace(s, frontal=None, prior_frontal=None) for s in load_studies(config.studies)[:4]]
     tokenizer = Tokenizer.from_dir(workdir / "model")
-    plan = harvest.make_plan(studies, tokenizer, HarvestSection.of(config))
+    plan = make_plan(studies, tokenizer, HarvestSection.of(config))
     assert set(plan.n_images) == {0}
 
 

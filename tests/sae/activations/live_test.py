@@ -16,10 +16,8 @@ from sae.training import stage
 
 def test_the_model_on_the_fly_gives_the_stored_activations(config, workdir, monkeypatch):
     """Row by row, and in the shuffled order; other padded shapes sum in another order."""
-    config = config.copy_and_resolve_references()
     monkeypatch.setattr(live, "BUFFER_TOKENS", 400)
-    config.train.source = "model"
-    running, stored = live.open_source(config, workdir), ActivationStore.open(workdir / "activations")
+    running, stored = live.open_source("model", config, workdir), ActivationStore.open(workdir / "activations")
     assert (running.n_tokens, running.d_model, running.source) == (stored.n_tokens, stored.d_model, stored.source)
     for split in (TRAIN, HELD_OUT):
         np.testing.assert_array_equal(running.rows_of(split), stored.rows_of(split))
@@ -65,7 +63,7 @@ def test_training_from_the_model_on_the_fly(config, workdir, tmp_path, monkeypat
         "warmup_steps": 4,
         "decay_start": 16,
     }
-    config.train.update(short | {"source": "model", "splice_studies": 3})
+    config.train.update(short | {"source": "model", "loss_recovered_studies": 3})
     counts = stage.run(config, tmp_path)
     assert not (tmp_path / "activations").exists()
     measured = files.read_json(tmp_path / "sae" / "metrics.json")

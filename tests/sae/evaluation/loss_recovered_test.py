@@ -50,7 +50,7 @@ def linear_sae(width: int, decoder: float) -> Sae:
         "W_dec": decoder * jnp.concatenate([eye, -eye]),
         "b_dec": jnp.zeros(width),
     }
-    return Sae(params, -1.0, width, (2 * width,), {"source": {"site": SITE, "token_filter": "method"}})
+    return Sae(params, -1.0, width, (2 * width,), {"source": {"site": SITE, "token_filter": "paper"}})
 
 
 def test_the_identity_recovers_all_and_zero_nothing(model_dir, studies):
@@ -59,7 +59,7 @@ def test_the_identity_recovers_all_and_zero_nothing(model_dir, studies):
     tokenizer = Tokenizer.from_dir(model_dir)
     encoded = [tokenizer.encode(reporting_prompt(study), study.findings) for study in studies]
     assert identity["tokens"] == sum(int((row.kinds == Kind.FINDINGS).sum()) for row in encoded)
-    assert identity["replaced"] == sum(int(token_filter_mask(row.kinds, "method").sum()) for row in encoded)
+    assert identity["replaced"] == sum(int(token_filter_mask(row.kinds, "paper").sum()) for row in encoded)
     assert identity["ce_spliced"] == identity["ce"]
     assert (identity["recovered_zero"], identity["recovered_mean"]) == (1.0, 1.0)
     assert nothing["ce_spliced"] == nothing["ce_zero"] != nothing["ce"]
@@ -88,7 +88,7 @@ def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
         pixels = np.stack([preprocess(image, images) for image in study_images(study)])[None]
         run = functools.partial(forward, encoded.ids[None], np.ones((1, len(encoded)), bool), pixels)
         x = np.asarray(run(jnp.zeros((1, len(encoded), sae.d_model))).sites[SITE][0])
-        rows.append((encoded, run, x, token_filter_mask(encoded.kinds, "method")))
+        rows.append((encoded, run, x, token_filter_mask(encoded.kinds, "paper")))
     mean = np.concatenate([x[kept] for *_, x, kept in rows]).mean(0)
 
     def loss(new) -> float:
@@ -112,7 +112,7 @@ def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
 @pytest.mark.parametrize("per_token", [False, True])
 def test_the_losses_are_those_of_the_definition(model_dir, studies, per_token):
     x = np.random.default_rng(0).normal(size=(50, 48)).astype(np.float32)
-    meta = {"source": {"site": SITE, "token_filter": "method"}}
+    meta = {"source": {"site": SITE, "token_filter": "paper"}}
     sae = random_sae(x, (64, 32), 3, 0.3, meta=meta, per_token=per_token)
     measured = loss_recovered.measure(sae, model_dir, studies[:2], batch_size=2)
     for name, value in reference(sae, model_dir, studies[:2]).items():

@@ -32,7 +32,7 @@ def resolve(config) -> tuple[SaeConfig, TrainConfig]:
         ("train", "batch_size", 2**26, "exceeds 2\\^31"),
         ("train", "warmup_steps", 60, "below the 60 steps"),
         ("train", "decay_start", 61, r"train\.decay_start is 61"),
-        ("train", "preset", "best", "choose from dictionary_learning, default"),
+        ("train", "preset", "best", "choose from dictionary_learning, scaled"),
         ("train", "dtype", "float16", r"train\.dtype is 'float16'"),
         ("train", "source", "disk", r"train\.source is 'disk'"),
         ("train", "microbatches", 3, r"times train\.microbatches"),

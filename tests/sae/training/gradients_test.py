@@ -11,11 +11,11 @@ from sae import autoencoder
 from sae.training.config import SaeConfig, TrainConfig
 from sae.training.loss import loss
 from sae.training.trainer import Trainer, TrainState, batch_gradients, route
-from tests.helpers.sae import activations
+from tests.helpers.sae import activations, resolved_sae, resolved_train
 
 D, F, K, B = 16, 64, 4, 48
-SAE = SaeConfig(d_model=D, n_features=F, k=K, group_sizes=(32, 16, 16), group_weights=(0.2, 0.5, 0.3))
-CONFIG = TrainConfig(
+SAE = resolved_sae(d_model=D, n_features=F, k=K, group_sizes=(32, 16, 16), group_weights=(0.2, 0.5, 0.3))
+CONFIG = resolved_train(
     steps=20,
     batch_size=B,
     lr=3e-3,

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae.training.config import SaeConfig, TrainConfig
 from sae.training.loss import auxiliary_loss, loss, total_variance
+from tests.helpers.sae import resolved_sae, resolved_train
 
 B, D, F = 20, 8, 12
-SAE = SaeConfig(d_model=D, n_features=F, k=3, group_sizes=(8, 4), group_weights=(0.3, 0.7), l1=0.1)
-CONFIG = TrainConfig(
+SAE = resolved_sae(d_model=D, n_features=F, k=3, group_sizes=(8, 4), group_weights=(0.3, 0.7), l1=0.1)
+CONFIG = resolved_train(
     steps=10,
     batch_size=B,
     lr=1e-3,

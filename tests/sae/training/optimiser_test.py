@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sae.training import optimiser
-from sae.training.config import TrainConfig
+from tests.helpers.sae import resolved_train
 
-CONFIG = TrainConfig(
+CONFIG = resolved_train(
     steps=100,
     batch_size=8,
     lr=0.5,

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.training import resample
-from sae.training.config import SaeConfig, TrainConfig
 from sae.training.trainer import Trainer
-from tests.helpers.sae import activations
+from tests.helpers.sae import activations, resolved_sae, resolved_train
 
 D, F, B, STEPS = 16, 64, 48, 20
-SAE = SaeConfig(d_model=D, n_features=F, k=4, group_sizes=(64,), group_weights=(1.0,), kind="relu", l1=0.1)
-CONFIG = TrainConfig(
+SAE = resolved_sae(d_model=D, n_features=F, k=4, group_sizes=(64,), group_weights=(1.0,), kind="relu", l1=0.1)
+CONFIG = resolved_train(
     steps=STEPS,
     batch_size=B,
     lr=3e-3,

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from sae import autoencoder
-from sae.training.config import SaeConfig, TrainConfig
 from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
 from tests.helpers import peers
-from tests.helpers.sae import activations
+from tests.helpers.sae import activations, resolved_sae, resolved_train
 
 D, F, K, BATCH, STEPS = 32, 128, 4, 64, 300
 FRACTIONS = (0.5, 0.25, 0.125, 0.0625, 0.0625)
@@ -77,8 +76,8 @@ def record() -> None:
 
 def ours(expected, **options):
     weights = PRESETS.get("dictionary_learning").group_weights(5)
-    sae = SaeConfig(d_model=D, n_features=F, k=K, group_sizes=SIZES, group_weights=weights)
-    config = TrainConfig(
+    sae = resolved_sae(d_model=D, n_features=F, k=K, group_sizes=SIZES, group_weights=weights)
+    config = resolved_train(
         steps=STEPS,
         batch_size=BATCH,
         lr=LR,

@@ -1,0 +1,107 @@
+"""Which tokens of which study a harvest stores in which rows, known before the model runs."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from maira_jax.errors import UserError
+from maira_jax.inputs.batches import GenerationRequest, reporting_request
+from maira_jax.inputs.tokens import Tokenizer, token_filter_mask
+from maira_jax.run.progress import progress
+from maira_jax.studies.splits import split_of
+from maira_jax.studies.study import Study
+from sae.activations.config import HarvestSection
+
+# Padded lengths, each compiled once: few programs, with little padding for reports of usual lengths.
+_N_LENGTHS = 4
+# Padded lengths are multiples of this number of tokens.
+_LENGTH_STEP = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class HarvestPlan:
+    """Which tokens of which study are stored in which rows.
+
+    Attributes:
+      studies: the studies, in the order of the store.
+      requests: prompt, findings and images of each study.
+      kept: for each study, the positions of the tokens that are stored, ascending. int64 [kept] each
+      starts: first row of each study, and the number of all rows. int64 [studies + 1]
+      lengths: the padded lengths in tokens, ascending.
+      n_images: for each padded length, the maximum number of images of a study.
+    """
+
+    studies: Sequence[Study]
+    requests: list[GenerationRequest]
+    kept: list[np.ndarray]
+    starts: np.ndarray
+    lengths: tuple[int, ...]
+    n_images: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows of the store."""
+        return int(self.starts[-1])
+
+    def touching(self, rows: tuple[int, int]) -> range:
+        """Numbers of the studies that have rows in the range from `rows[0]` to `rows[1]`."""
+        first = int(np.searchsorted(self.starts, rows[0], side="right")) - 1
+        return range(first, int(np.searchsorted(self.starts, rows[1], side="left")))
+
+    def token_table(self) -> pa.Table:
+        """The token table of the store; see `TOKEN_SCHEMA`."""
+        pairs = [(request.encoded, kept) for request, kept in zip(self.requests, self.kept, strict=True)]
+        return pa.table(
+            {
+                "study": np.repeat(np.arange(len(pairs), dtype=np.int32), np.diff(self.starts)),
+                "position": np.concatenate([kept for _, kept in pairs]).astype(np.int32),
+                "token_id": np.concatenate([row.ids[kept] for row, kept in pairs]),
+                "kind": np.concatenate([row.kinds[kept] for row, kept in pairs]),
+            }
+        )
+
+    def study_table(self, held_out_fraction: float, seed: int) -> pa.Table:
+        """The study table of the store; see `STUDY_SCHEMA`."""
+        return pa.table(
+            {
+                "study_id": [study.study_id for study in self.studies],
+                "patient_id": [study.patient_id for study in self.studies],
+                "split": [split_of(study.patient_id, held_out_fraction, seed) for study in self.studies],
+                "labels": [json.dumps(dict(study.labels)) for study in self.studies],
+                "start": self.starts[:-1],
+                "stop": self.starts[1:],
+            }
+        )
+
+
+def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: HarvestSection) -> HarvestPlan:
+    """Tokenises all studies and decides what is stored where.
+
+    Raises:
+      UserError: a study has no prompt, or no token is kept.
+    """
+    requests = [
+        reporting_request(study, tokenizer, findings=study.findings)
+        for study in progress(studies, total=len(studies), unit="study", desc="tokenize")
+    ]
+    kept = [np.flatnonzero(token_filter_mask(request.encoded.kinds, harvest.token_filter)) for request in requests]
+    starts = np.concatenate([[0], np.cumsum([len(positions) for positions in kept])]).astype(np.int64)
+    if not starts[-1]:
+        raise UserError(
+            f"no token is kept by harvest.token_filter {harvest.token_filter!r}: choose another filter or other studies"
+        )
+    sizes = np.array([len(request.encoded) for request in requests])  # [studies]
+    images = np.array([len(request.images) for request in requests])  # [studies]
+    lengths = _padded_lengths(sizes)
+    bucket = np.searchsorted(lengths, sizes)  # [studies]
+    n_images = tuple(int(max(images[bucket <= i], default=0)) for i in range(len(lengths)))
+    return HarvestPlan(studies, requests, kept, starts, lengths, n_images)
+
+
+def _padded_lengths(sizes: np.ndarray) -> tuple[int, ...]:
+    """At most `_N_LENGTHS` lengths, ascending; about the same number of studies is padded to each."""
+    quantiles = np.quantile(sizes, np.arange(1, _N_LENGTHS + 1) / _N_LENGTHS, method="higher")
+    return tuple(sorted({-(-int(size) // _LENGTH_STEP) * _LENGTH_STEP for size in quantiles}))

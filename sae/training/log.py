@@ -1,0 +1,125 @@
+"""What a training run writes down while it runs: files of JSON lines, and TensorBoard event files.
+
+`tensorboard --logdir=WORKDIR` shows all autoencoders together.
+"""
+
+import collections
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from maira_jax.errors import UserError
+from maira_jax.run import jsonl
+from sae.training.trainer import Metrics
+
+# Chunks whose metrics may still be on their way: how far the host runs ahead of the device.
+_IN_FLIGHT = 2
+
+
+class TrainingLog:
+    """`log.jsonl`, `held_out.jsonl` and `tensorboard/`; the device does not wait for a step's metrics.
+
+    The first has every step, TensorBoard the last of each chunk; the second has evaluations. What an attempt that was
+    killed left for `step` and later ones is dropped.
+
+    Args:
+      directory: the autoencoder's folder.
+      step: the step from which the run resumes.
+    """
+
+    def __init__(self, directory: Path, step: int):
+        self._board = TrainingBoard(directory / "tensorboard", step)
+        self._file, self._evaluations = (_reopened(directory / name, step) for name in ("log.jsonl", "held_out.jsonl"))
+        self._step = step
+        self._pending: collections.deque[Metrics] = collections.deque()
+
+    def add(self, measured: Metrics) -> None:
+        """Takes the metrics of a chunk of steps and writes those of earlier chunks.
+
+        Raises:
+          UserError: a loss is not finite.
+        """
+        self._pending.append(measured)
+        if len(self._pending) > _IN_FLIGHT:
+            self._write()
+
+    def held_out(self, step: int, measured: dict[str, Any], density: np.ndarray) -> None:
+        """Writes what was measured after step `step` on held-out tokens."""
+        self._evaluations.write(jsonl.line({"step": step} | measured))
+        self._evaluations.flush()
+        self._board.held_out(step, measured, density)
+
+    def drain(self) -> None:
+        """Writes what is pending, waiting for the device."""
+        while self._pending:
+            self._write()
+
+    def _write(self) -> None:
+        host = {name: np.asarray(value) for name, value in self._pending.popleft().items()}
+        for i, loss in enumerate(host["loss"]):
+            if not np.isfinite(loss):
+                raise UserError(f"the loss is not finite at step {self._step}: lower train.lr")
+            line = {"step": self._step} | {name: value[i].tolist() for name, value in host.items()}
+            self._file.write(jsonl.line(line))
+            self._step += 1
+        self._board.train(self._step - 1, {name: value[-1] for name, value in host.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._evaluations.close()
+        self._board.close()
+
+
+def _reopened(path: Path, step: int) -> TextIO:
+    """Opens a file of JSON lines for more of them, without those of `step` and later."""
+    found = jsonl.read(path, "train again", required=("step",))
+    jsonl.truncate(path, sum(record["step"] < step for record in found))
+    return path.open("a")
+
+
+class TrainingBoard:
+    """Writes TensorBoard's scalars under `train/` and `held_out/`.
+
+    Args:
+      directory: the folder of the event files.
+      step: the step from which the run resumes; TensorBoard hides what an earlier attempt wrote for later steps.
+    """
+
+    def __init__(self, directory: Path, step: int):
+        self._writer = SummaryWriter(str(directory), purge_step=step, flush_secs=30)
+
+    def train(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Writes the metrics of a step; an array gives one scalar per entry."""
+        for name, value in metrics.items():
+            values = np.asarray(value, np.float64)
+            for index, scalar in np.ndenumerate(values):
+                suffix = "".join(f"/{i}" for i in index)
+                self._writer.add_scalar(f"train/{name}{suffix}", float(scalar), step)
+
+    def held_out(self, step: int, metrics: Mapping[str, Any], density: np.ndarray) -> None:
+        """Writes an autoencoder's metrics, and the histogram of log10 of its features' densities."""
+        for name, value in _scalars(metrics):
+            self._writer.add_scalar(f"held_out/{name}", value, step)
+        if (density > 0).any():
+            self._writer.add_histogram("held_out/log10_density", np.log10(density[density > 0]), step)
+
+    def close(self) -> None:
+        """Writes what is pending."""
+        self._writer.close()
+
+
+def _scalars(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            found.append((name, float(value)))
+        elif name == "prefixes":
+            found += [(f"prefix/{part['features']}/{key}", float(part[key])) for part in value for key in ("fvu", "l0")]
+        elif name == "loss" and value is not None:
+            found += [(f"loss/{key}", float(number)) for key, number in value.items() if number is not None]
+    return found
