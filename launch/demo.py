@@ -17,7 +17,8 @@ from maira_jax.checkpoint import convert
 from sae.activations import harvest
 from sae.formats import export
 from sae.training import stage as train
-from steer import evaluate, run_summary, sweep
+from steer import evaluate, run_summary
+from steer import stage as steer
 
 STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("convert", convert.run),
@@ -25,7 +26,7 @@ STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("train", train.run),
     ("export", export.run),
     ("interpret", interpret.run),
-    ("steer", sweep.run),
+    ("steer", steer.run),
     ("evaluate", evaluate.run),
     ("atlas", atlas.run),
 )

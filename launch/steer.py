@@ -7,7 +7,7 @@ number of sweeps, distinguished by their names.
 """
 
 from launch import _main
-from steer import sweep
+from steer import stage
 
 _main.define_shortcut(
     "features",
@@ -45,4 +45,4 @@ _main.define_switch(
 )
 
 if __name__ == "__main__":
-    _main.main(sweep.run, __doc__ or "", reads=("seed", "studies", "steer"))
+    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "steer"))

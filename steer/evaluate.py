@@ -45,7 +45,7 @@ from maira_jax.run.stage import Stage
 from steer import comparison
 from steer.config import SteerSection
 from steer.rates import HEADLINE, summarise
-from steer.sweep import DIRECTIONS, GENERATIONS, folder
+from steer.stage import DIRECTIONS, GENERATIONS, folder
 
 FOLDER = "evaluation"  # with a folder for each sweep in it
 RESULTS = "results.parquet"

@@ -1,187 +1,137 @@
-"""The steer stage: studies x directions x strengths, written by one compiled program."""
+"""A sweep: what it needs of the earlier stages, read and checked to fit together."""
 
 import dataclasses
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import ml_collections
-import numpy as np
 
-from maira_jax.run import files, jsonl
-from maira_jax.run.progress import progress
-from maira_jax.run.stage import Stage
+from maira_jax.checkpoint import store
+from maira_jax.errors import UserError
+from maira_jax.model.sites import Site
+from maira_jax.studies.readers import load_studies, manifest
+from maira_jax.studies.study import Study
+from sae import formats
+from sae.activations.store import HELD_OUT, ActivationStore
+from sae.autoencoder import Sae
+from sae.saved import load_sae
 from steer.config import SteerSection
-from steer.load import Sweep
-from steer.methods.direction import Direction
-from steer.program.sweep_writer import GenerationRow, SteeredReport
-
-GENERATIONS = "generations.jsonl"
-DIRECTIONS = "directions.json"
-
-
-def folder(name: str) -> str:
-    """The folder of the sweep called `name` in its run directory."""
-    return f"steer/{name}"
+from steer.methods import MethodInputs
+from steer.methods.combination import combination, members
+from steer.methods.direction import Direction, make_directions
+from steer.methods.study_means import StudyMeans
+from steer.program.prompts import Prompts
+from steer.program.sweep_writer import SweepWriter, plan_rows
+from steer.selection.catalogue import FeatureCatalogue
+from steer.selection.choose import choose
 
 
-def input_stages(section: SteerSection) -> tuple[str, ...]:
-    """The stages that a sweep reads."""
-    return ("model", "activations") if section.sae else ("model", "activations", "sae", "interp")
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep that is ready to run.
+
+    Attributes:
+      section: the section of the configuration.
+      directions: what it steers with.
+      writer: the writer of its reports.
+    """
+
+    section: SteerSection
+    directions: Sequence[Direction]
+    writer: SweepWriter
+
+    @property
+    def studies(self) -> Sequence[Study]:
+        """The studies that reports are written for."""
+        return self.writer.prompts.studies
+
+    @property
+    def n_generations(self) -> int:
+        """The number of reports."""
+        return len(self.studies) * len(self.writer.rows)
+
+    @classmethod
+    def load(cls, config: ml_collections.ConfigDict, workdir: Path) -> Self:
+        """Reads the earlier stages' results in `workdir`.
+
+        Raises:
+          UserError: a field of `config.steer` is out of range, or an input does not fit the others.
+        """
+        section = SteerSection.of(config)
+        activations = ActivationStore.open(workdir / "activations")
+        params, cfg = store.load(workdir / "model")
+        site = Site.parse(str(activations.source["site"]), cfg)
+        if site.tower != "language" and section.positions != ("image",):
+            raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")
+        directions = _directions(section, config.seed, workdir, activations)
+        prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
+        rows = plan_rows(directions, section.nonzero_strengths, activations.d_model)
+        return cls(section, directions, SweepWriter.of(params, cfg, prompts, site, section, config.seed, rows))
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes steered reports.
+def _directions(section: SteerSection, seed: int, workdir: Path, activations: ActivationStore) -> list[Direction]:
+    combined = [number for text in section.combinations for number, _ in members(text)]
+    sae, catalogue = _autoencoder(section, workdir, activations, (*section.features, *combined))
+    inputs = MethodInputs.measure(sae, section.unit, seed, activations, section.measured, section.methods)
+    if section.unit == "residual_norm" and not inputs.statistic(StudyMeans).residual_norm:
+        raise UserError(
+            f"{activations.directory} has no token of steer.positions to measure: choose another steer.unit"
+        )
+    directions = []
+    if section.features or section.match or not section.combinations:
+        targets = choose(catalogue, section.features, section.match, section.top)
+        directions = make_directions(targets, section.methods, inputs)
+    known = {number: catalogue.target(number) for number in combined}
+    directions += [combination(text, known, inputs) for text in section.combinations]
+    if not directions:
+        raise UserError("no method of steer.methods can steer these features: add the method 'add'")
+    return directions
 
-    Writes `steer/NAME/`: `directions.json` (each direction with its target and its unit),
-    `directions.npy` (their vectors, in the same order) and `generations.jsonl`, one line per report:
 
-      study, prompt      the study's id, and a hash of what the model was shown of it, without an added sentence
-      direction, strength   the key of the direction, and how strongly, in its units
-      original, steered  the reports at strength 0, by the same program, and at this strength
-      tokens, finished   of the steered report: its length, and whether it ended by itself
-      finite             whether all its tokens were chosen from finite logits
-      mean_nll           its mean negative log-likelihood under the unsteered model, nats per token
-      settings           method, concept, feature, unit and its size, site, edited positions, sampling
+def _autoencoder(
+    section: SteerSection, workdir: Path, activations: ActivationStore, named: Sequence[int]
+) -> tuple[Sae, FeatureCatalogue]:
+    """The autoencoder to steer with, and what is known of its features; `named` are those that the section names."""
+    if section.sae:
+        source = Path(section.sae).expanduser()
+        sae: Sae = formats.load(source)
+        catalogue = FeatureCatalogue.measured(sae, activations, named, str(source))
+    else:
+        source = workdir / "sae"
+        sae, catalogue = load_sae(source), FeatureCatalogue.read(workdir / "interp")
+    if sae.d_model != activations.d_model:
+        raise UserError(
+            f"{source} is of width {sae.d_model}, but the activations are of width {activations.d_model}: "
+            "choose an autoencoder of these activations"
+        )
+    return sae, catalogue
 
-    The lines are study by study in the order of `plan_rows`: a killed run resumes after the last studies that it
-    finished, and ends with the same file.
 
-    Returns:
-      The counts of the manifest. With `steer.dry_run` nothing is written, and it is what `estimate` returns.
+def _studies(config: ml_collections.ConfigDict, section: SteerSection, activations: ActivationStore) -> list[Study]:
+    if section.manifest:
+        found = manifest.read(Path(section.manifest).expanduser())[: section.studies]
+        if not found:
+            raise UserError(f"{section.manifest} holds no study: add some, or leave steer.manifest empty")
+        return found
+    return held_out(load_studies(config.studies), activations, section.studies)
+
+
+def held_out(studies: Iterable[Study], activations: ActivationStore, limit: int) -> list[Study]:
+    """The first `limit` studies that the autoencoder was not trained on, in the store's order.
 
     Raises:
-      UserError: see `Sweep.load`.
+      UserError: the store's held-out studies are not among `studies`, or there are none.
     """
-    section, workdir = SteerSection.of(config), Path(workdir)
-    if section.dry_run:
-        return estimate(Sweep.load(config, workdir))
-    identity = {"steer": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
-    for name in ("sae", "manifest"):
-        path = getattr(section, name)
-        if path:  # the content decides the result, not only its path
-            identity[f"{name}_digest"] = files.content_digest(Path(path).expanduser())
-    stage = Stage(
-        workdir, folder(section.name), identity, inputs=input_stages(section), computing=section.computing()
-    )  # fmt: skip
-    with stage:
-        if stage.finished:
-            return stage.manifest["counts"]
-        sweep = Sweep.load(config, workdir)
-        _save_directions(stage.dir, sweep.directions)
-        unfinished = _write(stage.dir / GENERATIONS, sweep)
-        counts = {
-            "studies": len(sweep.studies),
-            "directions": len(sweep.directions),
-            "strengths": len(section.nonzero_strengths),
-            "generations": sweep.n_generations,
-            "unfinished": unfinished,
-        }
-        stage.finish(counts)
-        return counts
-
-
-def estimate(sweep: Sweep) -> dict[str, Any]:
-    """The number of reports of a sweep, and the memory and time that it takes, measured on a few tokens.
-
-    The time is an upper bound: every report as long as it may be, one batch after the other. Compiling is not counted.
-    """
-    writer, batch_studies = sweep.writer, sweep.section.batch_studies
-    cost = writer.measure(range(min(batch_studies, len(sweep.studies))))
-    batches = -(-len(sweep.studies) // batch_studies)
-    slots, report = writer.shape.slots, sweep.section.max_new_tokens * cost.token  # seconds of the longest reports
-    steered, prompted = -(-len(writer.edits.site) // slots), -(-len(writer.sentences) // slots)
-    seconds = cost.prefill + steered * (cost.row_prefill + report) + prompted * (slots * cost.prefill + report)
-    return {
-        "generations": sweep.n_generations,
-        "reports_together": batch_studies * slots,
-        "memory_gib": round(min(sweep.section.workers, batches) * cost.bytes / 2**30, 3),
-        "seconds_at_most": round(batches * seconds),
-        "tokens_per_second": round(batch_studies * slots / cost.token),
-    }
-
-
-def _save_directions(directory: Path, directions: Sequence[Direction]) -> None:
-    described = [
-        {
-            "key": direction.key,
-            "method": direction.method,
-            "unit": direction.intervention.unit,
-            "also": direction.also,
-            "target": dataclasses.asdict(direction.target) if direction.target else None,
-        }
-        for direction in directions
-    ]
-    files.write_json(directory / DIRECTIONS, described)
-    with files.atomic_path(directory / "directions.npy") as path, path.open("wb") as file:
-        np.save(file, np.stack([direction.intervention.vector for direction in directions]))
-
-
-def _write(path: Path, sweep: Sweep) -> int:
-    """Writes what is missing of the file and returns how many reports did not end by themselves."""
-    writer, batch_studies = sweep.writer, sweep.section.batch_studies
-    left = _resume(path, sweep)
-    unfinished = sum(not line["finished"] for line in left)
-    missing = range(len(left) // len(writer.rows), len(sweep.studies))
-    batches = [missing[start : start + batch_studies] for start in range(0, len(missing), batch_studies)]
-    # A decoding step is many small operations, each of which one processor core does: parallel batches use the others.
-    pool = ThreadPoolExecutor(sweep.section.workers)
-    with (
-        path.open("ab", buffering=0) as file,
-        progress(total=sweep.n_generations, initial=len(left), unit="report", desc="steer") as bar,
-    ):
-        try:
-            written = pool.map(lambda batch: writer.write(batch, bar.update), batches)  # what waits is text alone
-            for batch, reports in zip(batches, written, strict=True):
-                lines = [line for study, own in zip(batch, reports, strict=True) for line in _lines(study, own, sweep)]
-                unfinished += sum(not line["finished"] for line in lines)
-                jsonl.append(file, lines, sort_keys=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return unfinished
-
-
-def _resume(path: Path, sweep: Sweep) -> list[dict[str, Any]]:
-    """The lines that an earlier attempt left, of whole batches of studies."""
-    rows, studies, batch_studies = sweep.writer.rows, sweep.studies, sweep.section.batch_studies
-    expected = [
-        {"study": study.study_id, "direction": row.direction.key, "strength": row.strength}
-        for study in studies
-        for row in rows
-    ]
-    starts = range(0, len(studies), batch_studies)
-    sizes = [len(studies[start : start + batch_studies]) * len(rows) for start in starts]
-    return jsonl.resume(path, expected, sizes, "steer again")
-
-
-def _lines(study: int, reports: Sequence[SteeredReport], sweep: Sweep) -> list[dict[str, Any]]:
-    """The lines of one study, one per row; the first row is the unsteered report."""
-    prompts = sweep.writer.prompts
-    known = {"study": prompts.studies[study].study_id, "prompt": prompts.digest(study), "original": reports[0].text}
-    return [known | _line(row, report, sweep) for row, report in zip(sweep.writer.rows, reports, strict=True)]
-
-
-def _line(row: GenerationRow, report: SteeredReport, sweep: Sweep) -> dict[str, Any]:
-    direction, section = row.direction, sweep.section
-    return {
-        "direction": direction.key,
-        "strength": row.strength,
-        "steered": report.text,
-        "tokens": report.tokens,
-        "finished": report.finished,
-        "finite": report.finite,
-        "mean_nll": report.mean_nll if np.isfinite(report.mean_nll) else None,
-        "settings": {
-            "method": direction.method,
-            "concept": direction.target.concept if direction.target else "",
-            "also": direction.also,
-            "feature": direction.target.feature if direction.target else None,
-            "unit": section.unit,
-            "unit_size": direction.intervention.unit,
-            "site": sweep.writer.site.name,
-            "positions": section.positions,
-            "sampling": section.sampling,
-            "max_new_tokens": section.max_new_tokens,
-        },
-    }
+    table = activations.studies.select(["study_id", "split"]).to_pylist()
+    wanted = [row["study_id"] for row in table if row["split"] == HELD_OUT][:limit]
+    if not wanted:
+        raise UserError(f"{activations.directory} holds out no study to steer: raise harvest.held_out_fraction")
+    by_id = {study.study_id: study for study in studies}
+    missing = [study for study in wanted if study not in by_id]
+    if missing:
+        raise UserError(
+            f"study {missing[0]} of {activations.directory} is not in the studies section: "
+            "steer with the studies section that the harvest had"
+        )
+    return [by_id[study] for study in wanted]

@@ -24,7 +24,7 @@ from sae.activations.store import StoreLayout, StoreWriter
 from sae.autoencoder import Sae
 from sae.formats import safetensors as plain_file
 from sae.saved import load_sae, save_sae
-from steer import evaluate, sweep
+from steer import evaluate, stage
 from steer.methods import METHODS
 from steer.program import decode as programs
 from steer.program.prompts import Prompts
@@ -97,21 +97,21 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, rng = make_config(), np.random.default_rng(0)
     studies = list(load_studies(config.studies))
     for name in ("model", "activations", "sae", "interp"):
-        with Stage(workdir, name, {"test": name}) as stage:
+        with Stage(workdir, name, {"test": name}) as written:
             if name == "model":
-                write_model(stage.dir, studies)
+                write_model(written.dir, studies)
             elif name == "activations":
-                write_activations(stage.dir, studies, rng)
+                write_activations(written.dir, studies, rng)
             elif name == "sae":
                 params = autoencoder.init(jax.random.key(1), D_MODEL, N_FEATURES, jnp.zeros(D_MODEL))
-                save_sae(stage.dir, Sae(params, 0.1, 4, (32, 32), {"site": SITE}))
+                save_sae(written.dir, Sae(params, 0.1, 4, (32, 32), {"site": SITE}))
             else:
                 features = {
                     "feature": np.arange(N_FEATURES, dtype=np.int32),
                     "explanation": [f"mentions word {i}" for i in range(N_FEATURES - 1)] + ["oedema of the lung"],
                     "max_activation": np.full(N_FEATURES, 6.0),
                 }
-                pq.write_table(pa.table(features), stage.dir / "features.parquet")
+                pq.write_table(pa.table(features), written.dir / "features.parquet")
                 concepts = {
                     "concept": ["cardiomegaly", "oedema", "pneumothorax"],
                     "feature": np.array([5, 9, 5], np.int32),
@@ -119,8 +119,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "runners_up": [[1], [2, 3], [7, 8]],
                     "runners_up_f1": [[0.2], [0.79, 0.1], [0.9, 0.86]],
                 }
-                pq.write_table(pa.table(concepts), stage.dir / "concepts.parquet")
-            stage.finish({})
+                pq.write_table(pa.table(concepts), written.dir / "concepts.parquet")
+            written.finish({})
     return workdir
 
 
@@ -134,12 +134,12 @@ def workdir(inputs: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(inputs: Path) -> tuple[Path, dict]:
-    counts = sweep.run(make_config(), inputs)
+    counts = stage.run(make_config(), inputs)
     return inputs, counts
 
 
 def lines_of(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "steer" / "test" / sweep.GENERATIONS).read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / "steer" / "test" / stage.GENERATIONS).read_text().splitlines()]
 
 
 def test_one_line_per_study_direction_and_strength(swept: tuple[Path, dict]) -> None:
@@ -149,7 +149,7 @@ def test_one_line_per_study_direction_and_strength(swept: tuple[Path, dict]) -> 
     # so what compares studies with and without it does not exist.
     numbered = ("add", "add_several", "clamp", "ablate", "project", "random")
     keys = [f"{name}-5" for name in numbered] + ["prompt-pneumothorax"] + [f"{name}-9" for name in numbered]
-    described = files.read_json(workdir / "steer" / "test" / sweep.DIRECTIONS)
+    described = files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)
     assert {d["key"] for d in described} == {*keys, "prompt-oedema"}
     assert {d["target"]["concept"] for d in described if d["key"].endswith("-5")} == {"pneumothorax"}
     assert next(d for d in described if d["key"] == "add_several-5")["target"]["others"] == [[7, 6.0], [8, 6.0]]
@@ -186,7 +186,7 @@ def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None
 def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:
     config = make_config()
     config.steer.update({"temperature": 0.8, "top_p": 0.9, "methods": ("random",), "strengths": (1e-20, 9.0)})
-    sweep.run(config, workdir)
+    stage.run(config, workdir)
     lines = lines_of(workdir)
     assert all(line["steered"] == line["original"] for line in lines if line["strength"] == 1e-20)
     originals = {line["study"]: line["original"] for line in lines}
@@ -205,9 +205,9 @@ def test_every_method_changes_reports_and_nothing_recompiles(swept: tuple[Path, 
     before = [program._cache_size() for program in used]
     again = make_config()
     again.steer.update({"name": "again", "strengths": (1.0, 16.0)})
-    sweep.run(again, workdir)
+    stage.run(again, workdir)
     assert [program._cache_size() for program in used] == before
-    assert (workdir / "steer" / "again" / sweep.GENERATIONS).is_file(), "two sweeps in one run directory"
+    assert (workdir / "steer" / "again" / stage.GENERATIONS).is_file(), "two sweeps in one run directory"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_how_many_are_written_together_decides_nothing(
     """Texts are the same; the likelihoods differ by rounding, since the matrix products have other shapes."""
     config = make_config()
     config.steer.update(computing | {"studies": 4})
-    sweep.run(config, workdir)
+    stage.run(config, workdir)
     whole = lines_of(swept[0])
     for found, line in zip(lines_of(workdir), whole[: len(whole) * 4 // 5], strict=True):
         assert found.pop("mean_nll") == pytest.approx(line.pop("mean_nll"), abs=2e-5)
@@ -229,7 +229,7 @@ def test_how_many_are_written_together_decides_nothing(
 def test_every_method_that_adds_moves_equally_far(swept: tuple[Path, dict]) -> None:
     workdir, _ = swept
     vectors = np.load(workdir / "steer" / "test" / "directions.npy")
-    described = files.read_json(workdir / "steer" / "test" / sweep.DIRECTIONS)
+    described = files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)
     adds = np.array([d["method"] in ("add", "add_several", "random") for d in described])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), adds, rtol=1e-6)
     assert {d["unit"] for d in described if d["method"] != "prompt"} == {6.0}
@@ -255,13 +255,13 @@ def test_a_killed_sweep_ends_with_the_same_file(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(SweepWriter, "write", failing)
-        sweep.run(make_config(), workdir)
-    path = workdir / "steer" / "test" / sweep.GENERATIONS
+        stage.run(make_config(), workdir)
+    path = workdir / "steer" / "test" / stage.GENERATIONS
     path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - cut])
     redone = []
     monkeypatch.setattr(SweepWriter, "write", lambda self, *args: redone.append(1) or write(self, *args))
-    sweep.run(make_config(), workdir)
-    assert path.read_bytes() == (swept[0] / "steer" / "test" / sweep.GENERATIONS).read_bytes()
+    stage.run(make_config(), workdir)
+    assert path.read_bytes() == (swept[0] / "steer" / "test" / stage.GENERATIONS).read_bytes()
     assert len(redone) == 3 - batches + (1 if cut else 0)
 
 
@@ -269,7 +269,7 @@ def test_a_dry_run_estimates_and_writes_nothing(swept: tuple[Path, dict]) -> Non
     workdir, counts = swept
     config = make_config()
     config.steer.update({"name": "dry", "dry_run": True})
-    found = sweep.run(config, workdir)
+    found = stage.run(config, workdir)
     assert found["generations"] == counts["generations"]
     assert found["reports_together"] == 12
     assert found["memory_gib"] > 0 and found["tokens_per_second"] > 0
@@ -279,7 +279,7 @@ def test_a_dry_run_estimates_and_writes_nothing(swept: tuple[Path, dict]) -> Non
 def test_combinations_of_features(inputs: Path, workdir: Path) -> None:
     config = make_config()
     config.steer.update({"combinations": ("5-9", "9+3"), "studies": 1})
-    sweep.run(config, workdir)
+    stage.run(config, workdir)
     lines = [line for line in lines_of(workdir) if line["strength"]]
     assert {line["direction"] for line in lines} == {"5-9", "9+3"}
     pair = next(line["settings"] for line in lines if line["direction"] == "5-9")
@@ -308,9 +308,9 @@ def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
             np.testing.assert_allclose(measured.target(number).max_activation, f[:, number].max(), rtol=1e-5)
     config = make_config()
     config.steer.update({"sae": str(path), "features": (4, 11), "methods": ("add",), "studies": 1})
-    for stage in ("sae", "interp"):
-        (workdir / stage).unlink()
-    sweep.run(config, workdir)
+    for name in ("sae", "interp"):
+        (workdir / name).unlink()
+    stage.run(config, workdir)
     assert {line["direction"] for line in lines_of(workdir)} == {"none", "add-4", "add-11"}
 
 
@@ -318,7 +318,7 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
     config = make_config()
     config.steer.match = "Oedema of"
     config.steer.studies, config.steer.methods = 1, ("add",)
-    sweep.run(config, workdir)
+    stage.run(config, workdir)
     steered = [line for line in lines_of(workdir) if line["strength"]]
     assert {line["settings"]["feature"] for line in steered} == {N_FEATURES - 1}
     assert {line["settings"]["concept"] for line in steered} == {"oedema"}
@@ -333,7 +333,7 @@ def test_features_that_do_not_exist_are_refused(workdir: Path, field: str, value
     with config.unlocked():
         config.steer[field] = value
     with pytest.raises(UserError, match=words):
-        sweep.run(config, workdir)
+        stage.run(config, workdir)
 
 
 TOY = """
