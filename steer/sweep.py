@@ -73,16 +73,17 @@ class Sweep:
 def _directions(section: SteerSection, seed: int, workdir: Path, activations: ActivationStore) -> list[Direction]:
     combined = [number for text in section.combinations for number, _ in members(text)]
     sae, catalogue = _autoencoder(section, workdir, activations, (*section.features, *combined))
+    # All features are chosen before anything is measured: a wrong one fails before the pass over the store.
+    known = {number: catalogue.target(number) for number in combined}
+    targets = []
+    if section.features or section.match or not section.combinations:
+        targets = choose(catalogue, section.features, section.match, section.top)
     inputs = MethodInputs.measure(sae, section.unit, seed, activations, section.measured, section.methods)
     if section.unit == "residual_norm" and not inputs.statistic(StudyMeans).residual_norm:
         raise UserError(
             f"{activations.directory} has no token of steer.positions to measure: choose another steer.unit"
         )
-    directions = []
-    if section.features or section.match or not section.combinations:
-        targets = choose(catalogue, section.features, section.match, section.top)
-        directions = make_directions(targets, section.methods, inputs)
-    known = {number: catalogue.target(number) for number in combined}
+    directions = make_directions(targets, section.methods, inputs)
     directions += [combination(text, known, inputs) for text in section.combinations]
     if not directions:
         raise UserError("no method of steer.methods can steer these features: add the method 'add'")

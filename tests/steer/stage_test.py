@@ -25,7 +25,7 @@ from sae.autoencoder import Sae
 from sae.formats import safetensors as plain_file
 from sae.saved import load_sae, save_sae
 from steer import evaluate, stage
-from steer.methods import METHODS
+from steer.methods import METHODS, MethodInputs
 from steer.program import decode as programs
 from steer.program.prompts import Prompts
 from steer.program.sweep_writer import SweepWriter
@@ -326,9 +326,16 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
-    [("features", (N_FEATURES,), f"feature {N_FEATURES}"), ("match", "no such words", "matches no feature")],
+    [
+        ("features", (N_FEATURES,), f"feature {N_FEATURES}"),
+        ("match", "no such words", "matches no feature"),
+        ("combinations", (f"5-{N_FEATURES}",), f"feature {N_FEATURES}"),
+    ],
 )
-def test_features_that_do_not_exist_are_refused(workdir: Path, field: str, value: object, words: str) -> None:
+def test_features_that_do_not_exist_are_refused_before_anything_is_measured(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, field: str, value: object, words: str
+) -> None:
+    monkeypatch.delattr(MethodInputs, "measure")
     config = make_config()
     with config.unlocked():
         config.steer[field] = value
