@@ -46,7 +46,7 @@ def define_switch(name: str, explanation: str, field: str) -> None:
     _shortcuts[name] = lambda value: {field: value}
 
 
-def define(flag: flags.FlagHolder) -> flags.FlagHolder:
+def list_in_help(flag: flags.FlagHolder) -> flags.FlagHolder:
     """Shows a flag of the command itself, which is not a field of the configuration, in `--help`."""
     _own.append(flag.name)
     return flag

@@ -27,8 +27,8 @@ _main.define_shortcut(
     "files are split so that a device reads only its own part. Any other mesh can load them too.",
     lambda text: {"model.mesh": tuple(int(part) for part in text.split(","))},
 )
-_OUT = _main.define(flags.DEFINE_string("out", None, "Folder to write to instead of WORKDIR/model."))
-_REVERSE = _main.define(
+_OUT = _main.list_in_help(flags.DEFINE_string("out", None, "Folder to write to instead of WORKDIR/model."))
+_REVERSE = _main.list_in_help(
     flags.DEFINE_boolean(
         "reverse",
         None,
