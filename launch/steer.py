@@ -3,7 +3,7 @@
 Result: WORKDIR/steer/NAME/generations.jsonl, one line per report. Interrupted, it resumes. A run directory holds any
 number of sweeps, distinguished by their names.
 
-  python -m launch.steer --sweep=pair --features=12,99 --strengths=-8,0,8 --limit=20
+  python -m launch.steer --sweep=pair --features=12,99 --strengths=-1.5,0,1.5 --limit=20
 """
 
 from launch import _main
@@ -27,7 +27,7 @@ _main.define_shortcut(
 )
 _main.define_shortcut(
     "strengths",
-    "Strengths of steering along each direction, in steer.unit: -8,0,8. Sets steer.strengths.",
+    "Strengths of steering along each direction, in the unit that steer.unit names: -1.5,0,1.5. Sets steer.strengths.",
     lambda text: {"steer.strengths": tuple(float(part) for part in text.split(","))},
 )
 _main.define_shortcut(

@@ -21,7 +21,7 @@ PARTS = {
 
 
 class SteerSection(Section, name="steer"):
-    """Which reports are written with which edits. Every study has every direction at every strength."""
+    """Which reports are written: every study, along every direction, at every strength or at the method's own."""
 
     name: str = setting(
         "concepts", "Name of the sweep, and of its folder in steer/ and evaluation/: a run may have several."
@@ -40,7 +40,8 @@ class SteerSection(Section, name="steer"):
     )
     unit: StrengthUnit = setting(
         "max_activation",
-        "Unit of strength: the feature's largest activation, the mean norm of the residual stream where edited, or 1.",
+        "Unit of strength. max_activation: the feature's largest activation; residual_norm: the mean norm of the "
+        "residual stream where edited; raw: 1.",
     )
     positions: tuple[str, ...] = setting(
         (GENERATED,),
