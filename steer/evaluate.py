@@ -17,7 +17,7 @@ from it (intended: "removed", negative strength):
 Where a language model judges, it is shown the explanation of the feature, the original and the steered report, and not
 which way the feature was steered; it lists the differences, each on target or not, and rates the steered report for the
 concept, for being a report, and for fluency, 0 to 2 each (AxBench's scores). "judge_score" is their harmonic mean, 0 if
-one of them is 0; where the concept is to be removed, its rating counts as 2 less itself. These rates are over the
+one of them is 0; where the concept is to be removed, its rating counts as 2 minus the rating. These rates are over the
 reports that it answered on.
 
 Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, a method and an intended
@@ -162,7 +162,7 @@ def _result(number: int, line: dict[str, Any]) -> dict[str, Any]:
     """The row of `SCHEMA` for one generation."""
     settings, original, steered = line["settings"], line["original"], line["steered"]
     concept, strength = settings["concept"], line["strength"]
-    found = compare(original, steered, concept, settings.get("also", ()))
+    found = compare(original, steered, concept, settings.get("other_concepts", ()))
     before, after = words_of(original), words_of(steered)
     was, now = cached_parse(original).concepts.get(concept), cached_parse(steered).concepts.get(concept)
     steered_for = bool(strength) and was is not None  # a concept that the labeller knows

@@ -34,7 +34,7 @@ def input_stages(section: SteerSection) -> tuple[str, ...]:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes steered reports.
 
-    Writes `steer/NAME/`: `directions.json` (each direction with its target and its unit),
+    Writes `steer/NAME/`: `directions.json` (each direction with its target and the size of its unit),
     `directions.npy` (their vectors, in the same order) and `generations.jsonl`, one line per report:
 
       study, prompt      the study's id, and a hash of what the model was shown of it, without an added sentence
@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       tokens, finished   of the steered report: its length, and whether it ended by itself
       finite             whether all its tokens were chosen from finite logits
       mean_nll           its mean negative log-likelihood under the unsteered model, nats per token
-      settings           method, concept, feature, unit and its size, site, edited positions, sampling
+      settings           method, concepts, feature, unit and its size, site, edited positions, sampling
 
     The lines are study by study in the order of `plan_rows`: a killed run resumes after the last studies that it
     finished, and ends with the same file.
@@ -107,8 +107,8 @@ def _save_directions(directory: Path, directions: Sequence[Direction]) -> None:
         {
             "key": direction.key,
             "method": direction.method,
-            "unit": direction.intervention.unit,
-            "also": direction.also,
+            "unit_size": direction.intervention.unit_size,
+            "other_concepts": direction.other_concepts,
             "target": dataclasses.asdict(direction.target) if direction.target else None,
         }
         for direction in directions
@@ -175,10 +175,10 @@ def _line(row: GenerationRow, report: SteeredReport, sweep: Sweep) -> dict[str, 
         "settings": {
             "method": direction.method,
             "concept": direction.target.concept if direction.target else "",
-            "also": direction.also,
+            "other_concepts": direction.other_concepts,
             "feature": direction.target.feature if direction.target else None,
             "unit": section.unit,
-            "unit_size": direction.intervention.unit,
+            "unit_size": direction.intervention.unit_size,
             "site": sweep.writer.site.name,
             "positions": section.positions,
             "sampling": section.sampling,

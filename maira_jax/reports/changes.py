@@ -88,18 +88,18 @@ def _claims(report: ParsedReport) -> dict[tuple[str, ...], Finding]:
     return found
 
 
-def compare(original: str, steered: str, concept: str, also: Sequence[str] = ()) -> ReportChanges:
+def compare(original: str, steered: str, concept: str, other_concepts: Sequence[str] = ()) -> ReportChanges:
     """Compares two reports.
 
     Args:
       original: the first report.
       steered: the second report.
       concept: the concept that was meant to change, or "" for none.
-      also: further concepts that were meant to change with it.
+      other_concepts: further concepts that were meant to change with it.
     """
     first, second = cached_parse(original), cached_parse(steered)
     before, after = _claims(first), _claims(second)
-    targets = [TargetFindings.of(name) for name in (concept, *also)]
+    targets = [TargetFindings.of(name) for name in (concept, *other_concepts)]
 
     def on_target(finding: Finding) -> bool:
         return any(target.include(finding) for target in targets)

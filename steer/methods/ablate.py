@@ -13,4 +13,4 @@ class AblateFeature(SteeringMethod):
 
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention:
         clamp = FeatureClamp.of_features(inputs.sae, {target.feature: 0.0})
-        return Intervention.setting(clamp, inputs.unit_length(target.max_activation))
+        return Intervention.setting(clamp, inputs.unit_size(target.max_activation))

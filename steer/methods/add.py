@@ -11,4 +11,4 @@ class AddFeature(SteeringMethod):
 
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention:
         row = inputs.decoder_row(target.feature)
-        return Intervention.adding(row, inputs.unit_length(target.max_activation))
+        return Intervention.adding(row, inputs.unit_size(target.max_activation))

@@ -16,4 +16,4 @@ class AddSeveralFeatures(SteeringMethod):
             return None
         members = ((target.feature, target.max_activation), *target.others)
         vector = sum(largest * inputs.decoder_row(feature) for feature, largest in members)
-        return Intervention.adding(np.asarray(vector), inputs.unit_length(target.max_activation))
+        return Intervention.adding(np.asarray(vector), inputs.unit_size(target.max_activation))

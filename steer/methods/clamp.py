@@ -10,5 +10,6 @@ class ClampFeature(SteeringMethod):
     """Sets the feature to strength units."""
 
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention:
-        unit = inputs.unit_length(target.max_activation)
-        return Intervention.setting(FeatureClamp.of_features(inputs.sae, {target.feature: unit}), unit)
+        unit_size = inputs.unit_size(target.max_activation)
+        clamp = FeatureClamp.of_features(inputs.sae, {target.feature: unit_size})
+        return Intervention.setting(clamp, unit_size)

@@ -89,6 +89,6 @@ class ClassMeans(SteeringMethod):
         negative = {feature: -mean for feature, mean in absent.items()}  # becomes the mean at a strength of -1
         return Intervention.setting(
             FeatureClamp.of_features(inputs.sae, present),
-            inputs.unit_length(target.max_activation),
+            inputs.unit_size(target.max_activation),
             FeatureClamp.of_features(inputs.sae, negative),
         )

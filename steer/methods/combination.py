@@ -27,9 +27,9 @@ def combination(text: str, targets: Mapping[int, Target], inputs: MethodInputs) 
     """
     parts = members(text)
     vector = np.asarray(sum(sign * targets[n].max_activation * inputs.decoder_row(n) for n, sign in parts))
-    also = tuple(targets[number].concept for number, _ in parts[1:] if targets[number].concept)
-    intervention = Intervention.adding(vector, inputs.unit_length(float(np.linalg.norm(vector))))
-    return Direction(text, COMBINATION, targets[parts[0][0]], intervention, also=also)
+    others = tuple(targets[number].concept for number, _ in parts[1:] if targets[number].concept)
+    intervention = Intervention.adding(vector, inputs.unit_size(float(np.linalg.norm(vector))))
+    return Direction(text, COMBINATION, targets[parts[0][0]], intervention, other_concepts=others)
 
 
 def members(text: str) -> list[tuple[int, float]]:

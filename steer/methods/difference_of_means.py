@@ -19,7 +19,7 @@ class DifferenceOfMeans(SteeringMethod):
         groups = inputs.statistic(StudyMeans).groups(target.concept)
         if groups is None:
             return None
-        return Intervention.adding(difference(*groups), inputs.unit_length(target.max_activation))
+        return Intervention.adding(difference(*groups), inputs.unit_size(target.max_activation))
 
 
 def difference(present: np.ndarray, absent: np.ndarray) -> np.ndarray:

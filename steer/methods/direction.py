@@ -21,8 +21,8 @@ class Direction:
       method: the name of a method in `METHODS`, "combination" or "none".
       target: what it is meant to steer; None for "none".
       intervention: what is done.
-      fixed_strengths: the only strengths that it has; empty: any.
-      also: concepts other than the target's that are meant to change.
+      fixed_strengths: its fixed strengths; empty: those of `steer.strengths`.
+      other_concepts: concepts other than the target's that are meant to change.
     """
 
     key: str
@@ -30,10 +30,10 @@ class Direction:
     target: Target | None
     intervention: Intervention
     fixed_strengths: tuple[float, ...] = ()
-    also: tuple[str, ...] = ()
+    other_concepts: tuple[str, ...] = ()
 
     def strengths(self, wanted: Sequence[float]) -> Sequence[float]:
-        """The strengths that it has, of those that are wanted."""
+        """Its fixed strengths, or `wanted` where it has none."""
         return self.fixed_strengths or wanted
 
     @classmethod

@@ -14,7 +14,7 @@ class FeatureClamp:
     """C features of the residual stream, each of which is set to a value.
 
     Feature c of the residual stream x is f_c(x) = x . encoder_directions[c] + bias[c] where that is above threshold[c],
-    else 0. At a strength s, s * value[c] - f_c(x) times decoder_directions[c] is added to x.
+    else 0. At a strength s, the sum over c of (s * value[c] - f_c(x)) * decoder_directions[c] is added to x.
 
     Attributes:
       encoder_directions, decoder_directions: float32 [C, d_model].
@@ -50,28 +50,28 @@ class Intervention:
 
     Attributes:
       vector: float32 [d_model], the vector of length 1 that is added; zeros where nothing is added.
-      unit: the length, in the residual stream, of a strength of 1.
+      unit_size: the length, in the residual stream, of a strength of 1.
       clamp: the features that are set instead.
       negative_clamp: the features that are set at a strength below 0, where they are not those of `clamp`.
       sentences: for an intervention in the prompt: by strength, the sentence added to the study's indication.
     """
 
     vector: np.ndarray
-    unit: float
+    unit_size: float
     clamp: FeatureClamp | None = None
     negative_clamp: FeatureClamp | None = None
     sentences: Mapping[float, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def adding(cls, vector: np.ndarray, unit: float) -> Self:
-        """Adds `unit` times `vector`, [d_model] of any length, scaled to length 1."""
+    def adding(cls, vector: np.ndarray, unit_size: float) -> Self:
+        """Adds `unit_size` times `vector`, [d_model] of any length, scaled to length 1."""
         length = max(float(np.linalg.norm(vector)), 1e-12)
-        return cls((vector / length).astype(np.float32), unit)
+        return cls((vector / length).astype(np.float32), unit_size)
 
     @classmethod
-    def setting(cls, clamp: FeatureClamp, unit: float, negative: FeatureClamp | None = None) -> Self:
+    def setting(cls, clamp: FeatureClamp, unit_size: float, negative: FeatureClamp | None = None) -> Self:
         """Sets features; those of `negative` instead at a strength below 0."""
-        return cls(np.zeros(clamp.decoder_directions.shape[1], np.float32), unit, clamp, negative)
+        return cls(np.zeros(clamp.decoder_directions.shape[1], np.float32), unit_size, clamp, negative)
 
     @classmethod
     def prompting(cls, sentences: Mapping[float, str], d_model: int) -> Self:

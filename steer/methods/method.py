@@ -43,8 +43,8 @@ class MethodInputs:
 
     Attributes:
       sae: the autoencoder.
-      unit: the unit of strength: the largest activation of the target's feature, the mean norm of the residual stream
-        on the edited tokens, or 1.
+      unit: the unit of strength. max_activation: the largest activation of the target's feature; residual_norm: the
+        mean norm of the residual stream on the edited tokens; raw: 1.
       seed: the seed of what a method draws at random.
       statistics: the measurements of the activation store, by their type.
     """
@@ -79,8 +79,8 @@ class MethodInputs:
         """A feature's decoder row, float32 [d_model]."""
         return np.asarray(self.sae.params["W_dec"][feature])
 
-    def unit_length(self, max_activation: float) -> float:
-        """The length of a strength of 1, for a target with this largest activation."""
+    def unit_size(self, max_activation: float) -> float:
+        """The size of a strength of 1, for a target with this largest activation."""
         if self.unit == "residual_norm":
             return self.statistic(StudyMeans).residual_norm
         return max_activation if self.unit == "max_activation" else 1.0
@@ -91,7 +91,7 @@ class SteeringMethod(abc.ABC):
 
     Attributes:
       statistics: the types of the measurements that it needs.
-      strengths: the strengths that it has; empty: those of `steer.strengths`. The sign says whether it steers towards
+      strengths: its fixed strengths; empty: those of `steer.strengths`. The sign says whether it steers towards
         the concept or away from it.
       of_concept: whether it knows the concept alone, so that all features of a concept share one direction.
     """

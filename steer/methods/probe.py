@@ -23,7 +23,7 @@ class LinearProbe(SteeringMethod):
         groups = inputs.statistic(StudyMeans).groups(target.concept)
         if groups is None:
             return None
-        return Intervention.adding(probe(*groups), inputs.unit_length(target.max_activation))
+        return Intervention.adding(probe(*groups), inputs.unit_size(target.max_activation))
 
 
 def probe(present: np.ndarray, absent: np.ndarray) -> np.ndarray:

@@ -12,6 +12,6 @@ class ProjectOut(SteeringMethod):
     strengths = (-1.0,)
 
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention:
-        unit = inputs.unit_length(target.max_activation)
-        direction = Intervention.adding(inputs.decoder_row(target.feature), unit).vector
-        return Intervention.setting(FeatureClamp.removing(direction), unit)
+        unit_size = inputs.unit_size(target.max_activation)
+        direction = Intervention.adding(inputs.decoder_row(target.feature), unit_size).vector
+        return Intervention.setting(FeatureClamp.removing(direction), unit_size)

@@ -14,4 +14,4 @@ class AddRandomDirection(SteeringMethod):
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention:
         generator = np.random.default_rng([inputs.seed, target.feature])
         vector = generator.standard_normal(inputs.sae.d_model)
-        return Intervention.adding(vector, inputs.unit_length(target.max_activation))
+        return Intervention.adding(vector, inputs.unit_size(target.max_activation))

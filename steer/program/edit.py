@@ -62,7 +62,7 @@ class SteeringEdits(maira2.Edits):
           strengths: [batch], in units of each intervention; 0 edits nothing.
           site: where the residual stream is edited.
         """
-        lengths = [0.0 if i.clamps else s * i.unit for i, s in zip(interventions, strengths, strict=True)]
+        lengths = [0.0 if i.clamps else s * i.unit_size for i, s in zip(interventions, strengths, strict=True)]
         return cls(
             site=jnp.full(len(interventions), site.code, jnp.int32),
             direction=jnp.asarray(np.stack([intervention.vector for intervention in interventions])),

@@ -232,7 +232,7 @@ def test_every_method_that_adds_moves_equally_far(swept: tuple[Path, dict]) -> N
     described = files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)
     adds = np.array([d["method"] in ("add", "add_several", "random") for d in described])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), adds, rtol=1e-6)
-    assert {d["unit"] for d in described if d["method"] != "prompt"} == {6.0}
+    assert {d["unit_size"] for d in described if d["method"] != "prompt"} == {6.0}
 
 
 class Killed(BaseException):
@@ -283,7 +283,7 @@ def test_combinations_of_features(inputs: Path, workdir: Path) -> None:
     lines = [line for line in lines_of(workdir) if line["strength"]]
     assert {line["direction"] for line in lines} == {"5-9", "9+3"}
     pair = next(line["settings"] for line in lines if line["direction"] == "5-9")
-    assert (pair["concept"], pair["also"], pair["method"]) == ("pneumothorax", ["oedema"], "combination")
+    assert (pair["concept"], pair["other_concepts"], pair["method"]) == ("pneumothorax", ["oedema"], "combination")
     w_dec = np.asarray(load_sae(inputs / "sae").params["W_dec"])
     expected = 6.0 * (w_dec[5] - w_dec[9])
     np.testing.assert_allclose(
@@ -367,7 +367,7 @@ class ToyMethod(SteeringMethod):
     def intervention(self, target, inputs):
         vector = np.zeros(inputs.sae.d_model)
         vector[inputs.statistic(StudyCount).n] = -3.0
-        return Intervention.adding(vector, inputs.unit_length(target.max_activation))
+        return Intervention.adding(vector, inputs.unit_size(target.max_activation))
 
 
 def get_config():

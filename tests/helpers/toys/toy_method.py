@@ -13,4 +13,4 @@ class AddEncoderDirection(SteeringMethod):
 
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention:
         column = np.asarray(inputs.sae.params["W_enc"][:, target.feature])  # [d_model]
-        return Intervention.adding(column, inputs.unit_length(target.max_activation))
+        return Intervention.adding(column, inputs.unit_size(target.max_activation))

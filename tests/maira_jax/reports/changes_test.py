@@ -71,4 +71,4 @@ def test_every_phantom_concept_has_target_findings() -> None:
 
 
 def test_further_concepts_are_on_target() -> None:
-    assert not compare(CLEAR, BOTH, "left pleural effusion", also=("pacemaker",)).off_target
+    assert not compare(CLEAR, BOTH, "left pleural effusion", other_concepts=("pacemaker",)).off_target

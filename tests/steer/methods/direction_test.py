@@ -29,7 +29,7 @@ def test_all_directions_of_a_target_share_its_unit(inputs: MethodInputs) -> None
     found = made(Target("large effusion", 4, 20.0, others=((1, 5.0),)), inputs)
     numbered = [f"{name}-4" for name in METHODS_WITHOUT_STUDIES if name != "prompt"]
     assert list(found) == [*numbered, "prompt-large-effusion"]
-    assert {direction.intervention.unit for direction in found.values()} == {20.0, 0.0}  # a sentence has none
+    assert {direction.intervention.unit_size for direction in found.values()} == {20.0, 0.0}  # a sentence has none
     w_dec = np.asarray(inputs.sae.params["W_dec"])
     several = 20.0 * w_dec[4] + 5.0 * w_dec[1]
     for name, vector in (("add-4", w_dec[4]), ("add_several-4", several)):
@@ -65,9 +65,9 @@ def test_features_of_a_concept_share_what_knows_the_concept_alone(inputs: Method
 
 def test_units(inputs: MethodInputs) -> None:
     means = StudyMeans(np.zeros((1, WIDTH), np.float32), ({},), 7.0)
-    for unit, length in (("max_activation", 20.0), ("residual_norm", 7.0), ("raw", 1.0)):
+    for unit, size in (("max_activation", 20.0), ("residual_norm", 7.0), ("raw", 1.0)):
         given = MethodInputs(inputs.sae, unit, SEED, {StudyMeans: means})
-        assert given.unit_length(20.0) == length
+        assert given.unit_size(20.0) == size
 
 
 def test_methods_name_what_they_need() -> None:
