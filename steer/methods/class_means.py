@@ -12,7 +12,7 @@ from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
 from steer.methods.intervention import FeatureClamp, Intervention
 from steer.methods.method import METHODS, MethodInputs, SteeringMethod
-from steer.methods.study_means import study_sums
+from steer.methods.study_means import class_masks, study_sums
 from steer.selection.target import Target
 
 _MIN_STANDARD_ERRORS = 5.0  # between the two means of a feature that is set: differences by chance are left alone
@@ -56,11 +56,7 @@ class StudyFeatures:
           Mean activations by feature, with the concept and without it; None where no study has the concept, or none
           lacks it.
         """
-        if concept not in self.labels.concepts:
-            return None
-        column = self.labels.concepts.index(concept)
-        value, known = self.labels.value[:, column], self.labels.known[:, column]  # [studies]
-        groups = [self.activity[known & value].astype(np.float64), self.activity[known & ~value].astype(np.float64)]
+        groups = [self.activity[mask].astype(np.float64) for mask in class_masks(self.labels, concept)]
         if not all(map(len, groups)):
             return None
         means = [group.mean(0) for group in groups]  # [F] each

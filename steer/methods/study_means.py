@@ -1,12 +1,12 @@
 """Means over the tokens of each training study: what directions that need no autoencoder are computed from."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Self
 
 import numpy as np
 
+from interp.features.concepts import StudyLabels
 from sae.activations.store import TRAIN, ActivationStore
 from sae.autoencoder import Sae
 
@@ -47,18 +47,28 @@ def study_sums(
     return sums, np.bincount(study[wanted], minlength=len(studies))
 
 
+def class_masks(labels: StudyLabels, concept: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which studies are known to have a concept, and which to lack it, bool [studies] each."""
+    if concept not in labels.concepts:
+        nowhere = np.zeros(len(labels.known), bool)
+        return nowhere, nowhere
+    column = labels.concepts.index(concept)
+    value, known = labels.value[:, column], labels.known[:, column]  # [studies]
+    return known & value, known & ~value
+
+
 @dataclasses.dataclass(frozen=True)
 class StudyMeans:
     """Each study's mean activation on the tokens that a sweep edits.
 
     Attributes:
       means: float32 [studies, d_model]; NaN for a study without such tokens.
-      labels: each study's concepts, and whether it has them.
+      labels: the labels of the same studies.
       residual_norm: the mean norm of such a token's activation; 0 where there are none.
     """
 
     means: np.ndarray
-    labels: tuple[dict[str, bool], ...]
+    labels: StudyLabels
     residual_norm: float
 
     @classmethod
@@ -74,7 +84,7 @@ class StudyMeans:
         sums, counts = study_sums(store, measured, d + 1, values)
         with np.errstate(invalid="ignore"):
             means = (sums[:, :d] / counts[:, None]).astype(np.float32)
-        labels = tuple(json.loads(text) for text in store.studies["labels"].to_pylist())
+        labels = StudyLabels.from_json(store.studies["labels"].to_pylist())
         return cls(means, labels, float(sums[:, d].sum() / max(counts.sum(), 1)))
 
     def groups(self, concept: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -82,7 +92,6 @@ class StudyMeans:
 
         None where no study with such tokens has the concept, or none lacks it.
         """
-        known = np.isfinite(self.means).all(axis=1)
-        has = np.array([bool(labels.get(concept)) for labels in self.labels]) & known
-        lacks = np.array([labels.get(concept) is False for labels in self.labels]) & known
+        measured = np.isfinite(self.means).all(axis=1)  # [studies]
+        has, lacks = (mask & measured for mask in class_masks(self.labels, concept))
         return (self.means[has], self.means[lacks]) if has.any() and lacks.any() else None

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from interp.features.concepts import StudyLabels
 from sae import autoencoder
 from sae.autoencoder import Sae
 from steer.methods import METHODS, MethodInputs
@@ -64,7 +65,7 @@ def test_features_of_a_concept_share_what_knows_the_concept_alone(inputs: Method
 
 
 def test_units(inputs: MethodInputs) -> None:
-    means = StudyMeans(np.zeros((1, WIDTH), np.float32), ({},), 7.0)
+    means = StudyMeans(np.zeros((1, WIDTH), np.float32), StudyLabels.from_json(["{}"]), 7.0)
     for unit, size in (("max_activation", 20.0), ("residual_norm", 7.0), ("raw", 1.0)):
         given = MethodInputs(inputs.sae, unit, SEED, {StudyMeans: means})
         assert given.unit_size(20.0) == size
