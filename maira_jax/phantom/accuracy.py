@@ -41,11 +41,6 @@ class AccuracyTable:
         right, asked = self.rows[finding].get(measure, (0, 0))
         return right / asked if asked else None
 
-    def min_rate(self, measure: str) -> float:
-        """The lowest rate of a finding (1.0 where no finding has the measure)."""
-        rates = [self.rate(name, measure) for name in self.rows if name != "all"]
-        return min((rate for rate in rates if rate is not None), default=1.0)
-
     def __str__(self) -> str:
         width = max(len(name) for name in self.rows) + 2
         lines = ["".ljust(width) + "".join(measure.rjust(17) for measure in MEASURES)]

@@ -184,11 +184,6 @@ class Trainer:
         key = jax.random.key(self.config.seed)
         return self._init(key, jnp.asarray(first, jnp.float32) / jnp.float32(scale))
 
-    def from_params(self, params: autoencoder.Params) -> TrainState:
-        """A fresh state around given parameters of normalised activations, features in order."""
-        params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-        return self._striped(_fresh(params))
-
     def place(self, batches: Any) -> jax.Array:
         """Puts raw activations `[steps, B, d]` on the devices, the batch along the data axis.
 

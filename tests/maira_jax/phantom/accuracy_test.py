@@ -9,7 +9,8 @@ def test_accuracy_of_true_and_of_exchanged_reports():
     texts = [study.findings or "" for study in studies]
     table = accuracy_of_reports(studies, texts)
     for measure in ("presence", "side", "size", "zone", "tip", "comparison"):
-        assert table.min_rate(measure) >= 0.98, measure
+        rates = [table.rate(name, measure) for name in table.rows if name != "all"]
+        assert min(rate for rate in rates if rate is not None) >= 0.98, measure
     assert table.rate("all", "invented") == 0
     assert str(table).startswith("150 reports\n")
     exchanged = accuracy_of_reports(studies, texts[1:] + texts[:1])

@@ -1,5 +1,6 @@
 """Our training step and dictionary_learning's, from the same weights on the same batches."""
 
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -89,8 +90,10 @@ def ours(expected, **options):
         threshold_start=THRESHOLD_START,
     )
     trainer = Trainer(sae, config, **options)
-    state = trainer.from_params({name: expected[f"first_{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
-    return trainer.run(state, trainer.place(batches()), 1.0)
+    x = batches()
+    params = {name: expected[f"first_{name}"] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    state = trainer.striped(dataclasses.replace(trainer.init(x[0], 1.0), params=params))
+    return trainer.run(state, trainer.place(x), 1.0)
 
 
 def check(expected, state, metrics):
