@@ -1,8 +1,11 @@
 """The judge that asks a language model: its questions, its answers, and that no text becomes part of a question."""
 
+import contextlib
 import hashlib
 import io
 import json
+import sqlite3
+import zlib
 
 import numpy as np
 import pytest
@@ -127,7 +130,8 @@ def test_models_that_read_images_are_sent_the_x_rays(tmp_path):
         return png(levels[at.study_id])
 
     with serve() as server:
-        explainer, judge = interpreters(make_client(server.url, tmp_path), 3, read)
+        client = make_client(server.url, tmp_path)
+        explainer, judge = interpreters(client, 3, read)
         images = (ImageAt("dark", 5), None, ImageAt("bright", 5))
         lines = ("image: <image>", "findings: A tube.", "image: <image>")
         (verdict,) = judge.detect([Question('Bright, or "tube"', lines, images)])
@@ -136,11 +140,19 @@ def test_models_that_read_images_are_sent_the_x_rays(tmp_path):
             Example("image", ("<image>",), (1.0,), ImageAt("bright" if i % 2 else "dark", i)) for i in range(8)
         )
         assert next(explainer.explain([ExplainTask(0, activating, ())])) is not None
+        client.close()
         asked, explained = server.record()["bodies"]
     parts = asked["messages"][-1]["content"]
     assert [part["type"] for part in parts] == ["text", "text", "image_url", "text", "image_url"]
+    urls = [part["image_url"]["url"] for part in parts[2::2]]
+    assert all(url.startswith("data:image/png;base64,") for url in urls)
     shown = json.loads(explained["messages"][-1]["content"][0]["text"])["examples"]
     assert [entry.get("picture") for entry in shown] == [1, None, None, None, 2, None, None, 3]
+    # The record names pictures by their digests.
+    with contextlib.closing(sqlite3.connect(tmp_path / "judge" / "answers.sqlite")) as record:
+        query = record.execute("SELECT request FROM answers WHERE prompt = ?", (DETECT.stem,))
+        ((request,),) = query.fetchall()
+    assert json.loads(zlib.decompress(request))[2::2] == [hashlib.sha256(url.encode()).hexdigest() for url in urls]
 
 
 def test_without_images_nothing_is_read(judge):
