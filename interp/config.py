@@ -27,7 +27,7 @@ class InterpretSection(Section, name="interpret"):
     )
     scorers: tuple[str, ...] = setting(
         ("detection", "fuzzing"),
-        "Tests that each explanation is put to; detection is always among them.",
+        "Tests that each explanation is put to; detection must be among them.",
         choices=SCORERS.names,
     )
     context_length: int = setting(

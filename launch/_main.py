@@ -1,7 +1,6 @@
 """What all commands share: flags, help, errors in one sentence, exit codes."""
 
 import re
-import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIG = CONFIGS / "phantom.py"
 
 _DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from others
+_HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 _CONFIG_HELP = "Python file with `get_config()` that describes the whole run; FILE:ARG passes ARG to it."
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
 _shortcuts: dict[str, Callable[[Any], Mapping[str, Any]]] = {}
@@ -61,20 +61,21 @@ def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
       reads: the names of the sections that the command reads, which `--help` explains; "seed" is the top level.
     """
     command = f"python -m launch.{Path(sys.argv[0]).stem}"
-    if any(argument in ("-h", "-help", "--help", "-helpfull", "--helpfull") for argument in sys.argv[1:]):
-        entries = {name: flags.FLAGS[name].help for name in (*_shortcuts, *_own)}
-        entries["workdir"] = f"{flags.FLAGS['workdir'].help} Default: {_WORKDIR.default}"
-        entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
-        config = runpy.run_path(str(DEFAULT_CONFIG))["get_config"]()
-        print(_help.text(command, doc, entries, _sections(config, reads), config, DEFAULT_CONFIG.name))
-        sys.exit(0)
+    asks_help = any(argument in _HELP for argument in sys.argv)
     try:
-        config = _parse(sys.argv, reads)
+        config = _parse([argument for argument in sys.argv if argument not in _HELP], reads)
     except UserError as error:
         _fail(str(error), code=1)
     # A configuration file is a program: it can fail in any way.
     except Exception as error:
         _fail(f"{_sentence(error)} (see {command} --help)", code=2)
+    if asks_help:
+        entries = {name: flags.FLAGS[name].help for name in (*_shortcuts, *_own)}
+        entries["workdir"] = f"{flags.FLAGS['workdir'].help} Default: {_WORKDIR.default}"
+        entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
+        given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config=", "-config="))]
+        print(_help.text(command, doc, entries, sections(config, reads), config, (given or [DEFAULT_CONFIG.name])[-1]))
+        sys.exit(0)
     try:
         report(Path(sys.argv[0]).stem, run(config, Path(_WORKDIR.value).expanduser()))
     except UserError as error:
@@ -86,7 +87,7 @@ def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
     sys.exit(0)
 
 
-def _sections(config: ConfigDict, reads: Sequence[str]) -> list[type[Section]]:
+def sections(config: ConfigDict, reads: Sequence[str]) -> list[type[Section]]:
     """The classes of the sections that a command reads; of the studies, those fields that their reader has."""
     declared: dict[str, type[Section]] = {section.section or "seed": section for section in base.SECTIONS}
     declared["studies"] = READERS.get(config.studies.source)
@@ -123,6 +124,9 @@ def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
     for section in reads:
         if section not in config:
             raise KeyError(section)
+    unknown = sorted(set(config) - {section.section or "seed" for section in base.SECTIONS})
+    if unknown:
+        raise UserError(f"the configuration file sets {unknown[0]}, which is not a section: correct or remove it")
     RunSection.of(config)
     return config
 

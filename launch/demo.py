@@ -34,7 +34,14 @@ READS = ("seed", "model", "studies", *(name for name, _ in STAGES if name not in
 
 
 def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
-    """All stages in one process; returns nothing to report, since it prints its own summary."""
+    """All stages in one process; returns nothing to report, since it prints its own summary.
+
+    Raises:
+      UserError: a field of any section is wrong, before the first stage begins; or what the stages raise.
+    """
+    for section in _main.sections(config, READS):
+        if section.section != "judge" or config.interpret.judge == "llm":
+            section.of(config)
     for number, (name, run_stage) in enumerate(STAGES, start=1):
         start = time.monotonic()
         result = run_stage(config, workdir)

@@ -1,8 +1,9 @@
 """The connection to the server, and which of its refusals end the work."""
 
+import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx2
 import openai
@@ -15,23 +16,36 @@ KEY = "OPENAI_API_KEY"
 TRANSIENT = (408, 409, 429)  # refusals that the openai library tries again, as it does those from 500 on
 NO_SCHEMA = (400, 422, 501)  # what servers answer that cannot hold answers to a schema
 _NO_QUOTA = "insufficient_quota"
-_TIMEOUT_S = 120.0  # of one try; a busy server takes tens of seconds for an answer of 512 tokens
+# A longer Retry-After makes the openai library give the request up; so much of a longer one is waited for here.
+_LIBRARY_WAIT_S, _MAX_WAIT_S = 60.0, 600.0
 
 
 @contextlib.asynccontextmanager
-async def connect(section: JudgeSection, endpoint: egress.Endpoint) -> AsyncIterator[openai.AsyncOpenAI]:
+async def connect(
+    section: JudgeSection, endpoint: egress.Endpoint, before_retry: Callable[[], Awaitable[None]] | None = None
+) -> AsyncIterator[openai.AsyncOpenAI]:
     """A connection to one server, and to nothing else. Requests that fail for a time are sent again, with back-off.
+
+    Args:
+      section: the section that names the server.
+      endpoint: the server's checked address.
+      before_retry: is awaited in the task of the request before the library sends it again.
 
     Raises:
       UserError: nobody listens there.
     """
+
+    async def count_retry(request: httpx2.Request) -> None:
+        if before_retry is not None and int(request.headers.get("x-stainless-retry-count", 0)):
+            await before_retry()
+
     address = await egress.reach(endpoint)
     http = openai.DefaultAsyncHttpxClient(
         transport=egress.GuardedTransport(endpoint, address, section.concurrency),
         trust_env=False,
         follow_redirects=False,
-        timeout=httpx2.Timeout(_TIMEOUT_S, pool=None),
-        event_hooks={"response": [_forbid_useless_retries]},
+        timeout=httpx2.Timeout(section.timeout, pool=None),
+        event_hooks={"request": [count_retry], "response": [_forbid_useless_retries, _wait_long]},
     )
     # A key is asked for even by servers that need none.
     key = os.environ.get(KEY) or "none"
@@ -48,6 +62,15 @@ async def _forbid_useless_retries(response: httpx2.Response) -> None:
         useless = _NO_QUOTA.encode() in await response.aread()
     if useless:
         response.headers["x-should-retry"] = "false"
+
+
+async def _wait_long(response: httpx2.Response) -> None:
+    """Waits as long as a server asks for where the library would not, and asks the library for a short wait instead."""
+    with contextlib.suppress(ValueError):  # the header may be a date
+        seconds = float(response.headers.get("retry-after", 0))
+        if seconds > _LIBRARY_WAIT_S:
+            await asyncio.sleep(min(seconds, _MAX_WAIT_S))
+            response.headers["retry-after"] = "1"
 
 
 def fatal(error: openai.APIStatusError, section: JudgeSection) -> UserError | None:

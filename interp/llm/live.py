@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -19,6 +20,9 @@ from maira_jax.errors import UserError
 from maira_jax.run.progress import progress
 
 TYPICAL_ANSWER = 70  # tokens: a name and two sentences, or five numbered answers
+_MAX_BACK_OFF_S = 8.0  # between tries of what came back malformed, as the openai library's between others
+# Tokens that the request of a task is expected to use, in and out; tries that the library repeats count again.
+_EXPECTED_TOKENS: contextvars.ContextVar[float] = contextvars.ContextVar("expected_tokens")
 
 
 def answers(
@@ -163,12 +167,17 @@ class _LiveSender:
     async def _limited(self, request: ChatRequest, attempt: int) -> tuple[str, Mapping[str, Any] | None]:
         """Message and usage of one answer, within the rates."""
         expected = self._ledger.tokens(request) + TYPICAL_ANSWER
-        await self._requests.take(1)
-        await self._tokens.take(expected)
+        _EXPECTED_TOKENS.set(expected)
+        await self._take_rates()
         text, usage = await self._post(request, attempt)
         if usage and usage.get("total_tokens"):
             self._tokens.correct(usage["total_tokens"] - expected)
         return text, usage
+
+    async def _take_rates(self) -> None:
+        """Waits until the rates allow one more try of the request of this task."""
+        await self._requests.take(1)
+        await self._tokens.take(_EXPECTED_TOKENS.get())
 
     async def _post(self, request: ChatRequest, attempt: int) -> tuple[str, Mapping[str, Any] | None]:
         """The same, with a schema if the server knows schemas; the first answer tells."""
@@ -196,7 +205,7 @@ class _LiveSender:
     async def _send(self, body: dict[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
         """Message and usage of what comes back; asks again where that is no chat completion."""
         server = await self._connected()
-        for _ in range(self._section.attempts):
+        for attempt in range(self._section.attempts):
             try:
                 # Without the library's models of requests and responses, which cost more time than all the rest.
                 response = await server.post("/chat/completions", cast_to=httpx2.Response, body=body)
@@ -211,11 +220,14 @@ class _LiveSender:
                 reason = "the server did not answer in time" if late else "the connection broke"
                 raise _Failed(reason) from error
             except (ValueError, LookupError, TypeError, AttributeError):
-                continue
+                await asyncio.sleep(min(0.5 * 2**attempt, _MAX_BACK_OFF_S))
+                await self._take_rates()
         raise _Failed("what came back was no chat completion")
 
     async def _connected(self) -> openai.AsyncOpenAI:
         async with self._connecting:
             if self._server is None:
-                self._server = await self._stack.enter_async_context(connect(self._section, self._endpoint))
+                self._server = await self._stack.enter_async_context(
+                    connect(self._section, self._endpoint, self._take_rates)
+                )
         return self._server

@@ -37,6 +37,7 @@ class JudgeSection(Section, name="judge"):
         ge=1,
         decides=False,
     )
+    timeout: float = setting(120.0, "Seconds after which a try of a request has failed.", gt=0, decides=False)
     concurrency: int = setting(64, "Requests under way at a time.", ge=1, decides=False)
     requests_per_minute: float = setting(0.0, "Requests in a minute, at most; 0: no limit.", ge=0, decides=False)
     tokens_per_minute: float = setting(0.0, "Tokens in and out in a minute, at most; 0: no limit.", ge=0, decides=False)

@@ -59,7 +59,8 @@ def setting(
       choices: gives the texts that the field, or every member of the tuple, may be; for what a registry holds. A fixed
         list is the type `Literal[...]` instead.
       decides: whether the field decides the result. One that only says how it is computed (a mesh, the size of a part,
-        an interval between checkpoints) is recorded in the manifest and never compared.
+        an interval between checkpoints) is recorded in the manifest and never compared; it may change the result's
+        last bits, where sums are taken in another order.
     """
     extra = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "decides": decides}
     return pydantic.Field(default, description=description, json_schema_extra=typing.cast(Any, extra))

@@ -66,8 +66,13 @@ class SaeSection(Section, name="sae"):
           UserError: a companion's field is out of range.
         """
         own = self.model_dump() | {"companions": {}}
-        companions = {f"sae-{name}": own | dict(fields) for name, fields in self.companions.items()}
-        return {folder: SaeSection.parse(fields) for folder, fields in ({"sae": own} | companions).items()}
+        found = {"sae": SaeSection.parse(own)}
+        for name, fields in self.companions.items():
+            try:
+                found[f"sae-{name}"] = SaeSection.parse(own | dict(fields))
+            except UserError as error:
+                raise UserError(str(error).replace("sae.", f"sae.companions.{name}.", 1)) from error
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

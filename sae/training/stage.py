@@ -39,8 +39,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     All of them are trained from one stream of activations. `sae/` and, for each companion, `sae-NAME/` hold:
     checkpoints, `log.jsonl` (one line per step), `held_out.jsonl` (one line per evaluation during the training, on a
     sample of held-out tokens), the finished autoencoder (`sae.saved.load_sae`), `metrics.json` and `density.npy` (the
-    density of each feature on all held-out tokens). A killed run resumes from its latest checkpoints and ends
-    with the same bits, and so does an autoencoder that is trained alone; SIGTERM saves one before the process ends.
+    density of each feature on all held-out tokens). A killed run resumes from its latest checkpoints and, on
+    the same mesh and with the same microbatches, ends with the same bits, and so does an autoencoder that is trained
+    alone; SIGTERM saves a checkpoint before the process ends.
 
     Returns:
       What the manifest of `sae/` counts.

@@ -73,6 +73,26 @@ def test_another_machine_needs_a_flag_of_its_own(tmp_path):
     assert result.returncode == 1 and "no finished stage wrote" in result.stderr
 
 
+def test_help_shows_the_given_configuration(tmp_path):
+    shown = launch("harvest", "--config=configs/manifest.py:mine.jsonl", "--help").stdout
+    assert "--config.studies.path='mine.jsonl'" in shown and "with the values of configs/manifest.py" in shown
+
+
+def test_the_demo_refuses_a_wrong_field_of_a_late_stage_before_it_begins(tmp_path):
+    result = launch("demo", f"--workdir={tmp_path / 'run'}", "--config.steer.methods=('add','nope')")
+    assert result.returncode == 1 and "steer.methods is 'nope'" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_section_that_does_not_exist_is_refused(tmp_path):
+    (tmp_path / "misspelt.py").write_text(
+        "from configs import phantom\n\n\ndef get_config():\n    config = phantom.get_config()\n"
+        "    config.trian = {'steps': 3}\n    return config\n"
+    )
+    result = launch("train", f"--workdir={tmp_path / 'run'}", f"--config={tmp_path / 'misspelt.py'}")
+    assert result.returncode == 1 and "sets trian, which is not a section" in result.stderr
+
+
 def test_help_has_every_field_of_the_section_with_its_value():
     lines = launch("train", "--help").stdout.splitlines()
     shown = {line.strip().removeprefix("--config."): i for i, line in enumerate(lines) if "--config." in line}

@@ -180,12 +180,30 @@ def test_answers_come_as_they_are_asked_for(tmp_path):
         assert sum(1 for _ in verdicts) == 199 and server.record()["requests"] == 200
 
 
-def test_a_long_retry_after_is_waited_for(tmp_path):
+def test_a_retry_after_is_waited_for(tmp_path):
     with serve(too_many=1.0, retry_after="1.5") as server:
         client = make_client(server.url, tmp_path, attempts=2)
         begin = time.monotonic()
         assert detect(client, detect_questions(1)) == [None]
         assert time.monotonic() - begin >= 1.5 and server.record()["requests"] == 2
+
+
+def test_a_retry_after_beyond_what_the_library_waits_is_not_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("interp.llm.connection._MAX_WAIT_S", 0.2)
+    with serve(too_many=1.0, retry_after="150") as server:
+        client = make_client(server.url, tmp_path, attempts=3)
+        begin = time.monotonic()
+        assert detect(client, detect_questions(1)) == [None]
+        assert time.monotonic() - begin >= 0.4 and server.record()["requests"] == 3
+
+
+def test_tries_that_are_repeated_keep_to_the_rate(tmp_path):
+    """Twenty a minute are one in three seconds; the first of them may come a second early."""
+    with serve(failing=1.0) as server:
+        client = make_client(server.url, tmp_path, attempts=2, requests_per_minute=20.0)
+        begin = time.monotonic()
+        assert detect(client, detect_questions(1)) == [None]
+        assert time.monotonic() - begin >= 1.9 and server.record()["requests"] == 2
 
 
 def test_the_record_holds_what_was_asked(tmp_path):
