@@ -27,7 +27,7 @@ def resolve(config) -> tuple[SaeConfig, TrainConfig]:
         ("sae", "group_weights", (1.0,), "1 entries for 5 groups"),
         ("sae", "companions", {"x2": {"expansions": 2}}, r"sae\.companions\.x2 sets expansions"),
         ("sae", "companions", {"x 2": {"expansion": 2}}, r"sae\.companions\.x 2 is not a name"),
-        ("sae", "companions", {"x2": {"k": 0}}, r"sae\.k is 0"),
+        ("sae", "companions", {"x2": {"k": 0}}, r"sae\.companions\.x2\.k is 0"),
         ("train", "batch_size", 0, r"train\.batch_size is 0"),
         ("train", "batch_size", 2**26, "exceeds 2\\^31"),
         ("train", "warmup_steps", 60, "below the 60 steps"),
