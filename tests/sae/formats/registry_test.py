@@ -13,6 +13,7 @@ from maira_jax.errors import UserError
 from sae import autoencoder, formats
 from sae.formats import FORMATS, FormatWriter, SaeFormat, dictionary_learning, export, raw_units
 from tests.helpers.formats import FACTOR, F, check_same, finished_sae
+from tests.helpers.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -71,17 +72,13 @@ def test_paths_that_hold_no_autoencoder(tmp_path):
         formats.load(tmp_path)
 
 
-def test_torch_is_not_needed(tmp_path, sae):
-    script = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from pathlib import Path; from sae import formats\n"
-        "first, second = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "for name, writer in formats.writers().items(): writer.save(second / name, formats.load(first), True)\n"
-    )
-    dictionary_learning.save(tmp_path / "first", sae)
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "first"), str(tmp_path / "second")], check=True)
+def test_every_writer_keeps_what_decides_the_features_and_needs_no_torch(tmp_path, sae):
+    first, second = tmp_path / "first", tmp_path / "second"
+    dictionary_learning.save(first, sae)
+    command = [sys.executable, "-m", "tests.helpers.write_without_torch", str(first), str(second)]
+    subprocess.run(command, check=True, cwd=ROOT)
     for name in formats.writers():
-        check_same(formats.load(tmp_path / "second" / name), sae)
+        check_same(formats.load(second / name), sae)
 
 
 def test_a_format_that_a_user_adds(tmp_path, sae, monkeypatch):
