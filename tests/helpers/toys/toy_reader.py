@@ -1,4 +1,4 @@
-"""A reader of studies: `reports.tsv` in a folder, and an image per study beside it."""
+"""A reader of studies: `reports.tsv` in a folder, and an image per study next to it."""
 
 import json
 
