@@ -5,6 +5,7 @@ size 1.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -22,24 +23,29 @@ AXES = ("data", "model")
 _MESH_AXIS = {"vocab": "model", "heads": "model", "kv_heads": "model", "mlp": "model"}
 
 
-def make_mesh(shape: tuple[int, int], axes: tuple[str, str] = AXES, *, field: str = "model.mesh") -> Mesh:
+def make_mesh(
+    shape: tuple[int, int],
+    axes: tuple[str, str] = AXES,
+    *,
+    field: str = "model.mesh",
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """A mesh of the first devices.
 
     Args:
       shape: number of devices along each axis.
       axes: names of the mesh axes.
       field: the configuration field that asks for it, for the message.
+      devices: the devices to take; None for those of this process's backend. Programs can be compiled, but not run,
+        for devices that are only described.
 
     Raises:
       UserError: there are fewer devices.
     """
-    needed = math.prod(shape)
-    if needed > jax.device_count():
-        raise UserError(
-            f"{field} {shape} needs {needed} devices, but there are {jax.device_count()}: make {field} smaller"
-        )
-    devices = np.asarray(jax.devices()[:needed]).reshape(shape)
-    return Mesh(devices, axes, axis_types=(AxisType.Auto,) * 2)
+    needed, available = math.prod(shape), jax.devices() if devices is None else devices
+    if needed > len(available):
+        raise UserError(f"{field} {shape} needs {needed} devices, but there are {len(available)}: make {field} smaller")
+    return Mesh(np.asarray(available[:needed]).reshape(shape), axes, axis_types=(AxisType.Auto,) * 2)
 
 
 def one_device() -> Mesh:

@@ -6,7 +6,7 @@ the host never waits for one.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax import lax
 
 from maira_jax.model.sharding import make_mesh
 from sae import autoencoder, mesh
-from sae.kernels import kth_largest, nested
+from sae.kernels import nested
 from sae.training import gradients, loss, optimiser, resample
 from sae.training.config import SaeConfig, TrainConfig
 from sae.variants import VARIANTS, Selection
@@ -159,12 +159,20 @@ class Trainer:
       sae: the autoencoder.
       config: the training.
       kept_entries: whether the step takes the route of one CPU, see `route`; None for what suits the devices.
+      devices: the devices of the mesh; None for the first ones of this process's backend. For devices that are only
+        described, `chunk.lower(abstract_state(), abstract_batches(steps), scale)` can be compiled.
     """
 
-    def __init__(self, sae: SaeConfig, config: TrainConfig, kept_entries: bool | None = None):
+    def __init__(
+        self,
+        sae: SaeConfig,
+        config: TrainConfig,
+        kept_entries: bool | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self.sae, self.config = sae, config
-        self.mesh = make_mesh(config.mesh, (mesh.DATA, mesh.FEATURE), field="train.mesh")
-        suited = kth_largest.default_method(self.mesh.size) == "candidates"
+        self.mesh = make_mesh(config.mesh, (mesh.DATA, mesh.FEATURE), field="train.mesh", devices=devices)
+        suited = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
         self._route = route(sae, config, suited if kept_entries is None else kept_entries)
         self.shardings = self._state_shardings()
         self._batches = mesh.sharding(self.mesh, None, mesh.DATA, None)
@@ -220,6 +228,11 @@ class Trainer:
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, self.shardings
         )
+
+    def abstract_batches(self, steps: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        """What `place` gives for the raw activations of `steps` steps."""
+        shape = (steps, self.config.batch_size, self.sae.d_model)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._batches)
 
     def _init_state(self, key: jax.Array, first: jax.Array) -> TrainState:
         median = autoencoder.geometric_median(first)
