@@ -108,7 +108,7 @@ def _prepare(arguments: argparse.Namespace, size: str, folder: Path) -> None:
     tokens[:, 8 : 8 + cfg.patches_per_image] = cfg.image_token_id
     mask = np.ones_like(tokens, bool)
     for row in range(n):
-        mask[row, : row % 8] = False  # prompts differ in length
+        mask[row, tokens.shape[1] - row % 8 :] = False  # prompts differ in length
     side = cfg.vision.image_size
     pixels = rng.normal(size=(n, 1, side, side, 3)).astype(np.float32)
     features, _ = maira2.encode_images(params, cfg, jnp.asarray(pixels))
@@ -191,7 +191,10 @@ def _transformers(arguments: argparse.Namespace, folder: Path, who: str) -> Run:
     model.load_state_dict({name: weights[name] for name in own})
     model.eval()
     inputs = np.load(folder / "inputs.npz")
-    tokens, mask, embeds = (torch.from_numpy(inputs[name]) for name in ("tokens", "mask", "embeds"))
+    # transformers continues prompts that are padded on the left.
+    order = np.argsort(inputs["mask"], axis=1, kind="stable")  # [studies, positions]
+    tokens, mask = (torch.from_numpy(np.take_along_axis(inputs[name], order, axis=1)) for name in ("tokens", "mask"))
+    embeds = torch.from_numpy(np.take_along_axis(inputs["embeds"], order[..., None], axis=1))
     vectors = torch.from_numpy(inputs["vectors"])
     rows = [(study, row) for study in range(arguments.studies) for row in range(arguments.rows)]
     settings = GenerationConfig(

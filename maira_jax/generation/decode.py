@@ -90,30 +90,31 @@ def _prefill(
     slots: int,
     edits: AllEdits,
 ) -> tuple[jax.Array, KVCache]:
-    """Runs all positions of a prompt but the last.
+    """Runs all tokens of a prompt but the last.
 
     Returns:
-      The embedding of the last position, [batch, 1, d_model], and the keys and values of the others.
+      The embedding of the last token, [batch, 1, d_model], and the keys and values of the others; those of the last
+      token and of the padding are in the cache too, and are not to be attended to.
     """
     features = None if pixels is None else maira2.encode_images(params, cfg, pixels, edits=edits)[0]
     embedded = maira2.embed(params, cfg, tokens, features)  # [B, T, D]
-    x = embedded[:, :-1]  # [B, T - 1, D]
-    batch, length, _ = x.shape
-    keys = jnp.pad(mask, ((0, 0), (0, slots - mask.shape[1])))  # [B, S]
+    batch, length, _ = embedded.shape
+    last = maira2.last_position(mask)[:, None]  # [B, 1]
+    read = jnp.arange(slots) < last  # [B, S]
     change = maira2.edits_of(edits, "language")
     hook = None if isinstance(change, Edits) else change
     if isinstance(change, Edits) and change.mask is not None:
-        hook = change.hook((change.mask & mask)[:, :-1])
+        hook = change.hook(change.mask & read[:, :length])
     _, _, cache = language.forward(
         params["language"],
         cfg.text,
-        x,
-        maira2.positions_of(mask)[:, :-1],
-        causal_mask(keys, length),  # [B, 1, T - 1, S]
+        embedded,
+        maira2.positions_of(mask),
+        causal_mask(read, length),  # [B, 1, T, S]
         hook=hook,
-        cache=KVCache.zeros(cfg.text, batch, slots, x.dtype),
+        cache=KVCache.zeros(cfg.text, batch, slots, embedded.dtype),
     )
-    return embedded[:, -1:], cache
+    return maira2.at_positions(embedded, last), cache
 
 
 @jax.named_scope("decode")
@@ -170,7 +171,7 @@ def generate(
     Args:
       params: the model's parameters.
       cfg: the model's configuration, static.
-      tokens: [batch, positions] int32, padded on the left.
+      tokens: [batch, positions] int32, padded on the right.
       mask: bool [batch, positions], False on padding.
       pixels: [batch, images, image_size, image_size, 3] or None.
       max_new_tokens: static.
@@ -183,10 +184,10 @@ def generate(
       its end token counted.
     """
     batch, length = tokens.shape
-    slots = length + max_new_tokens - 1
+    slots = length + max_new_tokens  # those of generated tokens follow the padded prompt
     last, cache = _prefill(params, cfg, tokens, mask, pixels, slots, edits)
-    keys = jnp.pad(mask, ((0, 0), (0, slots - length)), constant_values=True)  # [B, S]
-    start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1  # [B], position of the prompt's last token
+    start = maira2.last_position(mask)  # [B]
+    places = jnp.arange(slots)
     change = maira2.edits_of(edits, "language")
     hook = change.hook(jnp.ones((batch, 1), bool)) if isinstance(change, Edits) else change
 
@@ -196,8 +197,8 @@ def generate(
 
     def decode(state: tuple) -> tuple:
         step, last, written, done, cache = state
-        slot = length - 1 + step
-        seen = keys & (jnp.arange(slots) <= slot)  # [B, S]
+        slot = length + step
+        seen = (places < start[:, None]) | ((places >= length) & (places <= slot))  # [B, S]
         logits, cache = _decode(params, cfg, last, start + step, seen, hook, cache, slot)
         choice = jnp.where(done, 0, choose(logits, sampling, step))  # [B]
         written = jax.lax.dynamic_update_slice(written, choice[:, None], (0, step))

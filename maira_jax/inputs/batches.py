@@ -31,7 +31,7 @@ class BatchPlan(NamedTuple):
 
 
 class InputBatch(NamedTuple):
-    """A batch of requests, padded on the left.
+    """A batch of requests, padded on the right.
 
     Attributes:
       tokens: int32 [batch, positions].

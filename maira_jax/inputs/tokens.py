@@ -230,34 +230,28 @@ class Tokenizer:
             return chr(int(byte[1], 16))
         return piece.replace("\u2581", " ")
 
-    def batch(
-        self, rows: Sequence[Encoded], length: int | None = None, side: str = "left"
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pads rows to one length.
+    def batch(self, rows: Sequence[Encoded], length: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pads rows to one length, on the right.
 
         Args:
           rows: B tokenised studies.
           length: T, the padded length; None: that of the longest row.
-          side: "left", as MAIRA-2 generates, or "right".
 
         Returns:
           tokens int32 [B, T], mask bool [B, T] (True for tokens), kinds int8 [B, T].
 
         Raises:
-          ValueError: a row is longer than `length`, or an unknown side.
+          ValueError: a row is longer than `length`.
         """
         max_length = max((len(row) for row in rows), default=0)
         length = max_length if length is None else length
         if max_length > length:
             raise ValueError(f"a row of {max_length} tokens does not fit into {length}")
-        if side not in ("left", "right"):
-            raise ValueError(f"side must be 'left' or 'right', not {side!r}")
         tokens = np.full((len(rows), length), self.pad_id, np.int32)
         mask = np.zeros((len(rows), length), bool)
         kinds = np.full((len(rows), length), Kind.PAD, np.int8)
         for i, row in enumerate(rows):
-            where = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-            tokens[i, where], mask[i, where], kinds[i, where] = row.ids, True, row.kinds
+            tokens[i, : len(row)], mask[i, : len(row)], kinds[i, : len(row)] = row.ids, True, row.kinds
         return tokens, mask, kinds
 
 

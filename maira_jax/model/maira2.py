@@ -112,8 +112,23 @@ def parameter_specs(cfg: Maira2Config) -> Mapping[ParameterPath, ParameterSpec]:
 
 
 def positions_of(mask: jax.Array) -> jax.Array:
-    """Each token's position in its row, padding on the left not counted. mask: bool [batch, positions]."""
-    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    """Each token's position in its row. mask: bool [batch, positions]."""
+    return jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
+
+
+def last_position(mask: jax.Array) -> jax.Array:
+    """The position of each row's last token, int32 [batch]. mask: bool [batch, positions]."""
+    return jnp.sum(mask, axis=1, dtype=jnp.int32) - 1
+
+
+def last_positions(mask: jax.Array, n: int) -> jax.Array:
+    """The positions of each row's last n tokens, int32 [batch, n]; 0 in place of those that a shorter row has not."""
+    return jnp.maximum(last_position(mask)[:, None] + jnp.arange(1 - n, 1), 0)
+
+
+def at_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x [batch, positions, d] at some positions of each row, int32 [batch, n]: [batch, n, d]."""
+    return jnp.take_along_axis(x, positions[..., None], axis=1)
 
 
 def _of_tower(read: tuple[Site, ...], tower: str) -> tuple[Site, ...]:
@@ -196,7 +211,7 @@ def forward(
     """One pass over whole sequences. With logits=False it ends at the last site read.
 
     Args:
-      tokens: [batch, positions] int32, padded on either side.
+      tokens: [batch, positions] int32, padded on the right.
       mask: bool [batch, positions], False on padding.
       pixels: [batch, images, image_size, image_size, 3] or None; a row with fewer images leaves the last ones unused.
       read: sites to keep.

@@ -142,11 +142,7 @@ class Harvester:
         )
         inputs = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         for batch, activations in _one_behind(inputs, self._forward):
-            # Rows are padded on the left.
-            kept = [
-                self.plan.kept[i] + activations.shape[1] - len(self.plan.requests[i].encoded) for i in batch.studies
-            ]
-            yield batch, [activations[row, positions] for row, positions in enumerate(kept)]
+            yield batch, [activations[row, self.plan.kept[i]] for row, i in enumerate(batch.studies)]
 
 
 def _language_site(name: str, model: Maira2Config) -> Site:

@@ -66,7 +66,7 @@ class _Splice:
 
 
 class _ScoredBatch(NamedTuple):
-    """Studies with their findings, padded on the left.
+    """Studies with their findings, padded on the right.
 
     Attributes:
       tokens: int32 [B, T].
@@ -74,7 +74,7 @@ class _ScoredBatch(NamedTuple):
       pixels: [B, images, size, size, 3] or None.
       replaced: bool [B, T], where the activation is replaced.
       scored: bool [B, T], the tokens whose prediction counts.
-      tail: number of last positions that hold all scored tokens.
+      tail: number of last tokens of each row that hold all its scored ones.
     """
 
     tokens: np.ndarray
@@ -117,11 +117,13 @@ def _run(
 
     last = Site.last(cfg)
     out = maira2.forward(params, cfg, tokens, mask, pixels, read=(site, last), edits=hook, logits=False)
-    x = out.sites[last.name][:, -tail - 1 : -1]  # [B, tail, d_model]
+    at = maira2.last_positions(mask, tail)  # [B, tail]
+    x = maira2.at_positions(out.sites[last.name], jnp.maximum(at - 1, 0))  # [B, tail, d_model]
     logits = language.logits(params["language"], cfg.text, x).astype(jnp.float32)  # [B, tail, vocab]
-    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, -tail:, None], axis=-1)[..., 0]
+    predicted = maira2.at_positions(tokens[..., None], at)  # [B, tail, 1]
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), predicted, axis=-1)[..., 0]  # [B, tail]
     total = jnp.where(replaced[..., None], out.sites[site.name].astype(jnp.float32), 0).sum((0, 1))
-    return jnp.where(scored[:, -tail:], losses, 0.0).sum(), total
+    return jnp.where(jnp.take_along_axis(scored, at, axis=1), losses, 0.0).sum(), total
 
 
 def _batches(
@@ -134,7 +136,8 @@ def _batches(
         there = np.arange(batch_size)[:, None] < len(rows)
         replaced = there & batch.mask & token_filter_mask(batch.kinds, token_filter)
         scored = there & (batch.kinds == Kind.FINDINGS)
-        length_scored = scored.shape[1] - int(np.argmax(scored.any(0)))
+        first = np.where(scored.any(1), np.argmax(scored, axis=1), batch.mask.sum(1))  # [B]
+        length_scored = int((batch.mask.sum(1) - first).max())
         tail = min(-(-length_scored // _TAIL_STEP) * _TAIL_STEP, scored.shape[1] - 1)
         yield _ScoredBatch(batch.tokens, batch.mask, batch.pixels, replaced, scored, tail)
 

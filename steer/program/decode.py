@@ -64,12 +64,13 @@ class SweepShape:
 
 @struct.dataclass
 class PromptPrefixes:
-    """Prompts that have been read. p is one less than the length that the prompts are padded to.
+    """Prompts that have been read. p is the length that the prompts are padded to.
 
     last: [studies, 1, d_model], the embedding of the last token, the first one that is decoded.
     start: int32 [studies], the last token's position.
-    mask: bool [studies, p], the other tokens, False on padding.
-    edited: bool [studies, p + 1], the edited tokens.
+    mask: bool [studies, p], the other tokens.
+    edited: bool [studies, p], those of them that are edited.
+    last_edited: bool [studies], whether the last token is.
     prefix: `Heads` of the layers that all rows of a study share.
     residual: [studies, p, d_model], the residual stream before the first layer that they do not share.
     inputs: tokens and pixels of `prefill`, where images are encoded again for each row; else empty.
@@ -79,6 +80,7 @@ class PromptPrefixes:
     start: jax.Array
     mask: jax.Array
     edited: jax.Array
+    last_edited: jax.Array
     prefix: tuple[Heads, ...]
     residual: jax.Array
     inputs: tuple[jax.Array, ...]
@@ -171,7 +173,7 @@ def prefill(
       params: the model's parameters, `unstacked`.
       cfg: the model's configuration.
       shape: the sweep's shape.
-      tokens: int32 [studies, length], padded on the left.
+      tokens: int32 [studies, length], padded on the right.
       mask: bool [studies, length], False on padding.
       pixels: [studies, images, image_size, image_size, 3] or None.
       edited: bool [studies, length], which tokens are edited; if `shape.first_layer` is None, all but the last one are
@@ -181,22 +183,23 @@ def prefill(
     embedded = maira2.embed(params, cfg, tokens, features)
     stop = cfg.text.num_hidden_layers if shape.first_layer is None else shape.first_layer
     blocks, text = _blocks(params, cfg, 0, stop)
-    x = embedded[:, :-1]  # [studies, p, d_model]
+    start = maira2.last_position(mask)
+    others = jnp.arange(mask.shape[1]) < start[:, None]  # [studies, p]
     x, _, cache = language.forward(
         blocks,
         text,
-        x,
-        maira2.positions_of(mask)[:, :-1],
-        causal_mask(mask[:, :-1]),
-        cache=KVCache.zeros(text, x.shape[0], x.shape[1], x.dtype),
+        embedded,
+        maira2.positions_of(mask),
+        causal_mask(others),
+        cache=KVCache.zeros(text, mask.shape[0], mask.shape[1], embedded.dtype),
     )
-    start = jnp.sum(mask, axis=1, dtype=jnp.int32) - 1
     again = pixels is not None and shape.tower != "language"
     return PromptPrefixes(
-        last=embedded[:, -1:],
+        last=maira2.at_positions(embedded, start[:, None]),
         start=start,
-        mask=mask[:, :-1],
-        edited=edited & mask,
+        mask=others,
+        edited=edited & others,
+        last_edited=jnp.take_along_axis(edited, start[:, None], axis=1)[:, 0],
         prefix=_heads(cache),
         residual=x[:, :0] if shape.first_layer is None or again else x,
         inputs=(tokens, pixels) if again else (),  # type: ignore[arg-type]
@@ -247,10 +250,10 @@ def _prefill_new_rows(
         )
         x, mask, edited, inputs = study
         edit = jax.tree.map(lambda leaf: leaf[rows[slot]][None], edits)
-        hook = edit.hook(edited[:, :-1]) if shape.tower == "language" else None
+        hook = edit.hook(edited) if shape.tower == "language" else None
         if inputs:
             features, _ = maira2.encode_images(params, cfg, inputs[1], edits={shape.tower: edit})
-            x = maira2.embed(params, cfg, inputs[0], features)[:, :-1]
+            x = maira2.embed(params, cfg, inputs[0], features)
         _, _, cache = language.forward(
             blocks,
             text,
@@ -282,7 +285,7 @@ def _step(
     ages = (state.clock - jnp.arange(shape.max_new_tokens)) % shape.max_new_tokens  # [max_new_tokens] of the cache
     hook = None
     if shape.tower == "language":
-        here = jnp.where(new, prompts.edited[study, -1] | rows.edits_generated, rows.edits_generated)  # [B]
+        here = jnp.where(new, prompts.last_edited[study] | rows.edits_generated, rows.edits_generated)  # [B]
         hook = jax.tree.map(lambda leaf: leaf[row], rows.edits).hook(here[:, None])
     x, _, cache = language.forward(
         params["language"],

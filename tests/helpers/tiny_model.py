@@ -70,18 +70,17 @@ def make(directory: Path, cfg: Maira2Config):
 
 
 def batch(images: tuple[int, ...], length: int = 64, seed: int = 0):
-    """Left-padded rows with the given numbers of images; their pixels per row and flat."""
+    """Right-padded rows with the given numbers of images; their pixels per row and flat."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, 290, (len(images), length)).astype(np.int32)
     mask = np.ones((len(images), length), bool)
     pixels = np.zeros((len(images), max(images), 56, 56, 3), np.float32)
     flat = []
     for row, count in enumerate(images):
-        pad = 3 * row
-        mask[row, :pad] = False
-        tokens[row, :pad] = 0
+        mask[row, length - 3 * row :] = False
+        tokens[row, length - 3 * row :] = 0
         for image in range(count):
-            start = pad + 2 + image * 18
+            start = 2 + image * 18
             tokens[row, start : start + CFG.patches_per_image] = CFG.image_token_id
             pixels[row, image] = rng.normal(size=(56, 56, 3))
             flat.append(pixels[row, image])

@@ -99,7 +99,8 @@ class Maira2Oracle:
         return logits, {name: seen[name].float().numpy() for name in wanted}
 
     def greedy(self, tokens: np.ndarray, mask: np.ndarray, pixels: np.ndarray | None, steps: int) -> np.ndarray:
-        """transformers' own greedy decoding, with its cache. [batch, steps]"""
+        """transformers' own greedy decoding, with its cache, of rows that it sees padded on the left. [batch, steps]"""
+        tokens, mask = torch_sites.left_padded(tokens, mask), torch_sites.left_padded(mask, mask)
         written = self.language.generate(
             inputs_embeds=self.embed(tokens, pixels),
             attention_mask=torch.from_numpy(mask).long(),

@@ -57,6 +57,11 @@ def attach(
     return module.register_forward_hook(on_output)
 
 
+def left_padded(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """x [batch, positions] with the tokens of a `mask` at the end of each row, where transformers generates from."""
+    return np.take_along_axis(x, np.argsort(mask, axis=1, kind="stable"), axis=1)
+
+
 @contextmanager
 def recorded(wanted: list[str], *parts):
     """A dict that takes the activations of `wanted` sites during the first pass. parts: those of `attach`."""

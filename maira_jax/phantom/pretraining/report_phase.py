@@ -16,7 +16,7 @@ from maira_jax.model.sites import Site
 
 @struct.dataclass
 class ReportBatch:
-    """Teacher-forced studies, padded on the left.
+    """Teacher-forced studies, padded on the right.
 
     Attributes:
       tokens: int32 [batch, positions].
@@ -37,15 +37,16 @@ def loss(params: Params, cfg: Maira2Config, batch: ReportBatch, n_tail: int) -> 
     Args:
       params, cfg: the model.
       batch: studies with their reports.
-      n_tail: logits are computed for the last `n_tail` positions alone, among which all targets are.
+      n_tail: logits are computed for the last `n_tail` tokens of each row alone, among which all targets are.
     """
     n_tail = min(n_tail, batch.tokens.shape[1] - 1)
     last = Site.last(cfg)
     out = maira2.forward(params, cfg, batch.tokens, batch.mask, batch.pixels, read=(last,), logits=False)
-    x = out.sites[last.name][:, -n_tail - 1 : -1]  # [batch, n_tail, d_model]
+    at = maira2.last_positions(batch.mask, n_tail)  # [batch, n_tail]
+    x = maira2.at_positions(out.sites[last.name], jnp.maximum(at - 1, 0))  # [batch, n_tail, d_model]
     logits = language.logits(params["language"], cfg.text, x)  # [batch, n_tail, vocabulary]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, -n_tail:])
-    target = batch.target[:, -n_tail:]  # [batch, n_tail]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.take_along_axis(batch.tokens, at, axis=1))
+    target = jnp.take_along_axis(batch.target, at, axis=1)  # [batch, n_tail]
     return jnp.sum(losses * target), jnp.sum(target)
 
 

@@ -65,14 +65,16 @@ def run(model: Maira2ForConditionalGeneration, case: dict[str, np.ndarray], step
     vision, text = model.config.vision_config, model.config.text_config
     wanted = torch_sites.names(vision.num_hidden_layers, len(linears), text.num_hidden_layers)
     mask = torch.from_numpy(case["mask"]).long()
-    inputs = {
-        "input_ids": torch.from_numpy(case["tokens"]).long(),
-        "attention_mask": mask,
-        "pixel_values": torch.from_numpy(case["pixels"]).permute(0, 3, 1, 2),
-    }
+    pixels = torch.from_numpy(case["pixels"]).permute(0, 3, 1, 2)
+    inputs = {"input_ids": torch.from_numpy(case["tokens"]).long(), "attention_mask": mask, "pixel_values": pixels}
     with torch_sites.recorded(wanted, model.vision_tower, linears, model.language_model) as seen:
         logits = model(**inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False).logits
-    greedy = model.generate(**inputs, max_new_tokens=steps)
+    left = {
+        name: torch.from_numpy(torch_sites.left_padded(value.numpy(), case["mask"]))
+        for name, value in inputs.items()
+        if name != "pixel_values"
+    }
+    greedy = model.generate(**left, pixel_values=pixels, max_new_tokens=steps)
     found = {"logits": logits, "greedy": greedy[:, mask.shape[1] :], **seen}
     return {name: value.numpy() for name, value in found.items()}
 

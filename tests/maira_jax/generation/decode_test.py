@@ -8,6 +8,7 @@ import torch
 
 from maira_jax.generation.decode import Sampling, choose, generate, keep_top_p, row_keys
 from tests.helpers.tiny_model import CFG, batch, make
+from tests.helpers.torch_sites import left_padded
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,9 @@ def test_sampled_tokens_are_those_drawn_from_pytorchs_logits(both):  # noqa: F81
     how, steps = sampling(["a", "b", "c"], 0.8, 0.7), 32
     ours, _ = generate(params, CFG, tokens, mask, pixels, max_new_tokens=steps, eos_id=-1, sampling=how)
     ours = np.asarray(ours)
-    whole = np.concatenate([tokens, ours], axis=1)
-    logits = oracle.forward(whole, np.concatenate([mask, np.ones_like(ours, bool)], axis=1), flat)
+    whole = np.concatenate([left_padded(tokens, mask), ours], axis=1)
+    seen = np.concatenate([left_padded(mask, mask), np.ones_like(ours, bool)], axis=1)
+    logits = oracle.forward(whole, seen, flat)
     for step in range(steps):
         scores = warped(logits[:, tokens.shape[1] - 1 + step], 0.8, 0.7)
         keys = [jax.random.fold_in(key, step) for key in how.keys]

@@ -13,10 +13,10 @@ CONFIG = ImageConfig(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Padding:
-    """Pads on the left, as `Tokenizer.batch` does."""
+    """Pads on the right, as `Tokenizer.batch` does."""
 
     def batch(self, rows, length):
-        ids = np.stack([np.pad(row.ids, (length - len(row), 0)) for row in rows])
+        ids = np.stack([np.pad(row.ids, (0, length - len(row))) for row in rows])
         return ids, ids > 0, ids.astype(np.int8)
 
 
@@ -44,7 +44,7 @@ def test_rows_are_padded_in_tokens_and_images(monkeypatch):
     monkeypatch.setattr(batches, "preprocess", lambda image, cfg: read.append(1) or preprocess(image, cfg))
     requests = fill_up([request(3, image(1)), request(2), request(4, image(2), image(3))], 5)
     batch = assemble(requests, Padding(), CONFIG, length=6)
-    np.testing.assert_array_equal(batch.tokens[0], [0, 0, 0, 1, 2, 3])
+    np.testing.assert_array_equal(batch.tokens[0], [1, 2, 3, 0, 0, 0])
     np.testing.assert_array_equal(batch.mask.sum(1), [3, 2, 4, 4, 4])
     assert batch.pixels is not None and batch.pixels.shape == (5, 2, 8, 8, 3) and batch.pixels.dtype == np.float32
     for row, images in enumerate([(image(1),), (), *[(image(2), image(3))] * 3]):

@@ -74,8 +74,8 @@ def test_three_images_of_1369_patches_go_beyond_4096_positions(tmp_path):
     rng = np.random.default_rng(0)
     images, length, patches = (3,), 4140, cfg.patches_per_image
     tokens = rng.integers(3, 290, (1, length)).astype(np.int32)
-    mask = np.arange(length)[None] >= 5
-    for start in (7, 1380, 2760):
+    mask = np.arange(length)[None] < length - 5
+    for start in (2, 1375, 2755):
         tokens[0, start : start + patches] = cfg.image_token_id
     pixels = rng.normal(size=(1, 3, 518, 518, 3)).astype(np.float32)
     read = tuple(

@@ -105,8 +105,8 @@ def test_real_widths_equal_transformers(tmp_path, version):
     patches, length = WIDE.patches_per_image, 1400
     tokens = rng.integers(3, 32000, (2, length)).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
-    mask[1, :9] = False
-    tokens[1, :9] = 0
+    mask[1, -9:] = False
+    tokens[1, -9:] = 0
     tokens[:, 14 : 14 + patches] = WIDE.image_token_id
     pixels = rng.normal(size=(2, 1, 518, 518, 3)).astype(np.float32)
     case = tokens, mask, pixels[:, 0]

@@ -122,7 +122,7 @@ def test_generation_under_edits_of_all_towers_equals_pytorch_hooks(both):
         x[0, -1] += x.new_tensor(delta)
 
     with ExitStack() as stack:
-        hook_edits(stack, oracle, (None, *sites[1:]), edits, images, mask)
+        hook_edits(stack, oracle, (None, *sites[1:]), edits, images, mask)  # of images, wherever the padding is
         stack.callback(torch_sites.attach(names[0], steer, *oracle.parts).remove)
         np.testing.assert_array_equal(ours, oracle.greedy(tokens, mask, flat, 24))
     plain, _ = generate(params, CFG, tokens, mask, pixels, max_new_tokens=24, eos_id=-1)

@@ -125,7 +125,7 @@ def swept(
 def hooked(oracle, site: str, change: Change, edited: np.ndarray, generated: bool) -> np.ndarray:
     """transformers' greedy decoding with a forward hook that changes the tokens in `edited` and the generated ones."""
     tokens, mask, _, flat = batch(IMAGES, LENGTH)
-    where = edited & mask
+    where = torch_sites.left_padded(edited & mask, mask)
     where[:, -1] |= generated
     images_only = not site.startswith("language")
 
@@ -154,7 +154,7 @@ def section(start: int, stop: int) -> np.ndarray:
 SCOPES = {
     "generated tokens": (None, True),
     "the whole sequence": (section(0, LENGTH), True),
-    "a section of the prompt": (section(40, 52), False),
+    "a section of the prompt": (section(36, 58), False),
 }
 
 
@@ -275,9 +275,10 @@ def test_mean_nll_is_the_mean_negative_log_likelihood(both):
     unstacked = sweep.unstacked(params)
     prompts = sweep.prefill(unstacked, CFG, shape, tokens, mask, pixels, np.zeros_like(mask))
     ours = np.asarray(sweep.mean_nll(unstacked, CFG, prompts, texts, lengths))
+    left, seen = torch_sites.left_padded(tokens, mask), torch_sites.left_padded(mask, mask)
     for row in range(2):
-        whole = np.concatenate([tokens, texts[:, row]], axis=1)
-        logits = oracle.forward(whole, np.concatenate([mask, np.ones((3, 9), bool)], axis=1), flat)
+        whole = np.concatenate([left, texts[:, row]], axis=1)
+        logits = oracle.forward(whole, np.concatenate([seen, np.ones((3, 9), bool)], axis=1), flat)
         chosen = torch.log_softmax(torch.tensor(logits[:, LENGTH - 1 : -1]), -1).numpy()
         nll = -np.take_along_axis(chosen, texts[:, row, :, None], -1)[..., 0]
         for study in range(3):
