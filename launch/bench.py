@@ -5,6 +5,7 @@ recovery   true features recovered from synthetic activations: ours, dictionary_
 exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 steer      tokens/s and memory of a steering sweep, ours and transformers' generate with a hook
 convert    bytes/s and memory of a conversion, against reading the same files
+fits       what each stage takes on devices that are not there, as their compilers say
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 
 from maira_jax.errors import UserError
 
-NAMES = ("sae_step", "recovery", "exemplars", "steer", "convert")
+NAMES = ("sae_step", "recovery", "exemplars", "steer", "convert", "fits")
 
 
 def main() -> int:

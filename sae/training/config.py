@@ -14,7 +14,7 @@ from sae.variants import VARIANTS
 # Updates in one call of the device: enough that the host never holds it up, few enough that a progress bar moves.
 CHUNK_STEPS = 10
 # Counts of kept entries are int32 on the device.
-_MAX_MATRIX = 2**31 - 1
+MAX_MATRIX = 2**31 - 1
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -242,7 +242,7 @@ class TrainConfig:
         Raises:
           UserError: a field does not fit another one or `sae`.
         """
-        if section.batch_size * sae.n_features > _MAX_MATRIX:
+        if section.batch_size * sae.n_features > MAX_MATRIX:
             raise UserError(
                 f"train.batch_size {section.batch_size} times {sae.n_features} features exceeds 2^31: "
                 "lower train.batch_size"

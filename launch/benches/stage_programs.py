@@ -1,0 +1,223 @@
+"""The programs that the stages run, lowered for devices that need not be there.
+
+Each takes a batch size and gives what `jax.jit` would compile for it, with the arguments' shapes and shardings alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from maira_jax.generation import decode
+from maira_jax.generation.stage import GenerateSection
+from maira_jax.model import maira2, sharding
+from maira_jax.model.config import Maira2Config
+from maira_jax.model.maira2 import Edits
+from maira_jax.model.sites import Site
+from sae import mesh as sae_mesh
+from sae.activations import harvest
+from sae.activations.config import HarvestSection
+from sae.training.config import MAX_MATRIX, SaeConfig, SaeSection, TrainConfig, TrainSection
+from sae.training.trainer import Trainer
+from steer.config import SteerSection
+from steer.program import decode as sweep
+
+_EOS_ID = 2
+
+
+def published() -> Maira2Config:
+    """MAIRA-2 as published, where no checkpoint's config.json is at hand."""
+    fields = {
+        "model_type": "maira2",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "projector_n_layers": 4,
+        "image_token_index": 32_204,
+        "text_config": {"vocab_size": 32_207, "rms_norm_eps": 1e-5, "rope_scaling": {"factor": 1.5, "type": "linear"}},
+        "vision_config": {"image_size": 518, "reshape_hidden_states": False},
+    }
+    return Maira2Config.from_dict(fields, "MAIRA-2's published configuration")
+
+
+def model_config(checkpoint: str) -> Maira2Config:
+    """That of the checkpoint in this folder, or the published one if there is none."""
+    directory = Path(checkpoint).expanduser()
+    return Maira2Config.from_dir(directory) if (directory / "config.json").is_file() else published()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the programs are lowered for.
+
+    Attributes:
+      config: the whole configuration.
+      model: the model's configuration.
+      mesh: the devices of one host, which run the model.
+      training: all devices, which train.
+      length: tokens of a padded prompt.
+      images: images of a study.
+    """
+
+    config: ConfigDict
+    model: Maira2Config
+    mesh: Mesh
+    training: Mesh
+    length: int = 3200
+    images: int = 2
+
+    @classmethod
+    def of(cls, config: ConfigDict, devices: Sequence[jax.Device], mesh: tuple[int, int]) -> "Setting":
+        """The programs of a configuration on a mesh (data, model) of `devices`."""
+        local = [device for device in devices if device.process_index == devices[0].process_index]
+        data, model = mesh
+        own = sharding.make_mesh((min(data, len(local) // model), model), devices=local)
+        training = sharding.make_mesh(mesh, (sae_mesh.DATA, sae_mesh.FEATURE), devices=devices)
+        return cls(config, model_config(config.model.checkpoint), own, training)
+
+    def array(self, shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
+        """The shape and place of an argument whose axes lie along these axes of the mesh."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P(*axes)))
+
+    def params(self) -> Any:
+        """The model's parameters."""
+        places = sharding.of_params(self.model, self.mesh)
+        tree: dict[str, Any] = {}
+        for path, spec in maira2.parameter_specs(self.model).items():
+            node = tree
+            for key in path[:-1]:
+                node = node.setdefault(key, {})
+            node[path[-1]] = jax.ShapeDtypeStruct(spec.shape, self.dtype, sharding=places[path])
+        return tree
+
+    @property
+    def dtype(self) -> Any:
+        """The type of the model's parameters."""
+        return jnp.dtype(self.config.model.dtype)
+
+    def prompts(self, batch: int) -> tuple[Any, Any, Any]:
+        """Tokens, mask and pixels."""
+        size = self.model.vision.image_size
+        return (
+            self.array((batch, self.length), np.int32, "data"),
+            self.array((batch, self.length), bool, "data"),
+            self.array((batch, self.images, size, size, 3), np.float32, "data"),
+        )
+
+
+def _harvest(setting: Setting, batch: int) -> jax.stages.Lowered:
+    section = HarvestSection.of(setting.config)
+    site = Site.parse(section.site, setting.model)
+    return harvest._forward.lower(setting.params(), setting.model, site, section.dtype, *setting.prompts(batch))
+
+
+def _generate(setting: Setting, batch: int) -> jax.stages.Lowered:
+    section = GenerateSection.of(setting.config)
+    return decode.generate.lower(
+        setting.params(),
+        setting.model,
+        *setting.prompts(batch),
+        max_new_tokens=section.max_new_tokens or 300,
+        eos_id=_EOS_ID,
+    )
+
+
+def _unstacked(setting: Setting) -> Any:
+    params = setting.params()
+
+    def layer(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(setting.mesh, P(*leaf.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
+
+    one = jax.tree.map(layer, params["language"]["layers"])
+    layers = tuple(one for _ in range(setting.model.text.num_hidden_layers))
+    return params | {"language": params["language"] | {"layers": layers}}
+
+
+def _shape(setting: Setting) -> sweep.SweepShape:
+    section = SteerSection.of(setting.config)
+    return sweep.SweepShape(slots=section.batch_rows, max_new_tokens=section.max_new_tokens, eos_id=_EOS_ID)
+
+
+def _steer_prefill(setting: Setting, batch: int) -> jax.stages.Lowered:
+    tokens, mask, pixels = setting.prompts(batch)
+    return sweep.prefill.lower(_unstacked(setting), setting.model, _shape(setting), tokens, mask, pixels, mask)
+
+
+def _steer_decode(setting: Setting, batch: int) -> jax.stages.Lowered:
+    params, shape = _unstacked(setting), _shape(setting)
+    tokens, mask, pixels = setting.prompts(batch)
+    prompts = jax.eval_shape(
+        lambda *arrays: sweep.prefill(params, setting.model, shape, *arrays), tokens, mask, pixels, mask
+    )
+    section = SteerSection.of(setting.config)
+    n = 1 + len(section.nonzero_strengths) * len(section.methods) * section.top
+    rows = sweep.SteeredRows(
+        Edits(
+            setting.array((n,), np.int32),
+            setting.array((n, setting.model.text.hidden_size), setting.dtype),
+            setting.array((n,), np.float32),
+        ),
+        setting.array((), bool),
+        setting.array((batch,), np.int32),
+    )
+    state = jax.eval_shape(lambda prompts, rows: sweep.begin(setting.model, shape, prompts, rows), prompts, rows)
+    place = jax.tree.map(lambda leaf: setting.array(leaf.shape, leaf.dtype), (prompts, state))
+    return sweep.advance.lower(params, setting.model, shape, place[0], rows, place[1], setting.array((), np.int32))
+
+
+def _train(setting: Setting, batch: int) -> jax.stages.Lowered:
+    given = setting.config.train.to_dict() | {"batch_size": batch, "mesh": setting.training.devices.shape}
+    section = TrainSection.parse(given)
+    sae = SaeConfig.resolve(SaeSection.of(setting.config), setting.model.text.hidden_size, section.preset)
+    train = TrainConfig.resolve(section, sae, seed=0)
+    trainer = Trainer(sae, train, devices=list(setting.training.devices.flat))
+    scale = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(setting.training, P()))
+    return trainer.chunk.lower(trainer.abstract_state(), trainer.abstract_batches(1), scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageProgram:
+    """A program of a stage.
+
+    Attributes:
+      field: the field of the configuration that sets its batch.
+      lower: gives the program for a batch.
+      trains: whether it runs on the devices that train.
+      multiple: what batches are tried in multiples of, on each device along the data axis.
+    """
+
+    field: str
+    lower: Callable[[Setting, int], jax.stages.Lowered]
+    trains: bool = False
+    multiple: int = 1
+
+    def batch(self, setting: Setting) -> int:
+        """The batch that the configuration asks for."""
+        section, name = self.field.split(".")
+        return setting.config[section][name]
+
+    def limit(self, setting: Setting) -> int:
+        """The largest batch that the stage takes, whatever the memory."""
+        expanded = setting.config.sae.expansion * setting.model.text.hidden_size
+        return int(MAX_MATRIX // expanded) if self.trains else 10_000
+
+    def mesh(self, setting: Setting) -> Mesh:
+        """The devices that it runs on."""
+        return setting.training if self.trains else setting.mesh
+
+
+PROGRAMS = {
+    "harvest": StageProgram("harvest.batch_size", _harvest),
+    "generate": StageProgram("generate.batch_size", _generate),
+    "steer_prefill": StageProgram("steer.batch_studies", _steer_prefill),
+    "steer_decode": StageProgram("steer.batch_studies", _steer_decode),
+    "train": StageProgram("train.batch_size", _train, trains=True, multiple=1024),
+}
