@@ -92,21 +92,29 @@ def to_flax(directory: Path, cfg: Maira2Config, dtype: np.dtype, mesh: Mesh | No
         for shard in source.parts:
             for entry, tensor in source.read(shard):
                 path, place, value = entry.path, places[entry.path], entry.to_flax(tensor, dtype)
-                if entry.layer is None:
+                if not entry.index:
                     params[path] = jax.device_put(value, place)
                 else:
                     if path not in params:
                         params[path] = jnp.zeros(specs[path].shape, dtype, device=place)
-                    layer = jax.device_put(value, NamedSharding(place.mesh, jax.P(*place.spec[1:])))
-                    params[path] = _set_layer(params[path], layer, np.int32(entry.layer), place)
+                    params[path] = _put(params[path], jax.device_put(value[None], place), _start(entry), place)
                 bar.update(tensor.nbytes)
     return traverse_util.unflatten_dict(params)
 
 
+def _start(entry: Entry) -> tuple[np.int32, ...]:
+    """Where a tensor's values start in its parameter, which has layers."""
+    assert entry.layer is not None
+    start = [entry.layer, *(0 for _ in entry.parameter_shape)]
+    if entry.part is not None:
+        start[-2] = entry.part.start
+    return tuple(map(np.int32, start))
+
+
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="place")
-def _set_layer(stack: jax.Array, layer: jax.Array, index: jax.Array, place: NamedSharding) -> jax.Array:
-    """stack: [layers, ...], layer: [...]. The stack is overwritten, not copied."""
-    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0), place)
+def _put(stack: jax.Array, part: jax.Array, start: tuple[jax.Array, ...], place: NamedSharding) -> jax.Array:
+    """stack: [layers, ...]; part: [1, ...], which starts at `start`. The stack is overwritten, not copied."""
+    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_slice(stack, part, start), place)
 
 
 def to_hf(params: Params, cfg: Maira2Config, directory: Path, dtype: np.dtype) -> None:
@@ -116,7 +124,7 @@ def to_hf(params: Params, cfg: Maira2Config, directory: Path, dtype: np.dtype) -
         leaf: Any = params
         for key in entry.path:
             leaf = leaf[key]
-        return np.asarray(leaf if entry.layer is None else leaf[entry.layer])
+        return np.asarray(leaf[entry.index])
 
     _write(directory, entries(cfg), dtype, value)
 
@@ -191,7 +199,7 @@ def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int])
                     bar.update(size)
                     continue
                 for entry, tensor in source.read(shard):
-                    writer.put(entry.path, entry.layer, entry.to_flax(tensor, dtype))
+                    writer.put(entry, entry.to_flax(tensor, dtype))
                     bar.update(tensor.nbytes)
                 writer.mark(shard, {**identity, "sha256": source.digests[shard]})
     except UserError:

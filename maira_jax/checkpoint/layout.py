@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from maira_jax.model.layers import ParameterPath
 # name in the checkpoint | path of the parameter | how the one is turned into the other
 #   same: no change; linear: transposed; conv: patches as rows
 #   row, token: without one or two leading axes of size 1
+#   linear :-2 and the like: transposed, that part of the parameter's axis of layers that are computed together
 # "{L}" is a layer: its tensors are stacked on the parameter's leading axis.
 _VISION = """
 embeddings.cls_token                            | vision.cls_token                  | token
@@ -44,12 +47,12 @@ layernorm.bias                                  | vision.layernorm.bias         
 """
 _LANGUAGE = """
 model.embed_tokens.weight                       | language.embed                    | same
-model.layers.{L}.self_attn.q_proj.weight        | language.layers.query.kernel      | linear
-model.layers.{L}.self_attn.k_proj.weight        | language.layers.key.kernel        | linear
-model.layers.{L}.self_attn.v_proj.weight        | language.layers.value.kernel      | linear
+model.layers.{L}.self_attn.q_proj.weight        | language.layers.qkv.kernel        | linear :-2
+model.layers.{L}.self_attn.k_proj.weight        | language.layers.qkv.kernel        | linear -2:-1
+model.layers.{L}.self_attn.v_proj.weight        | language.layers.qkv.kernel        | linear -1:
 model.layers.{L}.self_attn.o_proj.weight        | language.layers.out.kernel        | linear
-model.layers.{L}.mlp.gate_proj.weight           | language.layers.gate.kernel       | linear
-model.layers.{L}.mlp.up_proj.weight             | language.layers.up.kernel         | linear
+model.layers.{L}.mlp.gate_proj.weight           | language.layers.gate_up.kernel    | linear :1
+model.layers.{L}.mlp.up_proj.weight             | language.layers.gate_up.kernel    | linear 1:
 model.layers.{L}.mlp.down_proj.weight           | language.layers.down.kernel       | linear
 model.layers.{L}.input_layernorm.weight         | language.layers.input_norm.scale  | same
 model.layers.{L}.post_attention_layernorm.weight | language.layers.post_attention_norm.scale | same
@@ -101,28 +104,38 @@ class Entry:
       name: its name in the checkpoint.
       path: the keys that lead to its parameter.
       layer: its index on the parameter's leading axis, or None.
+      part: what it takes of the parameter's next to last axis, or None for all of it.
       shape: its shape in the checkpoint.
+      parameter_shape: its shape in the parameter (or its layer).
       kind: how the tensor is turned into the parameter; one of those in the table above.
     """
 
     name: str
     path: ParameterPath
     layer: int | None
+    part: slice | None
     shape: tuple[int, ...]
+    parameter_shape: tuple[int, ...]
     kind: str
 
+    @property
+    def index(self) -> tuple[Any, ...]:
+        """The index that gives the tensor's place in the parameter."""
+        layer = () if self.layer is None else (self.layer,)
+        return layer if self.part is None else (*layer, ..., self.part, slice(None))
+
     def to_flax(self, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """The tensor as the parameter (or its layer) holds it, contiguous, rounded to `dtype`."""
+        """The tensor as the parameter holds it at `index`, contiguous, rounded to `dtype`."""
         if self.kind == "linear":
-            return _transposed(tensor, dtype)
+            return _transposed(tensor, dtype).reshape(self.parameter_shape)
         if self.kind == "conv":  # [d, channels, height, width] -> [height * width * channels, d]
-            tensor = tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-        return np.ascontiguousarray(tensor.reshape(tensor.shape[_LEADING.get(self.kind, 0) :]), dtype)
+            tensor = tensor.transpose(2, 3, 1, 0)
+        return np.ascontiguousarray(tensor.reshape(self.parameter_shape), dtype)
 
     def to_hf(self, parameter: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """The inverse of `to_flax`, contiguous, rounded to `dtype`."""
         if self.kind == "linear":
-            return _transposed(parameter, dtype)
+            return _transposed(parameter.reshape(self.shape[::-1]), dtype)
         if self.kind == "conv":
             d, channels, height, width = self.shape
             parameter = parameter.reshape(height, width, channels, d).transpose(3, 2, 0, 1)
@@ -130,9 +143,9 @@ class Entry:
 
 
 def _shape(kind: str, parameter: tuple[int, ...], cfg: Maira2Config) -> tuple[int, ...]:
-    """The shape in the checkpoint of a parameter (or its layer) of the given shape."""
+    """The shape in the checkpoint of a tensor that has the given shape in its parameter."""
     if kind == "linear":
-        return parameter[::-1]
+        return (math.prod(parameter[1:]), parameter[0])
     if kind == "conv":
         return (parameter[1], 3, cfg.vision.patch_size, cfg.vision.patch_size)
     return (*(1,) * _LEADING.get(kind, 0), *parameter)
@@ -158,11 +171,20 @@ def _expand(table: str, prefix: str, n_layers: int) -> Iterator[tuple[str, str, 
                 yield f"{prefix}.{name}".replace("{L}", str(layer)), path, kind, layer
 
 
+def _slice(text: str, size: int) -> slice:
+    """A slice as Python writes it, such as -2:-1, of an axis of the given size; its bounds count from the start."""
+    start, stop = (int(bound) if bound else None for bound in text.split(":"))
+    return slice(*slice(start, stop).indices(size)[:2])
+
+
 def entries(cfg: Maira2Config) -> list[Entry]:
     """Every tensor that a checkpoint of this architecture holds (522 for MAIRA-2), in the order of its modules."""
     specs, table = maira2.parameter_specs(cfg), []
     for name, dotted, kind, layer in _rows(cfg):
-        path = tuple(dotted.split("."))
+        path, (kind, *part) = tuple(dotted.split(".")), kind.split()
         shape = specs[path].shape if layer is None else specs[path].shape[1:]
-        table.append(Entry(name, path, layer, _shape(kind, shape, cfg), kind))
+        taken = _slice(part[0], shape[-2]) if part else None
+        if taken is not None:
+            shape = (*shape[:-2], taken.stop - taken.start, shape[-1])
+        table.append(Entry(name, path, layer, taken, _shape(kind, shape, cfg), shape, kind))
     return table

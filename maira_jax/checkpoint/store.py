@@ -25,7 +25,7 @@ from maira_jax.checkpoint.layout import Entry, entries
 from maira_jax.errors import UserError
 from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import LAYERS, ParameterPath, Params
+from maira_jax.model.layers import FUSED, LAYERS, ParameterPath, Params
 from maira_jax.run import files
 
 _PARAMS = "params"
@@ -77,7 +77,7 @@ class CheckpointWriter:
         self._path = (model_dir / _UNFINISHED).absolute()
         self._pending: deque[tuple[ts.WriteFutures, int]] = deque()
         self._bytes = 0
-        resumed = (self._path / _WRITTEN).is_file()
+        resumed = (self._path / _WRITTEN).is_file() and not _is_older(self._path)
         if resumed:  # the files stay cut as they are, even for another mesh
             opened = {path: _open(self._path, path) for path in maira2.parameter_specs(cfg)}
         else:
@@ -96,10 +96,9 @@ class CheckpointWriter:
             files.write_json(self._path / _WRITTEN, {})
         self.written: dict[str, Any] = files.read_json(self._path / _WRITTEN)
 
-    def put(self, path: ParameterPath, layer: int | None, value: np.ndarray) -> None:
-        """Starts to write a parameter, or a layer of it; `value` must not change any more."""
-        array = self._arrays[path] if layer is None else self._arrays[path][layer]
-        future = array.write(value, can_reference_source_data_indefinitely=True)
+    def put(self, entry: Entry, value: np.ndarray) -> None:
+        """Starts to write what a tensor becomes; `value` must not change any more."""
+        future = self._arrays[entry.path][entry.index].write(value, can_reference_source_data_indefinitely=True)
         self._pending.append((future, value.nbytes))
         self._bytes += value.nbytes
         while self._bytes > _IN_FLIGHT:
@@ -163,6 +162,8 @@ class CheckpointReader:
         self._path = (Path(model_dir) / _PARAMS).absolute()
         if not self._path.is_dir():
             raise UserError(f"{model_dir} holds no converted model: run launch.convert into it first")
+        if _is_older(self._path):
+            raise UserError(f"{model_dir} was converted by an older version: delete it and run launch.convert again")
         self.cfg = Maira2Config.from_dir(model_dir)
         self.table = entries(self.cfg)
         opened = {path: _open(self._path, path) for path in {entry.path for entry in self.table}}
@@ -170,9 +171,8 @@ class CheckpointReader:
         self.dtype: np.dtype = self._arrays[self.table[0].path].dtype.numpy_dtype
 
     def read(self, entry: Entry) -> np.ndarray:
-        """The parameter, or the layer of it, that holds a tensor of the checkpoint."""
-        array = self._arrays[entry.path]
-        return self._result((array if entry.layer is None else array[entry.layer]).read())
+        """What a tensor of the checkpoint became."""
+        return self._result(self._arrays[entry.path][entry.index].read())
 
     def place(self, path: ParameterPath, place: jax.sharding.Sharding) -> jax.Array:
         """The parameter at `path`; every part is read once, for the devices that hold it."""
@@ -207,6 +207,11 @@ def load_unembedding(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return scale, head
 
 
+def _is_older(params: Path) -> bool:
+    """Whether parameters have the form of versions that computed queries, keys and values apart."""
+    return (params / _ARRAYS / "language.layers.query.kernel").is_dir()
+
+
 def _open(params: Path, path: ParameterPath) -> ts.Future[ts.TensorStore]:
     return ts.open(_DRIVER | _kvstore(params, path), open=True)
 
@@ -224,17 +229,19 @@ def _kvstore(checkpoint: Path, path: ParameterPath) -> dict[str, Any]:
 
 
 def _specs(cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, int]) -> dict[ParameterPath, dict[str, Any]]:
-    """TensorStore specifications of all parameters. A chunk is one device's part of one layer."""
+    """TensorStore specifications of all parameters. A chunk is one device's part of one layer; layers that are computed
+    together have chunks of their own, since their tensors may come from different files."""
     places = sharding.of_params(cfg, sharding.abstract_mesh(*mesh))
     specs = {}
     for path, (shape, axes) in maira2.parameter_specs(cfg).items():
-        chunk = places[path].shard_shape(shape)
+        shard = places[path].shard_shape(shape)
+        chunk = tuple(1 if axis in (LAYERS, FUSED) else size for axis, size in zip(axes, shard, strict=True))
         metadata = {
             "shape": shape,
             "data_type": dtype.name,
             "chunk_grid": {
                 "name": "regular",
-                "configuration": {"chunk_shape": (1, *chunk[1:]) if axes[0] == LAYERS else chunk},
+                "configuration": {"chunk_shape": chunk},
             },
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         }

@@ -220,6 +220,11 @@ def _text(reader: _FieldReader) -> TextConfig:
         rope_theta=rope_theta,
         rope_factor=rope_factor,
     )
+    if heads % config.num_key_value_heads:
+        raise UserError(
+            f"{reader.origin}: text_config.num_key_value_heads is {config.num_key_value_heads}, which does not divide "
+            f"num_attention_heads {heads}: {_FIX}"
+        )
     reader.refuse_rest()
     return config
 

@@ -8,7 +8,18 @@ from flax import nnx
 
 from maira_jax.model.cache import KVCache, Mask, SharedCache, SharedMask
 from maira_jax.model.config import TextConfig
-from maira_jax.model.layers import Hook, Params, attention, bind, linear, parameter, scan_blocks, stacked
+from maira_jax.model.layers import (
+    FUSED,
+    FusedLinear,
+    Hook,
+    Params,
+    attention,
+    bind,
+    linear,
+    parameter,
+    scan_blocks,
+    stacked,
+)
 from maira_jax.model.sites import Site
 
 C = TypeVar("C", KVCache, SharedCache, None)
@@ -53,20 +64,21 @@ def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 class LanguageBlock(nnx.Module):
-    """`x + attention(norm(x))`, then `x + down(silu(gate(norm(x))) * up(norm(x)))`; no biases."""
+    """`x + attention(norm(x))`, then `x + down(silu(gate(norm(x))) * up(norm(x)))`; no biases.
+
+    `qkv` holds, for each key-value head, the queries that share it, then its key, then its value.
+    """
 
     def __init__(self, cfg: TextConfig, key: jax.Array):
         self.cfg, rngs = cfg, nnx.Rngs(key)
         d, width = cfg.hidden_size, cfg.intermediate_size
-        heads, kv_heads = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
+        kv_heads, head_dim = cfg.num_key_value_heads, cfg.head_dim
+        group = cfg.num_attention_heads // kv_heads
         self.input_norm = RMSNorm(cfg)
-        self.query = linear(d, heads, ("embed", "heads"), rngs, use_bias=False)
-        self.key = linear(d, kv_heads, ("embed", "kv_heads"), rngs, use_bias=False)
-        self.value = linear(d, kv_heads, ("embed", "kv_heads"), rngs, use_bias=False)
-        self.out = linear(heads, d, ("heads", "embed"), rngs, use_bias=False)
+        self.qkv = FusedLinear(d, (kv_heads, group + 2, head_dim), ("embed", "kv_heads", FUSED, "head_dim"), rngs)
+        self.out = linear(kv_heads * group * head_dim, d, ("heads", "embed"), rngs, use_bias=False)
         self.post_attention_norm = RMSNorm(cfg)
-        self.gate = linear(d, width, ("embed", "mlp"), rngs, use_bias=False)
-        self.up = linear(d, width, ("embed", "mlp"), rngs, use_bias=False)
+        self.gate_up = FusedLinear(d, (2, width), ("embed", FUSED, "mlp"), rngs)
         self.down = linear(width, d, ("mlp", "embed"), rngs, use_bias=False)
 
     @jax.named_scope("attention")
@@ -82,10 +94,9 @@ class LanguageBlock(nnx.Module):
     ) -> tuple[jax.Array, C]:
         """`x` [B, T, D] plus the attention; for the arguments see `forward`."""
         b, t, _ = x.shape
-        normed = self.input_norm(x)  # [B, T, D]
-        q = self.query(normed).reshape(b, t, -1, self.cfg.head_dim)  # [B, T, N, H]
-        k = self.key(normed).reshape(b, t, -1, self.cfg.head_dim)  # [B, T, K, H]
-        v = self.value(normed).reshape(b, t, -1, self.cfg.head_dim)  # [B, T, K, H]
+        qkv = self.qkv(self.input_norm(x))  # [B, T, K, N / K + 2, H]
+        q = qkv[..., :-2, :].reshape(b, t, -1, self.cfg.head_dim)  # [B, T, N, H]
+        k, v = qkv[..., -2, :], qkv[..., -1, :]  # [B, T, K, H] each
         q, k = _rotate(q, *angles), _rotate(k, *angles)
         if cache is None:
             assert not isinstance(mask, SharedMask)
@@ -97,8 +108,8 @@ class LanguageBlock(nnx.Module):
     @jax.named_scope("mlp")
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """`x` [B, T, D] plus the MLP."""
-        normed = self.post_attention_norm(x)  # [B, T, D]
-        hidden = jax.nn.silu(self.gate(normed)) * self.up(normed)  # [B, T, F]
+        gate_up = self.gate_up(self.post_attention_norm(x))  # [B, T, 2, F]
+        hidden = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]  # [B, T, F]
         return x + self.down(hidden)  # [B, T, D]
 
 

@@ -29,6 +29,7 @@ S = TypeVar("S")  # what blocks carry along, such as a key-value cache
 Make = Callable[[Any, jax.Array], M]  # a module's constructor: (configuration, key) -> module
 
 LAYERS = "layers"  # the logical axis of stacked blocks
+FUSED = "fused"  # the logical axis, the next to last one, along which linear layers of one input lie side by side
 
 
 class ParameterSpec(NamedTuple):
@@ -58,6 +59,23 @@ class NormalLinear(nnx.Module):
     def __init__(self, d_in: int, d_out: int, axes: Axes, stddev: float, key: jax.Array):
         self.kernel = parameter(nnx.initializers.normal(stddev), key, (d_in, d_out), axes)
         self.bias = parameter(nnx.initializers.zeros, None, (d_out,), axes[1:])
+
+
+class FusedLinear(nnx.Module):
+    """States several linear layers of one input, without biases, that are computed as one product.
+
+    Args:
+      d_out: the axes of the output; `FUSED` names the one that tells the layers apart.
+      axes: the names of the input's axis and of the output's axes.
+    """
+
+    def __init__(self, d_in: int, d_out: tuple[int, ...], axes: Axes, rngs: nnx.Rngs):
+        init = nnx.initializers.lecun_normal(in_axis=0, out_axis=tuple(range(1, 1 + len(d_out))))
+        self.kernel = parameter(init, rngs.params(), (d_in, *d_out), axes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., d_in] -> [..., *d_out]."""
+        return jnp.tensordot(x, self.kernel[...], 1)
 
 
 def stacked(make: Make[M], cfg: Any, n_layers: int, key: jax.Array) -> M:

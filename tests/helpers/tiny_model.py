@@ -59,7 +59,8 @@ def make(directory: Path, cfg: Maira2Config):
     def value(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         # Scaled so that every part, the images too, has a say in the logits.
         mean = 1 if "scale" in path[-1].key else 0
-        std = leaf.shape[-2] ** -0.5 if path[-1].key in ("kernel", "lm_head") else 0.2
+        fan_in = leaf.shape[1 if path[1].key == "layers" else 0]
+        std = fan_in**-0.5 if path[-1].key in ("kernel", "lm_head") else 0.2
         return rng.normal(mean, std, leaf.shape).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(value, jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0))))

@@ -30,8 +30,8 @@ def main(directory: Path) -> None:
         mesh = sharding.make_mesh((data, model))
         split, _ = store.load(directory, mesh)
         rows = [jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))) for x in inputs]
-        kernel = split["language"]["layers"]["gate"]["kernel"]
-        assert kernel.sharding.shard_shape(kernel.shape)[2] == kernel.shape[2] // model
+        kernel = split["language"]["layers"]["gate_up"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape)[3] == kernel.shape[3] // model
         many = forward(split, cfg, *rows, read=read)
         assert len(many.logits.sharding.device_set) == 8
         differences = {name: relative(value, np.asarray(one.sites[name])) for name, value in many.sites.items()}

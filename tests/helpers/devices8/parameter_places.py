@@ -21,8 +21,8 @@ def main(checkpoint: Path, converted: Path) -> None:
     for params in (placed, loaded):
         jax.tree.map(np.testing.assert_array_equal, params, one)
         assert {path: leaf.sharding for path, leaf in traverse_util.flatten_dict(params).items()} == places
-        kernel = params["language"]["layers"]["gate"]["kernel"]
-        assert {shard.data.shape for shard in kernel.addressable_shards} == {(4, 48, 96 // 2)}
+        kernel = params["language"]["layers"]["gate_up"]["kernel"]
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(4, 48, 2, 96 // 2)}
     print("equal")
 
 

@@ -18,13 +18,13 @@ FLOAT32, BFLOAT16 = convert.DTYPES["float32"], convert.DTYPES["bfloat16"]
 def test_damage_after_the_conversion_is_found_on_loading(flax, tmp_path):
     shutil.copytree(flax, tmp_path / "flax")
     arrays = tmp_path / "flax" / "params" / "state"
-    zarr = json.loads((arrays / "language.layers.gate.kernel" / "zarr.json").read_text())
-    assert zarr["chunk_grid"]["configuration"]["chunk_shape"] == [1, 64, 172 // 4]
+    zarr = json.loads((arrays / "language.layers.gate_up.kernel" / "zarr.json").read_text())
+    assert zarr["chunk_grid"]["configuration"]["chunk_shape"] == [1, 64, 1, 172 // 4]
     store.load(tmp_path / "flax")
-    flip_lowest_bit(next((arrays / "language.layers.gate.kernel").rglob("c/7/0/2")))
+    flip_lowest_bit(next((arrays / "language.layers.gate_up.kernel").rglob("c/7/0/1/2")))
     with pytest.raises(UserError, match="damaged or incomplete"):
         store.load(tmp_path / "flax")
-    shutil.rmtree(arrays / "language.layers.gate.kernel" / "c" / "7")
+    shutil.rmtree(arrays / "language.layers.gate_up.kernel" / "c" / "7")
     with pytest.raises(UserError, match="damaged or incomplete"):
         store.load(tmp_path / "flax")
 
@@ -42,3 +42,9 @@ def test_a_disk_that_is_too_small_is_named_at_once(random_dir, tmp_path, monkeyp
     with pytest.raises(UserError, match="0.0 GB free, but the model takes 0.0 GB"):
         convert.run(model_section(random_dir), tmp_path, tmp_path / "flax")
     assert not (tmp_path / "flax").exists()
+
+
+def test_an_older_form_is_refused(tmp_path):
+    (tmp_path / "params" / "state" / "language.layers.query.kernel").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"was converted by an older version: delete it and run launch\.convert again"):
+        store.load(tmp_path)

@@ -89,7 +89,7 @@ def test_temperature_zero_is_greedy_and_one_program_serves_all(both):  # noqa: F
 def test_sampled_tokens_are_those_drawn_from_pytorchs_logits(both):  # noqa: F811
     params, oracle = both
     tokens, mask, pixels, flat = batch((1, 2, 1))
-    how, steps = sampling(["a", "b", "c"], 0.8, 0.7), 32
+    how, steps = sampling(["g", "h", "i"], 0.8, 0.7), 32
     ours, _ = generate(params, CFG, tokens, mask, pixels, max_new_tokens=steps, eos_id=-1, sampling=how)
     ours = np.asarray(ours)
     whole = np.concatenate([left_padded(tokens, mask), ours], axis=1)
