@@ -178,6 +178,22 @@ def encode_images(
     return features, {name: value.reshape(batch, images, *value.shape[1:]) for name, value in sites.items()}
 
 
+def encode_shared_images(params: Params, cfg: Maira2Config, pixels: jax.Array, images: jax.Array) -> jax.Array:
+    """Image features of rows that may share images, each of which is encoded once.
+
+    Args:
+      pixels: [different images, image_size, image_size, 3].
+      images: for each row's images their numbers in `pixels`, int32 [batch, images].
+
+    Returns:
+      [batch, images * patches, d_model].
+    """
+    features, _ = encode_images(params, cfg, pixels[None])  # [1, different images * patches, D]
+    assert features is not None
+    features = features.reshape(len(pixels), cfg.patches_per_image, -1)
+    return features[images].reshape(len(images), images.shape[1] * cfg.patches_per_image, -1)
+
+
 def embed(params: Params, cfg: Maira2Config, tokens: jax.Array, features: jax.Array | None) -> jax.Array:
     """Token embeddings, with the image tokens' replaced by image features in order.
 
@@ -207,6 +223,7 @@ def forward(
     read: tuple[Site, ...] = (),
     edits: AllEdits = None,
     logits: bool = True,
+    features: jax.Array | None = None,
 ) -> Output:
     """One pass over whole sequences. With logits=False it ends at the last site read.
 
@@ -218,6 +235,7 @@ def forward(
       edits: changes in any of the towers: `Edits`, on the positions of their masks, or a function (x, site code) -> x,
         called at every site of its tower with x [batch, positions, d_model], or [batch * images, 1 + patches, d_vision]
         in the vision tower and [batch * images, patches, d_model] in the projector.
+      features: image features that have been computed, [batch, images * patches, d_model]; without `pixels` then.
 
     Returns:
       Logits (in the parameters' dtype) and the activations read.
@@ -231,7 +249,9 @@ def forward(
     if pixels is None and len(in_language) < len(read):
         raise ValueError("sites of the vision tower and the projector are read, but there are no pixels")
     stop = not logits and not in_language
-    features, sites = (None, {}) if pixels is None else encode_images(params, cfg, pixels, read, stop=stop, edits=edits)
+    sites: dict[str, jax.Array] = {}
+    if pixels is not None:
+        features, sites = encode_images(params, cfg, pixels, read, stop=stop, edits=edits)
     if stop:
         return Output(None, sites)
     codes = tuple(site.code for site in in_language)

@@ -189,6 +189,11 @@ class Stage:
             os.close(self._folder)
             self._folder = None
 
+    def record(self, chosen: Mapping[str, Any]) -> None:
+        """Records what open fields of the section were set to: `manifest["chosen"]`, when the stage resumes, too."""
+        self.manifest = self.manifest | {"chosen": _plain(chosen)}
+        files.write_json(self.dir / _UNFINISHED, self.manifest)
+
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Marks the stage as finished.
 

@@ -21,7 +21,19 @@ class HarvestSection(Section, name="harvest"):
     )
     held_out_fraction: float = setting(0.15, "Fraction of the patients whose studies no training sees.", ge=0, lt=1)
     # Decides: a study is padded to the length of its batch, and sums over other shapes differ in their last bits.
-    batch_size: int = setting(16, "Studies in one pass of the model.", ge=1)
+    batch_size: int | None = setting(
+        None,
+        "Studies in one pass of the model; None: as many as keep the devices busy and fit in their memory, 16 on "
+        "a CPU. What a harvest begins with is kept when it resumes, on other devices too.",
+        ge=1,
+    )
+    readers: int | None = setting(
+        None,
+        "Processes that read and resize image files ahead of the model; 0: threads of the process that runs it; None: "
+        "one per processor.",
+        ge=0,
+        decides=False,
+    )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "Dtype of the stored activations.")
     arrays: tuple[str, ...] = setting(
         (), "Files of activations to store instead of a model's: .npy, .safetensors, .zarr or .parquet."

@@ -1,17 +1,19 @@
 """The harvest stage: studies through the model, activations into the store.
 
 Every study is tokenised first, so the number of rows and the place of each study in the store are known before the
-model runs. The unit of work is a shard: the studies that touch its rows, padded to a few lengths. What a shard holds
-depends on nothing but the plan, so a killed harvest resumes with the shards that are missing.
+model runs. Studies go through the model in batches that follow from the plan alone; a shard is written when all of its
+rows are computed, and a killed harvest resumes with the batches that hold rows of missing shards.
 """
 
-import dataclasses
+import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
-import grain
 import jax
 import ml_collections
 import ml_dtypes
@@ -19,8 +21,8 @@ import numpy as np
 
 from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
-from maira_jax.inputs.batches import InputBatch, assemble, fill_up
 from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.image_readers import ImageReaders, default_processes
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
@@ -31,26 +33,16 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae.activations import imported
+from sae.activations.batch_size import automatic_batch_size
 from sae.activations.config import HarvestSection
-from sae.activations.harvest_plan import HarvestPlan, make_plan
+from sae.activations.device_queue import DeviceQueue
+from sae.activations.harvest_batches import HarvestBatch, HarvestBatches, HarvestInputs
+from sae.activations.harvest_plan import make_plan
 from sae.activations.store import StoreLayout, StoreWriter
 
+# Images that are being read, or have been, before the batch that needs them is assembled; at least a batch's.
+_IMAGES_AHEAD = 64
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True)
-class HarvestBatch:
-    """Studies that go through the model together.
-
-    Attributes:
-      shard: number of the shard that they are computed for.
-      studies: numbers of the studies in the plan.
-      bucket: index into the plan's padded lengths.
-    """
-
-    shard: int
-    studies: tuple[int, ...]
-    bucket: int
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -72,11 +64,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with Stage(Path(workdir), "activations", section, inputs=("model",), computing=harvest.computing()) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        harvester = Harvester.open(config, workdir)
-        plan = harvester.plan
-        layout = StoreLayout.of(plan.n_tokens, harvester.d_model, harvest.dtype)
-        writer = StoreWriter(stage.dir, layout, plan.token_table(), harvester.studies, harvester.source)
-        _fill(writer, harvester)
+        begun_with = stage.manifest.get("chosen", {}).get("batch_size")
+        with contextlib.closing(Harvester.open(config, workdir, begun_with)) as harvester:
+            stage.record({"batch_size": harvester.batch_size})
+            plan = harvester.plan
+            layout = StoreLayout.of(plan.n_tokens, harvester.d_model, harvest.dtype)
+            writer = StoreWriter(stage.dir, layout, plan.token_table(), harvester.studies, harvester.source)
+            _fill(writer, harvester)
         stage.finish(writer.counts())
         return stage.manifest["counts"]
 
@@ -89,24 +83,33 @@ class Harvester:
       model_dir: the folder of the converted model.
       params: the model's parameters.
       model: the model's configuration.
+      batch_size: studies in a pass of the model; None: what the configuration says.
 
     Attributes:
       plan: which tokens of which study are kept.
       studies: the study table; see `STUDY_SCHEMA`.
       source: where the activations come from, as plain values.
       d_model: width of the activations.
+      batch_size: studies in a pass of the model.
+      batches: forms batches of the plan's studies.
+      queue: how busy the device is.
 
     Raises:
       UserError: a field is out of range, or a study cannot be read.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, model_dir: Path, params: Params, model: Maira2Config):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        model_dir: Path,
+        params: Params,
+        model: Maira2Config,
+        batch_size: int | None = None,
+    ):
         harvest = HarvestSection.of(config)
         site = _language_site(harvest.site, model)
-        self._tokenizer, self._images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
-        self._batch_size = harvest.batch_size
-        self._forward = functools.partial(_forward, params, model, site, harvest.dtype)
-        self.plan = make_plan(load_studies(config.studies), self._tokenizer, harvest)
+        tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
+        self.plan = make_plan(load_studies(config.studies), tokenizer, harvest)
         self.studies = self.plan.study_table(harvest.held_out_fraction, config.seed)
         self.d_model = model.text.hidden_size
         self.source = {
@@ -114,35 +117,59 @@ class Harvester:
             "site": site.name,
             "token_filter": harvest.token_filter,
         }
+        leaves = jax.tree.leaves(params)
+        self.batch_size = (
+            batch_size
+            or harvest.batch_size
+            or automatic_batch_size(
+                model, self.plan.lengths[-1], leaves[0].dtype, sum(leaf.nbytes for leaf in leaves), None
+            )
+        )
+        self.batches = HarvestBatches(self.plan, tokenizer, images, self.batch_size)
+        self.queue: DeviceQueue[HarvestBatch, HarvestInputs] = DeviceQueue()
+        self._forward = functools.partial(kept_activations, params, model, site, harvest.dtype)
+        self._readers = ImageReaders(images.size, default_processes() if harvest.readers is None else harvest.readers)
 
     @classmethod
-    def open(cls, config: ml_collections.ConfigDict, workdir: Path) -> Self:
+    def open(cls, config: ml_collections.ConfigDict, workdir: Path, batch_size: int | None = None) -> Self:
         """A harvester of `config.studies` with the model in `workdir/model`.
 
         Raises:
           UserError: a field is out of range, or a study cannot be read.
         """
         model_dir = Path(workdir) / "model"
-        return cls(config, model_dir, *model_store.load(model_dir))
+        return cls(config, model_dir, *model_store.load(model_dir), batch_size)
 
-    def batches(self, studies: Sequence[int], shard: int = 0) -> list[HarvestBatch]:
-        """Groups the studies of these numbers into batches for a shard, the longest study first."""
-        plan = self.plan
-        chosen = sorted((i for i in studies if len(plan.kept[i])), key=lambda i: (-len(plan.requests[i].encoded), i))
-        parts = [tuple(chosen[at : at + self._batch_size]) for at in range(0, len(chosen), self._batch_size)]
-        return [
-            HarvestBatch(shard, part, int(np.searchsorted(plan.lengths, len(plan.requests[part[0]].encoded))))
-            for part in parts
-        ]
+    def close(self) -> None:
+        """Ends the processes that read images."""
+        self._readers.close()
 
-    def read(self, batches: list[HarvestBatch]) -> Iterator[tuple[HarvestBatch, list[np.ndarray]]]:
-        """Yields each batch with the activations of its studies' kept tokens, [kept, d_model] each, as stored."""
-        source = grain.MapDataset.source(
-            _HarvestInputs(self.plan, batches, self._tokenizer, self._images, self._batch_size)
-        )
-        inputs = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
-        for batch, activations in _one_behind(inputs, self._forward):
-            yield batch, [activations[row, self.plan.kept[i]] for row, i in enumerate(batch.studies)]
+    def read(self, batches: Iterable[HarvestBatch]) -> Iterator[tuple[HarvestBatch, list[np.ndarray]]]:
+        """Yields each batch with the activations of its studies' kept tokens, [kept, d_model] each, as stored.
+
+        Raises:
+          UserError: an image cannot be read.
+        """
+        for batch, activations in self.queue.run(self._inputs(batches), lambda given: self._forward(*given)):
+            yield batch, self.batches.apart(batch, activations)
+
+    def _inputs(self, batches: Iterable[HarvestBatch]) -> Iterator[tuple[HarvestBatch, HarvestInputs]]:
+        """What the model is given for each batch, while the images of the next ones are read."""
+        ahead: deque[tuple[HarvestBatch, list[Future[np.ndarray]]]] = deque()
+        n_images = 0
+        for batch in batches:
+            ahead.append((batch, [self._readers.submit(image) for image in batch.images]))
+            n_images += len(batch.images)
+            while ahead and n_images > _IMAGES_AHEAD:
+                n_images -= len(ahead[0][0].images)
+                yield self._assembled(*ahead.popleft())
+        for batch, squares in ahead:
+            yield self._assembled(batch, squares)
+
+    def _assembled(
+        self, batch: HarvestBatch, squares: Sequence[Future[np.ndarray]]
+    ) -> tuple[HarvestBatch, HarvestInputs]:
+        return batch, self.batches.inputs(batch, [square.result() for square in squares])
 
 
 def _language_site(name: str, model: Maira2Config) -> Site:
@@ -152,74 +179,81 @@ def _language_site(name: str, model: Maira2Config) -> Site:
     return site
 
 
-class _HarvestInputs:
-    """What the model is given for each batch; a grain source, so that images are read ahead by threads."""
-
-    def __init__(
-        self, plan: HarvestPlan, batches: list[HarvestBatch], tokenizer: Tokenizer, images: ImageConfig, batch_size: int
-    ):
-        self._plan, self._batches, self._batch_size = plan, batches, batch_size
-        self._tokenizer, self._images = tokenizer, images
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> tuple[HarvestBatch, InputBatch]:
-        batch, plan = self._batches[index], self._plan
-        requests = [plan.requests[i] for i in fill_up(batch.studies, self._batch_size)]
-        length, n_images = plan.lengths[batch.bucket], plan.n_images[batch.bucket]
-        return batch, assemble(requests, self._tokenizer, self._images, length, n_images)
-
-
 @functools.partial(jax.jit, static_argnames=("model", "site", "dtype"))
-def _forward(
-    params: Params, model: Maira2Config, site: Site, dtype: str, tokens: jax.Array, mask: jax.Array, pixels: Any
+def kept_activations(
+    params: Params,
+    model: Maira2Config,
+    site: Site,
+    dtype: str,
+    tokens: jax.Array,
+    mask: jax.Array,
+    pixels: jax.Array | None,
+    images: jax.Array | None,
+    kept: jax.Array,
 ) -> jax.Array:
-    """Activations of a padded batch (see `InputBatch`), [B, T, d_model] in the store's dtype."""
-    output = maira2.forward(params, model, tokens, mask, pixels, read=(site,), logits=False)
-    return output.sites[site.name].astype(_DTYPES[dtype])  # [B, T, d_model]
+    """Activations of the kept tokens of a batch (see `HarvestInputs`), [groups, capacity, d_model] in the dtype."""
+    features = None
+    if pixels is not None and images is not None:
+        features = maira2.encode_shared_images(params, model, pixels, images)  # [B, images * patches, D]
+    output = maira2.forward(params, model, tokens, mask, None, read=(site,), logits=False, features=features)
+    x = output.sites[site.name]  # [B, T, D]
+    by_group = x.reshape(len(kept), -1, x.shape[-1])  # [groups, B / groups * T, D]
+    return jax.vmap(lambda rows, places: rows[places])(by_group, kept).astype(_DTYPES[dtype])
 
 
 def _fill(writer: StoreWriter, harvester: Harvester) -> None:
     """Computes and writes the shards that are missing."""
-    layout, plan = writer.layout, harvester.plan
-    missing = writer.missing()
-    batches = [batch for shard in missing for batch in harvester.batches(plan.touching(layout.rows(shard)), shard)]
-    to_do = sum(stop - start for start, stop in map(layout.rows, missing))
+    layout, plan, queue = writer.layout, harvester.plan, harvester.queue
+    shards = _OpenShards(writer, plan.starts)
+    batches = [batch for batch in harvester.batches.all() if any(map(shards.wants, batch.studies))]
+    to_do = sum(stop - start for start, stop in map(layout.rows, writer.missing()))
     with progress(total=layout.n_tokens, initial=layout.n_tokens - to_do, unit="tok", desc="harvest") as bar:
-        values, current = np.empty(0), None
         for batch, activations in harvester.read(batches):
-            if batch.shard != current:
-                if current is not None:
-                    writer.write(current, values)
-                current = batch.shard
-                start, stop = layout.rows(current)
-                values = np.empty((stop - start, layout.d_model), activations[0].dtype)
-            bar.update(_place(values, layout.rows(batch.shard), plan, batch, activations))
-        if current is not None:
-            writer.write(current, values)
+            copied = sum(map(shards.place, batch.studies, activations))
+            bar.set_postfix_str(f"device busy {queue.share():.0%}", refresh=False)
+            bar.update(copied)
+    print(
+        f"harvest: the device had work for {queue.busy:.1f} of {queue.seconds:.1f} s ({queue.share():.0%}), and "
+        f"waited for images for {queue.waited:.1f} s at most",
+        file=sys.stderr,
+    )
 
 
-def _one_behind(inputs: Any, read: Callable[..., jax.Array]) -> Iterator[tuple[HarvestBatch, np.ndarray]]:
-    """Yields each batch with its activations [B, T, d_model] on the host, while the device computes the next batch."""
-    previous = None
-    for batch, (tokens, mask, _, pixels) in inputs:
-        following = (batch, read(tokens, mask, pixels))
-        if previous is not None:
-            yield previous[0], np.asarray(previous[1])
-        previous = following
-    if previous is not None:
-        yield previous[0], np.asarray(previous[1])
+class _OpenShards:
+    """The missing shards, each written when all of its rows are there.
 
+    Args:
+      writer: writes a whole shard.
+      starts: first row of each study, and the number of all rows. int64 [studies + 1]
+    """
 
-def _place(
-    values: np.ndarray, rows: tuple[int, int], plan: HarvestPlan, batch: HarvestBatch, activations: Sequence[np.ndarray]
-) -> int:
-    """Copies the activations of a batch's studies to their rows of the shard; returns the number of rows."""
-    copied = 0
-    for i, kept in zip(batch.studies, activations, strict=True):
-        start = int(plan.starts[i])
-        low, high = max(start, rows[0]), min(start + len(kept), rows[1])
-        values[low - rows[0] : high - rows[0]] = kept[low - start : high - start]
-        copied += high - low
-    return copied
+    def __init__(self, writer: StoreWriter, starts: np.ndarray):
+        self._writer, self._starts = writer, starts
+        self._to_come = {shard: int(np.subtract(*writer.layout.rows(shard)[::-1])) for shard in writer.missing()}
+        self._values: dict[int, np.ndarray] = {}  # [rows of the shard, d_model]
+
+    def _of(self, study: int) -> list[int]:
+        """The missing shards that hold rows of a study."""
+        rows = self._writer.layout.shard_rows
+        start, stop = self._starts[study : study + 2]
+        return [shard for shard in range(start // rows, -(-stop // rows)) if shard in self._to_come]
+
+    def wants(self, study: int) -> bool:
+        """Whether rows of a study are missing."""
+        return bool(self._of(study))
+
+    def place(self, study: int, activations: np.ndarray) -> int:
+        """Copies a study's activations, [kept, d_model], to their rows; returns how many were missing."""
+        layout, first, copied = self._writer.layout, int(self._starts[study]), 0
+        for shard in self._of(study):
+            start, stop = layout.rows(shard)
+            if shard not in self._values:
+                self._values[shard] = np.empty((stop - start, layout.d_model), activations.dtype)
+            low, high = max(start, first), min(stop, first + len(activations))
+            self._values[shard][low - start : high - start] = activations[low - first : high - first]
+            self._to_come[shard] -= high - low
+            copied += high - low
+            if not self._to_come[shard]:
+                self._writer.write(shard, self._values.pop(shard))
+                del self._to_come[shard]
+        return copied

@@ -46,6 +46,10 @@ class HarvestPlan:
         """Number of rows of the store."""
         return int(self.starts[-1])
 
+    def buckets(self) -> np.ndarray:
+        """For each study, the index of the smallest padded length that holds it. int64 [studies]"""
+        return np.searchsorted(self.lengths, [len(request.encoded) for request in self.requests])
+
     def touching(self, rows: tuple[int, int]) -> range:
         """Numbers of the studies that have rows in the range from `rows[0]` to `rows[1]`."""
         first = int(np.searchsorted(self.starts, rows[0], side="right")) - 1

@@ -65,7 +65,7 @@ class LiveActivations:
         plan = self._harvester.plan
         wanted = sorted({i for rows in ranges for i in plan.touching(rows)})
         computed: dict[int, np.ndarray] = {}  # [kept, d_model] by number of the study
-        for batch, activations in self._harvester.read(self._harvester.batches(wanted)):
+        for batch, activations in self._harvester.read(self._harvester.batches.of(wanted)):
             computed |= zip(batch.studies, activations, strict=True)
 
         def rows(start: int, stop: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations import batches, live
+from sae.activations.batch_size import DEFAULT_BATCH_SIZE
 from sae.activations.config import HarvestSection
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
 from sae.autoencoder import Sae
@@ -63,7 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         unfinished = [folder for folder, stage in stages.items() if not stage.finished]
         if unfinished:
             store = live.open_source(train.source, config, workdir)
-            batch_size = HarvestSection.of(config).batch_size
+            batch_size = HarvestSection.of(config).batch_size or DEFAULT_BATCH_SIZE
             loss = loss_recovered.of_run(
                 workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size
             )

@@ -3,11 +3,16 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from configs import base
 from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig, preprocess
@@ -20,6 +25,7 @@ from sae.activations import harvest
 from sae.activations.config import HarvestSection
 from sae.activations.harvest_plan import make_plan
 from sae.activations.store import HELD_OUT, ActivationStore
+from tests.helpers.paths import ROOT
 
 
 def alone(config, workdir, study):
@@ -91,12 +97,11 @@ def test_a_killed_harvest_resumes_without_loss(config, workdir, tmp_path, monkey
     monkeypatch.setattr(harvest.StoreWriter, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         harvest.run(config, tmp_path)
-    done = [path.stat().st_mtime_ns for path in sorted((tmp_path / "activations" / "shards").iterdir())]
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "activations" / "shards").iterdir()}
     assert len(done) == 2
     monkeypatch.setattr(harvest.StoreWriter, "write", write)
     counts = harvest.run(config, tmp_path)
-    marks = sorted((tmp_path / "activations" / "shards").iterdir())
-    assert [path.stat().st_mtime_ns for path in marks[:2]] == done
+    assert {path: path.stat().st_mtime_ns for path in done} == done
     resumed, whole = ActivationStore.open(tmp_path / "activations"), ActivationStore.open(workdir / "activations")
     assert counts["tokens"] == whole.n_tokens
     np.testing.assert_array_equal(resumed.read(0, whole.n_tokens), whole.read(0, whole.n_tokens))
@@ -129,3 +134,65 @@ def test_fields_out_of_range(config, workdir, tmp_path, field, value, message):
     with pytest.raises(UserError, match=message):
         harvest.run(changed, tmp_path)
     assert not (tmp_path / "activations").exists()
+
+
+def manifest_of(studies, folder):
+    """The studies with their images as files, three times as large as the model takes them."""
+    folder.mkdir()
+    lines = []
+    for study in studies:
+        line = {"study_id": study.study_id, "patient_id": study.patient_id, "findings": study.findings}
+        for name in ("frontal", "prior_frontal"):
+            image = getattr(study, name)
+            if image is not None:
+                line[name] = f"{study.study_id}-{name}.png"
+                Image.fromarray(np.kron(image, np.ones((3, 3), np.uint8))).save(folder / line[name])
+        lines.append(json.dumps(line))
+    (folder / "studies.jsonl").write_text("\n".join(lines))
+    return folder / "studies.jsonl"
+
+
+def test_killed_with_worker_processes_it_resumes_to_the_same_bits(config, workdir, tmp_path):
+    manifest = manifest_of(load_studies(config.studies), tmp_path / "studies")
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model").symlink_to(workdir / "model")
+    command = [sys.executable, "-m", "tests.helpers.harvest_process", str(manifest), config.harvest.site]
+    subprocess.run([*command, str(tmp_path / "whole"), "0"], cwd=ROOT, check=True)
+    expected = ActivationStore.open(tmp_path / "whole" / "activations")
+    # It stops itself after its first shard, as the kernel would when memory runs out.
+    killed = subprocess.run([*command, str(tmp_path / "killed"), "2", "--kill"], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert 0 < len(list((tmp_path / "killed" / "activations" / "shards").iterdir())) < expected.layout.n_shards
+    subprocess.run([*command, str(tmp_path / "killed"), "2"], cwd=ROOT, check=True)
+    resumed = ActivationStore.open(tmp_path / "killed" / "activations")
+    np.testing.assert_array_equal(resumed.read(0, resumed.n_tokens), expected.read(0, expected.n_tokens))
+
+
+def test_a_broken_image_is_named(config, workdir, tmp_path):
+    manifest = manifest_of(load_studies(config.studies)[:6], tmp_path / "studies")
+    broken = next((tmp_path / "studies").glob("*-frontal.png"))
+    broken.write_bytes(b"")
+    (tmp_path / "model").symlink_to(workdir / "model")
+    changed = config.copy_and_resolve_references()
+    changed.studies = base.studies("manifest", path=str(manifest))
+    with pytest.raises(UserError, match=f"image .*{broken.name} cannot be read"):
+        harvest.run(changed, tmp_path)
+
+
+def test_an_open_batch_size_stays_what_the_first_attempt_chose(config, workdir, tmp_path, monkeypatch):
+    (tmp_path / "model").symlink_to(workdir / "model")
+    changed = config.copy_and_resolve_references()
+    changed.harvest.batch_size = None
+    for choice in (5, 7):
+        monkeypatch.setattr(harvest, "automatic_batch_size", lambda *_, choice=choice: choice)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(harvest.StoreWriter, "write", interrupt)
+            harvest.run(changed, tmp_path)
+    harvest.run(changed, tmp_path)
+    assert json.loads((tmp_path / "activations" / "manifest.json").read_text())["chosen"] == {"batch_size": 5}
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt

@@ -1,0 +1,28 @@
+"""Harvests in a process of its own: python -m tests.helpers.harvest_process MANIFEST SITE WORKDIR READERS [--kill].
+
+With --kill it kills itself as soon as its first shard is written.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from configs import base
+from sae.activations import harvest, store
+
+if __name__ == "__main__":
+    manifest, site, workdir, readers, *kill = sys.argv[1:]
+    store.SHARD_ROWS, store.CHUNK_ROWS = 128, 64
+    config = base.get_config()
+    config.studies = base.studies("manifest", path=manifest)
+    config.harvest.update({"site": site, "batch_size": 4, "readers": int(readers)})
+    if kill:
+        write = store.StoreWriter.write
+
+        def last(self, shard, values):
+            write(self, shard, values)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        store.StoreWriter.write = last
+    harvest.run(config, Path(workdir))
