@@ -23,6 +23,7 @@ from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
 from sae import mesh as sae_mesh
 from sae.activations import harvest
+from sae.activations.batch_size import DEFAULT_BATCH_SIZE
 from sae.activations.config import HarvestSection
 from sae.training.config import MAX_MATRIX, SaeConfig, SaeSection, TrainConfig, TrainSection
 from sae.training.trainer import Trainer
@@ -113,9 +114,19 @@ class Setting:
 
 
 def _harvest(setting: Setting, batch: int) -> jax.stages.Lowered:
+    """With images that no study shares, and every token kept."""
     section = HarvestSection.of(setting.config)
     site = Site.parse(section.site, setting.model)
-    return harvest._forward.lower(setting.params(), setting.model, site, section.dtype, *setting.prompts(batch))
+    tokens, mask, pixels = setting.prompts(batch)
+    groups = setting.mesh.shape["data"]
+    given = (
+        tokens,
+        mask,
+        setting.array((batch * setting.images, *pixels.shape[2:]), np.float32, "data"),
+        setting.array((batch, setting.images), np.int32, "data"),
+        setting.array((groups, batch // groups * setting.length), np.int32, "data"),
+    )
+    return harvest.kept_activations.lower(setting.params(), setting.model, site, section.dtype, *given)
 
 
 def _generate(setting: Setting, batch: int) -> jax.stages.Lowered:
@@ -202,7 +213,7 @@ class StageProgram:
     def batch(self, setting: Setting) -> int:
         """The batch that the configuration asks for."""
         section, name = self.field.split(".")
-        return setting.config[section][name]
+        return setting.config[section][name] or DEFAULT_BATCH_SIZE
 
     def limit(self, setting: Setting) -> int:
         """The largest batch that the stage takes, whatever the memory."""
