@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
 from interp.exemplar_batches import ExemplarBatches, Records
-from interp.exemplars import contexts, exemplar_table, index, neighbours
+from interp.exemplars import contexts, exemplar_table, index, neighbours, running_index
 from interp.exemplars.corpus import Corpus
 from interp.explainers import EXPLAINERS
 from interp.explainers.chat_model import ChatModel
@@ -183,20 +183,30 @@ def _collect(
     section: InterpretSection, seed: int, sae: Sae, corpus: Corpus, exemplars: ExemplarBatches
 ) -> dict[str, index.SplitIndex]:
     """Writes the exemplars, and index.npz and study_peak.npy into the phases, unless they are there."""
-    phases = exemplars.phases
-    if exemplars.path.is_file():
-        return index.load(phases / "index.npz")
-    sizes = index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, seed)
-    kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
-    with files.atomic_path(phases / "study_peak.npy") as temporary:
+    path = exemplars.phases / "index.npz"
+    found = index.load(path) if path.is_file() else _index(section, seed, sae, corpus, path)
+    if not exemplars.path.is_file():
+        n_activating = {TRAIN: section.n_explain, HELD_OUT: section.n_score}
+        similar, _ = neighbours.coactive(found, _N_NEIGHBOURS)
+        exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, seed, FEATURE_BATCH)
+    return found
+
+
+def _index(section: InterpretSection, seed: int, sae: Sae, corpus: Corpus, path: Path) -> dict[str, index.SplitIndex]:
+    """Writes study_peak.npy, and then the index to `path`, next to it; resumes an interrupted pass."""
+    peak_path, saved = path.with_name("study_peak.npy"), path.with_name("pass.npz")
+    if saved.is_file():
+        peak = np.load(peak_path, mmap_mode="r+")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # On disk, because it grows with the number of studies.
-        peak = files.array_on_disk(temporary, np.float32, (len(corpus.held_out), sae.n_features))
-        found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds)
-        peak.flush()
-    index.save(phases / "index.npz", found)
-    n_activating = {TRAIN: section.n_explain, HELD_OUT: section.n_score}
-    similar, _ = neighbours.coactive(found, _N_NEIGHBOURS)
-    exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, seed, FEATURE_BATCH)
+        peak = files.array_on_disk(peak_path, np.float32, (len(corpus.held_out), sae.n_features))
+    sizes = running_index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, seed)
+    kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
+    found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds, saved)
+    peak.flush()
+    index.save(path, found)
+    files.remove(saved)
     return found
 
 

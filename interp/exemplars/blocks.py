@@ -1,8 +1,10 @@
 """Blocks of whole contexts with static shapes, in which the pass over an activation store encodes its tokens."""
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -13,6 +15,8 @@ from sae.activations.store import ActivationRows
 STUDIES_PER_BLOCK = 64
 # Neighbouring rows are read from the store together, for this many blocks at a time.
 _BLOCKS_PER_READ = 16
+_READ_AHEAD = 3  # blocks
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,37 +62,66 @@ class ContextBlock(NamedTuple):
     pool_slot: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class StoreBlock:
+    """A block, and where its tokens come from.
+
+    Attributes:
+      split: the split of its contexts.
+      studies: the numbers of its studies, ascending.
+      block: the block.
+      n_tokens: number of tokens in it.
+      n_done: number of the store's first contexts that are finished with this block; None if others are begun too.
+    """
+
+    split: int
+    studies: np.ndarray
+    block: ContextBlock
+    n_tokens: int
+    n_done: int | None
+
+
 def max_contexts(block_tokens: int) -> int:
     """The largest number of contexts in a block; short contexts (single tokens) fill a block by this number first."""
     return max(block_tokens // 8, 1)
 
 
-def blocks(
-    store: ActivationRows, table: ContextTable, block_tokens: int
-) -> Iterator[tuple[int, np.ndarray, ContextBlock]]:
+def blocks(store: ActivationRows, table: ContextTable, block_tokens: int, begin: int = 0) -> Iterator[StoreBlock]:
     """Reads the store once, in order.
 
     Args:
       store: the activations that the contexts were cut from.
       table: all contexts of the store.
       block_tokens: number of tokens in a block.
-
-    Yields:
-      The split, the numbers of the block's studies (ascending), and the block.
+      begin: the first context that is read: 0, or the `n_done` of a block.
     """
     contexts = table.contexts
-    begin, end = 0, len(contexts)
-    while begin < end:
+    while begin < len(contexts):
         row = contexts.start[begin]
         # At least one context: the search value is above the start of `begin`.
         stop = int(np.searchsorted(contexts.start, row + _BLOCKS_PER_READ * block_tokens))
         last = contexts.start[stop - 1] + contexts.length[stop - 1]
         x = store.read(int(row), int(last))
-        for split in (0, 1):
-            numbers = begin + np.flatnonzero(table.split[begin:stop] == split)
-            for chosen in _in_blocks(contexts, numbers, block_tokens):
-                yield split, *_block(table, chosen, x, int(row), block_tokens)
+        chosen = [
+            (split, numbers)
+            for split in (0, 1)
+            for numbers in _in_blocks(contexts, begin + np.flatnonzero(table.split[begin:stop] == split), block_tokens)
+        ]
+        for place, (split, numbers) in enumerate(chosen, 1):
+            studies, block = _block(table, numbers, x, int(row), block_tokens)
+            n_tokens = int(contexts.length[numbers].sum())
+            yield StoreBlock(split, studies, block, n_tokens, stop if place == len(chosen) else None)
         begin = stop
+
+
+def read_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items of an iterator, which a thread asks for a few items ahead."""
+    end = object()
+    with ThreadPoolExecutor(1) as reader:
+        waiting = deque(reader.submit(next, items, end) for _ in range(_READ_AHEAD))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(reader.submit(next, items, end))
+            yield cast(_Item, item)
 
 
 def _in_blocks(contexts: Contexts, numbers: np.ndarray, block_tokens: int) -> Iterator[np.ndarray]:

@@ -2,69 +2,44 @@
 
 The pass keeps, for each feature and each split, its strongest contexts, a uniform sample of its activating contexts,
 counters and a histogram. Memory depends on the numbers of features and exemplars, not on the number of tokens: for each
-feature and split, the device holds twice as many contexts as are kept (and 64 more than are kept, if that is more), at
+feature and split, the devices hold twice as many contexts as are kept (and 64 more than are kept, if that is more), at
 8 bytes for a strongest and 12 bytes for a sampled one, 1 byte for each context of the pool, and about 270 bytes of
-counters; besides, the autoencoder, one block of tokens x features, and about 50 bytes for each active entry of the
-block. Sampling is by random priority: every (context, feature) pair has a hash, and the activating contexts with the
-largest hashes are a uniform sample, whatever the order or the block size of the pass.
+counters; besides, the autoencoder, one block of tokens x features, and what the route of `device_program` takes.
+Sampling is by random priority: every (context, feature) pair has a hash, and the activating contexts with the largest
+hashes are a uniform sample, whatever the order or the block size of the pass.
 
-Few features are active on a token, so after a block is encoded only its active entries are handled, listed by feature.
-The compiled program has a fixed capacity of entries; a block with more is repeated by a program of a larger capacity.
+A pass that is interrupted resumes at its last save, with the same result.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from interp.exemplars import streaming_top_k
-from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextBlock, ContextTable, blocks, max_contexts
+from interp.exemplars import saved_pass
+from interp.exemplars.blocks import ContextTable, blocks, read_ahead
 from interp.exemplars.contexts import Contexts
-from interp.exemplars.streaming_top_k import Candidates, StreamingTopK
+from interp.exemplars.device_pass import DevicePass
+from interp.exemplars.device_program import Route
+from interp.exemplars.running_index import IndexConfig
+from interp.exemplars.streaming_top_k import StreamingTopK
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
-from sae.autoencoder import Params, Sae, encode
-from sae.kernels import kept_entries
+from sae.autoencoder import Sae
 
 SPLITS = (TRAIN, HELD_OUT)
-# Half octaves, 2^-10 to 2^14, around any scale of residual stream; the outer bins are open.
-EDGES = 2.0 ** (np.arange(-20, 29) / 2)
-N_KINDS = len(Kind)
 # Positions are summed in int32 over a block, of at most 2^15 tokens.
 _MAX_POSITION = 2**16
-
-# Counters are int32 on the device; before one could overflow, all are added to int64 totals of the host.
-_MAX_COUNT = 2**31 - 1
-_COUNTERS = ("n_contexts", "n_tokens", "position_sum", "histogram")
-_NO_PEAK, _NO_PRIORITY = 0.0, -1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexConfig:
-    """Sizes of the pass.
-
-    Attributes:
-      n_top: number of strongest contexts kept for each feature and split.
-      n_sample: size of the uniform sample of activating contexts for each feature and split.
-      n_pool: number of contexts of each split whose activity is kept for all features; non-activating contexts are
-        drawn from them.
-      block_tokens: number of tokens encoded at a time, at most 2^15.
-      seed: seed of the samples.
-    """
-
-    n_top: int
-    n_sample: int
-    n_pool: int
-    block_tokens: int
-    seed: int
+# A save of the real size writes some hundred megabytes; an interrupted pass loses at most so much work.
+_SAVE_SECONDS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,21 +73,6 @@ class SplitIndex:
     total_tokens: int
 
 
-def hash_uniform(context: Any, feature: Any, seed: int) -> Any:
-    """Pseudo-random numbers in [0, 1) in steps of 2^-24, for NumPy and JAX arrays alike.
-
-    Args:
-      context, feature: integer arrays that broadcast against each other.
-      seed: seed of the numbers.
-    """
-    h = context.astype(np.uint32) * np.uint32(0x9E3779B1) ^ (
-        feature.astype(np.uint32) * np.uint32(0x85EBCA77) + np.uint32((seed * 0x27D4EB2F) % 2**32)
-    )
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finalizer of MurmurHash3
-        h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
-    return ((h ^ (h >> np.uint32(16))) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
-
-
 def build(
     sae: Sae,
     store: ActivationRows,
@@ -121,6 +81,9 @@ def build(
     cfg: IndexConfig,
     study_peak: np.ndarray,
     study_kinds: frozenset[Kind],
+    saved: Path | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    route: Route | None = None,
 ) -> dict[str, SplitIndex]:
     """Runs the pass.
 
@@ -130,14 +93,19 @@ def build(
       contexts: all contexts of the store.
       held_out: which studies are held out. bool [n_studies]
       cfg: sizes of the pass.
-      study_peak: zeros, which become each study's largest activations; may be a memory map. float32 [n_studies, F]
+      study_peak: zeros, which become each study's largest activations; what an interrupted pass left in it, if `saved`
+        is there. May be a memory map. float32 [n_studies, F]
       study_kinds: the kinds of tokens that count for `study_peak`.
+      saved: the file in which the pass is saved every few minutes, and from which an interrupted one resumes; None for
+        none.
+      devices: they share the features; None for all of this host.
+      route: how the devices add a block, with equal results; None for what suits them.
 
     Returns:
       An index for each of `SPLITS`.
 
     Raises:
-      UserError: a study is too long.
+      UserError: a study is too long, or `saved` is of another pass.
     """
     length = int((contexts.position + contexts.length).max(initial=1))  # of the longest study
     if length > _MAX_POSITION:
@@ -147,30 +115,57 @@ def build(
     split = held_out[contexts.study].astype(np.int8)  # [contexts]
     pools = [_draw_pool(np.flatnonzero(split == number), cfg, number) for number in (0, 1)]
     table = _context_table(contexts, split, pools, study_kinds, cfg.n_pool)
-    passes = [_SplitPass(cfg, sae.n_features) for _ in SPLITS]
-    threshold = jnp.asarray(sae.threshold, jnp.float32)
-    max_entries = cfg.block_tokens * sae.n_features
-    capacity = _entry_capacity(sae.k * cfg.block_tokens, max_entries)
-    drain_interval = max(_MAX_COUNT // (cfg.block_tokens * length), 1)  # in blocks
-    with progress(total=int(contexts.length.sum()), unit="tok", desc="interpret: exemplars") as bar:
-        for number, (own, studies, block) in enumerate(blocks(store, table, cfg.block_tokens), 1):
-            while True:
-                running, peak, n = _add_block(
-                    passes[own].running, sae.params, threshold, block, cfg, sae.top_k, capacity
-                )
-                passes[own].running = running
-                if n <= capacity:
-                    break
-                capacity = _entry_capacity(int(n), max_entries)
-            study_peak[studies] = np.maximum(study_peak[studies], np.asarray(peak)[: len(studies)])
-            if number % drain_interval == 0:
-                for part in passes:
-                    part.drain()
-            bar.update(int((block.slot < max_contexts(cfg.block_tokens)).sum()))
+    max_length = int(contexts.length.max(initial=1))
+    device_pass = DevicePass(sae, cfg, max_length, length, study_peak, devices or jax.local_devices(), route)
+    _run(device_pass, store, table, cfg, study_peak, saved, _identity(sae, table, cfg) if saved else "")
     return {
-        name: passes[number].result(pools[number], contexts.length[split == number], cfg)
+        name: _result(device_pass, number, pools[number], contexts.length[split == number], cfg)
         for number, name in enumerate(SPLITS)
     }
+
+
+def _run(
+    device_pass: DevicePass,
+    store: ActivationRows,
+    table: ContextTable,
+    cfg: IndexConfig,
+    study_peak: np.ndarray,
+    saved: Path | None,
+    identity: str,
+) -> None:
+    """Adds all contexts that are not in the saved pass, and saves it from time to time."""
+    found = saved_pass.load(saved, identity) if saved else None
+    n_done = 0
+    if found is not None:
+        n_done, arrays = found
+        device_pass.restore(arrays)
+    length = table.contexts.length
+    last_save = time.monotonic()
+    with progress(
+        total=int(length.sum()), initial=int(length[:n_done].sum()), unit="tok", desc="interpret: exemplars"
+    ) as bar:
+        read = blocks(store, table, cfg.block_tokens, n_done)
+        sent = ((part, device_pass.put(part.block)) for part in read)
+        for part, block in read_ahead(sent):
+            device_pass.add(part.split, part.studies, block)
+            bar.update(part.n_tokens)
+            if saved and part.n_done is not None and time.monotonic() - last_save >= _SAVE_SECONDS:
+                arrays = device_pass.arrays()  # waits for all blocks
+                if isinstance(study_peak, np.memmap):
+                    study_peak.flush()
+                saved_pass.save(saved, identity, part.n_done, arrays)
+                last_save = time.monotonic()
+
+
+def _identity(sae: Sae, table: ContextTable, cfg: IndexConfig) -> str:
+    """A digest of all that decides the result, the store's values apart."""
+    digest = hashlib.sha256(repr((cfg, sae.top_k)).encode())
+    for array in (*vars(table.contexts).values(), table.split, table.pool_slot, table.counts_for_study):
+        digest.update(np.asarray(array).tobytes())
+    for name in ("W_enc", "b_enc", "b_dec"):
+        digest.update(np.asarray(sae.params[name]).tobytes())
+    digest.update(np.asarray(sae.threshold).tobytes())
+    return digest.hexdigest()
 
 
 def _draw_pool(candidates: np.ndarray, cfg: IndexConfig, split: int) -> np.ndarray:
@@ -188,185 +183,30 @@ def _context_table(
     return ContextTable(contexts, split, pool_slot, n_pool, counts_for_study)
 
 
-def _entry_capacity(n: int, limit: int) -> int:
-    """A capacity for n active entries and an eighth more, at most `limit`; few sizes, so that few programs compile."""
-    wanted = n + n // 8
-    step = 1 << max(wanted.bit_length() - 4, 0)
-    return min(max(-(-wanted // step) * step, 1), limit)
-
-
-class RunningIndex(NamedTuple):
-    """What the device holds of one split's index during the pass; shapes as in `SplitIndex`, counters int32.
-
-    Attributes:
-      top: contexts by peak activation, with the value "context".
-      sample: contexts by random priority, with the values "context" and "peak".
-      n_contexts, n_tokens, position_sum, histogram: the counters, since they were last drained.
-      pool_active: whether each feature is active in each context of the pool. bool [n_pool, F]
-    """
-
-    top: StreamingTopK
-    sample: StreamingTopK
-    n_contexts: jax.Array
-    n_tokens: jax.Array
-    position_sum: jax.Array
-    histogram: jax.Array
-    pool_active: jax.Array
-
-    @classmethod
-    def empty(cls, cfg: IndexConfig, n_features: int) -> "RunningIndex":
-        """The index of no contexts."""
-        context, peak = (-1, jnp.int32), (0, jnp.float32)
-        return cls(
-            top=streaming_top_k.empty(n_features, cfg.n_top, _NO_PEAK, {"context": context}),
-            sample=streaming_top_k.empty(n_features, cfg.n_sample, _NO_PRIORITY, {"context": context, "peak": peak}),
-            n_contexts=jnp.zeros(n_features, jnp.int32),
-            n_tokens=jnp.zeros((n_features, N_KINDS), jnp.int32),
-            position_sum=jnp.zeros(n_features, jnp.int32),
-            histogram=jnp.zeros((n_features, len(EDGES) + 1), jnp.int32),
-            pool_active=jnp.zeros((cfg.n_pool, n_features), bool),
-        )
-
-
-class _SplitPass:
-    """One split's part of the pass.
-
-    Attributes:
-      running: what the device holds.
-      totals: the counters that were drained from it, int64.
-    """
-
-    def __init__(self, cfg: IndexConfig, n_features: int):
-        self.running = RunningIndex.empty(cfg, n_features)
-        self.totals = {name: np.asarray(getattr(self.running, name), np.int64) for name in _COUNTERS}
-
-    def drain(self) -> None:
-        """Moves the device's counters to the totals."""
-        for name in _COUNTERS:
-            self.totals[name] += np.asarray(getattr(self.running, name))
-        zeros: dict[str, Any] = {name: jnp.zeros_like(getattr(self.running, name)) for name in _COUNTERS}
-        self.running = self.running._replace(**zeros)
-
-    def result(self, pool: np.ndarray, lengths: np.ndarray, cfg: IndexConfig) -> SplitIndex:
-        """The finished index of a split with this pool and contexts of these `lengths`."""
-        self.drain()
-        top_peak, top = streaming_top_k.largest(self.running.top, cfg.n_top)
-        _, sample = streaming_top_k.largest(self.running.sample, cfg.n_sample)
-        return SplitIndex(
-            top_context=np.asarray(top["context"]),
-            top_peak=np.asarray(top_peak),
-            sample_context=np.asarray(sample["context"]),
-            sample_peak=np.asarray(sample["peak"]),
-            **self.totals,
-            pool=pool.astype(np.int64),
-            pool_active=np.asarray(self.running.pool_active)[: len(pool)],
-            total_contexts=len(lengths),
-            total_tokens=int(lengths.sum()),
-        )
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "top_k", "capacity"), donate_argnums=0)
-def _add_block(
-    running: RunningIndex,
-    params: Params,
-    threshold: jax.Array,
-    block: ContextBlock,
-    cfg: IndexConfig,
-    top_k: int | None,
-    capacity: int,
-) -> tuple[RunningIndex, jax.Array, jax.Array]:
-    """Adds a block of T tokens to its split's index.
-
-    Args:
-      running: the split's index so far.
-      params, threshold, top_k: the autoencoder's parameters, threshold and number of features kept on each token.
-      block: the block.
-      cfg: sizes of the pass.
-      capacity: number of active entries that the program can handle.
-
-    Returns:
-      The new index, the peak activations of the block's studies float32 [STUDIES_PER_BLOCK, F], and the number of
-      active entries; if that is above `capacity`, the index is unchanged and the peaks are 0.
-    """
-    f = encode(params, block.x, threshold, top_k)  # [T, F]
-    real = block.slot < max_contexts(cfg.block_tokens)  # [T]
-    active = kept_entries.entries((f > 0) & real[:, None], capacity, by_column=True)  # [capacity]
-    n = active.starts[-1]
-    study_peak = jnp.zeros((STUDIES_PER_BLOCK, f.shape[1]), jnp.float32)  # [studies, F]
-    running, study_peak = jax.lax.cond(
-        n <= capacity, lambda: _add_entries(running, f, active, block, cfg), lambda: (running, study_peak)
+def _result(device_pass: DevicePass, split: int, pool: np.ndarray, lengths: np.ndarray, cfg: IndexConfig) -> SplitIndex:
+    """The finished index of a split with this pool and contexts of these `lengths`."""
+    running = device_pass.running(split)
+    top_peak, top = _largest(running.top, cfg.n_top)
+    _, sample = _largest(running.sample, cfg.n_sample)
+    return SplitIndex(
+        top_context=top["context"],
+        top_peak=top_peak,
+        sample_context=sample["context"],
+        sample_peak=sample["peak"],
+        **{name: np.ascontiguousarray(total.T) for name, total in device_pass.totals[split].items()},
+        pool=pool.astype(np.int64),
+        pool_active=np.asarray(running.pool_active)[: len(pool)],
+        total_contexts=len(lengths),
+        total_tokens=int(lengths.sum()),
     )
-    return running, study_peak, n
 
 
-def _add_entries(
-    running: RunningIndex, f: jax.Array, active: kept_entries.Entries, block: ContextBlock, cfg: IndexConfig
-) -> tuple[RunningIndex, jax.Array]:
-    """Adds a block's n active entries to its split's index.
-
-    Args:
-      running: the split's index so far.
-      f: activations of the block. [T, F]
-      active: their positive entries on real tokens: features in `rows`, tokens in `columns`.
-      block: the block.
-      cfg: sizes of the pass.
-
-    Returns:
-      The new index, and the peak activations of the block's studies float32 [STUDIES_PER_BLOCK, F].
-    """
-    n_features, token = f.shape[1], active.columns
-    feature = jnp.where(active.used, active.rows, n_features)  # [n], out of range, and dropped, in unused places
-    n_tokens = running.n_tokens.at[feature, block.kind[token]].add(1, mode="drop")  # [F, kinds]
-    position_sum = running.position_sum.at[feature].add(block.position[token], mode="drop")  # [F]
-
-    pairs = _feature_context_pairs(f, active, block.slot)
-    slot, peak = pairs.values["slot"], pairs.key  # [n]
-    feature = jnp.where(pairs.used, pairs.row, n_features)  # [n]
-    bins = jnp.searchsorted(jnp.asarray(EDGES, jnp.float32), peak)  # [n]
-    study_peak = jnp.zeros((STUDIES_PER_BLOCK, n_features), jnp.float32)
-    study_peak = study_peak.at[block.study_slot[slot], feature].max(peak, mode="drop")  # [studies, F]
-
-    context = block.context[slot]  # [n]
-    strongest = pairs._replace(values={"context": context})
-    priority = hash_uniform(context, pairs.row, cfg.seed)  # [n]
-    drawn = pairs._replace(key=priority, values={"context": context, "peak": peak})
-    return RunningIndex(
-        top=streaming_top_k.add(running.top, strongest, cfg.n_top, _NO_PEAK),
-        sample=streaming_top_k.add(running.sample, drawn, cfg.n_sample, _NO_PRIORITY),
-        n_contexts=running.n_contexts + pairs.starts[1:] - pairs.starts[:-1],  # [F]
-        n_tokens=n_tokens,
-        position_sum=position_sum,
-        histogram=running.histogram.at[feature, bins].add(1, mode="drop"),  # [F, bins]
-        pool_active=running.pool_active.at[block.pool_slot[slot], feature].set(True, mode="drop"),  # [n_pool, F]
-    ), study_peak
-
-
-def _feature_context_pairs(f: jax.Array, active: kept_entries.Entries, slot_of: jax.Array) -> Candidates:
-    """The pairs of a feature and a context in which it is active, by feature and in the order of the contexts.
-
-    Args:
-      f: activations of the block. [T, F]
-      active: n entries, as for `_add_entries`.
-      slot_of: the place of each token's context in the block. int32 [T]
-
-    Returns:
-      At most n pairs, with the peak activation as `key` and the value "slot", the context's place in the block.
-    """
-    used, feature, token = active.used, active.rows, active.columns  # [n]
-    capacity = len(used)
-    slot = slot_of[token]  # [n]
-    begins = used.at[1:].set(used[1:] & ((feature[1:] != feature[:-1]) | (slot[1:] != slot[:-1])))  # [n]
-    pair = jnp.cumsum(begins, dtype=jnp.int32) - 1  # [n], of each entry
-    first = kept_entries.entries(begins[None], capacity)  # [n], the first entry of each pair
-    peak = jnp.zeros(capacity, jnp.float32).at[jnp.where(used, pair, capacity)].max(f[token, feature], mode="drop")
-    n_before = jnp.concatenate([jnp.zeros(1, jnp.int32), pair + 1])  # [n + 1], pairs that begin before each entry
-    return Candidates(
-        row=jnp.where(first.used, feature[first.columns], 0),
-        key=peak,
-        values={"slot": slot[first.columns]},
-        used=first.used,
-        starts=n_before[active.starts],
-    )
+def _largest(kept: StreamingTopK, k: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Keys and values of each row's k largest entries, by falling key, [rows, k] each; the earlier one wins a tie."""
+    key = np.ascontiguousarray(np.asarray(kept.key).T)  # [rows, capacity]
+    order = np.argsort(-key, axis=1, kind="stable")[:, :k]  # [rows, k]
+    values = {name: np.take_along_axis(np.asarray(value).T, order, axis=1) for name, value in kept.values.items()}
+    return np.take_along_axis(key, order, axis=1), values
 
 
 def pool_activity(found: Mapping[str, SplitIndex]) -> np.ndarray:

@@ -124,7 +124,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     import jax
     import pyarrow as pa
 
-    from interp.exemplars import exemplar_table, index, neighbours
+    from interp.exemplars import exemplar_table, index, neighbours, running_index
     from interp.exemplars.contexts import split_into_contexts
     from interp.exemplars.corpus import Corpus
     from maira_jax.inputs.tokens import Kind
@@ -155,7 +155,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     studies = pa.table({"study_id": [f"s{i}" for i in range(n_studies)]})
     rows: Any = _Rows(x)
     corpus = Corpus(rows, studies, token_id, [" a"], cut, held_out)
-    sizes = index.IndexConfig(n_top=10, n_sample=200, n_pool=2048, block_tokens=block, seed=0)
+    sizes = running_index.IndexConfig(n_top=10, n_sample=200, n_pool=2048, block_tokens=block, seed=0)
     n_activating = {"train": 40, "held_out": 50}
     with tempfile.TemporaryDirectory() as folder:
         shape = (n_studies, arguments.n_features)

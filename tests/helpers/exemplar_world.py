@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from interp.exemplars import index
+from interp.exemplars import index, running_index
 from interp.exemplars.contexts import split_into_contexts
 from interp.exemplars.corpus import Corpus
 from maira_jax.inputs.tokens import Kind
@@ -55,9 +55,11 @@ def make_world() -> dict[str, Any]:
     )  # fmt: skip
 
 
-def build(world, block_tokens, n_sample=40, n_pool=64):
-    cfg = index.IndexConfig(n_top=5, n_sample=n_sample, n_pool=n_pool, block_tokens=block_tokens, seed=3)
-    study_peak = np.zeros((len(world["held_out"]), 24), np.float32)
+def build(world, block_tokens, n_sample=40, n_pool=64, study_peak=None, first_row=0, **options):
+    """The index and the studies' peaks, read from `first_row` on; `options` are those of `index.build`."""
+    cfg = running_index.IndexConfig(n_top=5, n_sample=n_sample, n_pool=n_pool, block_tokens=block_tokens, seed=3)
+    if study_peak is None:
+        study_peak = np.zeros((len(world["held_out"]), world["sae"].n_features), np.float32)
     store = ArrayStore(world["x"])
     found = index.build(
         world["sae"],
@@ -67,6 +69,7 @@ def build(world, block_tokens, n_sample=40, n_pool=64):
         cfg,
         study_peak,
         frozenset({Kind.FINDINGS}),
+        **options,
     )
-    assert store.rows_read == len(world["x"])  # one pass
+    assert store.rows_read == len(world["x"]) - first_row  # one pass
     return found, study_peak

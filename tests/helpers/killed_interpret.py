@@ -1,6 +1,7 @@
 """Runs the interpret stage in small batches and kills it: `python -m tests.helpers.killed_interpret WORKDIR WHERE`.
 
-WHERE is "exemplars" (killed once they are written) or the folder of the results after whose first batch it is killed.
+WHERE is "pass" (killed after the second save of the pass over the store), "exemplars" (killed once they are written) or
+the folder of the results after whose first batch it is killed.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from interp import stage
+from interp.exemplars import blocks, index, saved_pass
 from interp.explainers import explainer
 from maira_jax.run import files
 from tests.helpers.interp_run import config
@@ -29,6 +31,17 @@ if __name__ == "__main__":
 
     files.write_json = write_and_die
     explainer.FEATURE_BATCH = 5
+    if where == "pass":
+        index._SAVE_SECONDS, blocks._BLOCKS_PER_READ = 0.0, 1
+        save, saves = saved_pass.save, []
+
+        def save_and_die(*args):
+            save(*args)
+            saves.append(args)
+            if len(saves) == 2:
+                kill()
+
+        saved_pass.save = save_and_die
     if where == "exemplars":
         stage._explain = kill
     stage.run(config(), Path(workdir))

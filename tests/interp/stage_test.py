@@ -207,13 +207,14 @@ def test_a_second_run_does_nothing(finished, capsys):
 
 
 def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp_path):
-    """SIGKILL after the exemplars, after a batch of explanations and after a batch of scores."""
+    """SIGKILL in the pass over the store, after the exemplars, and after a batch of explanations and one of scores."""
     workdir = tmp_path / "run"
     shutil.copytree(inputs, workdir)
-    for where in ("exemplars", "explanations", "detection"):
+    for where in ("pass", "exemplars", "explanations", "detection"):
         command = [sys.executable, "-m", "tests.helpers.killed_interpret", str(workdir), where]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        assert (workdir / "interp" / "phases" / "pass.npz").exists() == (where == "pass")
     exemplars = workdir / "interp" / "exemplars.parquet"
     assert len(list((workdir / "interp" / "phases" / "scores" / "detection").iterdir())) == 1
     changed = exemplars.stat().st_mtime_ns

@@ -1,21 +1,36 @@
 """The streaming exemplar index against a slow oracle that holds everything in memory."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from interp.exemplars import index
+from interp.exemplars import blocks, by_tiles, device_pass, device_program, index, running_index, saved_pass
 from interp.exemplars.blocks import ContextBlock, max_contexts
+from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from sae.autoencoder import Sae
 from tests.helpers.exemplar_world import build
+from tests.helpers.paths import ROOT
+
+ROUTES = {"list": None, "tiles": by_tiles.Tiles(max_length=12, features=8)}
 
 
+def assert_equal(one, other):
+    """All fields of two indices are equal."""
+    for name in index.SPLITS:
+        for field in dataclasses.fields(index.SplitIndex):
+            got, expected = (getattr(found[name], field.name) for found in (one, other))
+            np.testing.assert_array_equal(got, expected, err_msg=f"{name} {field.name}")
+
+
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("block_tokens", [64, 512])
-def test_index_equals_the_oracle(world, block_tokens):
-    found, study_peak = build(world, block_tokens)
+def test_index_equals_the_oracle(world, block_tokens, route):
+    found, study_peak = build(world, block_tokens, route=ROUTES[route])
     contexts, held_out, peak, f = (world[key] for key in ("contexts", "held_out", "peak", "f"))
     for split, name in enumerate(index.SPLITS):
         numbers = np.flatnonzero(held_out[contexts.study] == bool(split))
@@ -28,11 +43,11 @@ def test_index_equals_the_oracle(world, block_tokens):
             strongest = active[np.argsort(-peak[active, feature], kind="stable")][:5]
             assert got.top_context[feature][: len(strongest)].tolist() == strongest.tolist()
             np.testing.assert_allclose(got.top_peak[feature][: len(strongest)], peak[strongest, feature], rtol=1e-5)
-            priority = index.hash_uniform(active, np.array([feature]), 3)
+            priority = running_index.hash_uniform(active, np.array([feature]), 3)
             sample = active[np.argsort(-priority, kind="stable")][:40]
             kept = got.sample_context[feature][got.sample_context[feature] >= 0]
             assert kept.tolist() == sample.tolist()
-            expected = np.histogram(peak[active, feature], np.concatenate([[0], index.EDGES, [np.inf]]))[0]
+            expected = np.histogram(peak[active, feature], np.concatenate([[0], running_index.EDGES, [np.inf]]))[0]
             assert got.histogram[feature].tolist() == expected.tolist()
             active_rows = f[rows][:, feature] > 0
             assert got.position_sum[feature] == world["position"][rows][active_rows].sum()
@@ -56,71 +71,121 @@ def test_index_does_not_depend_on_the_block_size(world):
 def test_sample_is_uniform_over_the_contexts():
     """Over many features that fire everywhere, every context is sampled equally often (chi-square, 5 sigma)."""
     features, numbers = np.arange(4000), np.arange(200)
-    priority = index.hash_uniform(numbers[None], features[:, None], 7)
+    priority = running_index.hash_uniform(numbers[None], features[:, None], 7)
     counts = np.bincount(np.argsort(-priority, axis=1)[:, :20].ravel(), minlength=200)
     variance = 4000 * 0.1 * 0.9
     statistic = ((counts - 400) ** 2 / variance).sum()
     assert abs(statistic - 200) < 5 * np.sqrt(2 * 200)
 
 
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("kind", ["a threshold a feature", "the largest of each token"])
-def test_every_kind_of_autoencoder_is_indexed_as_it_encodes(world, kind):
+def test_every_kind_of_autoencoder_is_indexed_as_it_encodes(world, kind, route):
     threshold = np.linspace(0.2, 1.5, 24).astype(np.float32) if kind == "a threshold a feature" else -1.0
     sae = Sae(world["sae"].params, threshold, 3, (24,), per_token=kind != "a threshold a feature")
     f = np.asarray(sae.encode(world["x"]))
-    found, _ = build(world | {"sae": sae}, 512)
+    found, _ = build(world | {"sae": sae}, 512, route=ROUTES[route])
     rows = world["held_out"][world["study"]]
     for name, mask in (("train", ~rows), ("held_out", rows)):
         np.testing.assert_array_equal(found[name].n_tokens.sum(1), (f[mask] > 0).sum(0))
 
 
-def test_counters_are_drained_before_they_overflow(world, monkeypatch):
+@pytest.mark.parametrize("tile", [24, 3])
+def test_tiles_give_exactly_what_the_list_gives(world, tile):
+    for block_tokens in (64, 512):
+        one, one_peak = build(world, block_tokens)
+        other, other_peak = build(world, block_tokens, route=by_tiles.Tiles(12, tile))
+        assert_equal(other, one)
+        np.testing.assert_array_equal(other_peak, one_peak)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_counters_are_drained_before_they_overflow(world, monkeypatch, route):
     """With a counter so small that every block must be drained, the counts are the same."""
-    whole = build(world, 64)[0]
-    monkeypatch.setattr(index, "_MAX_COUNT", 1)
-    drained = build(world, 64)[0]
-    for name in index.SPLITS:
-        for field in ("n_contexts", "n_tokens", "position_sum", "histogram"):
-            np.testing.assert_array_equal(getattr(drained[name], field), getattr(whole[name], field))
+    whole = build(world, 64, route=ROUTES[route])[0]
+    monkeypatch.setattr(device_pass, "_MAX_COUNT", 1)
+    assert_equal(build(world, 64, route=ROUTES[route])[0], whole)
 
 
 def test_blocks_with_more_active_entries_than_the_capacity_are_repeated(world, monkeypatch):
     asked = []
-    entry_capacity = index._entry_capacity
-    monkeypatch.setattr(index, "_entry_capacity", lambda n, limit: asked.append(n) or entry_capacity(n, limit))
-    whole = build(world | {"sae": dataclasses.replace(world["sae"], k=24)}, 64)[0]
-    assert len(asked) == 1
-    repeated = build(world | {"sae": dataclasses.replace(world["sae"], k=1)}, 64)[0]
-    assert len(asked) > 2
-    for name in index.SPLITS:
-        for field in dataclasses.fields(index.SplitIndex):
-            np.testing.assert_array_equal(getattr(repeated[name], field.name), getattr(whole[name], field.name))
+    entry_capacity = device_pass.entry_capacity
+    monkeypatch.setattr(device_pass, "entry_capacity", lambda n, limit: asked.append(n) or entry_capacity(n, limit))
+    whole, whole_peak = build(world | {"sae": dataclasses.replace(world["sae"], k=24)}, 64)
+    assert not asked
+    repeated, repeated_peak = build(world | {"sae": dataclasses.replace(world["sae"], k=1)}, 64)
+    assert asked
+    assert_equal(repeated, whole)
+    np.testing.assert_array_equal(repeated_peak, whole_peak)
 
 
-def test_memory_of_the_pass_follows_the_formula():
+def test_several_devices_find_what_one_finds():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.devices8.exemplar_pass"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "equal\n", done.stderr
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_interrupted_pass_resumes_at_its_last_save(world, monkeypatch, tmp_path, route):
+    """It is interrupted after its second save, and goes on by the other route: what it keeps is the same."""
+    whole, whole_peak = build(world, 64)
+    saved, peak = tmp_path / "pass.npz", np.zeros_like(whole_peak)
+    monkeypatch.setattr(index, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(blocks, "_BLOCKS_PER_READ", 4)
+    save, contexts_done = saved_pass.save, []
+
+    def save_and_stop(path, identity, n_contexts, found):
+        save(path, identity, n_contexts, found)
+        contexts_done.append(n_contexts)
+        if len(contexts_done) == 2:
+            raise Interrupted
+
+    monkeypatch.setattr(saved_pass, "save", save_and_stop)
+    with pytest.raises(Interrupted):
+        build(world, 64, saved=saved, route=ROUTES[route], study_peak=peak)
+    monkeypatch.setattr(saved_pass, "save", save)
+    assert 0 < contexts_done[1] < len(world["contexts"])
+    other = next(other for name, other in ROUTES.items() if name != route)
+    rows_read = int(world["contexts"].start[contexts_done[1]])
+    resumed, _ = build(world, 64, saved=saved, route=other, study_peak=peak, first_row=rows_read)
+    assert_equal(resumed, whole)
+    np.testing.assert_array_equal(peak, whole_peak)
+    with pytest.raises(UserError, match=r"pass\.npz is of a pass over other contexts or another autoencoder"):
+        build(world | {"sae": dataclasses.replace(world["sae"], threshold=2.0)}, 64, saved=saved)
+
+
+@pytest.mark.parametrize("route", ["list", "tiles"])
+def test_memory_of_the_pass_follows_the_formula(route):
     """The memory of the running index, and what a step needs besides it, as the compiler plans them."""
 
     def planned(n_features, n_top=5, n_sample=40, n_pool=64):
-        cfg = index.IndexConfig(n_top, n_sample, n_pool, block_tokens=256, seed=0)
-        d = 16
-        params = {"W_enc": (d, n_features), "b_enc": (n_features,), "W_dec": (n_features, d), "b_dec": (d,)}
+        cfg = running_index.IndexConfig(n_top, n_sample, n_pool, block_tokens=256, seed=0)
+        mesh, d = running_index.feature_mesh(jax.devices()[:1], n_features), 16
+        params = {"W_enc": (d, n_features), "b_enc": (n_features,), "b_dec": (d,)}
         shaped = jax.ShapeDtypeStruct
         tokens, contexts = shaped((256,), np.int32), shaped((max_contexts(256),), np.int32)
         block = ContextBlock(shaped((256, d), np.float32), tokens, tokens, tokens, contexts, contexts, contexts)
-        running = jax.eval_shape(lambda: index.RunningIndex.empty(cfg, n_features))
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(running))
+        state = jax.eval_shape(lambda: device_program.PassState.empty(mesh, cfg, n_features))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.running))
         capacity = [kept + max(kept, 64) for kept in (n_top, n_sample)]
-        counters = 4 * (2 + 2 * 2 + index.N_KINDS + len(index.EDGES) + 1)
+        counters = 4 * (2 + 2 * 2 + running_index.N_KINDS + len(running_index.EDGES) + 1)
         assert size == n_features * (8 * capacity[0] + 12 * capacity[1] + n_pool + counters)
         plan = (
-            index._add_block.lower(
-                running,
+            device_program.add_block.lower(
+                state,
                 {name: shaped(shape, np.float32) for name, shape in params.items()},
-                shaped((), np.float32),
+                shaped((n_features,), np.float32),
                 block,
-                cfg,
-                None,
-                256 * n_features // 64,
+                shaped((), np.int32),
+                cfg=cfg,
+                top_k=None,
+                route=by_tiles.Tiles(32, n_features) if route == "tiles" else device_program.Entries(4 * n_features),
+                mesh=mesh,
             )
             .compile()
             .memory_analysis()
@@ -129,4 +194,4 @@ def test_memory_of_the_pass_follows_the_formula():
 
     # Besides the index a step needs a few times the block's activations, 1 KiB a feature, whatever is kept.
     assert planned(512) == pytest.approx(planned(1024), rel=0.2)
-    assert planned(512) < 12 * 1024
+    assert planned(512) < 16 * 1024

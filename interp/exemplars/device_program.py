@@ -1,0 +1,155 @@
+"""The compiled program of the pass, which adds one block to its split's index.
+
+It holds no collective: every device encodes the whole block for its own features. (Only an autoencoder that keeps a
+number of features per token counts them over all devices.)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from interp.exemplars import by_entries, by_tiles
+from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextBlock, max_contexts
+from interp.exemplars.running_index import FEATURES, IndexConfig, RunningIndex, by_features
+from sae.autoencoder import Params, Sae, encode
+from sae.kernels import kept_entries
+from sae.kernels.kth_largest import row_top_k
+
+# Features of a tile: with a block of 4,096 tokens, 16 MiB of a TPU's 128 MiB of vector memory.
+_TILE = {"tpu": 1024}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """The route of a CPU: by a list of at most `capacity` active entries on each device."""
+
+    capacity: int
+
+
+Route = Entries | by_tiles.Tiles
+
+
+class PassState(NamedTuple):
+    """What the devices hold of a split.
+
+    Attributes:
+      running: the index so far.
+      n_blocks: number of blocks that each device has added. int32 [devices]
+    """
+
+    running: RunningIndex
+    n_blocks: jax.Array
+
+    @classmethod
+    def empty(cls, mesh: Mesh, cfg: IndexConfig, n_features: int) -> "PassState":
+        """The state before the first block."""
+        return cls(RunningIndex.empty(cfg, n_features), jnp.zeros(mesh.size, jnp.int32))
+
+
+class AddedBlock(NamedTuple):
+    """What a block gives besides the new index.
+
+    Attributes:
+      study_peak: largest activations of the block's studies; 0 where a device did not add it. [STUDIES_PER_BLOCK, F]
+      n_entries: number of active entries on each device. int32 [devices]
+    """
+
+    study_peak: jax.Array
+    n_entries: jax.Array
+
+
+def suited_route(devices: Sequence[jax.Device], sae: Sae, cfg: IndexConfig, max_length: int) -> Route:
+    """The faster route on devices that share the features: a CPU's by a list of entries, the others' by matrices."""
+    n_features = sae.n_features // len(devices)
+    platform = devices[0].platform
+    if platform == "cpu":
+        return Entries(entry_capacity(sae.k * cfg.block_tokens // len(devices), cfg.block_tokens * n_features))
+    widest = _TILE.get(platform, n_features)
+    tile = max(size for size in range(1, min(widest, n_features) + 1) if n_features % size == 0)
+    return by_tiles.Tiles(max_length, tile)
+
+
+def entry_capacity(n: int, limit: int) -> int:
+    """A capacity for n active entries and an eighth more, at most `limit`; few sizes, so that few programs compile."""
+    wanted = n + n // 8
+    step = 1 << max(wanted.bit_length() - 4, 0)
+    return min(max(-(-wanted // step) * step, 1), limit)
+
+
+def state_shardings(mesh: Mesh, cfg: IndexConfig, n_features: int) -> PassState:
+    """Where each array of a split's state is, as a tree of shardings."""
+    shapes = jax.eval_shape(lambda: PassState.empty(mesh, cfg, n_features))
+    return jax.tree.map(lambda leaf: by_features(mesh, leaf.ndim), shapes)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "top_k", "route", "mesh"), donate_argnums=0)
+def add_block(
+    state: PassState,
+    params: Params,
+    threshold: jax.Array,
+    block: ContextBlock,
+    number: jax.Array,
+    *,
+    cfg: IndexConfig,
+    top_k: int | None,
+    route: Route,
+    mesh: Mesh,
+) -> tuple[PassState, AddedBlock]:
+    """Adds a block of T tokens to its split's index.
+
+    Args:
+      state: the split's state.
+      params: `W_enc [d_model, F]` and `b_enc [F]`, which the devices share as they do the state, and `b_dec [d_model]`.
+      threshold: features above it are active. float32 [F]
+      block: the block, on every device.
+      number: the number of the split's blocks before this one. int32 []
+      cfg: sizes of the pass.
+      top_k: number of features kept on each token, or None.
+      route: how each device adds the block.
+      mesh: the devices.
+
+    Returns:
+      The new state, and what the block gives. A device that has not added all blocks before this one, or has added this
+      one, or for whose capacity it is too large, leaves its state as it is and gives peaks of 0.
+    """
+    f = encode(params, block.x, threshold)  # [T, F]
+    if top_k is not None:
+        f = jnp.where(row_top_k(f, top_k)[0], f, 0.0)  # [T, F]
+    shared = jax.tree.map(lambda leaf: by_features(mesh, leaf.ndim).spec, (state, f))
+    everywhere, by_device = PartitionSpec(), PartitionSpec(FEATURES)
+    sharded = jax.shard_map(
+        functools.partial(_add_on_device, cfg=cfg, route=route),
+        mesh=mesh,
+        in_specs=(*shared, everywhere, everywhere),
+        out_specs=(shared[0], (PartitionSpec(None, FEATURES), by_device)),
+        check_vma=False,
+    )
+    state, (study_peak, n_entries) = sharded(state, f, block, number)
+    return state, AddedBlock(study_peak, n_entries)
+
+
+def _add_on_device(
+    state: PassState, f: jax.Array, block: ContextBlock, number: jax.Array, cfg: IndexConfig, route: Route
+) -> tuple[PassState, tuple[jax.Array, jax.Array]]:
+    """`add_block` for the features `f [T, F / devices]` of one device."""
+    first_feature = lax.axis_index(FEATURES) * f.shape[1]
+    if isinstance(route, by_tiles.Tiles):
+        running, peak = by_tiles.add(state.running, f, block, first_feature, cfg, route)
+        return PassState(running, state.n_blocks + 1), (peak, jnp.zeros(1, jnp.int32))
+    real = block.slot < max_contexts(cfg.block_tokens)  # [T]
+    active = kept_entries.entries((f > 0) & real[:, None], route.capacity, by_column=True)  # [capacity]
+    n = active.starts[-1]
+    adds = (n <= route.capacity) & (state.n_blocks[0] == number)
+    nothing = jnp.zeros((STUDIES_PER_BLOCK, f.shape[1]), jnp.float32)
+    running, peak = lax.cond(
+        adds,
+        lambda: by_entries.add(state.running, f, active, block, first_feature, cfg),
+        lambda: (state.running, nothing),
+    )
+    return PassState(running, state.n_blocks + adds), (peak, n[None])

@@ -1,0 +1,64 @@
+"""The exemplar pass on several devices finds exactly what one device finds, without a collective in its program."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+
+from interp.exemplars import by_tiles, device_program, index, running_index
+from interp.exemplars.blocks import ContextBlock, max_contexts
+from tests.helpers.exemplar_world import build, make_world
+
+_COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
+
+
+def assert_equal(one, other):
+    (one, one_peak), (other, other_peak) = one, other
+    for name in index.SPLITS:
+        for field in dataclasses.fields(index.SplitIndex):
+            got, expected = (getattr(found[name], field.name) for found in (other, one))
+            np.testing.assert_array_equal(got, expected, err_msg=f"{name} {field.name}")
+    np.testing.assert_array_equal(other_peak, one_peak)
+
+
+def program(devices, route, top_k):
+    """The text of the optimised program for these devices."""
+    cfg = running_index.IndexConfig(n_top=5, n_sample=40, n_pool=64, block_tokens=64, seed=3)
+    n_features, mesh = 24, running_index.feature_mesh(devices, 24)
+    shardings = device_program.state_shardings(mesh, cfg, n_features)
+    empty = device_program.PassState.empty(mesh, cfg, n_features)
+    zeros = jax.tree.map(np.zeros, ((8, n_features), (n_features,)), is_leaf=lambda shape: isinstance(shape[0], int))
+    w_enc, b_enc = (jax.device_put(array, running_index.by_features(mesh, array.ndim)) for array in zeros)
+    tokens, contexts = np.zeros(64, np.int32), np.zeros(max_contexts(64), np.int32)
+    lowered = device_program.add_block.lower(
+        jax.device_put(empty, shardings),
+        {"W_enc": w_enc, "b_enc": b_enc, "b_dec": np.zeros(8)},
+        jax.device_put(np.zeros(n_features), running_index.by_features(mesh, 1)),
+        ContextBlock(np.zeros((64, 8)), tokens, tokens, tokens, contexts, contexts, contexts),
+        np.int32(0),
+        cfg=cfg,
+        top_k=top_k,
+        route=route,
+        mesh=mesh,
+    )
+    return lowered.compile().as_text()
+
+
+def main() -> None:
+    world, devices = make_world(), jax.devices()
+    few = world | {"sae": dataclasses.replace(world["sae"], k=1)}  # blocks exceed the first capacity
+    per_token = world | {"sae": dataclasses.replace(world["sae"], threshold=0.0, k=3, per_token=True)}
+    for case in (few, per_token):
+        one = build(case, 64, devices=devices[:1])
+        for route in (None, by_tiles.Tiles(max_length=12, features=3)):
+            assert_equal(one, build(case, 64, devices=devices, route=route))
+    assert_equal(build(few, 64, devices=devices[:1]), build(few, 64, devices=devices[:5]))  # 4 of 5 share 24 features
+    for route in (device_program.Entries(64), by_tiles.Tiles(max_length=12, features=3)):
+        assert not _COLLECTIVE.search(program(devices, route, None))
+        assert _COLLECTIVE.search(program(devices, route, 3))  # it counts each token's features over all devices
+    print("equal")
+
+
+if __name__ == "__main__":
+    main()
