@@ -7,12 +7,13 @@ number of features per token counts them over all devices.)
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from interp.exemplars import by_entries, by_tiles
 from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextBlock, max_contexts
@@ -86,6 +87,27 @@ def state_shardings(mesh: Mesh, cfg: IndexConfig, n_features: int) -> PassState:
     """Where each array of a split's state is, as a tree of shardings."""
     shapes = jax.eval_shape(lambda: PassState.empty(mesh, cfg, n_features))
     return jax.tree.map(lambda leaf: by_features(mesh, leaf.ndim), shapes)
+
+
+def abstract_arguments(mesh: Mesh, cfg: IndexConfig, d_model: int, n_features: int) -> tuple[Any, ...]:
+    """Shapes and places of what `add_block` takes, to compile it without data or for devices that are not there."""
+    everywhere, n_contexts = NamedSharding(mesh, PartitionSpec()), max_contexts(cfg.block_tokens)
+
+    def shape(size: tuple[int, ...], place: NamedSharding, dtype: Any = np.float32) -> Any:
+        return jax.ShapeDtypeStruct(size, dtype, sharding=place)
+
+    shapes = jax.eval_shape(lambda: PassState.empty(mesh, cfg, n_features))
+    shardings = state_shardings(mesh, cfg, n_features)
+    state = jax.tree.map(lambda leaf, place: shape(leaf.shape, place, leaf.dtype), shapes, shardings)
+    params = {
+        "W_enc": shape((d_model, n_features), by_features(mesh, 2)),
+        "b_enc": shape((n_features,), by_features(mesh, 1)),
+        "b_dec": shape((d_model,), everywhere),
+    }
+    tokens, contexts = (shape((size,), everywhere, np.int32) for size in (cfg.block_tokens, n_contexts))
+    x = shape((cfg.block_tokens, d_model), everywhere)
+    block = ContextBlock(x, tokens, tokens, tokens, contexts, contexts, contexts)
+    return state, params, shape((n_features,), by_features(mesh, 1)), block, shape((), everywhere, np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "top_k", "route", "mesh"), donate_argnums=0)

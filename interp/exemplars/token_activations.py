@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from interp.exemplars.contexts import Contexts
 from interp.exemplars.corpus import Corpus
@@ -131,7 +132,8 @@ def _encode_groups(
     Returns:
       float32 [B, G, L]
     """
-    z = jnp.einsum("bgd,bld->bgl", encoder[feature], x - b_dec) + bias[feature][..., None]  # [B, G, L]
+    products = jnp.einsum("bgd,bld->bgl", encoder[feature], x - b_dec, precision=lax.Precision.HIGHEST)  # [B, G, L]
+    z = products + bias[feature][..., None]  # [B, G, L]
     return jnp.where(z > cutoff, z, 0.0)  # [B, G, L]
 
 

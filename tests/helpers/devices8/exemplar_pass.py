@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from interp.exemplars import by_tiles, device_program, index, running_index
-from interp.exemplars.blocks import ContextBlock, max_contexts
 from tests.helpers.exemplar_world import build, make_world
 
 _COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
@@ -25,23 +24,9 @@ def assert_equal(one, other):
 def program(devices, route, top_k):
     """The text of the optimised program for these devices."""
     cfg = running_index.IndexConfig(n_top=5, n_sample=40, n_pool=64, block_tokens=64, seed=3)
-    n_features, mesh = 24, running_index.feature_mesh(devices, 24)
-    shardings = device_program.state_shardings(mesh, cfg, n_features)
-    empty = device_program.PassState.empty(mesh, cfg, n_features)
-    zeros = jax.tree.map(np.zeros, ((8, n_features), (n_features,)), is_leaf=lambda shape: isinstance(shape[0], int))
-    w_enc, b_enc = (jax.device_put(array, running_index.by_features(mesh, array.ndim)) for array in zeros)
-    tokens, contexts = np.zeros(64, np.int32), np.zeros(max_contexts(64), np.int32)
-    lowered = device_program.add_block.lower(
-        jax.device_put(empty, shardings),
-        {"W_enc": w_enc, "b_enc": b_enc, "b_dec": np.zeros(8)},
-        jax.device_put(np.zeros(n_features), running_index.by_features(mesh, 1)),
-        ContextBlock(np.zeros((64, 8)), tokens, tokens, tokens, contexts, contexts, contexts),
-        np.int32(0),
-        cfg=cfg,
-        top_k=top_k,
-        route=route,
-        mesh=mesh,
-    )
+    mesh = running_index.feature_mesh(devices, 24)
+    arguments = device_program.abstract_arguments(mesh, cfg, 8, 24)
+    lowered = device_program.add_block.lower(*arguments, cfg=cfg, top_k=top_k, route=route, mesh=mesh)
     return lowered.compile().as_text()
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from interp.exemplars import blocks, by_tiles, device_pass, device_program, index, running_index, saved_pass
-from interp.exemplars.blocks import ContextBlock, max_contexts
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from sae.autoencoder import Sae
@@ -165,31 +164,15 @@ def test_memory_of_the_pass_follows_the_formula(route):
 
     def planned(n_features, n_top=5, n_sample=40, n_pool=64):
         cfg = running_index.IndexConfig(n_top, n_sample, n_pool, block_tokens=256, seed=0)
-        mesh, d = running_index.feature_mesh(jax.devices()[:1], n_features), 16
-        params = {"W_enc": (d, n_features), "b_enc": (n_features,), "b_dec": (d,)}
-        shaped = jax.ShapeDtypeStruct
-        tokens, contexts = shaped((256,), np.int32), shaped((max_contexts(256),), np.int32)
-        block = ContextBlock(shaped((256, d), np.float32), tokens, tokens, tokens, contexts, contexts, contexts)
-        state = jax.eval_shape(lambda: device_program.PassState.empty(mesh, cfg, n_features))
+        mesh = running_index.feature_mesh(jax.devices()[:1], n_features)
+        state, *arguments = device_program.abstract_arguments(mesh, cfg, 16, n_features)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.running))
         capacity = [kept + max(kept, 64) for kept in (n_top, n_sample)]
         counters = 4 * (2 + 2 * 2 + running_index.N_KINDS + len(running_index.EDGES) + 1)
         assert size == n_features * (8 * capacity[0] + 12 * capacity[1] + n_pool + counters)
-        plan = (
-            device_program.add_block.lower(
-                state,
-                {name: shaped(shape, np.float32) for name, shape in params.items()},
-                shaped((n_features,), np.float32),
-                block,
-                shaped((), np.int32),
-                cfg=cfg,
-                top_k=None,
-                route=by_tiles.Tiles(32, n_features) if route == "tiles" else device_program.Entries(4 * n_features),
-                mesh=mesh,
-            )
-            .compile()
-            .memory_analysis()
-        )
+        by = by_tiles.Tiles(32, n_features) if route == "tiles" else device_program.Entries(4 * n_features)
+        lowered = device_program.add_block.lower(state, *arguments, cfg=cfg, top_k=None, route=by, mesh=mesh)
+        plan = lowered.compile().memory_analysis()
         return plan.temp_size_in_bytes / n_features
 
     # Besides the index a step needs a few times the block's activations, 1 KiB a feature, whatever is kept.
