@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from interp.exemplars.blocks import ContextBlock
 from interp.exemplars.device_program import (
@@ -24,7 +23,8 @@ from interp.exemplars.device_program import (
     state_shardings,
     suited_route,
 )
-from interp.exemplars.running_index import COUNTERS, IndexConfig, RunningIndex, by_features, feature_mesh
+from interp.exemplars.running_index import COUNTERS, IndexConfig, RunningIndex
+from interp.exemplars.shared_sae import SharedSae, everywhere
 from sae.autoencoder import Sae
 
 # Blocks that were sent off and whose results are not looked at yet: enough to keep the devices busy.
@@ -71,13 +71,9 @@ class DevicePass:
         route: Route | None = None,
     ):
         self._cfg, self._top_k, self._n_features, self._study_peak = cfg, sae.top_k, sae.n_features, study_peak
-        self._mesh = feature_mesh(devices, sae.n_features)
+        self._sae = SharedSae.of(sae, devices)
+        self._mesh = self._sae.mesh
         self._route = route or suited_route(self._mesh.devices.tolist(), sae, cfg, max_length)
-        threshold = np.broadcast_to(np.asarray(sae.threshold, np.float32), sae.n_features)
-        self._threshold = jax.device_put(threshold, by_features(self._mesh, 1))
-        places = {name: by_features(self._mesh, sae.params[name].ndim) for name in ("W_enc", "b_enc")}
-        places["b_dec"] = self._everywhere = NamedSharding(self._mesh, PartitionSpec())
-        self._params = {name: jax.device_put(sae.params[name], place) for name, place in places.items()}
         empty = PassState.empty(self._mesh, cfg, sae.n_features)
         self._states = [self._placed(empty) for _ in range(_N_SPLITS)]
         self.totals = [
@@ -91,7 +87,7 @@ class DevicePass:
 
     def put(self, block: ContextBlock) -> ContextBlock:
         """Begins to copy a block to every device."""
-        return jax.device_put(block, self._everywhere)
+        return jax.device_put(block, everywhere(self._mesh))
 
     def add(self, split: int, studies: np.ndarray, block: ContextBlock) -> None:
         """Adds a block of contexts of these studies to a split; what it gives is seen some blocks later."""
@@ -106,8 +102,8 @@ class DevicePass:
     def _send(self, split: int, number: int, studies: np.ndarray, block: ContextBlock) -> None:
         self._states[split], added = add_block(
             self._states[split],
-            self._params,
-            self._threshold,
+            self._sae.params,
+            self._sae.threshold,
             block,
             np.int32(number),
             cfg=self._cfg,

@@ -17,10 +17,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from interp.exemplars import by_entries, by_tiles
 from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextBlock, max_contexts
-from interp.exemplars.running_index import FEATURES, IndexConfig, RunningIndex, by_features
-from sae.autoencoder import Params, Sae, encode
+from interp.exemplars.running_index import IndexConfig, RunningIndex
+from interp.exemplars.shared_sae import FEATURES, by_features, everywhere, features
+from sae.autoencoder import Params, Sae
 from sae.kernels import kept_entries
-from sae.kernels.kth_largest import row_top_k
 
 # Features of a tile: with a block of 4,096 tokens, 16 MiB of a TPU's 128 MiB of vector memory.
 _TILE = {"tpu": 1024}
@@ -91,7 +91,7 @@ def state_shardings(mesh: Mesh, cfg: IndexConfig, n_features: int) -> PassState:
 
 def abstract_arguments(mesh: Mesh, cfg: IndexConfig, d_model: int, n_features: int) -> tuple[Any, ...]:
     """Shapes and places of what `add_block` takes, to compile it without data or for devices that are not there."""
-    everywhere, n_contexts = NamedSharding(mesh, PartitionSpec()), max_contexts(cfg.block_tokens)
+    n_contexts, replicated = max_contexts(cfg.block_tokens), everywhere(mesh)
 
     def shape(size: tuple[int, ...], place: NamedSharding, dtype: Any = np.float32) -> Any:
         return jax.ShapeDtypeStruct(size, dtype, sharding=place)
@@ -102,12 +102,12 @@ def abstract_arguments(mesh: Mesh, cfg: IndexConfig, d_model: int, n_features: i
     params = {
         "W_enc": shape((d_model, n_features), by_features(mesh, 2)),
         "b_enc": shape((n_features,), by_features(mesh, 1)),
-        "b_dec": shape((d_model,), everywhere),
+        "b_dec": shape((d_model,), replicated),
     }
-    tokens, contexts = (shape((size,), everywhere, np.int32) for size in (cfg.block_tokens, n_contexts))
-    x = shape((cfg.block_tokens, d_model), everywhere)
+    tokens, contexts = (shape((size,), replicated, np.int32) for size in (cfg.block_tokens, n_contexts))
+    x = shape((cfg.block_tokens, d_model), replicated)
     block = ContextBlock(x, tokens, tokens, tokens, contexts, contexts, contexts)
-    return state, params, shape((n_features,), by_features(mesh, 1)), block, shape((), everywhere, np.int32)
+    return state, params, shape((n_features,), by_features(mesh, 1)), block, shape((), replicated, np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "top_k", "route", "mesh"), donate_argnums=0)
@@ -127,12 +127,10 @@ def add_block(
 
     Args:
       state: the split's state.
-      params: `W_enc [d_model, F]` and `b_enc [F]`, which the devices share as they do the state, and `b_dec [d_model]`.
-      threshold: features above it are active. float32 [F]
+      params, threshold, top_k: the autoencoder, as `interp.exemplars.shared_sae.features` takes it.
       block: the block, on every device.
       number: the number of the split's blocks before this one. int32 []
       cfg: sizes of the pass.
-      top_k: number of features kept on each token, or None.
       route: how each device adds the block.
       mesh: the devices.
 
@@ -140,15 +138,13 @@ def add_block(
       The new state, and what the block gives. A device that has not added all blocks before this one, or has added this
       one, or for whose capacity it is too large, leaves its state as it is and gives peaks of 0.
     """
-    f = encode(params, block.x, threshold)  # [T, F]
-    if top_k is not None:
-        f = jnp.where(row_top_k(f, top_k)[0], f, 0.0)  # [T, F]
+    f = features(params, block.x, threshold, top_k)  # [T, F]
     shared = jax.tree.map(lambda leaf: by_features(mesh, leaf.ndim).spec, (state, f))
-    everywhere, by_device = PartitionSpec(), PartitionSpec(FEATURES)
+    whole, by_device = PartitionSpec(), PartitionSpec(FEATURES)
     sharded = jax.shard_map(
         functools.partial(_add_on_device, cfg=cfg, route=route),
         mesh=mesh,
-        in_specs=(*shared, everywhere, everywhere),
+        in_specs=(*shared, whole, whole),
         out_specs=(shared[0], (PartitionSpec(None, FEATURES), by_device)),
         check_vma=False,
     )

@@ -5,19 +5,16 @@ block to them: the devices never wait for each other.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from interp.exemplars import streaming_top_k
 from interp.exemplars.streaming_top_k import StreamingTopK
 from maira_jax.inputs.tokens import Kind
 
-FEATURES = "features"  # the mesh axis
 # Half octaves, 2^-10 to 2^14, around any scale of residual stream; the outer bins are open.
 EDGES = 2.0 ** (np.arange(-20, 29) / 2)
 N_KINDS = len(Kind)
@@ -95,14 +92,3 @@ def hash_uniform(context: Any, feature: Any, seed: int) -> Any:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finalizer of MurmurHash3
         h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
     return ((h ^ (h >> np.uint32(16))) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
-
-
-def feature_mesh(devices: Sequence[jax.Device], n_features: int) -> Mesh:
-    """A mesh of as many of the devices as can hold equal shares of the features."""
-    n = max(n for n in range(1, len(devices) + 1) if n_features % n == 0)
-    return Mesh(np.array(devices[:n]), (FEATURES,))
-
-
-def by_features(mesh: Mesh, ndim: int) -> NamedSharding:
-    """The sharding of an array of so many axes, the last of which are the features."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 1), FEATURES))

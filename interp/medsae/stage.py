@@ -13,18 +13,20 @@ the same studies, as in MedSAE; `interp/concepts.parquet` has features chosen on
 
 import dataclasses
 import functools
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp.exemplars.blocks import read_ahead
 from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
+from interp.exemplars.shared_sae import SharedSae, features
 from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 from maira_jax.errors import UserError
@@ -34,13 +36,14 @@ from maira_jax.run.config import Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations.store import ActivationStore
-from sae.autoencoder import Params, Sae, encode
+from sae.autoencoder import Params, Sae
 from sae.saved import load_sae
 
 FEATURES, DIMENSIONS = "features", "raw dimensions"
 # Tokens encoded at a time: enough to fill the device, and few enough that [tokens, features] stays small.
 _BLOCK_TOKENS = 4096
 _READ_ROWS = 1 << 16  # rows of the store from which the wanted ones are read together
+_BEHIND = 2  # blocks whose results are not waited for
 
 
 class LabelSection(Section, name="label"):
@@ -149,50 +152,77 @@ def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], p
     n, d = len(study), sae.d_model
     feature = files.array_on_disk(path, np.float32, (n, sae.n_features))
     dimension, total = np.full((n, d), -np.inf, np.float32), np.zeros((n, d))
-    threshold = jnp.asarray(sae.threshold, jnp.float32)
-    for begin, x in _blocks(store, rows):
-        own = number[begin : begin + _BLOCK_TOKENS]  # studies of the block's tokens, never falling
-        first = own[0]
-        slot = np.full(_BLOCK_TOKENS, _BLOCK_TOKENS)  # padding: out of range, and dropped
-        slot[: len(own)] = own - first
-        part = slice(first, own[-1] + 1)
-        largest, raw = _largest(sae.params, threshold, x, slot, sae.top_k)  # [block, F], [block, d_model]
-        count = part.stop - part.start
-        feature[part] = np.maximum(feature[part], np.asarray(largest)[:count])
-        dimension[part] = np.maximum(dimension[part], np.asarray(raw)[:count])
-        np.add.at(total, own, x[: len(own)])
+    shared = SharedSae.of(sae, jax.local_devices())
+
+    def look(sent: tuple[_StudyTokens, tuple[jax.Array, jax.Array]]) -> None:
+        part, largest = sent
+        for array, found in zip((feature, dimension), largest, strict=True):
+            array[part.studies] = np.maximum(array[part.studies], np.asarray(found)[: len(part.total)])
+
+    waiting: deque[tuple[_StudyTokens, tuple[jax.Array, jax.Array]]] = deque()
+    for part in read_ahead(_blocks(store, rows, number)):
+        total[part.studies] += part.total
+        n_slots = 1 << (len(part.total) - 1).bit_length()  # few sizes, so that few programs compile
+        largest = _largest(shared.params, shared.threshold, part.x, part.slot, sae.top_k, n_slots)
+        waiting.append((part, largest))
+        if len(waiting) > _BEHIND:
+            look(waiting.popleft())
+    for sent in waiting:
+        look(sent)
     return StudyVectors(study, (total / np.bincount(number)[:, None]).astype(np.float32), dimension, feature)
 
 
-def _blocks(store: ActivationStore, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (place in `rows`, activations float32 [_BLOCK_TOKENS, d_model] padded with zeros)."""
+@dataclasses.dataclass(frozen=True)
+class _StudyTokens:
+    """A block of tokens of consecutive studies.
+
+    Attributes:
+      studies: the studies.
+      total: the sum of each study's activations in the block. float64 [studies, d_model]
+      x: activations, zeros in padding. float32 [_BLOCK_TOKENS, d_model]
+      slot: the place of each token's study among them; out of range in padding. int32 [_BLOCK_TOKENS]
+    """
+
+    studies: slice
+    total: np.ndarray
+    x: np.ndarray
+    slot: np.ndarray
+
+
+def _blocks(store: ActivationStore, rows: np.ndarray, number: np.ndarray) -> Iterator[_StudyTokens]:
+    """The store's rows `rows [n]`, which belong to the studies `number [n]`, never falling and without gaps."""
     for begin in progress(range(0, len(rows), _BLOCK_TOKENS), unit="block", desc="label"):
-        wanted = rows[begin : begin + _BLOCK_TOKENS]
+        wanted, own = rows[begin : begin + _BLOCK_TOKENS], number[begin : begin + _BLOCK_TOKENS]
         x = np.zeros((_BLOCK_TOKENS, store.d_model), np.float32)
         for low in range(int(wanted[0]), int(wanted[-1]) + 1, _READ_ROWS):
             here = np.flatnonzero((wanted >= low) & (wanted < low + _READ_ROWS))
             if len(here):
                 start, stop = int(wanted[here[0]]), int(wanted[here[-1]]) + 1
                 x[here] = store.read(start, stop)[wanted[here] - start]
-        yield begin, x
+        slot = np.full(_BLOCK_TOKENS, _BLOCK_TOKENS, np.int32)
+        slot[: len(own)] = own - own[0]
+        first = np.flatnonzero(np.diff(own, prepend=-1))  # each study's first token
+        total = np.add.reduceat(x[: len(own)], first, axis=0, dtype=np.float64)
+        yield _StudyTokens(slice(own[0], own[-1] + 1), total, x, slot)
 
 
-@functools.partial(jax.jit, static_argnames="top_k")
+@functools.partial(jax.jit, static_argnames=("top_k", "n_slots"))
 def _largest(
-    params: Params, threshold: jax.Array, x: jax.Array, slot: jax.Array, top_k: int | None
+    params: Params, threshold: jax.Array, x: jax.Array, slot: jax.Array, top_k: int | None, n_slots: int
 ) -> tuple[jax.Array, jax.Array]:
     """The largest activations of each study of a block of T tokens.
 
     Args:
-      params, threshold, top_k: the autoencoder's parameters, threshold and number of features kept on each token.
+      params, threshold, top_k: the autoencoder, as `interp.exemplars.shared_sae.features` takes it.
       x: activations. [T, d_model]
-      slot: the place of each token's study in the block, never falling; out of range in padding. int [T]
+      slot: the place of each token's study in the block, never falling; `n_slots` or more in padding. int32 [T]
+      n_slots: number of places.
 
     Returns:
-      Each slot's largest feature activations [T, F], and its largest raw activations [T, d_model].
+      Each study's largest feature activations [n_slots, F], and its largest raw activations [n_slots, d_model].
     """
-    largest = functools.partial(jax.ops.segment_max, segment_ids=slot, num_segments=len(x), indices_are_sorted=True)
-    return largest(encode(params, x, threshold, top_k)), largest(x)
+    largest = functools.partial(jax.ops.segment_max, segment_ids=slot, num_segments=n_slots, indices_are_sorted=True)
+    return largest(features(params, x, threshold, top_k)), largest(x)
 
 
 def _table(basis: str, found: monosemanticity.NeuronMeasures, concepts: tuple[str, ...]) -> pa.Table:

@@ -1,13 +1,22 @@
-"""The exemplar pass on several devices finds exactly what one device finds, without a collective in its program."""
+"""The passes over a store on several devices find exactly what one device finds. Argument: an empty folder.
+
+The program of the exemplar pass holds no collective.
+"""
 
 import dataclasses
 import re
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from interp.exemplars import by_tiles, device_program, index, running_index
+from interp.exemplars import by_tiles, device_program, index, running_index, shared_sae
+from interp.medsae import stage
+from sae.activations.store import ActivationStore
+from sae.saved import load_sae
 from tests.helpers.exemplar_world import build, make_world
+from tests.helpers.interp_run import make_workdir
 
 _COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
 
@@ -24,13 +33,25 @@ def assert_equal(one, other):
 def program(devices, route, top_k):
     """The text of the optimised program for these devices."""
     cfg = running_index.IndexConfig(n_top=5, n_sample=40, n_pool=64, block_tokens=64, seed=3)
-    mesh = running_index.feature_mesh(devices, 24)
+    mesh = shared_sae.feature_mesh(devices, 24)
     arguments = device_program.abstract_arguments(mesh, cfg, 8, 24)
     lowered = device_program.add_block.lower(*arguments, cfg=cfg, top_k=top_k, route=route, mesh=mesh)
     return lowered.compile().as_text()
 
 
-def main() -> None:
+def assert_equal_vectors(directory, devices):
+    """The label stage's vectors of studies, whose 12 features 6 devices share."""
+    workdir = make_workdir(directory / "run", 20)
+    sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
+    found = []
+    for number in (1, 8):
+        stage.jax.local_devices = lambda number=number: devices[:number]
+        found.append(stage.study_vectors(sae, store, ("findings",), directory / f"{number}.npy"))
+    for name in ("study", "embedding", "dimension", "feature"):
+        np.testing.assert_array_equal(*(getattr(vectors, name) for vectors in found), err_msg=name)
+
+
+def main(directory: Path) -> None:
     world, devices = make_world(), jax.devices()
     few = world | {"sae": dataclasses.replace(world["sae"], k=1)}  # blocks exceed the first capacity
     per_token = world | {"sae": dataclasses.replace(world["sae"], threshold=0.0, k=3, per_token=True)}
@@ -42,8 +63,9 @@ def main() -> None:
     for route in (device_program.Entries(64), by_tiles.Tiles(max_length=12, features=3)):
         assert not _COLLECTIVE.search(program(devices, route, None))
         assert _COLLECTIVE.search(program(devices, route, 3))  # it counts each token's features over all devices
+    assert_equal_vectors(directory, devices)
     print("equal")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from interp.exemplars import blocks, by_tiles, device_pass, device_program, index, running_index, saved_pass
+from interp.exemplars import blocks, by_tiles, device_pass, device_program, index, running_index, saved_pass, shared_sae
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from sae.autoencoder import Sae
@@ -118,10 +118,9 @@ def test_blocks_with_more_active_entries_than_the_capacity_are_repeated(world, m
     np.testing.assert_array_equal(repeated_peak, whole_peak)
 
 
-def test_several_devices_find_what_one_finds():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.devices8.exemplar_pass"], cwd=ROOT, capture_output=True, text=True
-    )
+def test_several_devices_find_what_one_finds(tmp_path):
+    command = [sys.executable, "-m", "tests.helpers.devices8.exemplar_pass", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "equal\n", done.stderr
 
 
@@ -164,7 +163,7 @@ def test_memory_of_the_pass_follows_the_formula(route):
 
     def planned(n_features, n_top=5, n_sample=40, n_pool=64):
         cfg = running_index.IndexConfig(n_top, n_sample, n_pool, block_tokens=256, seed=0)
-        mesh = running_index.feature_mesh(jax.devices()[:1], n_features)
+        mesh = shared_sae.feature_mesh(jax.devices()[:1], n_features)
         state, *arguments = device_program.abstract_arguments(mesh, cfg, 16, n_features)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.running))
         capacity = [kept + max(kept, 64) for kept in (n_top, n_sample)]
