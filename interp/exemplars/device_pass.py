@@ -15,7 +15,7 @@ import numpy as np
 from interp.exemplars.blocks import ContextBlock
 from interp.exemplars.device_program import (
     AddedBlock,
-    Entries,
+    EntryList,
     PassState,
     Route,
     add_block,
@@ -120,9 +120,9 @@ class DevicePass:
         sent = self._sent.popleft()
         self._raise_peaks(sent)
         n_entries = int(np.asarray(sent.added.n_entries).max())
-        if isinstance(self._route, Entries) and n_entries > self._route.capacity:
+        if isinstance(self._route, EntryList) and n_entries > self._route.capacity:
             limit = self._cfg.block_tokens * self._n_features // self._mesh.size
-            self._route = Entries(entry_capacity(n_entries, limit))
+            self._route = EntryList(entry_capacity(n_entries, limit))
             again = [sent, *self._sent]
             self._sent.clear()
             for sent in again:

@@ -27,13 +27,13 @@ _TILE = {"tpu": 1024}
 
 
 @dataclasses.dataclass(frozen=True)
-class Entries:
+class EntryList:
     """The route of a CPU: by a list of at most `capacity` active entries on each device."""
 
     capacity: int
 
 
-Route = Entries | by_tiles.Tiles
+Route = EntryList | by_tiles.Tiles
 
 
 class PassState(NamedTuple):
@@ -70,7 +70,7 @@ def suited_route(devices: Sequence[jax.Device], sae: Sae, cfg: IndexConfig, max_
     n_features = sae.n_features // len(devices)
     platform = devices[0].platform
     if platform == "cpu":
-        return Entries(entry_capacity(sae.k * cfg.block_tokens // len(devices), cfg.block_tokens * n_features))
+        return EntryList(entry_capacity(sae.k * cfg.block_tokens // len(devices), cfg.block_tokens * n_features))
     widest = _TILE.get(platform, n_features)
     tile = max(size for size in range(1, min(widest, n_features) + 1) if n_features % size == 0)
     return by_tiles.Tiles(max_length, tile)

@@ -21,7 +21,7 @@ def feature_mesh(devices: Sequence[jax.Device], n_features: int) -> Mesh:
 
 
 def by_features(mesh: Mesh, ndim: int) -> NamedSharding:
-    """The sharding of an array of so many axes, the last of which are the features."""
+    """The sharding of an array of `ndim` axes, the last of which are the features."""
     return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 1), FEATURES))
 
 

@@ -60,7 +60,7 @@ def main(directory: Path) -> None:
         for route in (None, by_tiles.Tiles(max_length=12, features=3)):
             assert_equal(one, build(case, 64, devices=devices, route=route))
     assert_equal(build(few, 64, devices=devices[:1]), build(few, 64, devices=devices[:5]))  # 4 of 5 share 24 features
-    for route in (device_program.Entries(64), by_tiles.Tiles(max_length=12, features=3)):
+    for route in (device_program.EntryList(64), by_tiles.Tiles(max_length=12, features=3)):
         assert not _COLLECTIVE.search(program(devices, route, None))
         assert _COLLECTIVE.search(program(devices, route, 3))  # it counts each token's features over all devices
     assert_equal_vectors(directory, devices)

@@ -169,7 +169,7 @@ def test_memory_of_the_pass_follows_the_formula(route):
         capacity = [kept + max(kept, 64) for kept in (n_top, n_sample)]
         counters = 4 * (2 + 2 * 2 + running_index.N_KINDS + len(running_index.EDGES) + 1)
         assert size == n_features * (8 * capacity[0] + 12 * capacity[1] + n_pool + counters)
-        by = by_tiles.Tiles(32, n_features) if route == "tiles" else device_program.Entries(4 * n_features)
+        by = by_tiles.Tiles(32, n_features) if route == "tiles" else device_program.EntryList(4 * n_features)
         lowered = device_program.add_block.lower(state, *arguments, cfg=cfg, top_k=None, route=by, mesh=mesh)
         plan = lowered.compile().memory_analysis()
         return plan.temp_size_in_bytes / n_features
