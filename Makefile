@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 # step, and a fifth of its time went into faulting in their pages.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs compilers clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -30,6 +30,10 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-test
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q --strict
+
+# For `launch.bench fits` and tests/compiled, which are skipped without them; 1.1 GB.
+compilers: $(VENV)/.installed-test
+	$(BIN)/python -m launch.benches.absent_devices tpu gpu
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }

@@ -6,7 +6,8 @@ CHECKPOINT is a Hugging Face folder of MAIRA-2 and STUDIES a JSON Lines file (se
   python -m launch.train   --config=configs/maira2.py:CHECKPOINT,STUDIES --workdir=runs/maira2
 
 sae/ holds the one of expansion factor 4, which the later stages read, sae-x2/ and sae-x8/ the others. What the paper
-(arXiv 2507.12950) fixes is marked; the rest is our choice.
+(arXiv 2507.12950) fixes is marked; the rest is our choice. Batches are of sizes that fit one H100 of 80 GB: for other
+devices see docs/devices.md.
 """
 
 from ml_collections import ConfigDict
@@ -23,10 +24,12 @@ def get_config(paths: str = "maira-2,studies.jsonl") -> ConfigDict:
         {
             "site": "language.15.resid_post",  # paper: the residual stream at layer 15, counted from 0
             "token_filter": "paper",  # paper: neither inner image tokens nor boilerplate
-            "batch_size": 4,
+            "batch_size": 16,
             "dtype": "bfloat16",
         }
     )
+    config.generate.batch_size = 24
+    config.steer.update({"batch_studies": 8, "batch_rows": 16, "workers": 1})
     config.sae.update(
         {
             "expansion": 4,  # paper: 16,384 features
@@ -40,7 +43,6 @@ def get_config(paths: str = "maira-2,studies.jsonl") -> ConfigDict:
             "preset": "dictionary_learning",  # paper: that library
             "steps": 20_000,
             "batch_size": 4096,
-            "microbatches": 2,
             "dtype": "bfloat16",
             "decay_start": 16_000,
             "checkpoint_every": 500,

@@ -1,5 +1,7 @@
 """Devices that this machine lacks, for which it can compile: what they are, and their compilers.
 
+  python -m launch.benches.absent_devices tpu gpu     # installs the compilers, 700 MB and 400 MB
+
 The compilers stay out of the environment, in folders of their own (`folder`). With `jax_cuda13_plugin` installed JAX
 looks for a GPU in every process and prints a traceback where CUDA is missing; with `libtpu` it prints warnings.
 """
@@ -8,10 +10,12 @@ import dataclasses
 import importlib.util
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import jax
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
 from maira_jax.errors import UserError
@@ -50,6 +54,7 @@ KINDS = {
 
 # How the CUDA compiler is told of an H100, in the text form of XLA's GpuTargetConfigProto: the limits of compute
 # capability 9.0 (CUDA C++ programming guide, "Compute Capabilities") and the data sheet's sizes and rates.
+_CUDNN = 91_000
 _H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -76,7 +81,8 @@ gpu_device_info {
 }
 """
 
-_PACKAGES = {"tpu": "'libtpu==0.0.42.*'", "gpu": "--no-deps jax-cuda13-plugin==0.10.2 jax-cuda13-pjrt==0.10.2"}
+# Those that JAX 0.10.2 goes with.
+_PACKAGES = {"tpu": ["libtpu==0.0.42.1"], "gpu": ["jax-cuda13-plugin==0.10.2", "jax-cuda13-pjrt==0.10.2"]}
 _MODULES = {"tpu": "libtpu", "gpu": "jax_cuda13_plugin"}
 NAMES = "h100, 8xh100, v5e:2x2, v5e:4x4, v5p:2x2x2, ..."
 
@@ -95,10 +101,12 @@ def missing(compiler: str) -> str | None:
     """The sentence that says how to install a platform's compiler; None where it is there."""
     if _found(compiler):
         return None
-    return (
-        f"the compiler for {compiler.upper()}s is not installed: run "
-        f"{sys.executable} -m pip install --target {folder(compiler)} {_PACKAGES[compiler]}"
-    )
+    return f"the compiler for {compiler.upper()}s is not installed: run {' '.join(_pip(compiler))}"
+
+
+def _pip(compiler: str) -> list[str]:
+    target = ["--target", str(folder(compiler))]
+    return [sys.executable, "-m", "pip", "install", "--no-deps", *target, *_PACKAGES[compiler]]
 
 
 def _found(compiler: str) -> bool:
@@ -128,14 +136,13 @@ def devices(name: str) -> list[jax.Device]:
       UserError: there is no such kind, or its compiler is not installed.
     """
     facts(name)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read by each compiler when it is loaded
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # read by each compiler when it is loaded; JAX has set it to 1
     if sentence := missing(platform(name)):
         raise UserError(sentence)
     if platform(name) == "gpu":
         return _gpus(int(name.removesuffix("h100").removesuffix("x") or 1))
-    # Without them libtpu asks the network what machine this is.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # Else libtpu asks the network what machine this is, and serves one process of it at a time.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     try:
         return list(topologies.get_topology_desc(name, platform="tpu").devices)
     except (ValueError, RuntimeError) as error:
@@ -143,6 +150,11 @@ def devices(name: str) -> list[jax.Device]:
 
 
 def _gpus(count: int) -> list[jax.Device]:
+    try:
+        cudnn.check_cudnn_version()
+    except RuntimeError:  # JAX asks this machine's library, but the program is for another one's
+        cudnn.check_cudnn_version = lambda: _CUDNN
+
     def describe() -> topologies.TopologyDescription:
         return topologies.get_topology_desc("", "cuda", target_config=_H100, topology=f"1x{count}x1")
 
@@ -152,3 +164,8 @@ def _gpus(count: int) -> list[jax.Device]:
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
         importlib.import_module("jax_plugins.xla_cuda13").initialize()
         return list(describe().devices)
+
+
+if __name__ == "__main__":
+    failed = [needed for needed in sys.argv[1:] if missing(needed) and subprocess.run([*_pip(needed), "-q"]).returncode]
+    sys.exit(bool(failed))

@@ -13,7 +13,7 @@ import dataclasses
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from launch.benches.program_cost import ProgramCost, costs
 from launch.benches.stage_programs import PROGRAMS, Setting, StageProgram
 from maira_jax.errors import UserError
 
-_MAX_COMPILES = 5  # for the largest batch of a program
+_MAX_COMPILES = 4  # more of a program, for its largest batch
 # Without a device there is no autotuning, and Triton's products take no odd numbers of rows.
 _GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
@@ -61,6 +61,7 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(options)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and no device of this machine is needed
+    jax.config.update("jax_enable_compilation_cache", False)  # it could not be read again without the device
     devices = absent_devices.devices(arguments.device)
     setting = Setting.of(_config(arguments.config), devices, _mesh(arguments.mesh) or (len(devices), 1))
     facts = absent_devices.facts(arguments.device)
@@ -76,7 +77,7 @@ def main(options: Sequence[str]) -> None:
     if too_large := [row for row in rows if not row["fits"]]:
         raise UserError(
             "; ".join(
-                f"{row['program']} does not fit with {row['field']} = {row['batch']}: "
+                f"{row['program']} does not fit with {row['field'] or 'blocks'} = {row['batch']}: "
                 + (f"the largest that does is {row['largest']}" if row["largest"] else "no batch does")
                 for row in too_large
             )
@@ -127,10 +128,9 @@ def row(name: str, stage: StageProgram, setting: Setting, facts: DeviceFacts) ->
     largest = largest_batch(
         lambda size: compile_stage(stage, setting, size).peak,
         facts.memory,
-        batch,
         step,
         stage.limit(setting),
-        compiled.peak,
+        {0: stage.constant_bytes(setting), batch: compiled.peak},
     )
     found = {
         "program": name,
@@ -153,18 +153,18 @@ def compile_stage(stage: StageProgram, setting: Setting, batch: int) -> Compiled
     try:
         compiled = lowered.compile(compiler_options=_GPU_OPTIONS if gpu else None)
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)G of ", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
+        needed = re.findall(r"(\d+\.\d+)G", str(error))  # and the device's memory, which is less
+        if "RESOURCE_EXHAUSTED" not in str(error) or not needed:
             raise
-        return CompiledStage(int(float(used[1]) * 2**30), None)
+        return CompiledStage(int(max(map(float, needed)) * 2**30), None)
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None  # both compilers give them
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return CompiledStage(peak + memory.temp_size_in_bytes, OptimisedProgram.parse(text))
 
 
-def largest_batch(peak: Callable[[int], int], memory: int, batch: int, step: int, limit: int, known: int) -> int:
-    """The largest batch, in multiples of `step`, whose program needs at most `memory`; 0 if there is none.
+def largest_batch(peak: Callable[[int], int], memory: int, step: int, limit: int, known: Mapping[int, int]) -> int:
+    """The largest batch, in multiples of `step` and to within a sixteenth, that needs at most `memory`; 0 if none does.
 
     Memory grows about evenly with the batch: the line through two sizes says where to look, a few compilations whether
     it is right.
@@ -172,26 +172,22 @@ def largest_batch(peak: Callable[[int], int], memory: int, batch: int, step: int
     Args:
       peak: gives the memory for a batch.
       memory: that of a device.
-      batch: where to begin.
       step: batches are multiples of it.
       limit: none is above it.
-      known: `peak(batch)`.
+      known: the memory of some sizes, that of the size 0 among them.
     """
-    peaks, limit = {batch: known}, limit // step * step
-    trial = min(2 * batch, limit) if known <= memory else max(batch // 2 // step * step, step)
+    peaks, limit = dict(known), limit // step * step
     for _ in range(_MAX_COMPILES):
-        if trial not in peaks:
-            peaks[trial] = peak(trial)
         fitting = max((size for size in peaks if peaks[size] <= memory), default=0)
         above = min((size for size in peaks if peaks[size] > memory), default=limit + step)
-        if above <= fitting + step:
+        if above - fitting <= max(step, fitting // 16):
             break
-        guess = _on_the_line(peaks, memory) // step * step
-        trial = min(max(guess, fitting + step), above - step)
+        trial = min(max(_on_the_line(peaks, memory) // step * step, fitting + step), above - step)
+        peaks[trial] = peak(trial)
     return max((size for size in peaks if peaks[size] <= memory), default=0)
 
 
-def _on_the_line(peaks: dict[int, int], memory: int) -> int:
+def _on_the_line(peaks: Mapping[int, int], memory: int) -> int:
     """The size at which the memory is reached on the line through the two sizes that come nearest to it."""
     low, high = sorted(sorted(peaks, key=lambda size: abs(peaks[size] - memory))[:2])
     slope = (peaks[high] - peaks[low]) / (high - low)

@@ -4,6 +4,7 @@ Each takes a batch size and gives what `jax.jit` would compile for it, with the 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
+from interp.exemplars import device_program, shared_sae
+from interp.exemplars.running_index import IndexConfig
 from maira_jax.generation import decode
 from maira_jax.generation.stage import GenerateSection
 from maira_jax.model import maira2, sharding
@@ -25,6 +29,7 @@ from sae import mesh as sae_mesh
 from sae.activations import harvest
 from sae.activations.batch_size import DEFAULT_BATCH_SIZE
 from sae.activations.config import HarvestSection
+from sae.autoencoder import Sae
 from sae.training.config import MAX_MATRIX, SaeConfig, SaeSection, TrainConfig, TrainSection
 from sae.training.trainer import Trainer
 from steer.config import SteerSection
@@ -129,27 +134,27 @@ def _harvest(setting: Setting, batch: int) -> jax.stages.Lowered:
     return harvest.kept_activations.lower(setting.params(), setting.model, site, section.dtype, *given)
 
 
+def _unstacked(setting: Setting) -> Any:
+    """The parameters as prefill and decoding take them: `maira2.unstacked`."""
+    params = setting.params()
+
+    def layer(leaf: jax.ShapeDtypeStruct) -> Any:
+        return setting.array(leaf.shape[1:], leaf.dtype, *leaf.sharding.spec[1:])
+
+    one = jax.tree.map(layer, params["language"]["layers"])
+    layers = tuple(one for _ in range(setting.model.text.num_hidden_layers))
+    return params | {"language": params["language"] | {"layers": layers}}
+
+
 def _generate(setting: Setting, batch: int) -> jax.stages.Lowered:
     section = GenerateSection.of(setting.config)
     return decode.generate.lower(
-        setting.params(),
+        _unstacked(setting),
         setting.model,
         *setting.prompts(batch),
         max_new_tokens=section.max_new_tokens or 300,
         eos_id=_EOS_ID,
     )
-
-
-def _unstacked(setting: Setting) -> Any:
-    params = setting.params()
-
-    def layer(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        place = NamedSharding(setting.mesh, P(*leaf.sharding.spec[1:]))
-        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
-
-    one = jax.tree.map(layer, params["language"]["layers"])
-    layers = tuple(one for _ in range(setting.model.text.num_hidden_layers))
-    return params | {"language": params["language"] | {"layers": layers}}
 
 
 def _shape(setting: Setting) -> sweep.SweepShape:
@@ -194,12 +199,26 @@ def _train(setting: Setting, batch: int) -> jax.stages.Lowered:
     return trainer.chunk.lower(trainer.abstract_state(), trainer.abstract_batches(1), scale)
 
 
+def _exemplars(setting: Setting, batch: int) -> jax.stages.Lowered:
+    interpret = InterpretSection.of(setting.config)
+    sizes = IndexConfig(interpret.n_top, N_SAMPLE, N_POOL, block_tokens=batch, seed=0)
+    section, width = SaeSection.of(setting.config), setting.model.text.hidden_size
+    n_features = int(section.expansion * width)
+    devices = list(setting.mesh.devices.flat)
+    mesh = shared_sae.feature_mesh(devices, n_features)
+    weights: Any = {"W_enc": jax.ShapeDtypeStruct((width, n_features), np.float32)}
+    sae = Sae(weights, 0.0, section.k, (n_features,))
+    route = device_program.suited_route(devices, sae, sizes, interpret.context_length)
+    arguments = device_program.abstract_arguments(mesh, sizes, width, n_features)
+    return device_program.add_block.lower(*arguments, cfg=sizes, top_k=None, route=route, mesh=mesh)
+
+
 @dataclasses.dataclass(frozen=True)
 class StageProgram:
     """A program of a stage.
 
     Attributes:
-      field: the field of the configuration that sets its batch.
+      field: the field of the configuration that sets its batch; empty where the batch is a block of `BLOCK_TOKENS`.
       lower: gives the program for a batch.
       trains: whether it runs on the devices that train.
       multiple: what batches are tried in multiples of, on each device along the data axis.
@@ -212,11 +231,20 @@ class StageProgram:
 
     def batch(self, setting: Setting) -> int:
         """The batch that the configuration asks for."""
+        if not self.field:
+            return BLOCK_TOKENS
         section, name = self.field.split(".")
         return setting.config[section][name] or DEFAULT_BATCH_SIZE
 
+    def constant_bytes(self, setting: Setting) -> int:
+        """Bytes of a device's memory that hold the model, whatever the batch."""
+        leaves = [] if self.trains or not self.field else jax.tree.leaves(setting.params())
+        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
     def limit(self, setting: Setting) -> int:
         """The largest batch that the stage takes, whatever the memory."""
+        if not self.field:
+            return BLOCK_TOKENS
         expanded = setting.config.sae.expansion * setting.model.text.hidden_size
         return int(MAX_MATRIX // expanded) if self.trains else 10_000
 
@@ -231,4 +259,5 @@ PROGRAMS = {
     "steer_prefill": StageProgram("steer.batch_studies", _steer_prefill),
     "steer_decode": StageProgram("steer.batch_studies", _steer_decode),
     "train": StageProgram("train.batch_size", _train, trains=True, multiple=1024),
+    "exemplars": StageProgram("", _exemplars, multiple=BLOCK_TOKENS),
 }

@@ -1,0 +1,71 @@
+"""Programs of stages as they are compiled for devices that are not there, with the shipped configurations."""
+
+import dataclasses
+import functools
+import importlib
+from typing import NamedTuple
+
+import pytest
+
+from launch.benches import absent_devices
+from launch.benches.fits import CompiledStage, compile_stage
+from launch.benches.optimised_program import Operation
+from launch.benches.stage_programs import PROGRAMS, Setting
+
+# The configuration of each device, and the mesh that it runs on.
+SHIPPED = {
+    "h100": ("maira2", (1, 1)),
+    "8xh100": ("maira2_8xh100", (8, 1)),
+    "v5e:2x2": ("maira2_v5e16", (1, 4)),
+    "v5e:4x4": ("maira2_v5e16", (4, 4)),
+    "v5p:2x2x2": ("maira2_v5p8", (8, 1)),
+}
+
+
+class AbsentStage(NamedTuple):
+    """A compiled program, what it was compiled for, and its operations."""
+
+    setting: Setting
+    compiled: CompiledStage
+    operations: list[Operation]
+
+
+@functools.cache
+def compiled(device: str, program: str, layers: int | None = None) -> AbsentStage:
+    """Compiles a program with the batch of the device's configuration, or skips the test.
+
+    Args:
+      device: a name of `SHIPPED`.
+      program: a name of `PROGRAMS`.
+      layers: of the language model; None: all of them.
+    """
+    if sentence := absent_devices.missing(absent_devices.platform(device)):
+        pytest.skip(sentence)
+    name, mesh = SHIPPED[device]
+    config = importlib.import_module(f"configs.{name}").get_config()
+    setting = Setting.of(config, absent_devices.devices(device), mesh)
+    if layers is not None:
+        text = dataclasses.replace(setting.model.text, num_hidden_layers=layers)
+        setting = dataclasses.replace(setting, model=dataclasses.replace(setting.model, text=text))
+    stage = PROGRAMS[program]
+    found = compile_stage(stage, setting, stage.batch(setting))
+    return AbsentStage(setting, found, found.program.operations() if found.program else [])
+
+
+def peak(device: str, program: str) -> int:
+    """Bytes of a device's memory that a program of all layers needs, by the line through 2 and 4 layers.
+
+    A layer adds its weights and its cache, and nothing else that grows with the depth.
+    """
+    few, more = (compiled(device, program, layers).compiled.peak for layers in (2, 4))
+    depth = compiled(device, program, 2).setting
+    assert depth.model.text.num_hidden_layers == 2
+    return few + (PUBLISHED_LAYERS - 2) * (more - few) // 2
+
+
+PUBLISHED_LAYERS = 32
+
+
+def shard(setting: Setting, length: int) -> int:
+    """What is left on a device of an axis along `model`."""
+    return length // setting.mesh.shape["model"]
