@@ -26,6 +26,10 @@ _CONFIG_HELP = "Python file with `get_config()` that describes the whole run; FI
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
 _shortcuts: dict[str, Callable[[Any], Mapping[str, Any]]] = {}
 _own: list[str] = []
+_MESH = (
+    "Devices along the batch, and along each layer, such as 2,4. Left out, it is chosen by the devices' memory. "
+    "A conversion cuts its files for the mesh; any other can load them too."
+)
 
 
 def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping[str, Any]]) -> None:
@@ -38,6 +42,9 @@ def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping
     """
     flags.DEFINE_string(name, None, explanation)
     _shortcuts[name] = fields
+
+
+define_shortcut("mesh", _MESH, lambda text: {"mesh": tuple(int(part) for part in text.split(","))})
 
 
 def define_switch(name: str, explanation: str, field: str) -> None:
@@ -124,7 +131,7 @@ def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
     for section in reads:
         if section not in config:
             raise KeyError(section)
-    unknown = sorted(set(config) - {section.section or "seed" for section in base.SECTIONS})
+    unknown = sorted(set(config) - {section.section for section in base.SECTIONS} - set(RunSection.model_fields))
     if unknown:
         raise UserError(f"the configuration file sets {unknown[0]}, which is not a section: correct or remove it")
     RunSection.of(config)

@@ -1,8 +1,8 @@
 """Converts a MAIRA-2 checkpoint from the Hugging Face layout (safetensors) to Flax parameters, or back with --reverse.
 
 Result: WORKDIR/model, where the other commands look, or the folder --out. It holds the parameters (orbax), the
-tokenizer and the configuration files. --checkpoint, --dtype and --mesh set --config.model.checkpoint,
---config.model.dtype and --config.model.mesh.
+tokenizer and the configuration files. --checkpoint and --dtype set --config.model.checkpoint and
+--config.model.dtype.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,6 @@ _main.define_shortcut(
     lambda text: {"model.checkpoint": text},
 )
 _main.define_shortcut("dtype", "Type of the parameters: float32 or bfloat16.", lambda text: {"model.dtype": text})
-_main.define_shortcut(
-    "mesh",
-    "Devices along the batch, and along each layer, of the mesh that will load the parameters, such as 1,8: their "
-    "files are split so that a device reads only its own part. Any other mesh can load them too.",
-    lambda text: {"model.mesh": tuple(int(part) for part in text.split(","))},
-)
 _OUT = _main.list_in_help(flags.DEFINE_string("out", None, "Folder to write to instead of WORKDIR/model."))
 _REVERSE = _main.list_in_help(
     flags.DEFINE_boolean(

@@ -21,11 +21,11 @@ from maira_jax.checkpoint.digests import DIGESTS, sha256_of
 from maira_jax.checkpoint.layout import Entry, entries
 from maira_jax.checkpoint.tensor_source import TensorSource
 from maira_jax.errors import UserError
-from maira_jax.model import maira2, sharding
+from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import ParameterPath, Params
 from maira_jax.run import files
-from maira_jax.run.config import Section, setting
+from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import MANIFEST, Stage
 
@@ -56,12 +56,6 @@ class ModelSection(Section, name="model"):
         PHANTOM, "Folder of a checkpoint, or 'phantom' for the model that ships with the package."
     )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "Type of the parameters.")
-    mesh: tuple[int, int] = setting(
-        (1, 1),
-        "Devices along the batch, and along each layer, of the mesh that the parameters' files are cut for.",
-        ge=1,
-        decides=False,
-    )
 
 
 def checkpoint_dir(name: str) -> Path:
@@ -79,25 +73,28 @@ def checkpoint_dir(name: str) -> Path:
 def to_flax(directory: Path, cfg: Maira2Config, dtype: np.dtype, mesh: Mesh | None = None) -> Params:
     """Reads a checkpoint straight to its places on `mesh` (None: the first device alone), as arrays of `dtype`.
 
+    The vocabulary is padded as by `store.load`.
+
     Besides the result, this machine holds a few tensors at a time.
 
     Raises:
       UserError: a tensor is missing, extra, misshapen, mistyped or damaged.
     """
     source = TensorSource(directory, entries(cfg))
-    specs = maira2.parameter_specs(cfg)
-    places = sharding.of_params(cfg, sharding.one_device() if mesh is None else mesh)
+    places = sharding.of_params(cfg, sharding.make_mesh((1, 1)) if mesh is None else mesh, dtype)
     params: dict[ParameterPath, jax.Array] = {}
     with progress(total=source.nbytes, unit="B", desc="convert") as bar:
         for shard in source.parts:
             for entry, tensor in source.read(shard):
-                path, place, value = entry.path, places[entry.path], entry.to_flax(tensor, dtype)
+                path, leaf, value = entry.path, places[entry.path], entry.to_flax(tensor, dtype)
                 if not entry.index:
-                    params[path] = jax.device_put(value, place)
+                    padding = [(0, n - m) for n, m in zip(leaf.shape, value.shape, strict=True)]
+                    params[path] = jax.device_put(np.pad(value, padding), leaf.sharding)
                 else:
                     if path not in params:
-                        params[path] = jnp.zeros(specs[path].shape, dtype, device=place)
-                    params[path] = _put(params[path], jax.device_put(value[None], place), _start(entry), place)
+                        params[path] = jnp.zeros(leaf.shape, dtype, device=leaf.sharding)
+                    part = jax.device_put(value[None], leaf.sharding)
+                    params[path] = _put(params[path], part, _start(entry), leaf.sharding)
                 bar.update(tensor.nbytes)
     return traverse_util.unflatten_dict(params)
 
@@ -124,7 +121,7 @@ def to_hf(params: Params, cfg: Maira2Config, directory: Path, dtype: np.dtype) -
         leaf: Any = params
         for key in entry.path:
             leaf = leaf[key]
-        return np.asarray(leaf[entry.index])
+        return np.asarray(leaf[entry.index])[tuple(map(slice, entry.parameter_shape))]  # without padding
 
     _write(directory, entries(cfg), dtype, value)
 
@@ -163,25 +160,25 @@ def run(config: ml_collections.ConfigDict, workdir: Path, out: Path | None = Non
     Killed, it resumes after the last file of the checkpoint that it had read to its end.
 
     Args:
-      config: the configuration, of which the section `model` is read.
+      config: the configuration, of which the section `model` and the field `mesh` are read.
       workdir: the run's folder.
       out: the result's folder; None: `workdir/model`, where the other stages look.
 
     Raises:
       UserError: a field of `model` is unknown, or the checkpoint is not a whole MAIRA-2 checkpoint.
     """
-    section = ModelSection.of(config)
+    section, mesh = ModelSection.of(config), RunSection.of(config).mesh
     directory = checkpoint_dir(section.checkpoint)
     out = (Path(workdir) / "model" if out is None else out).expanduser().absolute()
-    with Stage(out.parent, out.name, section.deciding(), computing=section.computing()) as stage:
+    with Stage(out.parent, out.name, section.deciding(), computing={"mesh": mesh}) as stage:
         if stage.finished:
             return stage.manifest["counts"]
-        counts = _convert(directory, stage.dir, DTYPES[section.dtype], section.mesh)
+        counts = _convert(directory, stage.dir, DTYPES[section.dtype], mesh or (1, 1))
         stage.finish(counts)
         return counts
 
 
-def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, int]) -> dict[str, Any]:
+def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, ...]) -> dict[str, Any]:
     cfg = Maira2Config.from_dir(directory)
     sharding.check(cfg, sharding.abstract_mesh(*mesh))
     table = entries(cfg)

@@ -7,18 +7,21 @@ a page of text that does not say which file to replace.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from flax import traverse_util
+from jax.sharding import AbstractMesh
 from orbax.checkpoint import v1 as ocp
 
 from maira_jax.checkpoint.layout import Entry, entries
@@ -26,6 +29,7 @@ from maira_jax.errors import UserError
 from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import FUSED, LAYERS, ParameterPath, Params
+from maira_jax.model.sites import Site
 from maira_jax.run import files
 
 _PARAMS = "params"
@@ -34,7 +38,8 @@ _WRITTEN = "written.json"
 _ARRAYS = "state"  # where orbax puts the arrays of a checkpoint, a folder each
 # A chunk of zeros is written too, so that a missing one is damage.
 _DRIVER = {"driver": "zarr3", "store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
-_IN_FLIGHT = 1 << 29  # bytes that may wait to be written
+_IN_FLIGHT = 1 << 29  # bytes that may wait to be written, or are read at once
+_PIECE = 1 << 27  # bytes that are read together
 
 
 def _context() -> ocp.Context:
@@ -72,7 +77,7 @@ class CheckpointWriter:
       UserError: the disk is too small.
     """
 
-    def __init__(self, model_dir: Path, cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, int]):
+    def __init__(self, model_dir: Path, cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, ...]):
         self._final = (model_dir / _PARAMS).absolute()
         self._path = (model_dir / _UNFINISHED).absolute()
         self._pending: deque[tuple[ts.WriteFutures, int]] = deque()
@@ -133,17 +138,58 @@ class CheckpointWriter:
             raise UserError(f"could not write {self._path} ({error}): free space or choose another folder") from error
 
 
-def load(model_dir: Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Params, Maira2Config]:
-    """Reads parameters, straight to their places on `mesh` (None: the first device alone).
+def load(
+    model_dir: Path, mesh: tuple[int, ...] = (), *, rows: int = 1, stop: Site | None = None
+) -> tuple[Params, Maira2Config]:
+    """Reads parameters, straight to their places on a mesh of this host's devices.
+
+    The vocabulary of the embedding and the head is padded with zeros; `language.logits` leaves the padding out.
+
+    Args:
+      model_dir: the folder of a converted model.
+      mesh: devices along `data` and `model`; () for `sharding.chosen_mesh`.
+      rows: rows of the batches that will be computed, for the choice of the mesh.
+      stop: the last site that is read; what comes after it is not loaded. None for the whole model.
 
     Raises:
       UserError: `model_dir` holds no converted model, or a damaged one, or one that `mesh` does not divide.
     """
     reader = CheckpointReader(model_dir)
-    mesh = sharding.one_device() if mesh is None else mesh
-    sharding.check(reader.cfg, mesh)
-    places = sharding.of_params(reader.cfg, mesh)
-    return traverse_util.unflatten_dict({path: reader.place(path, place) for path, place in places.items()}), reader.cfg
+    cfg, dtype = reader.cfg, reader.dtype
+
+    def nbytes(on: AbstractMesh) -> int:
+        return sharding.bytes_per_device(sharding.of_params(cfg, on, dtype, stop))
+
+    data, model = mesh or sharding.chosen_mesh(cfg, nbytes, rows)
+    on = sharding.make_mesh((data, model))
+    sharding.check(cfg, on)
+    return traverse_util.unflatten_dict(reader.load(sharding.of_params(cfg, on, dtype, stop))), cfg
+
+
+class _Piece(NamedTuple):
+    """A part of a parameter, along its leading axis, that some devices hold.
+
+    Attributes:
+      path: the parameter's path.
+      devices: the devices that hold it.
+      shape: the shape of what each of them holds of the parameter.
+      start: where the piece starts in that, along the leading axis.
+      stored: the piece's index in the stored parameter.
+      padded: the shape of the piece with its padding.
+    """
+
+    path: ParameterPath
+    devices: tuple[jax.Device, ...]
+    shape: tuple[int, ...]
+    start: int
+    stored: tuple[slice, ...]
+    padded: tuple[int, ...]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(whole: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
+    """Overwrites rows of `whole` from `start`, in place."""
+    return jax.lax.dynamic_update_slice_in_dim(whole, piece, start, 0)
 
 
 class CheckpointReader:
@@ -174,17 +220,61 @@ class CheckpointReader:
         """What a tensor of the checkpoint became."""
         return self._result(self._arrays[entry.path][entry.index].read())
 
-    def place(self, path: ParameterPath, place: jax.sharding.Sharding) -> jax.Array:
-        """The parameter at `path`; every part is read once, for the devices that hold it."""
-        array, shape = self._arrays[path], maira2.parameter_specs(self.cfg)[path].shape
-        if array.shape != shape:
+    def load(self, params: dict[ParameterPath, jax.ShapeDtypeStruct]) -> dict[ParameterPath, jax.Array]:
+        """Reads parameters of the given shapes to the given places, a few pieces at a time.
+
+        A piece is read once, for all devices that hold it, and then leaves this host's memory.
+        """
+        held: dict[ParameterPath, dict[jax.Device, jax.Array]] = {path: {} for path in params}
+        reading: deque[tuple[_Piece, ts.Future[np.ndarray]]] = deque()
+        in_flight = 0
+        pieces = (piece for path, leaf in params.items() for piece in self._pieces(path, leaf))
+        for piece in pieces:
+            reading.append((piece, self._arrays[piece.path][piece.stored].read()))
+            in_flight += math.prod(piece.padded) * self.dtype.itemsize
+            while in_flight > _IN_FLIGHT:
+                done, future = reading.popleft()
+                self._place(held[done.path], done, future)
+                in_flight -= math.prod(done.padded) * self.dtype.itemsize
+        while reading:
+            done, future = reading.popleft()
+            self._place(held[done.path], done, future)
+        return {
+            path: jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, list(held[path].values()))
+            for path, leaf in params.items()
+        }
+
+    def _pieces(self, path: ParameterPath, leaf: jax.ShapeDtypeStruct) -> Iterator[_Piece]:
+        stored = self._arrays[path].shape
+        if stored != maira2.parameter_specs(self.cfg)[path].shape:
             raise UserError(f"{self._path} was converted with another config.json: delete it and convert again")
-        reads: dict[str, ts.Future[np.ndarray]] = {}
-        parts = place.addressable_devices_indices_map(shape)
-        for index in parts.values():
-            reads.setdefault(str(index), array[index].read())
-        found = [jax.device_put(self._result(reads[str(index)]), device) for device, index in parts.items()]
-        return jax.make_array_from_single_device_arrays(shape, place, found)
+        assert leaf.sharding is not None
+        holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+        for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+            bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
+            holders.setdefault(bounds, []).append(device)
+        for bounds, devices in holders.items():
+            shape = tuple(stop - start for start, stop in bounds)
+            rows = self._arrays[path].chunk_layout.read_chunk.shape[0]  # a chunk is read, and checked, as a whole
+            step = max(_PIECE // (math.prod(shape[1:]) * self.dtype.itemsize) // rows, 1) * rows
+            for start in range(0, shape[0], step):
+                low = bounds[0][0] + start
+                wanted = ((low, min(low + step, bounds[0][1])), *bounds[1:])
+                index = tuple(slice(min(a, n), min(b, n)) for (a, b), n in zip(wanted, stored, strict=True))
+                yield _Piece(path, tuple(devices), shape, start, index, tuple(b - a for a, b in wanted))
+
+    def _place(self, held: dict[jax.Device, jax.Array], piece: _Piece, future: ts.Future[np.ndarray]) -> None:
+        """Puts a piece that is being read to its devices; `held` has what they hold of the parameter so far."""
+        value = self._result(future)
+        if value.shape != piece.padded:
+            value = np.pad(value, [(0, n - m) for n, m in zip(piece.padded, value.shape, strict=True)])
+        for device in piece.devices:
+            part = jax.device_put(value, device)
+            if piece.padded != piece.shape:
+                whole = held[device] if piece.start else jnp.zeros(piece.shape, self.dtype, device=device)
+                part = _put(whole, part, np.int32(piece.start))
+            held[device] = part
+        jax.block_until_ready([held[device] for device in piece.devices])
 
     def _result(self, future: ts.Future[Any]) -> Any:
         return _result(self._path, future)
@@ -228,14 +318,14 @@ def _kvstore(checkpoint: Path, path: ParameterPath) -> dict[str, Any]:
     return {"kvstore": {"driver": "file", "path": f"{checkpoint}/{_ARRAYS}/{'.'.join(path)}/"}}
 
 
-def _specs(cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, int]) -> dict[ParameterPath, dict[str, Any]]:
+def _specs(cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, ...]) -> dict[ParameterPath, dict[str, Any]]:
     """TensorStore specifications of all parameters. A chunk is one device's part of one layer; layers that are computed
     together have chunks of their own, since their tensors may come from different files."""
     places = sharding.of_params(cfg, sharding.abstract_mesh(*mesh))
     specs = {}
     for path, (shape, axes) in maira2.parameter_specs(cfg).items():
-        shard = places[path].shard_shape(shape)
-        chunk = tuple(1 if axis in (LAYERS, FUSED) else size for axis, size in zip(axes, shard, strict=True))
+        shard = places[path].sharding.shard_shape(places[path].shape)
+        chunk = [1 if axis in (LAYERS, FUSED) else min(each) for axis, *each in zip(axes, shard, shape, strict=True)]
         metadata = {
             "shape": shape,
             "data_type": dtype.name,

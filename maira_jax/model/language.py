@@ -171,5 +171,5 @@ def forward(
 
 @jax.named_scope("logits")
 def logits(params: Params, cfg: TextConfig, x: jax.Array) -> jax.Array:
-    """Final norm and head. x: [..., d_model] -> [..., vocab]."""
-    return bind(RMSNorm, cfg, params["norm"])(x) @ params["lm_head"]
+    """Final norm and head. x: [..., d_model] -> [..., vocab], without the padding of a head in memory."""
+    return (bind(RMSNorm, cfg, params["norm"])(x) @ params["lm_head"])[..., : cfg.vocab_size]

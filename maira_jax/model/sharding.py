@@ -1,11 +1,12 @@
-"""Meshes of devices, and where each parameter lies on one.
+"""Meshes of devices, and where each parameter and each batch lies on one.
 
 The mesh axis `data` splits the batch; `model` splits heads, MLP widths and the vocabulary. One device is the mesh of
-size 1.
+size 1. A mesh is of one host's devices: hosts share no pass of the model.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,42 +16,36 @@ from jax.sharding import PartitionSpec as P
 from maira_jax.errors import UserError
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import ParameterPath, ParameterSpec
+from maira_jax.model.layers import LAYERS, ParameterPath, Params
+from maira_jax.model.sites import TOWERS, Site
 
 AXES = ("data", "model")
-
-# The mesh axis that splits each logical axis of a parameter; the other logical axes stay whole.
-_MESH_AXIS = {"vocab": "model", "heads": "model", "kv_heads": "model", "mlp": "model"}
+# The vocabulary is padded to a multiple of this many tokens, which every mesh divides and matrix products like.
+_VOCAB_STEP = 256
+# Share of a device's memory that parameters may take where the mesh is chosen; the rest is for what a stage computes.
+_PARAMETER_SHARE = 0.6
 
 
 def make_mesh(
-    shape: tuple[int, int],
-    axes: tuple[str, str] = AXES,
-    *,
-    field: str = "model.mesh",
-    devices: Sequence[jax.Device] | None = None,
+    shape: tuple[int, int], axes: tuple[str, str] = AXES, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """A mesh of the first devices.
 
     Args:
       shape: number of devices along each axis.
       axes: names of the mesh axes.
-      field: the configuration field that asks for it, for the message.
-      devices: the devices to take; None for those of this process's backend. Programs can be compiled, but not run,
-        for devices that are only described.
+      devices: the devices to take; None for those of this host. Programs can be compiled, but not run, for devices
+        that are only described.
 
     Raises:
       UserError: there are fewer devices.
     """
-    needed, available = math.prod(shape), jax.devices() if devices is None else devices
+    needed, available = math.prod(shape), jax.local_devices() if devices is None else devices
     if needed > len(available):
-        raise UserError(f"{field} {shape} needs {needed} devices, but there are {len(available)}: make {field} smaller")
+        raise UserError(
+            f"mesh {shape} needs {needed} devices, but there are {len(available)}: give --mesh=DATA,MODEL for fewer"
+        )
     return Mesh(np.asarray(available[:needed]).reshape(shape), axes, axis_types=(AxisType.Auto,) * 2)
-
-
-def one_device() -> Mesh:
-    """The mesh of the first device alone."""
-    return make_mesh((1, 1))
 
 
 def abstract_mesh(data: int, model: int) -> AbstractMesh:
@@ -58,32 +53,57 @@ def abstract_mesh(data: int, model: int) -> AbstractMesh:
     return AbstractMesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def _partition(spec: ParameterSpec, on: Mesh | AbstractMesh) -> P:
-    def split(name: str, size: int) -> str | None:
-        # An axis that does not divide (32,207 tokens over 8 devices) stays whole.
-        axis = _MESH_AXIS.get(name)
-        return axis if axis is not None and size % on.shape[axis] == 0 else None
+def mesh_of(params: Params) -> Mesh:
+    """The mesh that parameters lie on; that of their one device where they were not placed on a mesh."""
+    place = jax.tree.leaves(params)[0].sharding
+    if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
+        return place.mesh
+    return make_mesh((1, 1), devices=list(place.device_set))
 
-    return P(*map(split, spec.axes, spec.shape))
+
+def device_memory() -> int | None:
+    """Bytes of one device's memory; None where the device does not say (a CPU)."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit")
+
+
+def chosen_mesh(cfg: Maira2Config, nbytes: Callable[[AbstractMesh], int], rows: int) -> tuple[int, int]:
+    """The mesh where none is asked for: the fewest devices along `model` whose memory the parameters fit, and along
+    `data` as many of the others as divide a batch.
+
+    Args:
+      cfg: the model's configuration.
+      nbytes: the bytes of the parameters on each device of a mesh.
+      rows: rows of a batch.
+    """
+    devices, memory = jax.local_device_count(), device_memory()
+    sizes = [size for size in _divisors(*_divided(cfg).values()) if size <= devices]
+    fitting = (size for size in sizes if memory is None or nbytes(abstract_mesh(1, size)) <= _PARAMETER_SHARE * memory)
+    model = next(fitting, sizes[-1])
+    return max(size for size in _divisors(rows) if size * model <= devices), model
 
 
 def check(cfg: Maira2Config, on: Mesh | AbstractMesh) -> None:
-    """Refuses a mesh over which the attention heads cannot be split.
+    """Refuses a mesh that does not divide the language model. The vision tower lies whole where it does not divide.
 
     Raises:
-      UserError: a head would lie on two devices.
+      UserError: a head or a part of the MLP would lie on two devices.
     """
-    heads = {
-        "vision_config.num_attention_heads": cfg.vision.num_attention_heads,
-        "text_config.num_attention_heads": cfg.text.num_attention_heads,
-        "text_config.num_key_value_heads": cfg.text.num_key_value_heads,
-    }
-    for field, count in heads.items():
+    for field, count in _divided(cfg).items():
         if count % on.shape["model"]:
             raise UserError(
                 f"a mesh with model = {on.shape['model']} does not divide {field} = {count}: "
-                f"choose model from {_divisors(*heads.values())}"
+                f"choose model from {_divisors(*_divided(cfg).values())}"
             )
+
+
+def _divided(cfg: Maira2Config) -> dict[str, int]:
+    """What the devices along `model` must divide, by field of the model's configuration."""
+    return {
+        "text_config.num_attention_heads": cfg.text.num_attention_heads,
+        "text_config.num_key_value_heads": cfg.text.num_key_value_heads,
+        "text_config.intermediate_size": cfg.text.intermediate_size,
+    }
 
 
 def _divisors(*counts: int) -> list[int]:
@@ -92,7 +112,61 @@ def _divisors(*counts: int) -> list[int]:
     return [size for size in range(1, common + 1) if common % size == 0]
 
 
-def of_params(cfg: Maira2Config, on: Mesh | AbstractMesh) -> dict[ParameterPath, NamedSharding]:
-    """Where every parameter lies on a mesh, by its path (`maira2.parameter_specs`)."""
-    specs = maira2.parameter_specs(cfg)
-    return {path: NamedSharding(on, _partition(spec, on)) for path, spec in specs.items()}
+def of_params(
+    cfg: Maira2Config, on: Mesh | AbstractMesh, dtype: jax.typing.DTypeLike = np.float32, stop: Site | None = None
+) -> dict[ParameterPath, jax.ShapeDtypeStruct]:
+    """Shape and place of every parameter in memory, by its path (`maira2.parameter_specs`).
+
+    Args:
+      cfg: the model's configuration.
+      on: the mesh.
+      dtype: the type of the parameters.
+      stop: the last site that is read; None for all parameters. Towers and layers after it are left out, and so are
+        the norm and the head.
+    """
+    split = {"heads": cfg.text.num_attention_heads, "kv_heads": cfg.text.num_key_value_heads}
+    split["vision_heads"] = cfg.vision.num_attention_heads
+
+    def axis(name: str, size: int) -> str | None:
+        """The mesh axis that splits an axis of a parameter; None leaves it whole, as where the mesh does not divide."""
+        parts = split.get(name, size if name in ("vocab", "mlp") else None)
+        return "model" if parts is not None and parts % on.shape["model"] == 0 else None
+
+    found = {}
+    for path, spec in maira2.parameter_specs(cfg).items():
+        shape = tuple(map(_in_memory, spec.axes, spec.shape))
+        if stop is not None:
+            if not _is_before(path, stop):
+                continue
+            if path[0] == stop.tower and spec.axes[0] == LAYERS:
+                shape = (min(max((stop.code + 1) // 2, 1), shape[0]), *shape[1:])
+        place = NamedSharding(on, P(*map(axis, spec.axes, shape)))
+        found[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    return found
+
+
+def _in_memory(axis: str, size: int) -> int:
+    return -(-size // _VOCAB_STEP) * _VOCAB_STEP if axis == "vocab" else size
+
+
+def _is_before(path: ParameterPath, stop: Site) -> bool:
+    """Whether a pass up to `stop` takes a parameter of its towers; which layers, is left open."""
+    return TOWERS.index(path[0]) <= TOWERS.index(stop.tower) and path[:2] not in (
+        ("language", "norm"),
+        ("language", "lm_head"),
+    )
+
+
+def bytes_per_device(params: dict[ParameterPath, jax.ShapeDtypeStruct]) -> int:
+    """Bytes of what `of_params` gives, on each device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in params.values())
+
+
+def rows_on(on: Mesh, rows: int) -> int:
+    """The size to which a batch of `rows` is filled up, so that `data` divides it."""
+    return -(-rows // on.shape["data"]) * on.shape["data"]
+
+
+def place_rows(on: Mesh, batch: Any) -> Any:
+    """Places the arrays of a batch, a tree, with their leading axis along `data`, which must divide it."""
+    return jax.device_put(batch, NamedSharding(on, P("data")))

@@ -184,6 +184,17 @@ class RunSection(Section, name=""):
     """What the whole run shares, at the top level of the configuration."""
 
     seed: int = setting(0, "Seed of everything that is drawn at random.", ge=0)
+    mesh: tuple[int, ...] = setting(
+        (),
+        "Devices along the batch, and along each layer (the features, in training); (): as few along a layer as its "
+        "memory needs, and the others along the batch.",
+        ge=1,
+        decides=False,
+    )
+
+    def check(self) -> None:
+        if len(self.mesh) not in (0, 2):
+            raise UserError(f"mesh is {self.mesh}, but must have two entries, or none to be chosen: change it")
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:

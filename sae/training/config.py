@@ -5,7 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
+
 from maira_jax.errors import UserError
+from maira_jax.model.sharding import device_memory
 from maira_jax.run.config import Section, setting
 from sae.activations.config import ActivationSource
 from sae.training.presets import PRESETS
@@ -15,6 +18,10 @@ from sae.variants import VARIANTS
 CHUNK_STEPS = 10
 # Counts of kept entries are int32 on the device.
 MAX_MATRIX = 2**31 - 1
+
+# Weights, gradients and Adam's two moments in float32, and copies of the weights in the products' type.
+_STATE_BYTES = 20  # per weight
+_STATE_SHARE = 0.5  # of a device's memory; the rest is for activations
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -171,22 +178,14 @@ class TrainSection(Section, name="train"):
     loss_recovered_studies: int = setting(
         64, "Held-out studies on which the loss recovered is measured; 0: none.", ge=0
     )
-    mesh: tuple[int, int] = setting(
-        (1, 1), "Devices along the tokens of a batch, and along the features.", ge=1, decides=False
-    )
 
     def check(self) -> None:
-        """Refuses intervals that end inside a chunk of steps, and batches that cannot be divided evenly."""
+        """Refuses intervals that end inside a chunk of steps."""
         for name in ("checkpoint_every", "evaluate_every"):
             if getattr(self, name) % CHUNK_STEPS:
                 raise UserError(
                     f"train.{name} is {getattr(self, name)}, but must be a multiple of {CHUNK_STEPS}: change it"
                 )
-        if self.batch_size % (self.mesh[0] * self.microbatches):
-            raise UserError(
-                f"train.batch_size {self.batch_size} must be a multiple of the data axis of train.mesh "
-                f"({self.mesh[0]}) times train.microbatches ({self.microbatches}): change one of them"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,8 +235,11 @@ class TrainConfig:
             )
 
     @classmethod
-    def resolve(cls, section: TrainSection, sae: SaeConfig, seed: int) -> "TrainConfig":
+    def resolve(cls, section: TrainSection, sae: SaeConfig, seed: int, mesh: tuple[int, ...] = ()) -> "TrainConfig":
         """The training of a section for the autoencoder `sae`; fields that are None are those of its preset.
+
+        Args:
+          mesh: devices along the batch and along the features; () for `chosen_mesh`.
 
         Raises:
           UserError: a field does not fit another one or `sae`.
@@ -247,13 +249,31 @@ class TrainConfig:
                 f"train.batch_size {section.batch_size} times {sae.n_features} features exceeds 2^31: "
                 "lower train.batch_size"
             )
+        data, feature = mesh or chosen_mesh(section, sae)
+        if section.batch_size % (data * section.microbatches):
+            raise UserError(
+                f"train.batch_size {section.batch_size} must be a multiple of the data axis of mesh ({data}) times "
+                f"train.microbatches ({section.microbatches}): change one of them"
+            )
         for size in sae.group_sizes:
-            if size % section.mesh[1]:
+            if size % feature:
                 raise UserError(
-                    f"a group of {size} features cannot be split over the feature axis of train.mesh "
-                    f"({section.mesh[1]}): change train.mesh or sae.group_fractions"
+                    f"a group of {size} features cannot be split over the second axis of mesh ({feature}): "
+                    "change mesh or sae.group_fractions"
                 )
         preset = PRESETS.get(section.preset).train(section.steps, section.batch_size, sae.n_features)
         names = {field.name for field in dataclasses.fields(cls)}
         given = {name: value for name, value in section.model_dump().items() if name in names and value is not None}
-        return cls(**preset | given, seed=seed)
+        return cls(**preset | given, seed=seed, mesh=(data, feature))
+
+
+def chosen_mesh(section: TrainSection, sae: SaeConfig) -> tuple[int, int]:
+    """The mesh where none is asked for: the fewest devices along the features whose memory the state fits, and as many
+    of the others along the batch as divide each of its microbatches."""
+    devices, memory = jax.device_count(), device_memory()
+    sizes = [size for size in range(1, devices + 1) if all(group % size == 0 for group in sae.group_sizes)]
+    state = _STATE_BYTES * 2 * sae.d_model * sae.n_features
+    fitting = (size for size in sizes if memory is None or state / size <= _STATE_SHARE * memory)
+    feature = next(fitting, sizes[-1])
+    part = section.batch_size // section.microbatches
+    return max(size for size in range(1, devices // feature + 1) if part % size == 0), feature

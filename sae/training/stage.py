@@ -14,6 +14,7 @@ import numpy as np
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
+from maira_jax.run.config import RunSection
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations import batches, live
@@ -51,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a field is out of range, the store cannot be read, the disk is full, or training diverges.
       SystemExit: the process was sent SIGTERM; the code is 143.
     """
-    train, seed = TrainSection.of(config), int(config.seed)
+    train, seed, on = TrainSection.of(config), int(config.seed), RunSection.of(config).mesh
     autoencoders = SaeSection.of(config).autoencoders()
     identity, inputs = live.source_identity(train.source, config)
     with contextlib.ExitStack() as stack:
@@ -59,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         for folder, sae in autoencoders.items():
             own = {name: value for name, value in sae.deciding().items() if name != "companions"}
             section = {"sae": own, "train": train.deciding(), "seed": seed} | identity
-            stage = Stage(workdir, folder, section, inputs=inputs, computing={"train": train.computing()})
+            stage = Stage(workdir, folder, section, inputs=inputs, computing={"train": train.computing(), "mesh": on})
             stages[folder] = stack.enter_context(stage)
         unfinished = [folder for folder, stage in stages.items() if not stage.finished]
         if unfinished:
@@ -69,7 +70,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
                 workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size
             )
             saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
-            trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed)) for sae in saes]
+            trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed, on)) for sae in saes]
             runs = [_TrainingRun(stages[folder], trainer) for folder, trainer in zip(unfinished, trainers, strict=True)]
             scale = _train(runs, store)
             for run in runs:

@@ -171,7 +171,7 @@ class Trainer:
         devices: Sequence[jax.Device] | None = None,
     ):
         self.sae, self.config = sae, config
-        self.mesh = make_mesh(config.mesh, (mesh.DATA, mesh.FEATURE), field="train.mesh", devices=devices)
+        self.mesh = make_mesh(config.mesh, (mesh.DATA, mesh.FEATURE), jax.devices() if devices is None else devices)
         suited = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
         self._route = route(sae, config, suited if kept_entries is None else kept_entries)
         self.shardings = self._state_shardings()

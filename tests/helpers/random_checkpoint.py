@@ -110,9 +110,9 @@ def read_all(directory: Path) -> dict[str, np.ndarray]:
     return {entry.name: tensor for shard in source.parts for entry, tensor in source.read(shard)}
 
 
-def model_section(checkpoint: Path, dtype: str = "float32", mesh: tuple[int, int] = (1, 1)) -> ConfigDict:
-    """A configuration with the section `model` alone."""
-    return ConfigDict({"model": {"checkpoint": str(checkpoint), "dtype": dtype, "mesh": mesh}})
+def model_section(checkpoint: Path, dtype: str = "float32", mesh: tuple[int, ...] = ()) -> ConfigDict:
+    """A configuration with the section `model` and the mesh alone."""
+    return ConfigDict({"model": {"checkpoint": str(checkpoint), "dtype": dtype}, "mesh": mesh})
 
 
 def flip_lowest_bit(path: Path) -> None:

@@ -36,7 +36,7 @@ def test_help_explains_every_flag(command):
         (["--reverse"], 2, "--reverse needs --out"),
         (["--reverse", "--out=back", "--dtype=bfloat16"], 2, "At most one of (reverse, dtype)"),
         (["--reverse", "--out=back"], 1, "holds no converted model"),
-        (["--mesh=8"], 1, "model.mesh is (8,)"),
+        (["--mesh=8"], 1, "mesh is (8,)"),
         (["--checkpoint=absent"], 1, "'absent' is not a folder"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

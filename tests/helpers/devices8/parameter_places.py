@@ -16,8 +16,8 @@ def main(checkpoint: Path, converted: Path) -> None:
     one = convert.to_flax(checkpoint, CFG, np.dtype(np.float32))
     mesh = sharding.make_mesh((4, 2))
     placed = convert.to_flax(checkpoint, CFG, np.dtype(np.float32), mesh)
-    loaded, _ = store.load(converted, mesh)
-    places = sharding.of_params(CFG, mesh)
+    loaded, _ = store.load(converted, (4, 2))
+    places = {path: leaf.sharding for path, leaf in sharding.of_params(CFG, mesh).items()}
     for params in (placed, loaded):
         jax.tree.map(np.testing.assert_array_equal, params, one)
         assert {path: leaf.sharding for path, leaf in traverse_util.flatten_dict(params).items()} == places

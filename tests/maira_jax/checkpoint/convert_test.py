@@ -52,7 +52,7 @@ def test_the_stage_stores_what_it_read(checkpoint, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, convert.to_flax(checkpoint, CFG, np.dtype(np.float32)))
     assert convert.run(model_section(checkpoint), tmp_path / "run") == counts
     other_mesh = model_section(checkpoint)
-    other_mesh.model.mesh = (1, 2)  # says only how the files are cut
+    other_mesh.mesh = (1, 2)  # says only how the files are cut
     assert convert.run(other_mesh, tmp_path / "run") == counts
     with pytest.raises(UserError, match=r"model.*another configuration.*dtype"):
         convert.run(model_section(checkpoint, "bfloat16"), tmp_path / "run")

@@ -32,7 +32,9 @@ def test_damage_after_the_conversion_is_found_on_loading(flax, tmp_path):
 def test_orbax_itself_can_load_it(random_dir, flax):
     loaded = ocp.load(flax / "params")
     ours, cfg = store.load(flax)
-    jax.tree.map(np.testing.assert_array_equal, loaded, ours)
+    assert loaded["language"]["embed"].shape[0] == cfg.text.vocab_size == 503 < len(ours["language"]["embed"]) == 512
+    stored = jax.tree.map(lambda ours, theirs: ours[tuple(map(slice, theirs.shape))], ours, loaded)
+    jax.tree.map(np.testing.assert_array_equal, loaded, stored)
     jax.tree.map(np.testing.assert_array_equal, convert.to_flax(random_dir, cfg, FLOAT32), ours)
 
 

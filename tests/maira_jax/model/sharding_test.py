@@ -1,14 +1,18 @@
 """A mesh of 8 forced host devices gives what one device gives."""
 
-import dataclasses
+import math
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
 from maira_jax.errors import UserError
-from maira_jax.model import sharding
+from maira_jax.model import maira2, sharding
+from maira_jax.model.sites import Site
+from tests.helpers import random_checkpoint
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import CFG
 
@@ -23,23 +27,71 @@ def test_data_and_model_parallel_equal_one_device(tmp_path):
 
 
 def test_a_mesh_that_would_cut_a_head_is_refused():
-    sharding.check(CFG, AbstractMesh((4, 2), sharding.AXES))
-    with pytest.raises(UserError, match=r"model = 4 does not divide text_config.num_attention_heads = 6.*\[1, 2\]"):
-        sharding.check(CFG, AbstractMesh((2, 4), sharding.AXES))
+    sharding.check(CFG, sharding.abstract_mesh(4, 2))
+    with pytest.raises(UserError, match=r"model = 4 does not divide text_config.num_attention_heads = 6.*\[1, 2, 3, 6"):
+        sharding.check(CFG, sharding.abstract_mesh(2, 4))
 
 
 def test_a_mesh_needs_its_devices():
     assert sharding.make_mesh((1, 1)).shape == {"data": 1, "model": 1}
-    with pytest.raises(UserError, match=r"train.mesh \(16, 8\) needs 128 devices, .*: make train.mesh smaller"):
-        sharding.make_mesh((16, 8), ("data", "feature"), field="train.mesh")
+    with pytest.raises(UserError, match=r"mesh \(16, 8\) needs 128 devices, but there are 1: give --mesh=DATA,MODEL"):
+        sharding.make_mesh((16, 8))
 
 
-def test_logical_axes_decide_where_parameters_lie():
-    on = AbstractMesh((4, 2), sharding.AXES)
-    places = {path: tuple(place.spec) for path, place in sharding.of_params(CFG, on).items()}
-    assert places["language", "embed"] == ("model", None)
-    assert places["language", "layers", "down", "kernel"] == (None, "model", None)
-    assert places["vision", "layers", "fc1", "bias"] == (None, "model")
-    assert places["projector", "linear_0", "kernel"] == (None, None)
-    odd = dataclasses.replace(CFG, text=dataclasses.replace(CFG.text, vocab_size=301))  # does not divide
-    assert tuple(sharding.of_params(odd, on)["language", "lm_head"].spec) == (None, None)
+@pytest.mark.parametrize("data, model", [(1, 8), (2, 4), (8, 1)])
+def test_every_parameter_of_the_real_model_has_a_place(data, model):
+    cfg, on = random_checkpoint.config(), sharding.abstract_mesh(data, model)
+    sharding.check(cfg, on)
+    placed = sharding.of_params(cfg, on)
+    assert placed.keys() == maira2.parameter_specs(cfg).keys()
+    parts = {
+        path: math.prod(leaf.shape) // math.prod(leaf.sharding.shard_shape(leaf.shape)) for path, leaf in placed.items()
+    }
+    vision = {"fc1", "fc2"} if model == 8 else {"query", "key", "value", "out", "fc1", "fc2"}
+    language = {"qkv", "out", "gate_up", "down"}
+    wanted = {("vision", "layers", name, "kernel") for name in vision}
+    wanted |= {("vision", "layers", name, "bias") for name in vision - {"out", "fc2"}}
+    wanted |= {("language", "layers", name, "kernel") for name in language}
+    wanted |= {("language", "embed"), ("language", "lm_head")}
+    assert parts == {path: model if path in wanted else 1 for path in placed}
+    assert placed["language", "embed"].shape == (32256, 4096)
+    assert placed["language", "layers", "qkv", "kernel"].shape == (32, 4096, 32, 3, 128)
+
+
+def test_what_comes_after_the_site_is_not_loaded():
+    cfg, on = random_checkpoint.config(), sharding.abstract_mesh(1, 1)
+
+    def shapes(site: str) -> dict[str, tuple[int, ...]]:
+        placed = sharding.of_params(cfg, on, stop=Site.parse(site, cfg))
+        return {".".join(path): leaf.shape for path, leaf in placed.items()}
+
+    middle = shapes("language.15.resid_post")
+    assert middle["language.layers.down.kernel"][0] == 16 and middle["vision.layers.fc1.kernel"][0] == 12
+    assert not {"language.norm.scale", "language.lm_head"} & middle.keys()
+    assert shapes("language.15.resid_mid") == middle
+    assert shapes("language.embed")["language.layers.down.kernel"][0] == 1
+    assert {name.split(".")[0] for name in shapes("projector.1")} == {"vision", "projector"}
+    assert shapes("vision.3.resid_mid")["vision.layers.fc1.kernel"][0] == 4
+    assert {name.split(".")[0] for name in shapes("vision.output")} == {"vision"}
+
+
+@pytest.mark.parametrize(
+    "devices, gigabytes, rows, mesh",
+    [
+        (1, None, 4, (1, 1)),
+        (8, None, 4, (4, 1)),
+        (8, 80, 32, (8, 1)),
+        (8, 16, 32, (4, 2)),  # 13.8 GB
+        (4, 16, 6, (2, 2)),
+        (8, 3, 32, (1, 8)),
+    ],
+)
+def test_the_chosen_mesh_holds_the_parameters_and_divides_the_batch(devices, gigabytes, rows, mesh, monkeypatch):
+    cfg = random_checkpoint.config()
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    monkeypatch.setattr(sharding, "device_memory", lambda: gigabytes and gigabytes * 10**9)
+
+    def nbytes(on: AbstractMesh) -> int:
+        return sharding.bytes_per_device(sharding.of_params(cfg, on, jnp.bfloat16))
+
+    assert sharding.chosen_mesh(cfg, nbytes, rows) == mesh

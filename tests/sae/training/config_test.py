@@ -3,6 +3,7 @@
 import pytest
 
 from maira_jax.errors import UserError
+from sae.training import config
 from sae.training.config import SaeConfig, SaeSection, TrainConfig, TrainSection, group_sizes
 from tests.helpers.sae import train_config
 
@@ -38,9 +39,6 @@ def resolve(config) -> tuple[SaeConfig, TrainConfig]:
         ("train", "microbatches", 3, r"times train\.microbatches"),
         ("train", "checkpoint_every", 7, "must be a multiple of 10"),
         ("train", "evaluate_every", 7, "evaluate_every is 7"),
-        ("train", "mesh", (3, 1), "multiple of the data axis"),
-        ("train", "mesh", (1, 64), "cannot be split"),
-        ("train", "mesh", (1, 0), r"train\.mesh is \(1, 0\)"),
     ],
 )
 def test_values_out_of_range_are_refused_in_one_sentence(section, field, value, message):
@@ -49,6 +47,26 @@ def test_values_out_of_range_are_refused_in_one_sentence(section, field, value, 
         config[section][field] = value
     with pytest.raises(UserError, match=message):
         resolve(config)
+
+
+@pytest.mark.parametrize("mesh, message", [((3, 1), "multiple of the data axis"), ((1, 64), "cannot be split")])
+def test_a_mesh_that_does_not_divide_is_refused(mesh, message):
+    train = TrainSection.of(train_config())
+    sae = resolve(train_config())[0]
+    with pytest.raises(UserError, match=message):
+        TrainConfig.resolve(train, sae, 0, mesh)
+
+
+@pytest.mark.parametrize(
+    "devices, memory, microbatches, mesh",
+    [(8, None, 1, (8, 1)), (6, None, 1, (4, 1)), (8, None, 8, (4, 1)), (8, 50_000, 1, (2, 4)), (8, 1, 1, (1, 8))],
+)
+def test_the_chosen_mesh_divides_the_batch_and_holds_the_state(devices, memory, microbatches, mesh, monkeypatch):
+    monkeypatch.setattr(config.jax, "device_count", lambda: devices)
+    monkeypatch.setattr(config, "device_memory", lambda: memory)
+    settings = train_config(batch_size=32, microbatches=microbatches)
+    settings.sae.group_fractions = (0.5, 0.5)
+    assert resolve(settings)[1].mesh == mesh
 
 
 def test_open_fields_are_those_of_the_preset():
@@ -73,4 +91,4 @@ def test_groups_are_rounded_down_and_the_last_has_the_rest():
 
 
 def test_how_a_result_is_computed_does_not_decide_it():
-    assert set(TrainSection().computing()) == {"mesh", "microbatches", "checkpoint_every", "evaluate_every"}
+    assert set(TrainSection().computing()) == {"microbatches", "checkpoint_every", "evaluate_every"}

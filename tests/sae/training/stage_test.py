@@ -196,7 +196,6 @@ def test_divergence_is_one_sentence(tmp_path):
         ("sae", "k", 97, "between 1 and the 96 features"),
         ("sae", "companions", {"x2": {"k": 0}}, "sae.companions.x2.k is 0"),
         ("train", "preset", "best", "choose from dictionary_learning, scaled"),
-        ("train", "mesh", (32, 1), "needs 32 devices"),
     ],
 )
 def test_fields_out_of_range_leave_no_folder(workdir, tmp_path, section, field, value, message):

@@ -50,7 +50,7 @@ def test_the_checkpoint_is_a_whole_maira2_checkpoint(checkpoint):
     cfg = Maira2Config.from_dir(checkpoint)
     params = convert.to_flax(checkpoint, cfg, np.dtype(np.float32))
     tokenizer = Tokenizer.from_dir(checkpoint)
-    assert tokenizer.vocab_size == cfg.text.vocab_size == params["language"]["embed"].shape[0]
+    assert tokenizer.vocab_size == cfg.text.vocab_size <= params["language"]["embed"].shape[0]
     assert tokenizer.image_id == cfg.image_token_id == 500 + 204
     assert cfg.text.rope_factor == 1.5 and cfg.projector_n_layers == 4
 
