@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from maira_jax.run import files, jsonl
+from maira_jax.run.config import RunSection
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from steer.config import SteerSection
@@ -62,9 +63,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         path = getattr(section, name)
         if path:  # the content decides the result, not only its path
             identity[f"{name}_digest"] = files.content_digest(Path(path).expanduser())
-    stage = Stage(
-        workdir, folder(section.name), identity, inputs=input_stages(section), computing=section.computing()
-    )  # fmt: skip
+    computing = section.computing() | {"mesh": RunSection.of(config).mesh}
+    stage = Stage(workdir, folder(section.name), identity, inputs=input_stages(section), computing=computing)
     with stage:
         if stage.finished:
             return stage.manifest["counts"]

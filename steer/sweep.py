@@ -10,6 +10,7 @@ import ml_collections
 from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
 from maira_jax.model.sites import Site
+from maira_jax.run.config import RunSection
 from maira_jax.studies.readers import load_studies, manifest
 from maira_jax.studies.study import Study
 from sae import formats
@@ -60,7 +61,7 @@ class Sweep:
         """
         section = SteerSection.of(config)
         activations = ActivationStore.open(workdir / "activations")
-        params, cfg = store.load(workdir / "model")
+        params, cfg = store.load(workdir / "model", RunSection.of(config).mesh, rows=section.batch_studies)
         site = Site.parse(str(activations.source["site"]), cfg)
         if site.tower != "language" and section.positions != ("image",):
             raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ from interp.exemplars import device_program, shared_sae
 from interp.exemplars.running_index import IndexConfig
 from maira_jax.generation import decode
 from maira_jax.generation.stage import GenerateSection
-from maira_jax.model import maira2, sharding
+from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
@@ -92,16 +93,9 @@ class Setting:
         """The shape and place of an argument whose axes lie along these axes of the mesh."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P(*axes)))
 
-    def params(self) -> Any:
-        """The model's parameters."""
-        places = sharding.of_params(self.model, self.mesh)
-        tree: dict[str, Any] = {}
-        for path, spec in maira2.parameter_specs(self.model).items():
-            node = tree
-            for key in path[:-1]:
-                node = node.setdefault(key, {})
-            node[path[-1]] = jax.ShapeDtypeStruct(spec.shape, self.dtype, sharding=places[path])
-        return tree
+    def params(self, stop: Site | None = None) -> Any:
+        """The model's parameters, as far as a pass up to the site needs them."""
+        return traverse_util.unflatten_dict(sharding.of_params(self.model, self.mesh, self.dtype, stop))
 
     @property
     def dtype(self) -> Any:
@@ -131,7 +125,7 @@ def _harvest(setting: Setting, batch: int) -> jax.stages.Lowered:
         setting.array((batch, setting.images), np.int32, "data"),
         setting.array((groups, batch // groups * setting.length), np.int32, "data"),
     )
-    return harvest.kept_activations.lower(setting.params(), setting.model, site, section.dtype, *given)
+    return harvest.kept_activations.lower(setting.params(site), setting.model, site, section.dtype, *given)
 
 
 def _unstacked(setting: Setting) -> Any:

@@ -139,7 +139,7 @@ class CheckpointWriter:
 
 
 def load(
-    model_dir: Path, mesh: tuple[int, ...] = (), *, rows: int = 1, stop: Site | None = None
+    model_dir: Path, mesh: tuple[int, ...] = (), *, rows: int | None = 1, stop: Site | None = None
 ) -> tuple[Params, Maira2Config]:
     """Reads parameters, straight to their places on a mesh of this host's devices.
 
@@ -148,7 +148,7 @@ def load(
     Args:
       model_dir: the folder of a converted model.
       mesh: devices along `data` and `model`; () for `sharding.chosen_mesh`.
-      rows: rows of the batches that will be computed, for the choice of the mesh.
+      rows: rows of the batches that will be computed, for the choice of the mesh; None where any number will do.
       stop: the last site that is read; what comes after it is not loaded. None for the whole model.
 
     Raises:

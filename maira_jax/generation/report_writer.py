@@ -12,6 +12,7 @@ from maira_jax.generation.decode import Sampling, generate, row_keys
 from maira_jax.inputs.batches import BatchPlan, GenerationRequest, assemble, fill_up, plan_batches, reporting_request
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
+from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.run.progress import progress
@@ -45,7 +46,7 @@ class ReportWriter:
       cfg: the model's configuration.
       tokenizer: the checkpoint's tokenizer.
       image_cfg: how the checkpoint's vision tower takes its images.
-      batch_size: number of rows of every batch; a short one is filled up.
+      batch_size: number of texts of every batch, whose rows are filled up to what the parameters' mesh divides.
       max_new_tokens: number of tokens of the longest text.
       temperature, top_p: how tokens are chosen (see `Sampling`).
       seed: seed of the draws.
@@ -80,7 +81,7 @@ class ReportWriter:
         """
         before: tuple[BatchPlan, jax.Array, jax.Array] | None = None
         for batch in plans:
-            rows = fill_up(batch.rows, self.batch_size)
+            rows = fill_up(batch.rows, sharding.rows_on(sharding.mesh_of(self.params), self.batch_size))
             now = (batch, *self._start([requests[row] for row in rows], [names[row] for row in rows], batch.length))
             if before is not None:
                 yield self._texts(*before)
@@ -91,12 +92,14 @@ class ReportWriter:
     def _start(
         self, requests: Sequence[GenerationRequest], names: Sequence[str], length: int
     ) -> tuple[jax.Array, jax.Array]:
-        batch = assemble(requests, self.tokenizer, self.image_cfg, length)
+        on, batch = sharding.mesh_of(self.params), assemble(requests, self.tokenizer, self.image_cfg, length)
+        inputs = sharding.place_rows(on, (batch.tokens, batch.mask, batch.pixels))
         sampling = Sampling(row_keys(names, self.seed), jnp.float32(self.temperature), jnp.float32(self.top_p))
-        return generate(
-            self.params, self.cfg, batch.tokens, batch.mask, batch.pixels,
-            max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id, sampling=sampling,
-        )  # fmt: skip
+        with jax.set_mesh(on):
+            return generate(
+                self.params, self.cfg, *inputs,
+                max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id, sampling=sampling,
+            )  # fmt: skip
 
     def _texts(self, batch: BatchPlan, written: jax.Array, lengths: jax.Array) -> list[tuple[int, GeneratedText]]:
         ids, sizes = np.asarray(written), np.asarray(lengths)

@@ -20,7 +20,7 @@ from maira_jax.inputs.image import ImageConfig, to_grey, width_height
 from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.run import files, jsonl
-from maira_jax.run.config import Section, setting
+from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
@@ -89,13 +89,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: a field of `config.generate` is out of range, or a study cannot be read or prompted for.
     """
-    section = GenerateSection.of(config)
+    section, run_section = GenerateSection.of(config), RunSection.of(config)
     identity = {"generate": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
-    folder, computing = FOLDERS[section.task], {"generate": section.computing()}
+    folder, computing = FOLDERS[section.task], {"generate": section.computing(), "mesh": run_section.mesh}
     with Stage(Path(workdir), folder, identity, inputs=("model",), computing=computing) as stage:
         studies = load_studies(config.studies)[: section.studies]
         if not stage.finished:
-            stage.finish(_generate(stage.dir, section, studies, Path(workdir) / "model", config.seed))
+            stage.finish(_generate(stage.dir, section, studies, Path(workdir) / "model", run_section))
         (stage.dir / _UNFINISHED).unlink(missing_ok=True)
         if section.save_images:
             _save_images(stage.dir, studies)
@@ -103,12 +103,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _generate(
-    directory: Path, section: GenerateSection, studies: Sequence[Study], model_dir: Path, seed: int
+    directory: Path, section: GenerateSection, studies: Sequence[Study], model_dir: Path, run: RunSection
 ) -> dict[str, Any]:
     """Writes `RESULT`; returns the counts."""
     tokenizer = Tokenizer.from_dir(model_dir)
     requests = [_request(study, section, tokenizer) for study in studies]
-    params, cfg = store.load(model_dir)
+    params, cfg = store.load(model_dir, run.mesh, rows=section.batch_size)
     writer = ReportWriter(
         params,
         cfg,
@@ -118,7 +118,7 @@ def _generate(
         max_new_tokens=section.max_new_tokens or _MAX_NEW_TOKENS[section.task],
         temperature=section.temperature,
         top_p=section.top_p,
-        seed=seed,
+        seed=run.seed,
     )
     records = _write(directory / _UNFINISHED, section, studies, requests, writer)
     with files.atomic_path(directory / RESULT) as path:

@@ -67,20 +67,20 @@ def device_memory() -> int | None:
     return statistics.get("bytes_limit")
 
 
-def chosen_mesh(cfg: Maira2Config, nbytes: Callable[[AbstractMesh], int], rows: int) -> tuple[int, int]:
+def chosen_mesh(cfg: Maira2Config, nbytes: Callable[[AbstractMesh], int], rows: int | None) -> tuple[int, int]:
     """The mesh where none is asked for: the fewest devices along `model` whose memory the parameters fit, and along
     `data` as many of the others as divide a batch.
 
     Args:
       cfg: the model's configuration.
       nbytes: the bytes of the parameters on each device of a mesh.
-      rows: rows of a batch.
+      rows: rows of a batch; None where any number will do.
     """
     devices, memory = jax.local_device_count(), device_memory()
     sizes = [size for size in _divisors(*_divided(cfg).values()) if size <= devices]
     fitting = (size for size in sizes if memory is None or nbytes(abstract_mesh(1, size)) <= _PARAMETER_SHARE * memory)
     model = next(fitting, sizes[-1])
-    return max(size for size in _divisors(rows) if size * model <= devices), model
+    return devices // model if rows is None else max(n for n in _divisors(rows) if n * model <= devices), model
 
 
 def check(cfg: Maira2Config, on: Mesh | AbstractMesh) -> None:

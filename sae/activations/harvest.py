@@ -24,11 +24,12 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.image_readers import ImageReaders, default_processes
 from maira_jax.inputs.tokens import Tokenizer
-from maira_jax.model import maira2
+from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
 from maira_jax.run import files
+from maira_jax.run.config import RunSection
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
@@ -61,7 +62,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     if harvest.arrays:
         return imported.run(config, workdir)
     section = {"harvest": harvest.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
-    with Stage(Path(workdir), "activations", section, inputs=("model",), computing=harvest.computing()) as stage:
+    computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
+    with Stage(Path(workdir), "activations", section, inputs=("model",), computing=computing) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         begun_with = stage.manifest.get("chosen", {}).get("batch_size")
@@ -83,7 +85,8 @@ class Harvester:
       model_dir: the folder of the converted model.
       params: the model's parameters.
       model: the model's configuration.
-      batch_size: studies in a pass of the model; None: what the configuration says.
+      batch_size: studies in a pass of the model; None: what the configuration says. It is raised to what the `data` of
+        the parameters' mesh divides.
 
     Attributes:
       plan: which tokens of which study are kept.
@@ -107,7 +110,7 @@ class Harvester:
         batch_size: int | None = None,
     ):
         harvest = HarvestSection.of(config)
-        site = _language_site(harvest.site, model)
+        site = language_site(harvest.site, model)
         tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
         self.plan = make_plan(load_studies(config.studies), tokenizer, harvest)
         self.studies = self.plan.study_table(harvest.held_out_fraction, config.seed)
@@ -117,15 +120,14 @@ class Harvester:
             "site": site.name,
             "token_filter": harvest.token_filter,
         }
-        leaves = jax.tree.leaves(params)
-        self.batch_size = (
-            batch_size
-            or harvest.batch_size
-            or automatic_batch_size(
-                model, self.plan.lengths[-1], leaves[0].dtype, sum(leaf.nbytes for leaf in leaves), None
-            )
+        self._mesh = sharding.mesh_of(params)
+        shape, leaves = (self._mesh.shape["data"], self._mesh.shape["model"]), jax.tree.leaves(params)
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)  # by one device
+        fitting = automatic_batch_size(
+            model, self.plan.lengths[-1], leaves[0].dtype, held, sharding.device_memory(), shape
         )
-        self.batches = HarvestBatches(self.plan, tokenizer, images, self.batch_size)
+        self.batch_size = sharding.rows_on(self._mesh, batch_size or harvest.batch_size or fitting)
+        self.batches = HarvestBatches(self.plan, tokenizer, images, self.batch_size, shape[0])
         self.queue: DeviceQueue[HarvestBatch, HarvestInputs] = DeviceQueue()
         self._forward = functools.partial(kept_activations, params, model, site, harvest.dtype)
         self._readers = ImageReaders(images.size, default_processes() if harvest.readers is None else harvest.readers)
@@ -138,7 +140,11 @@ class Harvester:
           UserError: a field is out of range, or a study cannot be read.
         """
         model_dir = Path(workdir) / "model"
-        return cls(config, model_dir, *model_store.load(model_dir), batch_size)
+        harvest = HarvestSection.of(config)
+        site = language_site(harvest.site, Maira2Config.from_dir(model_dir))
+        rows = batch_size or harvest.batch_size
+        params, model = model_store.load(model_dir, RunSection.of(config).mesh, rows=rows, stop=site)
+        return cls(config, model_dir, params, model, batch_size)
 
     def close(self) -> None:
         """Ends the processes that read images."""
@@ -150,8 +156,12 @@ class Harvester:
         Raises:
           UserError: an image cannot be read.
         """
-        for batch, activations in self.queue.run(self._inputs(batches), lambda given: self._forward(*given)):
+        for batch, activations in self.queue.run(self._inputs(batches), self._run):
             yield batch, self.batches.apart(batch, activations)
+
+    def _run(self, given: HarvestInputs) -> jax.Array:
+        with jax.set_mesh(self._mesh):
+            return self._forward(*sharding.place_rows(self._mesh, given))
 
     def _inputs(self, batches: Iterable[HarvestBatch]) -> Iterator[tuple[HarvestBatch, HarvestInputs]]:
         """What the model is given for each batch, while the images of the next ones are read."""
@@ -172,7 +182,12 @@ class Harvester:
         return batch, self.batches.inputs(batch, [square.result() for square in squares])
 
 
-def _language_site(name: str, model: Maira2Config) -> Site:
+def language_site(name: str, model: Maira2Config) -> Site:
+    """The site that is harvested.
+
+    Raises:
+      UserError: it is not in the language model.
+    """
     site = Site.parse(name, model)
     if site.tower != "language":
         raise UserError(f"harvest.site {name!r} has no activation per token: choose a language site")

@@ -22,13 +22,14 @@ import ml_collections
 import numpy as np
 import pyarrow as pa
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from maira_jax.checkpoint import store as model_store
 from maira_jax.errors import UserError
 from maira_jax.inputs.batches import assemble, fill_up, plan_batches, reporting_request
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
-from maira_jax.model import language, maira2
+from maira_jax.model import language, maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
@@ -164,13 +165,15 @@ def recovered(
     width = cfg.text.hidden_size
     if sae.d_model != width:
         raise UserError(f"the autoencoder is for activations of width {sae.d_model}, but the model's have {width}")
-    threshold, top_k = jnp.asarray(sae.threshold, jnp.float32), sae.top_k
+    threshold, top_k, on = jnp.asarray(sae.threshold, jnp.float32), sae.top_k, sharding.mesh_of(params)
+    weights = jax.device_put(sae.params, NamedSharding(on, PartitionSpec()))
 
     def run(batch: _ScoredBatch, share: float, constant: np.ndarray, active: bool = True) -> tuple[float, np.ndarray]:
         splice = _Splice(
-            sae.params, threshold, jnp.float32(share), jnp.asarray(constant, jnp.float32), jnp.asarray(active)
+            weights, threshold, jnp.float32(share), jnp.asarray(constant, jnp.float32), jnp.asarray(active)
         )
-        loss, total = _run(params, cfg, site, *batch, splice, top_k)
+        with jax.set_mesh(on):
+            loss, total = _run(params, cfg, site, *sharding.place_rows(on, batch[:-1]), batch.tail, splice, top_k)
         return float(loss), np.asarray(total, np.float64)
 
     totals = dict.fromkeys(("ce", "ce_spliced", "ce_zero", "ce_mean"), 0.0)
@@ -194,13 +197,19 @@ def recovered(
     return {"tokens": tokens, "replaced": replaced} | measured
 
 
-def measure(sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int) -> dict[str, Any]:
+def measure(
+    sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int, mesh: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """`recovered` for a converted model and the given studies; the site and the tokens are those of the autoencoder.
+
+    Args:
+      mesh: see `maira_jax.checkpoint.store.load`.
 
     Raises:
       UserError: the model cannot be read or does not fit, or the studies have no findings.
     """
-    params, cfg = model_store.load(model_dir)
+    params, cfg = model_store.load(model_dir, mesh, rows=batch_size)
+    batch_size = sharding.rows_on(sharding.mesh_of(params), batch_size)
     source = sae.meta["source"]
     tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
     with progress(total=2 * len(studies), unit="study", desc="splice") as bar:
@@ -214,7 +223,12 @@ def measure(sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int
 
 
 def of_run(
-    workdir: Path, table: pa.Table, section: ml_collections.ConfigDict, n_studies: int, batch_size: int
+    workdir: Path,
+    table: pa.Table,
+    section: ml_collections.ConfigDict,
+    n_studies: int,
+    batch_size: int,
+    mesh: tuple[int, ...],
 ) -> Loss | None:
     """The measurement for autoencoders of a run, on some of its held-out studies.
 
@@ -224,6 +238,7 @@ def of_run(
       section: the section `studies` of the configuration, which describes the studies that were harvested.
       n_studies: maximum number of studies.
       batch_size: studies in one pass of the model.
+      mesh: see `maira_jax.checkpoint.store.load`.
 
     Returns:
       A function from an autoencoder to what `recovered` gives, or None if nothing is to be measured.
@@ -244,4 +259,4 @@ def of_run(
             "none of config.studies is a held-out study of the activations: give the studies that were harvested, or "
             "set train.loss_recovered_studies to 0"
         )
-    return functools.partial(measure, model_dir=model_dir, studies=studies, batch_size=batch_size)
+    return functools.partial(measure, model_dir=model_dir, studies=studies, batch_size=batch_size, mesh=mesh)

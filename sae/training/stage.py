@@ -67,7 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             store = live.open_source(train.source, config, workdir)
             batch_size = HarvestSection.of(config).batch_size or DEFAULT_BATCH_SIZE
             loss = loss_recovered.of_run(
-                workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size
+                workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size, on
             )
             saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
             trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed, on)) for sae in saes]

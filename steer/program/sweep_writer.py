@@ -8,9 +8,11 @@ from typing import NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from maira_jax.generation.decode import Sampling, row_keys
-from maira_jax.inputs.batches import fill_up
+from maira_jax.inputs.batches import InputBatch, fill_up
+from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
@@ -125,6 +127,16 @@ class SweepWriter:
         return cls(decode.unstacked(params), cfg, prompts, site, section, seed, rows, edits, sentences, length)
 
     @property
+    def mesh(self) -> Mesh:
+        """The mesh that the model lies on."""
+        return sharding.mesh_of(self.params)
+
+    @property
+    def n_studies(self) -> int:
+        """The studies of a batch: `batch_studies`, filled up to what the mesh divides."""
+        return sharding.rows_on(self.mesh, self.section.batch_studies)
+
+    @property
     def shape(self) -> SweepShape:
         """The shape of the rows with the study's own prompt."""
         return SweepShape.of(
@@ -144,38 +156,43 @@ class SweepWriter:
         """How tokens are chosen: all rows of a study share its draws, independent of the other studies in its batch."""
         if not self.section.temperature:
             return None
-        names = [self.prompts.studies[number].study_id for number in fill_up(studies, self.section.batch_studies)]
+        names = [self.prompts.studies[number].study_id for number in fill_up(studies, self.n_studies)]
         each = (jnp.float32(self.section.temperature), jnp.float32(self.section.top_p))
         return Sampling(row_keys(names, self.seed), *each)
 
     def prefill(self, studies: Sequence[int], shape: SweepShape) -> PromptPrefixes:
-        """Reads the prompts of studies, filled up to `batch_studies`."""
-        batch = self.prompts.batch(fill_up(studies, self.section.batch_studies))
+        """Reads the prompts of studies, filled up to `n_studies`."""
+        batch = self.prompts.batch(fill_up(studies, self.n_studies))
         edited = self.section.edited(batch.kinds)
-        return decode.prefill(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, edited)
+        return self._prefill(shape, batch, edited)
+
+    def _prefill(self, shape: SweepShape, batch: InputBatch, edited: np.ndarray) -> PromptPrefixes:
+        inputs = sharding.place_rows(self.mesh, (batch.tokens, batch.mask, batch.pixels, edited))
+        return decode.prefill(self.params, self.cfg, shape, *inputs)
 
     def steered_rows(self, studies: Sequence[int]) -> SteeredRows:
         """The rows with the study's own prompt; none of the studies that fill up the batch."""
-        counts = np.where(np.arange(self.section.batch_studies) < len(studies), len(self.edits.site), 0)
+        counts = np.where(np.arange(self.n_studies) < len(studies), len(self.edits.site), 0)
         return SteeredRows.of(self.edits, self.section.edits_generated, counts, self.sampling(studies))
 
     def write(
         self, studies: Sequence[int], on_rows: Callable[[int], object] = lambda rows: None
     ) -> list[list[SteeredReport]]:
-        """The reports of all rows, for each study.
+        """The reports of all rows, for each study; called by several threads at once.
 
         Args:
           studies: numbers of studies in `prompts`, at most `batch_studies`.
           on_rows: called periodically with the number of reports that have ended since the last call.
         """
-        shape = self.shape
-        prompts = self.prefill(studies, shape)
-        steered = decode.write_rows(self.params, self.cfg, shape, prompts, self.steered_rows(studies), on_rows)
-        prompted = self._write_prompted(studies, on_rows) if self.sentences else tuple(x[:, :0] for x in steered)
-        tokens, lengths, finite = (np.concatenate(pair, axis=1) for pair in zip(steered, prompted, strict=True))
-        if shape.first_layer is not None:
-            prompts = self.prefill(studies, self._unedited_shape)
-        nats = self._mean_nll(prompts, tokens, lengths)  # [studies, rows]
+        with jax.set_mesh(self.mesh):
+            shape = self.shape
+            prompts = self.prefill(studies, shape)
+            steered = decode.write_rows(self.params, self.cfg, shape, prompts, self.steered_rows(studies), on_rows)
+            prompted = self._write_prompted(studies, on_rows) if self.sentences else tuple(x[:, :0] for x in steered)
+            tokens, lengths, finite = (np.concatenate(pair, axis=1) for pair in zip(steered, prompted, strict=True))
+            if shape.first_layer is not None:
+                prompts = self.prefill(studies, self._unedited_shape)
+            nats = self._mean_nll(prompts, tokens, lengths)  # [studies, rows]
         return [
             [self._report(*row) for row in zip(tokens[s], lengths[s], finite[s], nats[s], strict=True)]
             for s in range(len(studies))
@@ -205,41 +222,42 @@ class SweepWriter:
     def _write_prompted(
         self, studies: Sequence[int], on_rows: Callable[[int], object]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The prompted rows, each with a prompt of its own, of `batch_studies` studies; see `decode.write_rows`."""
+        """The prompted rows, each with a prompt of its own, of `n_studies` studies; see `decode.write_rows`."""
         shape = dataclasses.replace(self._unedited_shape, slots=1)
-        filled = fill_up(studies, self.section.batch_studies)
+        filled = fill_up(studies, self.n_studies)
         wanted = [(study, sentence) for study in filled for sentence in self.sentences]
-        batch_size = self.section.batch_studies * self.shape.slots
+        batch_size = self.n_studies * self.shape.slots
         unedited = SteeringEdits.of([Direction.none(self.cfg.text.hidden_size).intervention], [0.0], self.site)
         parts = []
         for start in range(0, len(wanted), batch_size):
             numbers, sentences = zip(*fill_up(wanted[start : start + batch_size], batch_size), strict=True)
             batch = self.prompts.batch(numbers, sentences, self.prompted_length)
             nowhere = np.zeros_like(batch.mask)
-            prompts = decode.prefill(self.params, self.cfg, shape, batch.tokens, batch.mask, batch.pixels, nowhere)
+            prompts = self._prefill(shape, batch, nowhere)
             counts = start + np.arange(batch_size) < len(studies) * len(self.sentences)
             rows = SteeredRows.of(unedited, False, counts, self.sampling(numbers))
             parts.append(decode.write_rows(self.params, self.cfg, shape, prompts, rows, on_rows))
-        each = (self.section.batch_studies, len(self.sentences))
+        each = (self.n_studies, len(self.sentences))
         whole = [np.concatenate(arrays)[: len(wanted), 0] for arrays in zip(*parts, strict=True)]
         tokens, lengths, finite = (array.reshape(*each, *array.shape[1:]) for array in whole)
         return tokens, lengths, finite
 
     def measure(self, studies: Sequence[int]) -> MeasuredCost:
         """Reads the prompts of studies and writes a few tokens in every slot."""
-        shape, steps = self.shape, jnp.int32(_TIMED_STEPS)
-        self.prefill(studies, shape)  # compiles
-        start = time.perf_counter()
-        prompts = jax.block_until_ready(self.prefill(studies, shape))
-        prefill = time.perf_counter() - start
-        rows = self.steered_rows(studies)
-        state = decode.begin(self.cfg, shape, prompts, rows)
-        program = decode.advance.lower(self.params, self.cfg, shape, prompts, rows, state, steps).compile()
-        took = []
-        for _ in range(2):
+        with jax.set_mesh(self.mesh):
+            shape, steps = self.shape, jnp.int32(_TIMED_STEPS)
+            self.prefill(studies, shape)  # compiles
             start = time.perf_counter()
-            state = jax.block_until_ready(program(self.params, prompts, rows, state, steps))
-            took.append((time.perf_counter() - start) / _TIMED_STEPS)
+            prompts = jax.block_until_ready(self.prefill(studies, shape))
+            prefill = time.perf_counter() - start
+            rows = self.steered_rows(studies)
+            state = decode.begin(self.cfg, shape, prompts, rows)
+            program = decode.advance.lower(self.params, self.cfg, shape, prompts, rows, state, steps).compile()
+            took = []
+            for _ in range(2):
+                start = time.perf_counter()
+                state = jax.block_until_ready(program(self.params, prompts, rows, state, steps))
+                took.append((time.perf_counter() - start) / _TIMED_STEPS)
         memory = program.memory_analysis()
         assert memory is not None
         row_prefill = max(took[0] - took[1], 0) * _TIMED_STEPS  # only the first steps read prompts again
