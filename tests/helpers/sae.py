@@ -134,14 +134,14 @@ def long_config() -> ml_collections.ConfigDict:
     return config
 
 
-def make_model(directory: Path, studies: ml_collections.ConfigDict) -> None:
+def make_model(directory: Path, studies: ml_collections.ConfigDict, heads: int = 4) -> None:
     """A checkpoint with random weights and a tokenizer for the phantom's `studies`, in the Hugging Face layout."""
     directory.mkdir(parents=True)
     texts = [reporting_prompt(study).content + f" {study.findings}" for study in load_studies(studies)]
     tokenizer_files.from_corpus(texts, 420, directory)
     image_id = files.read_json(directory / "added_tokens.json")["<image>"]
     vision = VisionConfig(32, 1, 2, 64, 28, 56, 1e-6)
-    text = TextConfig(image_id + 3, 48, 96, 3, 4, 4, 12, 1e-5, 10000.0, 1.5)
+    text = TextConfig(image_id + 3, 48, 96, 3, heads, heads, 12, 1e-5, 10000.0, 1.5)
     cfg = Maira2Config(vision, text, image_token_id=image_id, projector_n_layers=4)
     files.write_json(directory / "config.json", to_hf_dict(dataclasses.replace(cfg)))
     square = {"height": 56, "width": 56}

@@ -4,13 +4,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from maira_jax.checkpoint import store
+from maira_jax.checkpoint import convert, store
 from maira_jax.generation.decode import generate
 from maira_jax.model import sharding
+from tests.helpers.random_checkpoint import model_section
 from tests.helpers.tiny_model import CFG, all_sites, batch, forward, make, relative
 
 
@@ -21,15 +20,14 @@ def main(directory: Path) -> None:
         text=dataclasses.replace(CFG.text, num_attention_heads=8, num_key_value_heads=8),
     )
     params, _ = make(directory, cfg)
-    store.save(directory, params)
+    convert.run(model_section(directory), directory)
     inputs = batch((1, 2, 1, 1, 3, 1, 2, 1))[:3]
     read = all_sites(cfg)
     one = forward(params, cfg, *inputs, read=read)
     words, _ = generate(params, cfg, *inputs, max_new_tokens=12, eos_id=-1)
     for data, model in ((4, 2), (2, 4), (8, 1), (1, 8)):
-        mesh = sharding.make_mesh((data, model))
-        split, _ = store.load(directory, mesh)
-        rows = [jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))) for x in inputs]
+        split, _ = store.load(directory / "model", (data, model))
+        rows = sharding.place_rows(sharding.mesh_of(split), inputs)
         kernel = split["language"]["layers"]["gate_up"]["kernel"]
         assert kernel.sharding.shard_shape(kernel.shape)[3] == kernel.shape[3] // model
         many = forward(split, cfg, *rows, read=read)

@@ -17,9 +17,10 @@ from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import CFG
 
 
-def test_data_and_model_parallel_equal_one_device(tmp_path):
+@pytest.mark.parametrize("program", ["model_parity", "stages"])
+def test_a_mesh_gives_what_one_device_gives(tmp_path, program):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.devices8.model_parity", str(tmp_path)],
+        [sys.executable, "-m", f"tests.helpers.devices8.{program}", str(tmp_path)],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     print(done.stdout)
