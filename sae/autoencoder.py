@@ -60,10 +60,14 @@ class Sae:
         return decode(self.params, f)
 
 
+def row_norms(w_dec: jax.Array) -> jax.Array:
+    """The norm of each row of `w_dec [F, d]` plus the smallest step, which keeps quotients by it finite. [F, 1]"""
+    return jnp.linalg.norm(w_dec, axis=1, keepdims=True) + jnp.finfo(w_dec.dtype).eps
+
+
 def unit_rows(w_dec: jax.Array) -> jax.Array:
-    """Scales each row to norm 1; the smallest float32 step keeps an all-zero row finite."""
-    norm = jnp.linalg.norm(w_dec, axis=1, keepdims=True)
-    return w_dec / (norm + jnp.finfo(w_dec.dtype).eps)
+    """Scales each row to norm 1; an all-zero row stays."""
+    return w_dec / row_norms(w_dec)
 
 
 def init(key: jax.Array, d_model: int, n_features: int, b_dec: jax.Array) -> Params:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sae import autoencoder
 from sae.kernels import kth_largest
+from sae.kernels.kth_largest import Search
 
 # Bit patterns counted one by one: two octaves, of 2^23 floats each.
 _BINS = 2**24
@@ -29,7 +30,7 @@ def _add_counts(counts: jax.Array, params: autoencoder.Params, x: jax.Array, low
 def _threshold_bits(params: autoencoder.Params, x: jax.Array, k: int) -> jax.Array:
     """The bit pattern of the threshold of one batch `x [B, d]`. int32 []"""
     z = autoencoder.pre_activations(params, x)  # [B, F]
-    threshold = kth_largest.kth_largest(z, k * x.shape[0] + 1, kth_largest.default_method(1))
+    threshold = kth_largest.kth_largest(z, k * x.shape[0] + 1, Search(jax.default_backend() == "cpu"))
     return jax.lax.bitcast_convert_type(threshold, jnp.int32)
 
 

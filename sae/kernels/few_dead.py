@@ -35,7 +35,7 @@ def of_dead(function: DeadLoss, params: Params, z: jax.Array, dead: jax.Array) -
             "b_dec": params["b_dec"],
         }
         value, found = function(part, z.at[:, indices].get(mode="fill", fill_value=0), is_dead)
-        whole = jax.tree.map(jnp.zeros_like, params)
+        whole = {name: jnp.zeros(array.shape, jnp.float32) for name, array in params.items()}
         return value, {
             "W_enc": whole["W_enc"].at[:, indices].set(found["W_enc"], mode="drop"),
             "b_enc": whole["b_enc"].at[indices].set(found["b_enc"], mode="drop"),

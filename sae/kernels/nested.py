@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sae import mesh
 from sae.autoencoder import Params
 
 
@@ -39,73 +40,69 @@ def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
 
 
-def _group_bounds(group_sizes: Sequence[int], stripes: int) -> list[tuple[int, int]]:
-    """First and one past the last feature of each group on every device."""
-    return list(itertools.pairwise([0, *itertools.accumulate(size // stripes for size in group_sizes)]))
+def groups(x: jax.Array, axis: int, group_sizes: Sequence[int], stripes: int) -> list[jax.Array]:
+    """The part of each group in an array of striped features.
+
+    Args:
+      x: an array whose `axis` are features, striped. [..., F, ...]
+      axis: the axis.
+      group_sizes: features of each group, multiples of `stripes`.
+      stripes: number of devices along the feature axis.
+
+    Returns:
+      One array [..., n, F_g / n, ...] per group.
+    """
+    x = x.reshape(*x.shape[:axis], stripes, -1, *x.shape[axis + 1 :])  # [..., n, F / n, ...]
+    bounds = itertools.pairwise([0, *itertools.accumulate(size // stripes for size in group_sizes)])
+    return [lax.slice_in_dim(x, start, end, axis=axis + 1) for start, end in bounds]
+
+
+def ungroup(parts: Sequence[jax.Array], axis: int) -> jax.Array:
+    """The inverse of `groups`."""
+    x = jnp.concatenate(parts, axis + 1)  # [..., n, F / n, ...]
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
 @jax.named_scope("decode")
 def reconstructions(
-    f: jax.Array,
-    w_dec: jax.Array,
-    b_dec: jax.Array,
-    group_sizes: tuple[int, ...],
-    stripes: int,
-    dtype: str = "float32",
+    f: Sequence[jax.Array], w_dec: Sequence[jax.Array], b_dec: jax.Array, dtype: str = "float32"
 ) -> list[jax.Array]:
     """Reconstructions from the first group, the first two, and so on: a running sum, so they cost one decode.
 
+    On a feature axis each device keeps the sums over all devices for its part of d alone.
+
     Args:
-      f: features, striped. [B, F]
-      w_dec: decoder, striped. [F, d]
+      f: features of each group. [B, n, F_g / n] each
+      w_dec: decoder of each group. [n, F_g / n, d] each
       b_dec: bias of the decoder. [d]
-      group_sizes: features of each group, multiples of `stripes`.
-      stripes: number of devices along the feature axis.
       dtype: dtype of the factors of products.
 
     Returns:
       One reconstruction [B, d] per group.
     """
-    f = f.reshape(f.shape[0], stripes, -1)  # [B, n, F / n]
-    w_dec = w_dec.reshape(stripes, -1, w_dec.shape[1])  # [n, F / n, d]
-    reconstruction = b_dec
-    nested = []
-    for start, end in _group_bounds(group_sizes, stripes):
-        part = contract("bnf,nfd->bd", f[:, :, start:end], w_dec[:, start:end], dtype)  # [B, d]
-        reconstruction = reconstruction + part  # [B, d]
-        nested.append(reconstruction)
-    return nested
+    parts = [contract("bnf,nfd->bd", *factors, dtype) for factors in zip(f, w_dec, strict=True)]  # [B, d] each
+    placed = [mesh.place(part, mesh.DATA, mesh.FEATURE) for part in lax.optimization_barrier(parts)]
+    return list(itertools.accumulate(placed, initial=b_dec))[1:]
 
 
 def reconstruction_gradients(
-    f: jax.Array,
-    w_dec: jax.Array,
-    cotangents: Sequence[jax.Array],
-    group_sizes: tuple[int, ...],
-    stripes: int,
-    dtype: str,
-) -> tuple[jax.Array, jax.Array]:
+    f: Sequence[jax.Array], w_dec: Sequence[jax.Array], cotangents: Sequence[jax.Array], dtype: str
+) -> tuple[list[jax.Array], list[jax.Array]]:
     """The gradients of a loss through `reconstructions`.
 
     Args:
-      f: features, striped. [B, F]
-      w_dec: decoder, striped. [F, d]
+      f: features of each group. [B, n, F_g / n] each
+      w_dec: decoder of each group. [n, F_g / n, d] each
       cotangents: gradient with respect to each group's contribution, see `group_cotangents`. [B, d] each
-      group_sizes: features of each group, multiples of `stripes`.
-      stripes: number of devices along the feature axis.
       dtype: dtype of the factors of products.
 
     Returns:
-      The gradients with respect to f [B, F] and w_dec [F, d].
+      For each group the gradients with respect to f [B, n, F_g / n] and w_dec [n, F_g / n, d].
     """
-    (batch, n_features), d = f.shape, w_dec.shape[1]
-    f = f.reshape(batch, stripes, -1)  # [B, n, F / n]
-    w_dec = w_dec.reshape(stripes, -1, d)  # [n, F / n, d]
-    d_f, d_w = [], []
-    for (start, end), cotangent in zip(_group_bounds(group_sizes, stripes), cotangents, strict=True):
-        d_f.append(contract("bd,nfd->bnf", cotangent, w_dec[:, start:end], dtype))
-        d_w.append(contract("bnf,bd->nfd", f[:, :, start:end], cotangent, dtype))
-    return jnp.concatenate(d_f, 2).reshape(batch, n_features), jnp.concatenate(d_w, 1).reshape(n_features, d)
+    whole = [mesh.place(cotangent.astype(dtype), mesh.DATA, None) for cotangent in cotangents]  # [B, d] each
+    d_f = [contract("bd,nfd->bnf", cotangent, part, dtype) for cotangent, part in zip(whole, w_dec, strict=True)]
+    d_w = [contract("bnf,bd->nfd", part, cotangent, dtype) for part, cotangent in zip(f, whole, strict=True)]
+    return d_f, d_w
 
 
 def group_cotangents(residuals: Sequence[jax.Array], weights: Sequence[float], tokens: int) -> list[jax.Array]:
@@ -126,20 +123,10 @@ def group_cotangents(residuals: Sequence[jax.Array], weights: Sequence[float], t
     return list(itertools.accumulate(reversed(own)))[::-1]
 
 
-def encoder_gradients(centred: jax.Array, d_z: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
-    """The gradients with respect to W_enc [d, F] and b_enc [F].
-
-    Args:
-      centred: activations minus b_dec. [B, d]
-      d_z: gradient with respect to the pre-activations. [B, F]
-      dtype: dtype of the factors of products.
-    """
-    return contract("bd,bf->df", centred, d_z, dtype), d_z.sum(0)
-
-
 def parameter_gradients(
     params: Params, w_enc: jax.Array, b_enc: jax.Array, w_dec: jax.Array, b_dec: jax.Array
 ) -> Params:
     """All gradients, from those of each array; `b_dec [d]` is what comes through the decoder alone."""
     through_encoder = contract("f,df->d", b_enc, params["W_enc"], "float32")  # [d]
-    return {"W_enc": w_enc, "b_enc": b_enc, "W_dec": w_dec, "b_dec": b_dec - through_encoder}
+    gradients = {"W_enc": w_enc, "b_enc": b_enc, "W_dec": w_dec, "b_dec": b_dec - through_encoder}
+    return mesh.place_params(gradients)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sae import mesh
 from sae.autoencoder import Params
 from sae.kernels import few_dead, kept_gradients, kth_largest, nested
 from sae.kernels.nested import MainGradients, contract
@@ -50,7 +51,7 @@ def by_matrices(
     params: Params,
     x: jax.Array,
     z: jax.Array,
-    keep: jax.Array,
+    f: jax.Array,
     dead: jax.Array,
     sae: SaeConfig,
     config: TrainConfig,
@@ -61,7 +62,7 @@ def by_matrices(
       params: the autoencoder's arrays.
       x: normalised activations. [B, d]
       z: pre-activations after the ReLU. [B, F]
-      keep: which of them are features. bool [B, F]
+      f: features: `z` where it is selected, else 0, in the compute dtype. [B, F]
       dead: the dead features. bool [F]
       sae: the autoencoder.
       config: the training.
@@ -71,13 +72,13 @@ def by_matrices(
       averaged over the tokens.
     """
     if config.microbatches == 1:
-        return _with_auxiliary(params, x, z, dead, _main(params, x, z, keep, sae, config), None, config)
-    parts = tuple(_parts(array, config.microbatches) for array in (x, z, keep))
+        return _with_auxiliary(params, x, z, dead, _main(params, x, f, sae, config), None, config)
+    parts = tuple(_parts(array, config.microbatches) for array in (x, z, f))
 
     def residual(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        x, z, keep = part
-        f, groups, stripes = jnp.where(keep, z, 0.0), (sae.n_features,), config.mesh[1]
-        return x - nested.reconstructions(f, params["W_dec"], params["b_dec"], groups, stripes, config.dtype)[0]
+        x, _, f = part
+        f, w_dec = f[:, None], params["W_dec"][None]  # one group, whose order does not matter
+        return x - nested.reconstructions([f], [w_dec], params["b_dec"], config.dtype)[0]
 
     def variance_of_residuals() -> jax.Array:
         return total_variance(lax.map(residual, parts).reshape(x.shape))
@@ -88,8 +89,8 @@ def by_matrices(
         variance = lax.cond(dead.any(), variance_of_residuals, lambda: jnp.ones((), jnp.float32))
 
     def of_part(part: tuple[jax.Array, ...]) -> tuple[Params, Terms]:
-        x, z, keep = part
-        return _with_auxiliary(params, x, z, dead, _main(params, x, z, keep, sae, config), variance, config)
+        x, z, f = part
+        return _with_auxiliary(params, x, z, dead, _main(params, x, f, sae, config), variance, config)
 
     def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, of_part(part)), None
@@ -104,21 +105,24 @@ def _parts(array: jax.Array, n: int) -> jax.Array:
     return array.reshape(array.shape[0] // n, n, *array.shape[1:]).swapaxes(0, 1)
 
 
-def _main(
-    params: Params, x: jax.Array, z: jax.Array, keep: jax.Array, sae: SaeConfig, config: TrainConfig
-) -> MainGradients:
+def _main(params: Params, x: jax.Array, f: jax.Array, sae: SaeConfig, config: TrainConfig) -> MainGradients:
     """The gradients of the nested reconstructions' errors and the L1 penalty on a part of the batch."""
-    tokens, stripes, dtype = config.batch_size, config.mesh[1], config.dtype
-    f = jnp.where(keep, z, 0.0)  # [b, F]
-    reconstructions = nested.reconstructions(f, params["W_dec"], params["b_dec"], sae.group_sizes, stripes, dtype)
-    residuals = [reconstruction - x for reconstruction in reconstructions]  # [b, d] each
+    tokens, dtype = config.batch_size, config.dtype
+    striped = (sae.group_sizes, config.mesh[1])
+    f_of = nested.groups(f, 1, *striped)  # [b, n, F_g / n] each
+    w_dec = nested.groups(params["W_dec"], 0, *striped)  # [n, F_g / n, d] each
+    split = mesh.place(x, mesh.DATA, mesh.FEATURE)  # [b, d], as the reconstructions lie
+    residuals = [nested_x - split for nested_x in nested.reconstructions(f_of, w_dec, params["b_dec"], dtype)]
     cotangents = nested.group_cotangents(residuals, sae.group_weights, tokens)  # [b, d] each
-    d_f, d_w_dec = nested.reconstruction_gradients(f, params["W_dec"], cotangents, sae.group_sizes, stripes, dtype)
-    d_z = jnp.where(keep, d_f + sae.l1 / tokens, 0.0)  # [b, F]
-    d_w_enc, d_b_enc = nested.encoder_gradients(x - params["b_dec"], d_z, dtype)  # [d, F], [F]
-    gradients = nested.parameter_gradients(params, d_w_enc, d_b_enc, d_w_dec, cotangents[0].sum(0))
+    d_f, d_w_dec = nested.reconstruction_gradients(f_of, w_dec, cotangents, dtype)
+    parts = [jnp.where(of > 0, d_of + sae.l1 / tokens, 0.0) for of, d_of in zip(f_of, d_f, strict=True)]
+    d_z = nested.ungroup([part.astype(dtype) for part in parts], 1)  # [b, F]
+    d_w_enc = contract("bd,bf->df", x - params["b_dec"], d_z, dtype)  # [d, F]
+    d_b_enc = d_z.sum(0, dtype=jnp.float32)  # [F]
+    d_b_dec = cotangents[0].sum(0)  # [d]
+    gradients = nested.parameter_gradients(params, d_w_enc, d_b_enc, nested.ungroup(d_w_dec, 0), d_b_dec)
     errors = jnp.stack([jnp.square(residual).sum() for residual in residuals])  # [G]
-    return MainGradients(gradients, -residuals[-1], errors, f.sum())
+    return MainGradients(gradients, -residuals[-1], errors, f.sum(dtype=jnp.float32))
 
 
 def _with_auxiliary(
@@ -177,16 +181,15 @@ def _auxiliary(
     candidates = jnp.where(dead, z, 0.0)  # [b, F]
     threshold = _row_threshold(candidates, jnp.minimum(x.shape[1] // 2, dead.sum()))  # [b]
     kept = jnp.where(candidates >= threshold[:, None], candidates, 0.0)  # [b, F]
-    error = contract("bf,fd->bd", kept, params["W_dec"], dtype) - residual  # [b, d]
-    cotangent = 2.0 * scale * error  # [b, d]
+    error = (
+        mesh.place(contract("bf,fd->bd", kept, params["W_dec"], dtype), mesh.DATA, mesh.FEATURE) - residual
+    )  # [b, d]
+    cotangent = mesh.place((2.0 * scale * error).astype(dtype), mesh.DATA, None)  # [b, d]
     d_z = jnp.where(kept > 0, contract("bd,fd->bf", cotangent, params["W_dec"], dtype), 0.0)  # [b, F]
-    d_w_enc, d_b_enc = nested.encoder_gradients(x - params["b_dec"], d_z, dtype)  # [d, F], [F]
-    return scale * jnp.square(error).sum(), {
-        "W_enc": d_w_enc,
-        "b_enc": d_b_enc,
-        "W_dec": contract("bf,bd->fd", kept, cotangent, dtype),
-        "b_dec": -contract("f,df->d", d_b_enc, params["W_enc"], "float32"),
-    }
+    d_w_enc = contract("bd,bf->df", x - params["b_dec"], d_z, dtype)  # [d, F]
+    d_w_dec = contract("bf,bd->fd", kept, cotangent, dtype)  # [F, d]
+    gradients = nested.parameter_gradients(params, d_w_enc, d_z.sum(0), d_w_dec, jnp.zeros_like(params["b_dec"]))
+    return scale * jnp.square(error).sum(), gradients
 
 
 def _row_threshold(candidates: jax.Array, count: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ the host never waits for one.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax import lax
 from maira_jax.model.sharding import make_mesh
 from sae import autoencoder, mesh
 from sae.kernels import nested
+from sae.kernels.kth_largest import Search
 from sae.training import gradients, loss, optimiser, resample
 from sae.training.config import SaeConfig, TrainConfig
 from sae.variants import VARIANTS, Selection
@@ -62,12 +63,12 @@ class Route:
     """The two parts of a step that one CPU computes in another way, with the same result.
 
     Attributes:
-      select: gives, from pre-activations after the ReLU, float32 [B, F], which of them are features, bool [B, F], and
-        the smallest of these, float32 [].
+      select: gives, from pre-activations after the ReLU, float32 [B, F], and a guess of the smallest one that is a
+        feature, float32 [], what `gradients` takes for the selected ones, and the smallest of these, float32 [].
       gradients: `sae.training.gradients.by_matrices`, or what gives the same.
     """
 
-    select: Callable[[jax.Array], Selection]
+    select: Callable[[jax.Array, jax.Array], Selection]
     gradients: Callable[..., tuple[autoencoder.Params, gradients.Terms]]
 
 
@@ -82,15 +83,40 @@ def route(sae: SaeConfig, config: TrainConfig, kept_entries: bool) -> Route:
     """
     variant = VARIANTS.get(sae.kind)
 
-    def select(z: jax.Array) -> Selection:
-        order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), config.mesh[1])  # [F]
-        return variant.select(z, sae.k, order, "candidates" if kept_entries else "bisection")
+    by_entries = kept_entries and variant.at_most_k
 
-    return Route(select, gradients.by_kept_entries if kept_entries and variant.at_most_k else gradients.by_matrices)
+    def select(z: jax.Array, guess: jax.Array) -> Selection:
+        order = mesh.stripe(jnp.arange(sae.n_features, dtype=jnp.int32), config.mesh[1])  # [F]
+        keep, smallest = variant.select(z, sae.k, order, Search(kept_entries, guess))
+        return keep if by_entries else jnp.where(keep, z, 0.0).astype(config.dtype), smallest
+
+    return Route(select, gradients.by_kept_entries if by_entries else gradients.by_matrices)
+
+
+class StepCarry(NamedTuple):
+    """What a step leaves for the next one in the same call of the device.
+
+    Attributes:
+      state: the state.
+      factors: the two matrices as products take them: whole along the data axis, in the compute dtype. Empty where
+        those of the state are that.
+      smallest: the smallest selected activation, or a guess. float32 []
+    """
+
+    state: TrainState
+    factors: autoencoder.Params
+    smallest: jax.Array
+
+
+def _factors(params: autoencoder.Params, config: TrainConfig) -> autoencoder.Params:
+    if config.dtype == "float32" and config.mesh[0] == 1:
+        return {}
+    whole = {"W_enc": (None, mesh.FEATURE), "W_dec": (mesh.FEATURE, None)}
+    return {name: mesh.place(params[name].astype(config.dtype), *axes) for name, axes in whole.items()}
 
 
 def batch_gradients(
-    state: TrainState, x: jax.Array, sae: SaeConfig, config: TrainConfig, route: Route
+    carry: StepCarry, x: jax.Array, sae: SaeConfig, config: TrainConfig, route: Route
 ) -> tuple[autoencoder.Params, jax.Array, jax.Array, Metrics]:
     """Gradients of the loss on normalised activations `x [B, d]`, and what the step learns on the way.
 
@@ -100,17 +126,21 @@ def batch_gradients(
     Returns:
       Gradients, the smallest selected activation [], the tokens since each feature was last selected [F], metrics.
     """
-    params = state.params
+    state, factors, smallest = carry
+    params = mesh.place_params(state.params) | factors
+    x = mesh.place(x, mesh.DATA, None)
     with jax.named_scope("encode"):
         pre = nested.contract("bd,df->bf", x - params["b_dec"], params["W_enc"], config.dtype) + params["b_enc"]
-        z = jax.nn.relu(pre)  # [B, F]
+        # Held apart, or compilers store it before and after the ReLU.
+        z = lax.optimization_barrier(jax.nn.relu(pre))  # [B, F]
     with jax.named_scope("select"):
-        keep, smallest = route.select(z)  # [B, F], []
+        selected, smallest = route.select(z, smallest)  # [B, F], []
+        fired = (selected != 0).sum(0, dtype=jnp.float32)  # [F]
     unfired = jnp.minimum(state.tokens_since_fired + x.shape[0], _COUNT_LIMIT)
-    tokens_since_fired = jnp.where(keep.any(0), 0, unfired)  # [F]
+    tokens_since_fired = jnp.where(fired > 0, 0, unfired)  # [F]
     dead = tokens_since_fired >= config.dead_tokens  # [F]
     with jax.named_scope("gradients"):
-        found, terms = route.gradients(params, x, z, keep, dead, sae, config)
+        found, terms = route.gradients(params, x, z, selected, dead, sae, config)
     errors = terms["level_errors"]  # [G]
     main = (jnp.array(sae.group_weights, jnp.float32) * errors).sum()
     metrics = {
@@ -119,7 +149,7 @@ def batch_gradients(
         "auxk": terms["auxk"],
         "level_errors": errors,
         "fvu": errors[-1] / loss.total_variance(x),
-        "l0": keep.sum(1, dtype=jnp.float32).mean(),
+        "l0": fired.sum() / x.shape[0],
         "l1": terms["l1"],
         "dead": dead.sum(),
     }
@@ -138,10 +168,11 @@ def _resampled(state: TrainState, x: jax.Array, config: TrainConfig) -> TrainSta
 
 
 def step(
-    state: TrainState, x: jax.Array, sae: SaeConfig, config: TrainConfig, route: Route
-) -> tuple[TrainState, Metrics]:
+    carry: StepCarry, x: jax.Array, sae: SaeConfig, config: TrainConfig, route: Route
+) -> tuple[StepCarry, Metrics]:
     """One update on normalised activations `x [B, d]`, float32: encode, select, gradients, optimiser."""
-    gradients, smallest, tokens_since_fired, metrics = batch_gradients(state, x, sae, config, route)
+    state = carry.state
+    gradients, smallest, tokens_since_fired, metrics = batch_gradients(carry, x, sae, config, route)
     with jax.named_scope("optimiser"):
         params, adam, measured = optimiser.update(state.params, gradients, state.adam, state.step, config)
     threshold = _next_threshold(state.threshold, smallest, state.step, config)
@@ -149,7 +180,8 @@ def step(
     state = TrainState(params, adam, threshold, tokens_since_fired, state.step + 1)
     if config.resample_every:
         state = _resampled(state, x, config)
-    return state, metrics
+    with jax.named_scope("optimiser"):
+        return StepCarry(state, _factors(state.params, config), smallest), metrics
 
 
 class Trainer:
@@ -248,15 +280,19 @@ class Trainer:
         return jax.tree.map(jnp.copy, moved)
 
     def _chunk(self, state: TrainState, batches: jax.Array, scale: jax.Array) -> tuple[TrainState, Metrics]:
-        def body(state: TrainState, x: jax.Array) -> tuple[TrainState, Metrics]:
-            return step(state, x.astype(jnp.float32) / scale, self.sae, self.config, self._route)
+        def body(carry: StepCarry, x: jax.Array) -> tuple[StepCarry, Metrics]:
+            return step(carry, x.astype(jnp.float32) / scale, self.sae, self.config, self._route)
 
-        return lax.scan(body, state, batches)
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            first = StepCarry(state, _factors(state.params, self.config), jnp.maximum(state.threshold, 0.0))
+            carry, metrics = lax.scan(body, first, batches)
+            return carry.state, metrics
 
     def _state_shardings(self) -> Any:
         """A `TrainState` of shardings."""
         single = mesh.sharding(self.mesh)
-        params = {name: mesh.sharding(self.mesh, *spec) for name, spec in mesh.PARAM_SPECS.items()}
+        specs = mesh.param_specs(self.mesh, self.sae.d_model, self.sae.n_features)
+        params = {name: mesh.sharding(self.mesh, *spec) for name, spec in specs.items()}
         adam = optax.ScaleByAdamState(count=single, mu=params, nu=dict(params))
         feature = mesh.sharding(self.mesh, mesh.FEATURE)
         leaves: dict[str, Any] = {

@@ -10,9 +10,9 @@ from sae.kernels import kth_largest
 from sae.variants.variant import VARIANTS, Selection, Variant
 
 
-def select(z: jax.Array, k: int, column_order: jax.Array, method: kth_largest.Method) -> Selection:
+def select(z: jax.Array, k: int, column_order: jax.Array, search: kth_largest.Search) -> Selection:
     """Selects the `k * B` largest positive entries of `z [B, F]`."""
-    return kth_largest.batch_top_k(z, k * z.shape[0], method, column_order)
+    return kth_largest.batch_top_k(z, k * z.shape[0], search, column_order)
 
 
 VARIANTS.register("batch_top_k")(Variant(title="BatchTopK", saelens="matryoshka_batchtopk", select=select))

@@ -6,9 +6,9 @@ from sae.kernels import kth_largest
 from sae.variants.variant import VARIANTS, Selection, Variant
 
 
-def select(z: jax.Array, k: int, column_order: jax.Array, method: kth_largest.Method) -> Selection:
+def select(z: jax.Array, k: int, column_order: jax.Array, search: kth_largest.Search) -> Selection:
     """Selects the positive entries of `z [B, F]`, however many there are."""
-    del k, column_order, method
+    del k, column_order, search
     return z > 0, kth_largest.smallest_kept(z, z > 0)
 
 

@@ -10,9 +10,9 @@ from sae.kernels import kth_largest
 from sae.variants.variant import VARIANTS, Selection, Variant
 
 
-def select(z: jax.Array, k: int, column_order: jax.Array, method: kth_largest.Method) -> Selection:
+def select(z: jax.Array, k: int, column_order: jax.Array, search: kth_largest.Search) -> Selection:
     """Selects the `k` largest positive entries of each row of `z [B, F]`."""
-    del method  # each row's threshold is searched in its own way
+    del search  # each row's threshold is searched in its own way
     return kth_largest.row_top_k(z, k, column_order)
 
 

@@ -10,7 +10,7 @@ from sae.autoencoder import Sae
 from sae.kernels import kth_largest
 
 Selection = tuple[jax.Array, jax.Array]
-Select = Callable[[jax.Array, int, jax.Array, kth_largest.Method], Selection]
+Select = Callable[[jax.Array, int, jax.Array, kth_largest.Search], Selection]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class Variant:
     Attributes:
       title: what papers call it, for model cards.
       saelens: the training architecture of SAELens that it corresponds to.
-      select: selects the features of a batch in training, `select(z, k, column_order, method)`, from pre-activations
-        after the ReLU `z`, float32 [B, F]. `column_order`, int32 [F], ranks the columns in a tie, and `method` says how
+      select: selects the features of a batch in training, `select(z, k, column_order, search)`, from pre-activations
+        after the ReLU `z`, float32 [B, F]. `column_order`, int32 [F], ranks the columns in a tie, and `search` says how
         a threshold is searched. It returns the mask, bool [B, F], and the smallest selected entry (0 if nothing is
         selected), float32 [].
       at_most_k: at most k features per token are selected on average, so the selected entries of a batch fit an array

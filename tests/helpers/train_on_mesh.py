@@ -17,7 +17,7 @@ from sae.training.checkpoints import Checkpoints
 from sae.training.trainer import Trainer
 from tests.helpers.sae import activations, resolved_sae, resolved_train
 
-MESHES = ((1, 1), (8, 1), (4, 2), (1, 8))
+MESHES = ((1, 1), (8, 1), (4, 2), (2, 4), (1, 8))
 D, F, BATCH, STEPS = 24, 256, 64, 50
 _COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 

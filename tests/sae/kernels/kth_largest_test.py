@@ -1,5 +1,7 @@
 """Selection against a sort."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae.kernels import kth_largest
+from sae.kernels.kth_largest import Search
 
-METHODS = ["candidates", "bisection"]
-top_k = jax.jit(kth_largest.batch_top_k, static_argnames=("count", "method"))
-threshold_of = jax.jit(kth_largest.kth_largest, static_argnames=("count", "method"))
+# The guesses are right, close, far off, and no threshold at all.
+GUESSES = (0.0, 1.0, 0.9999, 1e-20, 3e38, np.inf)
+SEARCHES = [Search(candidates=True), *(Search(guess=guess) for guess in GUESSES)]
+
+
+@functools.partial(jax.jit, static_argnames=("count", "candidates"))
+def _top_k(z, count, candidates, guess):
+    return kth_largest.batch_top_k(z, count, Search(candidates, guess))
+
+
+@functools.partial(jax.jit, static_argnames=("count", "candidates"))
+def _threshold_of(z, count, candidates, guess):
+    return kth_largest.kth_largest(z, count, Search(candidates, guess))
+
+
+def top_k(z, count, search):
+    return _top_k(z, count, search.candidates, np.float32(search.guess))
+
+
+def threshold_of(z, count, search):
+    return _threshold_of(z, count, search.candidates, np.float32(search.guess))
 
 
 def expected_mask(z: np.ndarray, count: int) -> np.ndarray:
@@ -23,19 +44,19 @@ def expected_mask(z: np.ndarray, count: int) -> np.ndarray:
     return mask.reshape(z.shape)
 
 
-def check(z: np.ndarray, count: int, method: str) -> None:
-    mask, smallest = top_k(jnp.asarray(z), count, method)
+def check(z: np.ndarray, count: int, search: Search) -> None:
+    mask, smallest = top_k(z, count, search)
     expected = expected_mask(z, count)
     np.testing.assert_array_equal(mask, expected)
     assert smallest == (z[expected].min() if expected.any() else 0)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_cut_is_that_of_a_partition(method):
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+def test_the_cut_is_that_of_a_partition(search):
     rng = np.random.default_rng(0)
     z = np.maximum(rng.normal(size=(300, 200)), 0).astype(np.float32)
     for count in (1, 2, 77, 3000, 29_000):
-        cut = threshold_of(jnp.asarray(z), count, method)
+        cut = threshold_of(z, count, search)
         assert cut == np.partition(z.reshape(-1), -count)[-count]
 
 
@@ -44,11 +65,11 @@ def test_more_entries_than_float32_counts():
     n = 4100
     z = np.random.default_rng(0).permutation(np.arange(n * n, dtype=np.int32) + 0x3F000000).view(np.float32)
     count = n * n - 1003  # odd, and rounded down in float32
-    cut = threshold_of(jnp.asarray(z.reshape(n, n)), count, "candidates")
+    cut = threshold_of(z.reshape(n, n), count, Search(candidates=True))
     assert np.asarray(cut).view(np.int32) == 0x3F000000 + 1003
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
 @pytest.mark.parametrize(
     "z, count",
     [
@@ -62,8 +83,8 @@ def test_more_entries_than_float32_counts():
     ],
     ids=["equal", "zero", "negative zero", "few positive", "ties", "nan", "one"],
 )
-def test_corner_cases(z, count, method):
-    mask, smallest = top_k(jnp.asarray(z), count, method)
+def test_corner_cases(z, count, search):
+    mask, smallest = top_k(z, count, search)
     expected = expected_mask(np.nan_to_num(z), count)
     np.testing.assert_array_equal(mask, expected)
     assert smallest == (z[expected].min() if expected.any() else 0)
@@ -76,13 +97,13 @@ def test_any_matrix_with_many_ties(data):
     values = st.sampled_from([0.0, -0.0, -1.0, 1e-20, 0.5, 0.5000001, 1.0, 2.0, 3e20])
     z = np.array(data.draw(st.lists(values, min_size=rows * columns, max_size=rows * columns)), np.float32)
     count = data.draw(st.sampled_from([1, 4, rows * columns // 2, rows * columns]))
-    for method in METHODS:
-        check(z.reshape(rows, columns), count, method)
+    for search in SEARCHES:
+        check(z.reshape(rows, columns), count, search)
 
 
 def test_columns_that_are_not_in_order_win_ties_by_their_rank():
     order = jnp.array([2, 0, 3, 1], jnp.int32)
-    mask, _ = kth_largest.batch_top_k(jnp.ones((2, 4)), 6, "bisection", order)
+    mask, _ = kth_largest.batch_top_k(jnp.ones((2, 4)), 6, Search(), order)
     np.testing.assert_array_equal(mask, [[True] * 4, [False, True, False, True]])
 
 

@@ -28,7 +28,8 @@ def example():
 def test_reconstructions_and_their_gradients(stripes):
     f, w_dec, b_dec, x = example()
     striped_f, striped_w = mesh.stripe(jnp.asarray(f), stripes, 1), mesh.stripe(jnp.asarray(w_dec), stripes)
-    found = nested.reconstructions(striped_f, striped_w, b_dec, SIZES, stripes)
+    groups_f, groups_w = nested.groups(striped_f, 1, SIZES, stripes), nested.groups(striped_w, 0, SIZES, stripes)
+    found = nested.reconstructions(groups_f, groups_w, b_dec)
     for ours, expected in zip(found, plain(f, w_dec, b_dec), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
@@ -38,9 +39,9 @@ def test_reconstructions_and_their_gradients(stripes):
 
     d_f, d_w, d_b = jax.grad(loss, argnums=(0, 1, 2))(f, w_dec, b_dec)
     cotangents = nested.group_cotangents([reconstruction - x for reconstruction in found], WEIGHTS, B)
-    ours_f, ours_w = nested.reconstruction_gradients(striped_f, striped_w, cotangents, SIZES, stripes, "float32")
-    np.testing.assert_allclose(mesh.unstripe(ours_f, stripes, 1), d_f, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(mesh.unstripe(ours_w, stripes), d_w, rtol=1e-4, atol=1e-5)
+    ours_f, ours_w = nested.reconstruction_gradients(groups_f, groups_w, cotangents, "float32")
+    np.testing.assert_allclose(mesh.unstripe(nested.ungroup(ours_f, 1), stripes, 1), d_f, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mesh.unstripe(nested.ungroup(ours_w, 0), stripes), d_w, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(cotangents[0].sum(0), d_b, rtol=1e-4, atol=1e-5)
 
 

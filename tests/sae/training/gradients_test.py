@@ -10,7 +10,7 @@ import pytest
 from sae import autoencoder
 from sae.training.config import SaeConfig, TrainConfig
 from sae.training.loss import loss
-from sae.training.trainer import Trainer, TrainState, batch_gradients, route
+from sae.training.trainer import StepCarry, Trainer, TrainState, batch_gradients, route
 from tests.helpers.sae import activations, resolved_sae, resolved_train
 
 D, F, K, B = 16, 64, 4, 48
@@ -61,8 +61,9 @@ def test_gradients_are_those_of_the_loss(kind, l1, microbatches, kept_entries, e
     config = dataclasses.replace(CONFIG, microbatches=microbatches)
     _, state = start(sae, every=every)
     x = jnp.asarray(batches()[3])
+    carry = StepCarry(state, {}, jnp.float32(0))
     compute = jax.jit(batch_gradients, static_argnums=(2, 3, 4))
-    gradients, smallest, _, metrics = compute(state, x, sae, config, route(sae, config, kept_entries))
+    gradients, smallest, _, metrics = compute(carry, x, sae, config, route(sae, config, kept_entries))
     z = np.asarray(jax.nn.relu(autoencoder.pre_activations(state.params, x)))
     keep = expected_keep(z, kind)
     dead = jnp.asarray(np.where(keep.any(0), 0, np.asarray(state.tokens_since_fired) + B) >= CONFIG.dead_tokens)

@@ -6,15 +6,16 @@ import numpy as np
 
 from maira_jax.run import files
 from sae.formats import export, load
+from sae.kernels import kth_largest
 from sae.saved import load_sae
 from sae.training import stage
 from sae.variants import VARIANTS, Selection, Variant, trained_as
 from tests.helpers.sae import activations, make_store, train_config
 
 
-def above_one(z: jax.Array, k: int, column_order: jax.Array, method: str) -> Selection:
+def above_one(z: jax.Array, k: int, column_order: jax.Array, search: kth_largest.Search) -> Selection:
     """Selects the entries above 1, however many there are."""
-    del k, column_order, method
+    del k, column_order, search
     keep = z > 1
     return keep, jnp.where(keep.any(), jnp.where(keep, z, jnp.inf).min(), 0.0)
 

@@ -6,6 +6,7 @@ import pytest
 
 from maira_jax.errors import UserError
 from sae import variants
+from sae.kernels.kth_largest import Search
 from tests.helpers.sae import random_sae
 
 K = 3
@@ -20,12 +21,12 @@ def selected(kind: str, z: np.ndarray) -> np.ndarray:
     return (z >= np.sort(z.reshape(-1))[-K * len(z)]) & (z > 0)
 
 
-@pytest.mark.parametrize("method", ["candidates", "bisection"])
+@pytest.mark.parametrize("search", [Search(candidates=True), Search(), Search(guess=0.7)], ids=str)
 @pytest.mark.parametrize("kind", ["batch_top_k", "top_k", "relu"])
-def test_selection_is_that_of_a_sort(kind, method):
+def test_selection_is_that_of_a_sort(kind, search):
     z = np.maximum(np.random.default_rng(0).normal(size=(40, 32)), 0).astype(np.float32)
     variant = variants.VARIANTS.get(kind)
-    keep, smallest = variant.select(jnp.asarray(z), K, jnp.arange(32), method)
+    keep, smallest = variant.select(jnp.asarray(z), K, jnp.arange(32), search)
     expected = selected(kind, z)
     np.testing.assert_array_equal(keep, expected)
     assert smallest == z[expected].min()
@@ -34,7 +35,7 @@ def test_selection_is_that_of_a_sort(kind, method):
 
 def test_nothing_positive_selects_nothing():
     for kind in variants.VARIANTS.names():
-        keep, smallest = variants.VARIANTS.get(kind).select(jnp.zeros((5, 8)), K, jnp.arange(8), "bisection")
+        keep, smallest = variants.VARIANTS.get(kind).select(jnp.zeros((5, 8)), K, jnp.arange(8), Search())
         assert not np.asarray(keep).any() and smallest == 0
 
 
