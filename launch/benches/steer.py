@@ -154,7 +154,7 @@ def _timed(
 
 def _ours(arguments: argparse.Namespace, folder: Path, who: str) -> Run:
     cfg = Maira2Config.from_dir(folder)
-    params = decode.unstacked(convert.to_flax(folder, cfg, np.dtype(np.float32)))
+    params = maira2.unstacked(convert.to_flax(folder, cfg, np.dtype(np.float32)))
     inputs, site = np.load(folder / "inputs.npz"), Site.parse("language.2.resid_post", cfg)
     tokens, mask, pixels, vectors = (inputs[name] for name in ("tokens", "mask", "pixels", "vectors"))
     shape = decode.SweepShape.of(site, False, slots=arguments.rows, max_new_tokens=arguments.tokens, eos_id=-1)

@@ -15,9 +15,9 @@ import numpy as np
 from flax import struct
 
 from maira_jax.model import language, maira2
-from maira_jax.model.cache import KVCache
+from maira_jax.model.cache import Heads, PromptCache, SharedCache, SharedMask
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Hook, Params, causal_mask
+from maira_jax.model.layers import Params
 from maira_jax.model.maira2 import AllEdits, Edits
 
 
@@ -82,72 +82,25 @@ def choose(logits: jax.Array, sampling: Sampling | None = None, step: jax.Array 
 
 @jax.named_scope("prefill")
 def _prefill(
-    params: Params,
-    cfg: Maira2Config,
-    tokens: jax.Array,
-    mask: jax.Array,
-    pixels: jax.Array | None,
-    slots: int,
-    edits: AllEdits,
-) -> tuple[jax.Array, KVCache]:
+    params: Params, cfg: Maira2Config, tokens: jax.Array, mask: jax.Array, pixels: jax.Array | None, edits: AllEdits
+) -> tuple[jax.Array, tuple[Heads, ...]]:
     """Runs all tokens of a prompt but the last.
 
     Returns:
-      The embedding of the last token, [batch, 1, d_model], and the keys and values of the others; those of the last
-      token and of the padding are in the cache too, and are not to be attended to.
+      The embedding of the last token, [batch, 1, d_model], and the keys and values of the others in each layer, of
+      which those from the last token's position on are not to be attended to.
     """
     features = None if pixels is None else maira2.encode_images(params, cfg, pixels, edits=edits)[0]
     embedded = maira2.embed(params, cfg, tokens, features)  # [B, T, D]
-    batch, length, _ = embedded.shape
-    last = maira2.last_position(mask)[:, None]  # [B, 1]
-    read = jnp.arange(slots) < last  # [B, S]
+    last = maira2.last_position(mask)  # [B]
     change = maira2.edits_of(edits, "language")
     hook = None if isinstance(change, Edits) else change
     if isinstance(change, Edits) and change.mask is not None:
-        hook = change.hook(change.mask & read[:, :length])
+        hook = change.hook(change.mask & maira2.before(last, mask))
     _, _, cache = language.forward(
-        params["language"],
-        cfg.text,
-        embedded,
-        maira2.positions_of(mask),
-        causal_mask(read, length),  # [B, 1, T, S]
-        hook=hook,
-        cache=KVCache.zeros(cfg.text, batch, slots, embedded.dtype),
+        params["language"], cfg.text, embedded, maira2.positions_of(mask), last, hook=hook, cache=PromptCache()
     )
-    return maira2.at_positions(embedded, last), cache
-
-
-@jax.named_scope("decode")
-def _decode(
-    params: Params,
-    cfg: Maira2Config,
-    x: jax.Array,
-    positions: jax.Array,
-    seen: jax.Array,
-    hook: Hook | None,
-    cache: KVCache,
-    slot: jax.Array,
-) -> tuple[jax.Array, KVCache]:
-    """Runs one more token per row.
-
-    Args:
-      params: the model's parameters.
-      cfg: the model's configuration.
-      x: embeddings of the tokens, [batch, 1, d_model].
-      positions: their positions, int32 [batch].
-      seen: bool [batch, slots], the slots of the cache that the tokens attend to, their own included.
-      hook: what changes the residual stream, or None.
-      cache: keys and values of the earlier tokens.
-      slot: int32 [], where those of these tokens are stored.
-
-    Returns:
-      The logits of the next tokens, float32 [batch, vocab], and the cache with these tokens.
-    """
-    mask = seen[:, None, None]  # [B, 1, 1, S]
-    x, _, cache = language.forward(
-        params["language"], cfg.text, x, positions[:, None], mask, hook=hook, cache=cache, slot=slot
-    )
-    return language.logits(params["language"], cfg.text, x[:, 0]).astype(jnp.float32), cache
+    return maira2.at_positions(embedded, last[:, None]), cache.prefix
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "eos_id"))
@@ -169,7 +122,7 @@ def generate(
     every choice of a token, the first included, and the rest of the prompt is the same whatever is edited.
 
     Args:
-      params: the model's parameters.
+      params: the model's parameters; unless they are `maira2.unstacked`, each call copies the language model's layers.
       cfg: the model's configuration, static.
       tokens: [batch, positions] int32, padded on the right.
       mask: bool [batch, positions], False on padding.
@@ -183,11 +136,10 @@ def generate(
       New tokens int32 [batch, max_new_tokens], 0 after a row's end token, and how many a row has, int32 [batch],
       its end token counted.
     """
-    batch, length = tokens.shape
-    slots = length + max_new_tokens  # those of generated tokens follow the padded prompt
-    last, cache = _prefill(params, cfg, tokens, mask, pixels, slots, edits)
+    params, batch = maira2.unstacked(params), len(tokens)
+    last, prefix = _prefill(params, cfg, tokens, mask, pixels, edits)
     start = maira2.last_position(mask)  # [B]
-    places = jnp.arange(slots)
+    in_prefix = maira2.before(start, mask)  # [B, T]
     change = maira2.edits_of(edits, "language")
     hook = change.hook(jnp.ones((batch, 1), bool)) if isinstance(change, Edits) else change
 
@@ -195,18 +147,29 @@ def generate(
         step, _, _, done, _ = state
         return (step < max_new_tokens) & ~jnp.all(done)
 
+    @jax.named_scope("decode")
     def decode(state: tuple) -> tuple:
-        step, last, written, done, cache = state
-        slot = length + step
-        seen = (places < start[:, None]) | ((places >= length) & (places <= slot))  # [B, S]
-        logits, cache = _decode(params, cfg, last, start + step, seen, hook, cache, slot)
+        step, last, written, done, own = state
+        seen = jnp.broadcast_to(jnp.arange(max_new_tokens) <= step, (batch, 1, max_new_tokens))
+        x, _, cache = language.forward(
+            params["language"],
+            cfg.text,
+            last,
+            (start + step)[:, None],
+            SharedMask(in_prefix, seen),
+            hook=hook,
+            cache=SharedCache(prefix, *own),
+            slot=step,
+        )  # [B, 1, D]
+        logits = language.logits(params["language"], cfg.text, x[:, 0]).astype(jnp.float32)  # [B, V]
         choice = jnp.where(done, 0, choose(logits, sampling, step))  # [B]
         written = jax.lax.dynamic_update_slice(written, choice[:, None], (0, step))
         following = params["language"]["embed"][choice][:, None]  # [B, 1, D]
-        return step + 1, following, written, done | (choice == eos_id), cache
+        return step + 1, following, written, done | (choice == eos_id), (cache.keys, cache.values)
 
     written = jnp.zeros((batch, max_new_tokens), jnp.int32)  # [B, N]
-    state = (jnp.int32(0), last, written, jnp.zeros((batch,), bool), cache)
+    cache = SharedCache.zeros(prefix, batch, max_new_tokens)
+    state = (jnp.int32(0), last, written, jnp.zeros((batch,), bool), (cache.keys, cache.values))
     _, _, written, _, _ = jax.lax.while_loop(not_done, decode, state)
     ends = written == eos_id  # [B, N]
     lengths = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1) + 1, max_new_tokens)  # [B]

@@ -42,7 +42,7 @@ class ReportWriter:
     """Writes texts for requests. Batches of the same shape are one compiled program, whatever the temperature.
 
     Attributes:
-      params: the model's parameters.
+      params: the model's parameters, `maira2.unstacked`.
       cfg: the model's configuration.
       tokenizer: the checkpoint's tokenizer.
       image_cfg: how the checkpoint's vision tower takes its images.

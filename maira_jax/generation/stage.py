@@ -19,6 +19,7 @@ from maira_jax.inputs.batches import GenerationRequest, reporting_request
 from maira_jax.inputs.image import ImageConfig, to_grey, width_height
 from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
+from maira_jax.model import maira2
 from maira_jax.run import files, jsonl
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.progress import progress
@@ -110,7 +111,7 @@ def _generate(
     requests = [_request(study, section, tokenizer) for study in studies]
     params, cfg = store.load(model_dir, run.mesh, rows=section.batch_size)
     writer = ReportWriter(
-        params,
+        maira2.unstacked(params),
         cfg,
         tokenizer,
         ImageConfig.from_dir(model_dir),

@@ -1,6 +1,7 @@
-"""Key-value caches: of whole rows, and of rows that continue prefixes which they share.
+"""Key-value caches: of prompts that are read, and of rows that continue prefixes, which they may share.
 
-A cache travels from block to block, in the layer scan's carry, so that it is updated in place.
+A cache travels from block to block of an unstacked model (`layers.unstack`). Decoding reads what prefill leaves, in
+the same layout; from token to token the rows' own slots alone change, in place.
 """
 
 from typing import NamedTuple, Self
@@ -9,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from maira_jax.model.config import TextConfig
-from maira_jax.model.layers import attention
+from maira_jax.model.attention import attention
 
 
 class SharedMask(NamedTuple):
@@ -26,52 +26,39 @@ class SharedMask(NamedTuple):
     own: jax.Array
 
 
-Mask = jax.Array | SharedMask  # an array for `attention`, or for a `KVCache`
-
-
-@struct.dataclass
-class KVCache:
-    """Keys and values of every layer, already rotated.
-
-    keys, values: [layers, batch, slots, kv_heads, head_dim].
-    """
-
-    keys: jax.Array
-    values: jax.Array
-
-    @classmethod
-    def zeros(cls, cfg: TextConfig, batch: int, slots: int, dtype: jax.typing.DTypeLike) -> Self:
-        shape = (cfg.num_hidden_layers, batch, slots, cfg.num_key_value_heads, cfg.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-    def attend(
-        self, layer: int | jax.Array, slot: int | jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask
-    ) -> tuple[jax.Array, Self]:
-        """Writes keys and values and attends to all slots that the mask lets through.
-
-        Args:
-          slot: int32 [], the slot of the first position.
-          q: [batch, positions, heads, head_dim]; k and v with kv_heads.
-          mask: bool [batch, 1, positions, slots].
-
-        Returns:
-          [batch, positions, heads, head_dim], and the cache.
-        """
-        assert not isinstance(mask, SharedMask)
-        start = (layer, 0, slot, 0, 0)
-        keys = jax.lax.dynamic_update_slice(self.keys, k[None], start)  # [L, B, S, K, H]
-        values = jax.lax.dynamic_update_slice(self.values, v[None], start)  # [L, B, S, K, H]
-        k = jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False)  # [B, S, K, H]
-        v = jax.lax.dynamic_index_in_dim(values, layer, keepdims=False)  # [B, S, K, H]
-        return attention(q, k, v, mask), self.replace(keys=keys, values=values)  # type: ignore[attr-defined]
-
-
+Seen = jax.Array | SharedMask  # the lengths of rows that are read as a whole, or what is seen of a `SharedCache`
 Heads = tuple[jax.Array, jax.Array]  # a layer's keys [n, kv_heads, head_dim, p] and values [n, kv_heads, p, head_dim]
 
 
 def heads_first(keys: jax.Array, values: jax.Array) -> Heads:
     """[n, p, kv_heads, head_dim] each, in the order in which a prefix is multiplied with many queries."""
     return keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+
+
+@struct.dataclass
+class PromptCache:
+    """Keys and values of rows that are read as a whole, in the place that they have in a `SharedCache`.
+
+    prefix: `Heads` of each layer that has been run, n being the number of rows.
+    """
+
+    prefix: tuple[Heads, ...] = ()
+
+    def attend(
+        self, layer: int | jax.Array, slot: int | jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen
+    ) -> tuple[jax.Array, Self]:
+        """`attention` within the rows.
+
+        Args:
+          layer, slot: of no use here.
+          q: [rows, positions, heads, head_dim]; k and v with kv_heads.
+          seen: int32 [rows], the length of each row.
+
+        Returns:
+          [rows, positions, heads, head_dim], and the cache with this layer.
+        """
+        assert not isinstance(seen, SharedMask)
+        return attention(q, k, v, seen), self.replace(prefix=(*self.prefix, heads_first(k, v)))  # type: ignore[attr-defined]
 
 
 @struct.dataclass
@@ -98,18 +85,23 @@ class SharedCache:
         return cls(prefix, tuple(own), tuple(own))
 
     def attend(
-        self, layer: int | jax.Array, slot: int | jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask
+        self, layer: int | jax.Array, slot: int | jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, seen: Seen
     ) -> tuple[jax.Array, Self]:
-        """As `KVCache.attend`: one softmax over the prefix and the row's own slots.
+        """Writes keys and values to the rows' own slots, and attends: one softmax over the prefix and those slots.
 
         Comments give shapes: R rows of which r = R / n share each of n prefixes, T positions, K key-value heads with
         G queries each, H values per head, p tokens of prefix, S slots.
 
         Args:
           layer: static.
-          mask: a `SharedMask`.
+          slot: int32 [], the slot of the first position.
+          q: [rows, positions, heads, head_dim]; k and v with kv_heads.
+          seen: a `SharedMask`.
+
+        Returns:
+          [rows, positions, heads, head_dim], and the cache.
         """
-        assert isinstance(layer, int) and isinstance(mask, SharedMask)
+        assert isinstance(layer, int) and isinstance(seen, SharedMask)
         rows, t, heads, d = q.shape
         prefix_k, prefix_v = self.prefix[layer]  # [n, K, H, p], [n, K, p, H]
         n, kv, _, p = prefix_k.shape
@@ -130,19 +122,21 @@ class SharedCache:
 
         q = q.reshape(rows, t, kv, group, d).transpose(0, 2, 3, 1, 4)  # [R, K, G, T, H]
         q = q.reshape(rows, kv, group * t, d)  # [R, K, G * T, H]
+        in_prefix = jnp.repeat(seen.prefix, n // len(seen.prefix), axis=0)[:, None, None]  # [n, 1, 1, p]
+        own = jnp.tile(seen.own[:, None], (1, 1, group, 1))  # [R, 1, G * T, S]
         float32 = {"preferred_element_type": jnp.float32}
-        own_scores = by_prefix(jnp.einsum("rkmd,rksd->rkms", q, keys, **float32))  # [n, K, r * G * T, S]
-        scores = jnp.einsum("nkmd,nkdp->nkmp", by_prefix(q), prefix_k, **float32)  # [n, K, r * G * T, p]
-        scores = jnp.concatenate([scores, own_scores], axis=-1)  # [n, K, r * G * T, p + S]
-        seen = jnp.repeat(mask.prefix, n // len(mask.prefix), axis=0)  # [n, p]
-        seen = jnp.broadcast_to(seen[:, None, None], (*scores.shape[:3], p))  # [n, K, r * G * T, p]
-        own = jnp.broadcast_to(mask.own[:, None, None], (rows, kv, group, *mask.own.shape[1:]))  # [R, K, G, T, S]
-        own = by_prefix(own.reshape(rows, kv, group * t, -1))  # [n, K, r * G * T, S]
-        scores = jnp.where(jnp.concatenate([seen, own], axis=-1), scores * d**-0.5, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)  # [n, K, r * G * T, p + S]
-        out = by_row(jnp.einsum("nkmp,nkpd->nkmd", weights[..., :p], prefix_v))  # [R, K, G * T, H]
-        out = out + jnp.einsum("rkms,rksd->rkmd", by_row(weights[..., p:]), values)  # [R, K, G * T, H]
-        out = out.reshape(rows, kv, group, t, d).transpose(0, 3, 1, 2, 4)  # [R, T, K, G, H]
+        prefix_scores = jnp.einsum("nkmd,nkdp->nkmp", by_prefix(q), prefix_k, **float32)  # [n, K, r * G * T, p]
+        prefix_scores = jnp.where(in_prefix, prefix_scores * d**-0.5, -jnp.inf)
+        own_scores = jnp.einsum("rkmd,rksd->rkms", q, keys, **float32)  # [R, K, G * T, S]
+        own_scores = jnp.where(own, own_scores * d**-0.5, -jnp.inf)
+        # Two sums with one maximum: to put the two arrays together would copy the larger one.
+        top = jnp.maximum(by_row(prefix_scores.max(-1, keepdims=True)), own_scores.max(-1, keepdims=True))
+        prefix_weights = jnp.exp(prefix_scores - by_prefix(top))  # [n, K, r * G * T, p]
+        own_weights = jnp.exp(own_scores - top)  # [R, K, G * T, S]
+        total = by_row(prefix_weights.sum(-1, keepdims=True)) + own_weights.sum(-1, keepdims=True)  # [R, K, G * T, 1]
+        out = by_row(jnp.einsum("nkmp,nkpd->nkmd", prefix_weights.astype(q.dtype), prefix_v, **float32))
+        out = out + jnp.einsum("rkms,rksd->rkmd", own_weights.astype(q.dtype), values, **float32)  # [R, K, G * T, H]
+        out = (out / total).astype(q.dtype).reshape(rows, kv, group, t, d).transpose(0, 3, 1, 2, 4)  # [R, T, K, G, H]
         cache = self.replace(  # type: ignore[attr-defined]
             keys=(*self.keys[:layer], keys, *self.keys[layer + 1 :]),
             values=(*self.values[:layer], values, *self.values[layer + 1 :]),

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maira_jax.model.cache import KVCache, Mask, SharedCache, SharedMask
+from maira_jax.model.attention import attention
+from maira_jax.model.cache import PromptCache, Seen, SharedCache, SharedMask
 from maira_jax.model.config import TextConfig
 from maira_jax.model.layers import (
     FUSED,
     FusedLinear,
     Hook,
     Params,
-    attention,
     bind,
     linear,
     parameter,
@@ -22,7 +22,7 @@ from maira_jax.model.layers import (
 )
 from maira_jax.model.sites import Site
 
-C = TypeVar("C", KVCache, SharedCache, None)
+C = TypeVar("C", PromptCache, SharedCache, None)
 
 
 class RMSNorm(nnx.Module):
@@ -89,7 +89,7 @@ class LanguageBlock(nnx.Module):
         layer: int | jax.Array,
         *,
         angles: tuple[jax.Array, jax.Array],
-        mask: Mask,
+        seen: Seen,
         slot: int | jax.Array,
     ) -> tuple[jax.Array, C]:
         """`x` [B, T, D] plus the attention; for the arguments see `forward`."""
@@ -99,10 +99,10 @@ class LanguageBlock(nnx.Module):
         k, v = qkv[..., -2, :], qkv[..., -1, :]  # [B, T, K, H] each
         q, k = _rotate(q, *angles), _rotate(k, *angles)
         if cache is None:
-            assert not isinstance(mask, SharedMask)
-            attended = attention(q, k, v, mask)  # [B, T, N, H]
+            assert not isinstance(seen, SharedMask)
+            attended = attention(q, k, v, seen)  # [B, T, N, H]
         else:
-            attended, cache = cache.attend(layer, slot, q, k, v, mask)  # [B, T, N, H]
+            attended, cache = cache.attend(layer, slot, q, k, v, seen)  # [B, T, N, H]
         return x + self.out(attended.reshape(b, t, -1)), cache  # [B, T, D]
 
     @jax.named_scope("mlp")
@@ -131,7 +131,7 @@ def forward(
     cfg: TextConfig,
     x: jax.Array,
     positions: jax.Array,
-    mask: Mask,
+    seen: Seen,
     *,
     stop: int | None = None,
     reads: tuple[int, ...] = (),
@@ -144,11 +144,11 @@ def forward(
     Args:
       x: [batch, positions, d_model], embeddings.
       positions: [batch, positions] int32, each token's position in its own row.
-      mask: bool [batch, 1, positions, keys], which keys a position attends to; keys are the slots of the cache if there
-        is one. For a `SharedCache` a `SharedMask`.
+      seen: int32 [batch], the tokens of each row, which is padded on the right; each attends to itself and those before
+        it. For a `SharedCache` a `SharedMask`.
       reads: site codes whose activations are kept, none beyond `stop`.
       hook: changes the residual stream at a site code.
-      cache: keys and values of earlier positions; this pass's are written to `slot` and after.
+      cache: takes the keys and values of this pass, from `slot` on in a `SharedCache`; its layers are unstacked.
 
     Returns:
       The residual stream at `stop` (before the final norm), the kept ones by site code, each
@@ -164,7 +164,7 @@ def forward(
         hook=hook,
         state=cache,
         angles=rope(cfg, positions, x.dtype),
-        mask=mask,
+        seen=seen,
         slot=slot,
     )
 

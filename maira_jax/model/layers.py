@@ -1,4 +1,4 @@
-"""What the vision tower and the language model share: parameters, attention, and the scan over stacked blocks.
+"""What the vision tower and the language model share: parameters, and the scan over stacked blocks.
 
 A part of the model is an `nnx.Module` whose constructor (configuration, key) states every parameter once: shape,
 initialiser, and the logical names of its axes, from which `sharding` derives where it lies on a mesh and
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 from flax import nnx, struct
 
@@ -120,43 +119,6 @@ def take_layer(stack: Stack, layer: int | jax.Array) -> Params:
     if isinstance(stack, tuple):
         return stack[layer]
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stack)
-
-
-def causal_mask(mask: jax.Array, positions: int | None = None) -> jax.Array:
-    """The keys that each position attends to: itself and those before it, without padding.
-
-    Args:
-      mask: bool [batch, keys], False on padding.
-      positions: number of positions, which are the first of the keys; None: as many as keys.
-
-    Returns:
-      bool [batch, 1, positions, keys].
-    """
-    keys = mask.shape[1]
-    causal = jnp.arange(keys) <= jnp.arange(keys if positions is None else positions)[:, None]  # [positions, keys]
-    return causal & mask[:, None, None]  # [batch, 1, positions, keys]
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Softmax attention, through cuDNN's flash attention where the device has it.
-
-    Args:
-      q: [batch, positions, heads, head_dim].
-      k, v: [batch, keys, kv_heads, head_dim].
-      mask: bool, broadcastable to [batch, heads, positions, keys]; None lets every position see every key.
-
-    Returns:
-      [batch, positions, heads, head_dim].
-    """
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if _flash(q, k, mask) else None)
-
-
-def _flash(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> bool:
-    """Whether cuDNN takes these shapes: 16 bits, a head of at most 128 in eights, even lengths under a mask."""
-    if "cuda" not in jax.extend.backend.get_backend().platform_version:
-        return False
-    even = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
-    return q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even
 
 
 @struct.dataclass

@@ -9,7 +9,7 @@ from flax import nnx, struct
 
 from maira_jax.model import language, layers, projector, vision
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Hook, ParameterPath, ParameterSpec, Params, causal_mask
+from maira_jax.model.layers import Hook, ParameterPath, ParameterSpec, Params
 from maira_jax.model.sites import TOWERS, Site
 
 
@@ -100,6 +100,14 @@ class Maira2(nnx.Module):
         self.language = language.LanguageModel(cfg.text, language_key)
 
 
+def unstacked(params: Params) -> Params:
+    """The model with unstacked language layers, as prefill and decoding take it: see `layers.unstack`."""
+    language = params["language"]
+    if isinstance(language["layers"], tuple):
+        return params
+    return params | {"language": language | {"layers": layers.unstack(language["layers"])}}
+
+
 def init(cfg: Maira2Config, key: jax.Array) -> Params:
     """Random float32 parameters."""
     return layers.init(Maira2, cfg, key)
@@ -124,6 +132,11 @@ def last_position(mask: jax.Array) -> jax.Array:
 def last_positions(mask: jax.Array, n: int) -> jax.Array:
     """The positions of each row's last n tokens, int32 [batch, n]; 0 in place of those that a shorter row has not."""
     return jnp.maximum(last_position(mask)[:, None] + jnp.arange(1 - n, 1), 0)
+
+
+def before(positions: jax.Array, mask: jax.Array) -> jax.Array:
+    """Which positions are before a given one of each row, int32 [batch]: bool, of the shape of `mask`."""
+    return jnp.arange(mask.shape[1]) < positions[:, None]
 
 
 def at_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -260,7 +273,7 @@ def forward(
         cfg.text,
         embed(params, cfg, tokens, features),
         positions_of(mask),
-        causal_mask(mask),
+        last_position(mask) + 1,
         stop=None if logits else max(codes),
         reads=codes,
         hook=_language_hook(edits, mask),

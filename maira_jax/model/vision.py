@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maira_jax.model.attention import attention
 from maira_jax.model.config import VisionConfig
 from maira_jax.model.layers import (
     Hook,
     NormalLinear,
     Params,
-    attention,
     bind,
     linear,
     parameter,

@@ -10,6 +10,7 @@ from maira_jax.checkpoint import convert
 from maira_jax.generation.report_writer import ReportWriter, write_reports
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
+from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.reports.labeller import extract
 from maira_jax.studies.study import Finding, Study
@@ -68,7 +69,7 @@ def accuracy_of_checkpoint(
     """
     cfg = Maira2Config.from_dir(directory)
     writer = ReportWriter(
-        convert.to_flax(directory, cfg, np.dtype(np.float32)),
+        maira2.unstacked(convert.to_flax(directory, cfg, np.dtype(np.float32))),
         cfg,
         Tokenizer.from_dir(directory),
         ImageConfig.from_dir(directory),

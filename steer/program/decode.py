@@ -26,9 +26,9 @@ from flax import struct
 
 from maira_jax.generation.decode import Sampling, choose
 from maira_jax.model import language, maira2
-from maira_jax.model.cache import Heads, KVCache, SharedCache, SharedMask, heads_first
+from maira_jax.model.cache import Heads, PromptCache, SharedCache, SharedMask
 from maira_jax.model.config import Maira2Config, TextConfig
-from maira_jax.model.layers import Params, causal_mask, unstack
+from maira_jax.model.layers import Params
 from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
 
@@ -141,19 +141,10 @@ class SweepState:
     broken: jax.Array
 
 
-def unstacked(params: Params) -> Params:
-    """The model with unstacked language layers: a scan over stacked layers copies every weight per token."""
-    return params | {"language": params["language"] | {"layers": unstack(params["language"]["layers"])}}
-
-
 def _blocks(params: Params, cfg: Maira2Config, start: int, stop: int) -> tuple[Params, TextConfig]:
     """The language model's blocks from `start` to `stop`, with the configuration of a model of that depth."""
     text = dataclasses.replace(cfg.text, num_hidden_layers=stop - start)
     return {"layers": params["language"]["layers"][start:stop]}, text
-
-
-def _heads(cache: KVCache) -> tuple[Heads, ...]:
-    return tuple(heads_first(cache.keys[layer], cache.values[layer]) for layer in range(len(cache.keys)))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "shape"))
@@ -170,7 +161,7 @@ def prefill(
     """Reads prompts once for all rows.
 
     Args:
-      params: the model's parameters, `unstacked`.
+      params: the model's parameters, `maira2.unstacked`.
       cfg: the model's configuration.
       shape: the sweep's shape.
       tokens: int32 [studies, length], padded on the right.
@@ -184,15 +175,8 @@ def prefill(
     stop = cfg.text.num_hidden_layers if shape.first_layer is None else shape.first_layer
     blocks, text = _blocks(params, cfg, 0, stop)
     start = maira2.last_position(mask)
-    others = jnp.arange(mask.shape[1]) < start[:, None]  # [studies, p]
-    x, _, cache = language.forward(
-        blocks,
-        text,
-        embedded,
-        maira2.positions_of(mask),
-        causal_mask(others),
-        cache=KVCache.zeros(text, mask.shape[0], mask.shape[1], embedded.dtype),
-    )
+    others = maira2.before(start, mask)  # [studies, p]
+    x, _, cache = language.forward(blocks, text, embedded, maira2.positions_of(mask), start, cache=PromptCache())
     again = pixels is not None and shape.tower != "language"
     return PromptPrefixes(
         last=maira2.at_positions(embedded, start[:, None]),
@@ -200,7 +184,7 @@ def prefill(
         mask=others,
         edited=edited & others,
         last_edited=jnp.take_along_axis(edited, start[:, None], axis=1)[:, 0],
-        prefix=_heads(cache),
+        prefix=cache.prefix,
         residual=x[:, :0] if shape.first_layer is None or again else x,
         inputs=(tokens, pixels) if again else (),  # type: ignore[arg-type]
     )
@@ -246,9 +230,9 @@ def _prefill_new_rows(
         slot = jnp.argmax(waiting)
         study = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, slot // shape.slots, keepdims=True),
-            (prompts.residual, prompts.mask, prompts.edited, prompts.inputs),
+            (prompts.residual, prompts.start, prompts.edited, prompts.inputs),
         )
-        x, mask, edited, inputs = study
+        x, start, edited, inputs = study
         edit = jax.tree.map(lambda leaf: leaf[rows[slot]][None], edits)
         hook = edit.hook(edited) if shape.tower == "language" else None
         if inputs:
@@ -258,13 +242,13 @@ def _prefill_new_rows(
             blocks,
             text,
             x,
-            maira2.positions_of(mask),
-            causal_mask(mask),
+            maira2.positions_of(edited),
+            start,
             hook=None if hook is None else lambda x, code: hook(x, Site.shifted(code, first)),
-            cache=KVCache.zeros(text, x.shape[0], x.shape[1], x.dtype),
+            cache=PromptCache(),
         )
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=slot, axis=0)
-        prefix = jax.tree.map(lambda whole, new: put(whole, new[0]), prefix, _heads(cache))
+        prefix = jax.tree.map(lambda whole, new: put(whole, new[0]), prefix, cache.prefix)
         return waiting.at[slot].set(False), prefix
 
     new = (state.age == 0) & (rows < n)
@@ -318,7 +302,7 @@ def advance(
     """Writes up to `steps` more tokens in every slot, fewer if all rows are written.
 
     Args:
-      params: the model's parameters, `unstacked`.
+      params: the model's parameters, `maira2.unstacked`.
       cfg: the model's configuration.
       shape: the sweep's shape.
       prompts: the prompts, read by `prefill`.
@@ -393,7 +377,7 @@ def mean_nll(
     """Mean negative log-likelihood per token, under the unedited model, of texts as continuations of the prompts.
 
     Args:
-      params: the model's parameters, `unstacked`.
+      params: the model's parameters, `maira2.unstacked`.
       cfg: the model's configuration.
       prompts: the prompts, read with all layers shared.
       tokens: int32 [studies, n, t].
@@ -403,7 +387,7 @@ def mean_nll(
       float32 [studies, n], in nats.
     """
     t = tokens.shape[-1]
-    causal = causal_mask(jnp.ones((len(tokens), t), bool))[:, 0]
+    causal = jnp.broadcast_to(jnp.tri(t, dtype=bool), (len(tokens), t, t))
 
     def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
         ids, length = row  # [studies, t], [studies]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from maira_jax.generation.decode import Sampling, row_keys
 from maira_jax.inputs.batches import InputBatch, fill_up
-from maira_jax.model import sharding
+from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
@@ -124,7 +124,7 @@ class SweepWriter:
         edits = SteeringEdits.of([row.direction.intervention for row in own], [row.strength for row in own], site)
         sentences = tuple(row.sentence for row in rows if row.sentence is not None)
         length = prompts.length_with(sentences) if sentences else 0
-        return cls(decode.unstacked(params), cfg, prompts, site, section, seed, rows, edits, sentences, length)
+        return cls(maira2.unstacked(params), cfg, prompts, site, section, seed, rows, edits, sentences, length)
 
     @property
     def mesh(self) -> Mesh:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from maira_jax.generation.decode import generate
+from maira_jax.model import maira2
 from maira_jax.model.sites import Site
 from sae import autoencoder
 from steer.program import decode as sweep
@@ -165,7 +166,7 @@ def test_every_edit_equals_a_pytorch_hook(both, site, scope):
     made = kinds(sae_of(48))
     edited, generated = SCOPES[scope]
     edits = edits_of([fields for fields, _ in made.values()], site, 48)
-    ours, _, sound = swept(sweep.unstacked(params), site, edits, edited, generated)
+    ours, _, sound = swept(maira2.unstacked(params), site, edits, edited, generated)
     assert sound.all()
     plain = edited if edited is not None else section(0, 0)
     for row, (name, (_, change)) in enumerate(made.items()):
@@ -180,7 +181,7 @@ def test_edits_of_images_equal_a_pytorch_hook(both, site):
     width = WIDTHS[site.split(".")[0]]
     made = {name: made for name, made in kinds(sae_of(width)).items() if name != "nothing"}
     edits = edits_of([fields for fields, _ in made.values()], site, width)
-    ours, _, _ = swept(sweep.unstacked(params), site, edits, None, False)
+    ours, _, _ = swept(maira2.unstacked(params), site, edits, None, False)
     for row, (name, (_, change)) in enumerate(made.items()):
         theirs = hooked(oracle, site, change, section(0, 0), False)
         np.testing.assert_array_equal(ours[:, row], theirs, err_msg=name)
@@ -196,11 +197,11 @@ def test_a_sweep_writes_what_plain_generation_writes(both, scope):
     made = [f for f, _ in kinds(sae).values()] + [add(sae, i, 5.0)[0] for i in range(5)]
     edited, generated = SCOPES[scope]
     edits = edits_of(made, SITE, 48)
-    free, _, _ = swept(sweep.unstacked(params), SITE, edits, edited, generated, steps=20)
+    free, _, _ = swept(maira2.unstacked(params), SITE, edits, edited, generated, steps=20)
     eos = int(np.bincount(free.ravel()).argmax())
     count = np.array([11, 3, 9])
     ours, lengths, _ = swept(
-        sweep.unstacked(params), SITE, edits, edited, generated, slots=3, steps=20, eos_id=eos, count=count
+        maira2.unstacked(params), SITE, edits, edited, generated, slots=3, steps=20, eos_id=eos, count=count
     )
     assert len(np.unique(lengths[0])) > 2, "rows end at different lengths"
     if not generated:
@@ -221,7 +222,7 @@ def test_a_sweep_writes_what_plain_generation_writes(both, scope):
 
 def test_one_program_serves_a_sweep_whatever_is_steered(both):
     params, _ = both
-    params, sae = sweep.unstacked(params), sae_of(48)
+    params, sae = maira2.unstacked(params), sae_of(48)
     programs = (sweep.prefill, sweep.begin, sweep.advance)
     before = [program._cache_size() for program in programs]
     for seed, site in enumerate((SITE, "language.3.resid_post", "language.0.resid_mid")):
@@ -234,7 +235,7 @@ def test_a_row_that_breaks_is_reported_and_harms_no_other(both):
     params, _ = both
     sae = sae_of(48)
     made = [add(sae, 1, 2.0)[0], add(sae, 1, float("nan"))[0]] * 3
-    ours, _, sound = swept(sweep.unstacked(params), SITE, edits_of(made, SITE, 48), None, True, slots=2)
+    ours, _, sound = swept(maira2.unstacked(params), SITE, edits_of(made, SITE, 48), None, True, slots=2)
     np.testing.assert_array_equal(sound, np.tile([True, False], (3, 3)))
     for row in (2, 4):
         np.testing.assert_array_equal(ours[:, row], ours[:, 0])
@@ -243,7 +244,7 @@ def test_a_row_that_breaks_is_reported_and_harms_no_other(both):
 def test_memory_grows_with_new_tokens_and_not_with_rows_times_prompt(both):
     """Twice the rows cost their own tokens' keys and values, and no copy of any prompt."""
     params, _ = both
-    params = sweep.unstacked(params)
+    params = maira2.unstacked(params)
     tokens, mask, pixels, _ = batch(IMAGES, LENGTH)
     sae = sae_of(48)
 
@@ -272,7 +273,7 @@ def test_mean_nll_is_the_mean_negative_log_likelihood(both):
     texts = rng.integers(3, 290, (3, 2, 9)).astype(np.int32)
     lengths = np.array([[9, 4], [1, 9], [5, 6]])
     shape = sweep.SweepShape.of(Site.parse(SITE, CFG), False, slots=1, max_new_tokens=9, eos_id=-1)
-    unstacked = sweep.unstacked(params)
+    unstacked = maira2.unstacked(params)
     prompts = sweep.prefill(unstacked, CFG, shape, tokens, mask, pixels, np.zeros_like(mask))
     ours = np.asarray(sweep.mean_nll(unstacked, CFG, prompts, texts, lengths))
     left, seen = torch_sites.left_padded(tokens, mask), torch_sites.left_padded(mask, mask)
