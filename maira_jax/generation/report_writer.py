@@ -18,10 +18,6 @@ from maira_jax.model.layers import Params
 from maira_jax.run.progress import progress
 from maira_jax.studies.study import Study
 
-# Prompts are padded to a multiple of this many tokens: a smaller one compiles more programs, a larger one computes more
-# padding.
-_LENGTH_STEP = 32
-
 
 class GeneratedText(NamedTuple):
     """What the model wrote for one request.
@@ -64,7 +60,7 @@ class ReportWriter:
 
     def plan(self, requests: Sequence[GenerationRequest]) -> list[BatchPlan]:
         """The batches that answer `requests`."""
-        return plan_batches(requests, self.batch_size, _LENGTH_STEP)
+        return plan_batches(requests, self.batch_size)
 
     def write(
         self, requests: Sequence[GenerationRequest], names: Sequence[str], plans: Sequence[BatchPlan]
@@ -82,7 +78,7 @@ class ReportWriter:
         before: tuple[BatchPlan, jax.Array, jax.Array] | None = None
         for batch in plans:
             rows = fill_up(batch.rows, sharding.rows_on(sharding.mesh_of(self.params), self.batch_size))
-            now = (batch, *self._start([requests[row] for row in rows], [names[row] for row in rows], batch.length))
+            now = (batch, *self._start(batch, [requests[row] for row in rows], [names[row] for row in rows]))
             if before is not None:
                 yield self._texts(*before)
             before = now
@@ -90,9 +86,10 @@ class ReportWriter:
             yield self._texts(*before)
 
     def _start(
-        self, requests: Sequence[GenerationRequest], names: Sequence[str], length: int
+        self, plan: BatchPlan, requests: Sequence[GenerationRequest], names: Sequence[str]
     ) -> tuple[jax.Array, jax.Array]:
-        on, batch = sharding.mesh_of(self.params), assemble(requests, self.tokenizer, self.image_cfg, length)
+        on = sharding.mesh_of(self.params)
+        batch = assemble(requests, self.tokenizer, self.image_cfg, plan.length, plan.n_images)
         inputs = sharding.place_rows(on, (batch.tokens, batch.mask, batch.pixels))
         sampling = Sampling(row_keys(names, self.seed), jnp.float32(self.temperature), jnp.float32(self.top_p))
         with jax.set_mesh(on):

@@ -13,6 +13,12 @@ from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Encoded, Tokenizer
 from maira_jax.studies.study import ImageSource, Study
 
+# Padded lengths, for each of which a program is compiled: few programs, with little padding for usual lengths.
+_N_LENGTHS = 4
+# Lengths from the first number on are padded to a multiple of the second: kernels work on blocks of 128 positions, and
+# other lengths would be padded, and copied, for every token that is generated.
+_LENGTH_STEPS = ((0, 8), (1024, 128))
+
 T = TypeVar("T")
 
 
@@ -24,10 +30,11 @@ class GenerationRequest(NamedTuple):
 
 
 class BatchPlan(NamedTuple):
-    """Numbers of the requests that go through the model together, padded to `length` tokens."""
+    """Numbers of the requests that go through the model together, padded to `length` tokens and `n_images` images."""
 
     rows: tuple[int, ...]
     length: int
+    n_images: int
 
 
 class InputBatch(NamedTuple):
@@ -64,21 +71,41 @@ def reporting_request(
     return GenerationRequest(tokenizer.encode(reporting_prompt(study, grounded), findings), study_images(study))
 
 
-def plan_batches(requests: Sequence[GenerationRequest], batch_size: int, length_step: int) -> list[BatchPlan]:
-    """Groups requests by number of images and by length; the order is deterministic.
+def padded_length(size: int) -> int:
+    """The length that a row of `size` tokens is padded to at least."""
+    step = [step for first, step in _LENGTH_STEPS if size >= first][-1]
+    return -(-size // step) * step
+
+
+def buckets(requests: Sequence[GenerationRequest]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The few shapes that requests are padded to; about the same number of them to each.
+
+    Returns:
+      At most `_N_LENGTHS` lengths in tokens, ascending, and for each the largest number of images of a request that is
+      not longer.
+    """
+    sizes = np.array([len(request.encoded) for request in requests])  # [requests]
+    images = np.array([len(request.images) for request in requests])  # [requests]
+    quantiles = np.quantile(sizes, np.arange(1, _N_LENGTHS + 1) / _N_LENGTHS, method="higher")
+    lengths = tuple(sorted({padded_length(int(size)) for size in quantiles}))
+    return lengths, tuple(int(max(images[sizes <= length], default=0)) for length in lengths)
+
+
+def plan_batches(requests: Sequence[GenerationRequest], batch_size: int) -> list[BatchPlan]:
+    """Groups requests by length; the order is deterministic.
 
     Args:
       requests: what the model is given.
       batch_size: number of requests in a batch; a group's last batch may have fewer (see `fill_up`).
-      length_step: lengths are rounded up to a multiple of it, so that few shapes are compiled.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for row, request in enumerate(requests):
-        length = -(-len(request.encoded) // length_step) * length_step
-        groups.setdefault((len(request.images), length), []).append(row)
+    if not requests:
+        return []
+    lengths, n_images = buckets(requests)
+    bucket = np.searchsorted(lengths, [len(request.encoded) for request in requests])  # [requests]
+    groups = [np.flatnonzero(bucket == i).tolist() for i in range(len(lengths))]
     return [
-        BatchPlan(tuple(group[start : start + batch_size]), length)
-        for (_, length), group in sorted(groups.items())
+        BatchPlan(tuple(group[start : start + batch_size]), length, images)
+        for group, length, images in zip(groups, lengths, n_images, strict=True)
         for start in range(0, len(group), batch_size)
     ]
 

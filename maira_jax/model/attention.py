@@ -39,13 +39,11 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | Non
       [batch, positions, heads, head_dim].
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if q.dtype == jnp.float32:
-        attend = _in_blocks
-        if mesh.empty:
+    attend = _in_blocks if q.dtype == jnp.float32 else _flash
+    if mesh.empty:
+        if attend is _in_blocks:
             return attend(q, k, v, lengths)
-    else:
-        attend = _flash
-        mesh = _ONE_DEVICE if mesh.empty else mesh  # a kernel must know that it is not to be partitioned
+        mesh = _ONE_DEVICE  # a kernel must be told that it is not to be partitioned
     rows = "data" if q.shape[0] % mesh.shape["data"] == 0 else None
     heads = "model" if k.shape[2] % mesh.shape["model"] == 0 else None
     spec = PartitionSpec(rows, None, heads, None)

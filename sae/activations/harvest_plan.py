@@ -8,17 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from maira_jax.errors import UserError
-from maira_jax.inputs.batches import GenerationRequest, reporting_request
+from maira_jax.inputs.batches import GenerationRequest, buckets, reporting_request
 from maira_jax.inputs.tokens import Tokenizer, token_filter_mask
 from maira_jax.run.progress import progress
 from maira_jax.studies.splits import split_of
 from maira_jax.studies.study import Study
 from sae.activations.config import HarvestSection
-
-# Padded lengths, each compiled once: few programs, with little padding for reports of usual lengths.
-_N_LENGTHS = 4
-# Padded lengths are multiples of this number of tokens.
-_LENGTH_STEP = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +92,4 @@ def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: HarvestSe
         raise UserError(
             f"no token is kept by harvest.token_filter {harvest.token_filter!r}: choose another filter or other studies"
         )
-    sizes = np.array([len(request.encoded) for request in requests])  # [studies]
-    images = np.array([len(request.images) for request in requests])  # [studies]
-    lengths = _padded_lengths(sizes)
-    bucket = np.searchsorted(lengths, sizes)  # [studies]
-    n_images = tuple(int(max(images[bucket <= i], default=0)) for i in range(len(lengths)))
-    return HarvestPlan(studies, requests, kept, starts, lengths, n_images)
-
-
-def _padded_lengths(sizes: np.ndarray) -> tuple[int, ...]:
-    """At most `_N_LENGTHS` lengths, ascending; about the same number of studies is padded to each."""
-    quantiles = np.quantile(sizes, np.arange(1, _N_LENGTHS + 1) / _N_LENGTHS, method="higher")
-    return tuple(sorted({-(-int(size) // _LENGTH_STEP) * _LENGTH_STEP for size in quantiles}))
+    return HarvestPlan(studies, requests, kept, starts, *buckets(requests))

@@ -44,7 +44,6 @@ from sae.autoencoder import Sae
 Loss = Callable[[Sae], dict[str, Any]]
 # Rows of logits that are computed at a time: a whole sequence's would be the largest array by far.
 _TAIL_STEP = 32
-_LENGTH_STEP = 32  # prompts are padded to a multiple of this number of tokens
 
 
 @struct.dataclass
@@ -132,9 +131,10 @@ def _batches(
 ) -> Iterator[_ScoredBatch]:
     """The studies in a deterministic order; a row that only fills a batch up has no token that counts."""
     requests = [reporting_request(study, tokenizer, findings=study.findings) for study in studies]
-    for rows, length in plan_batches(requests, batch_size, _LENGTH_STEP):
-        batch = assemble([requests[row] for row in fill_up(rows, batch_size)], tokenizer, images, length)
-        there = np.arange(batch_size)[:, None] < len(rows)
+    for plan in plan_batches(requests, batch_size):
+        padded = [requests[row] for row in fill_up(plan.rows, batch_size)]
+        batch = assemble(padded, tokenizer, images, plan.length, plan.n_images)
+        there = np.arange(batch_size)[:, None] < len(plan.rows)
         replaced = there & batch.mask & token_filter_mask(batch.kinds, token_filter)
         scored = there & (batch.kinds == Kind.FINDINGS)
         first = np.where(scored.any(1), np.argmax(scored, axis=1), batch.mask.sum(1))  # [B]

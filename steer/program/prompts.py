@@ -10,7 +10,14 @@ from typing import Self
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.inputs.batches import GenerationRequest, InputBatch, assemble, read_images, reporting_request
+from maira_jax.inputs.batches import (
+    GenerationRequest,
+    InputBatch,
+    assemble,
+    padded_length,
+    read_images,
+    reporting_request,
+)
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.studies.study import Study
@@ -29,7 +36,7 @@ class Prompts:
       requests: their tokenised prompts with their images.
       tokenizer: the checkpoint's tokenizer.
       image_cfg: how the checkpoint's vision tower takes its images.
-      length: tokens of the longest prompt; all are padded to it.
+      length: the length that all prompts are padded to.
       n_images: images of the study with most of them; all are padded to it.
       pixels: gives the pixels of a study by its number, float32 [n_images, size, size, 3].
     """
@@ -60,7 +67,7 @@ class Prompts:
             requests=requests,
             tokenizer=tokenizer,
             image_cfg=image_cfg,
-            length=max(len(request.encoded) for request in requests),
+            length=padded_length(max(len(request.encoded) for request in requests)),
             n_images=n_images,
             pixels=functools.lru_cache(_KEPT_STUDIES)(
                 lambda number: read_images(requests[number].images, n_images, image_cfg)
@@ -75,7 +82,7 @@ class Prompts:
         Args:
           numbers: indices into `studies`; one may occur often.
           sentences: a sentence for each of `numbers`, which is added to the study's indication.
-          length: tokens that every row is padded to; None: those of the longest prompt without a sentence.
+          length: tokens that every row is padded to; None: as many as without a sentence.
         """
         requests = [self.requests[number] for number in numbers]
         if sentences is not None:
@@ -90,9 +97,10 @@ class Prompts:
         )
 
     def length_with(self, sentences: Sequence[str]) -> int:
-        """The length of the longest prompt with any of these sentences, in tokens."""
+        """The length that all prompts with any of these sentences are padded to."""
         numbers = range(len(self.studies))
-        return max(len(self._with_sentence(number, text).encoded) for number in numbers for text in sentences)
+        sizes = (len(self._with_sentence(number, text).encoded) for number in numbers for text in sentences)
+        return padded_length(max(sizes))
 
     def _with_sentence(self, number: int, sentence: str) -> GenerationRequest:
         """The request of a study whose indication ends with `sentence`."""

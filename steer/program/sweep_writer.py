@@ -94,7 +94,7 @@ class SweepWriter:
       rows: the rows of each study, the prompted ones last.
       edits: the edits of the others.
       sentences: the sentences of the prompted rows.
-      prompted_length: tokens of the longest prompt with a sentence.
+      prompted_length: the length that prompts with a sentence are padded to.
     """
 
     params: Params

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from maira_jax.errors import UserError
-from maira_jax.generation import report_writer, stage
+from maira_jax.generation import stage
 from maira_jax.generation.decode import generate
 from maira_jax.generation.grounding import parse
 from maira_jax.generation.report_writer import GeneratedText, ReportWriter
+from maira_jax.inputs import batches
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from tests.helpers.commands import launch
@@ -60,9 +61,9 @@ def make_config(manifest: Path, **fields) -> ConfigDict:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_length():
-    """All prompts of these tests are padded to one length, so that batches differ by number of images alone."""
+    """All prompts of these tests are padded to one length, so that batches are of the studies in their order."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_writer, "_LENGTH_STEP", 256)
+        patch.setattr(batches, "_N_LENGTHS", 1)
         yield
 
 
@@ -106,7 +107,7 @@ def test_a_line_a_study_in_their_order(inputs, written):
 
 
 def test_a_program_a_shape_whatever_the_temperature(inputs, written, workdir):
-    assert written[2] == 2  # one image and two; the first has two batches
+    assert written[2] == 1  # of three batches
     before = generate._cache_size()
     stage.run(make_config(inputs[1], temperature=0.0, top_p=1.0), workdir)
     assert generate._cache_size() == before

@@ -5,7 +5,7 @@ import pytest
 
 from maira_jax.errors import UserError
 from maira_jax.inputs import batches
-from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up, plan_batches, read_images
+from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up, padded_length, plan_batches, read_images
 from maira_jax.inputs.image import ImageConfig, preprocess
 from maira_jax.inputs.tokens import Encoded
 
@@ -29,10 +29,24 @@ def image(seed):
     return np.random.default_rng(seed).integers(0, 255, (16, 12)).astype(np.uint8)
 
 
-def test_requests_are_grouped_by_images_and_length():
-    requests = [request(length, *([image(0)] * n)) for length, n in ((5, 1), (9, 0), (8, 1), (17, 1), (3, 1), (1, 0))]
-    planned = plan_batches(requests, batch_size=2, length_step=8)
-    assert planned == [((5,), 8), ((1,), 16), ((0, 2), 8), ((4,), 8), ((3,), 24)]
+def test_requests_are_grouped_by_length_into_few_shapes(monkeypatch):
+    monkeypatch.setattr(batches, "_N_LENGTHS", 3)
+    requests = [request(length, *([image(0)] * n)) for length, n in ((5, 1), (9, 0), (8, 1), (17, 2), (3, 0), (1, 0))]
+    planned = plan_batches(requests, batch_size=2)
+    assert planned == [((0, 2), 8, 1), ((4, 5), 8, 1), ((1,), 16, 1), ((3,), 24, 2)]
+    assert plan_batches([], batch_size=2) == []
+
+
+def test_long_rows_are_padded_to_whole_blocks():
+    assert [padded_length(size) for size in (1, 8, 1017, 1024, 1025, 3199)] == [8, 8, 1024, 1024, 1152, 3200]
+
+
+def test_many_lengths_are_few_shapes():
+    sizes = np.random.default_rng(0).integers(1, 5000, 300)
+    requests = [request(int(size)) for size in sizes]
+    lengths, n_images = batches.buckets(requests)
+    assert len(lengths) == 4 and n_images == (0, 0, 0, 0) and max(sizes) <= lengths[-1] < max(sizes) + 128
+    assert np.bincount(np.searchsorted(lengths, sizes)).max() < 90  # about a quarter of them
 
 
 def test_a_short_batch_repeats_its_last_member():
