@@ -19,8 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 # Rows of more positions than this are computed in blocks of `_BLOCK` positions by XLA.
 _WHOLE, _BLOCK = 1024, 512
-_LANES = 128  # positions in a splash block are a multiple of it
-_SPLASH_BLOCKS = (1024, 896, 768, 640, 512, 384, 256, 128)
+_SPLASH_BLOCKS = (128, 256, 384, 512, 640, 768)
 _ONE_DEVICE = AbstractMesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -88,8 +87,8 @@ def _splash(
     q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None = None, *, interpret: bool = False
 ) -> jax.Array:
     positions, heads, head_dim = q.shape[1:]
-    # The largest of the blocks that pad a row least.
-    size = min(_SPLASH_BLOCKS, key=lambda size: (-(-positions // size) * size, -size))
+    # Little padding, in large blocks: a block costs as much as 256 of its positions before it begins.
+    size = min(_SPLASH_BLOCKS, key=lambda size: -(-positions // size) * (size + 256))
     pad = -positions % size
     mask = (splash.FullMask if lengths is None else splash.CausalMask)((positions + pad,) * 2)
     kernel = splash.make_splash_mha_single_device(

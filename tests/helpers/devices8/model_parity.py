@@ -30,14 +30,16 @@ def main(directory: Path) -> None:
         rows = sharding.place_rows(sharding.mesh_of(split), inputs)
         kernel = split["language"]["layers"]["gate_up"]["kernel"]
         assert kernel.sharding.shard_shape(kernel.shape)[3] == kernel.shape[3] // model
-        many = forward(split, cfg, *rows, read=read)
+        with jax.set_mesh(mesh):
+            many = forward(split, cfg, *rows, read=read)
         assert len(many.logits.sharding.device_set) == 8
         differences = {name: relative(value, np.asarray(one.sites[name])) for name, value in many.sites.items()}
         differences["logits"] = relative(many.logits, np.asarray(one.logits))
         print(data, "x", model, max(differences.values()))
         assert max(differences.values()) < 1e-5, differences
         if model == 4:
-            spoken, _ = generate(split, cfg, *rows, max_new_tokens=12, eos_id=-1)
+            with jax.set_mesh(mesh):
+                spoken, _ = generate(split, cfg, *rows, max_new_tokens=12, eos_id=-1)
             np.testing.assert_array_equal(spoken, words)
     print("equal")
 

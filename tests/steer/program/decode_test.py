@@ -155,7 +155,7 @@ def section(start: int, stop: int) -> np.ndarray:
 SCOPES = {
     "generated tokens": (None, True),
     "the whole sequence": (section(0, LENGTH), True),
-    "a section of the prompt": (section(36, 58), False),
+    "a section of the prompt": (section(20, 60), False),
 }
 
 
