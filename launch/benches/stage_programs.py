@@ -4,6 +4,7 @@ Each takes a batch size and gives what `jax.jit` would compile for it, with the 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,6 +113,18 @@ class Setting:
         )
 
 
+def _on_mesh(lower: Callable[[Setting, int], jax.stages.Lowered]) -> Callable[[Setting, int], jax.stages.Lowered]:
+    """Lowers a program of the model under its mesh, as the stages run it."""
+
+    @functools.wraps(lower)
+    def lowered(setting: Setting, batch: int) -> jax.stages.Lowered:
+        with jax.set_mesh(setting.mesh):
+            return lower(setting, batch)
+
+    return lowered
+
+
+@_on_mesh
 def _harvest(setting: Setting, batch: int) -> jax.stages.Lowered:
     """With images that no study shares, and every token kept."""
     section = HarvestSection.of(setting.config)
@@ -140,6 +153,7 @@ def _unstacked(setting: Setting) -> Any:
     return params | {"language": params["language"] | {"layers": layers}}
 
 
+@_on_mesh
 def _generate(setting: Setting, batch: int) -> jax.stages.Lowered:
     section = GenerateSection.of(setting.config)
     return decode.generate.lower(
@@ -156,11 +170,13 @@ def _shape(setting: Setting) -> sweep.SweepShape:
     return sweep.SweepShape(slots=section.batch_rows, max_new_tokens=section.max_new_tokens, eos_id=_EOS_ID)
 
 
+@_on_mesh
 def _steer_prefill(setting: Setting, batch: int) -> jax.stages.Lowered:
     tokens, mask, pixels = setting.prompts(batch)
     return sweep.prefill.lower(_unstacked(setting), setting.model, _shape(setting), tokens, mask, pixels, mask)
 
 
+@_on_mesh
 def _steer_decode(setting: Setting, batch: int) -> jax.stages.Lowered:
     params, shape = _unstacked(setting), _shape(setting)
     tokens, mask, pixels = setting.prompts(batch)

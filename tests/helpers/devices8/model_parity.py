@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from maira_jax.checkpoint import convert, store
@@ -27,7 +28,8 @@ def main(directory: Path) -> None:
     words, _ = generate(params, cfg, *inputs, max_new_tokens=12, eos_id=-1)
     for data, model in ((4, 2), (2, 4), (8, 1), (1, 8)):
         split, _ = store.load(directory / "model", (data, model))
-        rows = sharding.place_rows(sharding.mesh_of(split), inputs)
+        mesh = sharding.mesh_of(split)
+        rows = sharding.place_rows(mesh, inputs)
         kernel = split["language"]["layers"]["gate_up"]["kernel"]
         assert kernel.sharding.shard_shape(kernel.shape)[3] == kernel.shape[3] // model
         with jax.set_mesh(mesh):
