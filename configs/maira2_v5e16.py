@@ -10,6 +10,7 @@ from configs import maira2
 
 def get_config(paths: str = "maira-2,studies.jsonl") -> ConfigDict:
     config = maira2.get_config(paths)
+    config.mesh = (1, 4)
     config.harvest.batch_size = 8
     config.generate.batch_size = 8
     config.steer.batch_studies = 2

@@ -7,6 +7,7 @@ from configs import maira2
 
 def get_config(paths: str = "maira-2,studies.jsonl") -> ConfigDict:
     config = maira2.get_config(paths)
+    config.mesh = (4, 1)
     config.harvest.batch_size = 64
     config.generate.batch_size = 64
     config.steer.batch_studies = 32

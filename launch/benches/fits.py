@@ -56,15 +56,15 @@ def main(options: Sequence[str]) -> None:
     )
     parser.add_argument("--device", required=True, help=f"{absent_devices.NAMES}")
     parser.add_argument("--config", default="configs/maira2.py", help="as of all commands: FILE or FILE:ARG")
-    parser.add_argument("--mesh", help="DATA,MODEL; default: the configuration's")
+    parser.add_argument("--mesh", help="DATA,MODEL of one host; default: the configuration's")
     parser.add_argument("--stages", default=",".join(PROGRAMS), help="some of %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(options)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and no device of this machine is needed
     jax.config.update("jax_enable_compilation_cache", False)  # it could not be read again without the device
-    devices = absent_devices.devices(arguments.device)
-    setting = Setting.of(_config(arguments.config), devices, _mesh(arguments.mesh) or (len(devices), 1))
-    facts = absent_devices.facts(arguments.device)
+    config, facts = _config(arguments.config), absent_devices.facts(arguments.device)
+    mesh = _mesh(arguments.mesh) or tuple(config.mesh)
+    setting = Setting.of(config, absent_devices.devices(arguments.device), mesh, facts.memory)
     rows = []
     for name in arguments.stages.split(","):
         if name not in PROGRAMS:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -82,13 +82,31 @@ class Setting:
     images: int = 2
 
     @classmethod
-    def of(cls, config: ConfigDict, devices: Sequence[jax.Device], mesh: tuple[int, int]) -> "Setting":
-        """The programs of a configuration on a mesh (data, model) of `devices`."""
+    def of(cls, config: ConfigDict, devices: Sequence[jax.Device], mesh: tuple[int, ...], memory: int) -> "Setting":
+        """The programs of a configuration.
+
+        Args:
+          config: the configuration.
+          devices: all devices; the model runs on those of one host.
+          mesh: devices along the batch and along each layer; (): as the stages choose them. Training takes those of
+            all hosts along the batch.
+          memory: bytes of each device.
+        """
         local = [device for device in devices if device.process_index == devices[0].process_index]
-        data, model = mesh
-        own = sharding.make_mesh((min(data, len(local) // model), model), devices=local)
-        training = sharding.make_mesh(mesh, (sae_mesh.DATA, sae_mesh.FEATURE), devices=devices)
-        return cls(config, model_config(config.model.checkpoint), own, training)
+        cfg, dtype = model_config(config.model.checkpoint), jnp.dtype(config.model.dtype)
+
+        def nbytes(on: AbstractMesh) -> int:
+            return sharding.bytes_per_device(sharding.of_params(cfg, on, dtype))
+
+        shape = mesh or sharding.chosen_mesh(cfg, nbytes, None, len(local), memory)
+        hosts, feature = len(devices) // len(local), shape[1] if mesh else 1
+        training = (hosts * shape[0] * shape[1] // feature, feature)
+        return cls(
+            config,
+            cfg,
+            sharding.make_mesh((shape[0], shape[1]), devices=local),
+            sharding.make_mesh(training, (sae_mesh.DATA, sae_mesh.FEATURE), devices=devices),
+        )
 
     def array(self, shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
         """The shape and place of an argument whose axes lie along these axes of the mesh."""
@@ -200,10 +218,9 @@ def _steer_decode(setting: Setting, batch: int) -> jax.stages.Lowered:
 
 
 def _train(setting: Setting, batch: int) -> jax.stages.Lowered:
-    given = setting.config.train.to_dict() | {"batch_size": batch, "mesh": setting.training.devices.shape}
-    section = TrainSection.parse(given)
+    section = TrainSection.parse(setting.config.train.to_dict() | {"batch_size": batch})
     sae = SaeConfig.resolve(SaeSection.of(setting.config), setting.model.text.hidden_size, section.preset)
-    train = TrainConfig.resolve(section, sae, seed=0)
+    train = TrainConfig.resolve(section, sae, seed=0, mesh=setting.training.devices.shape)
     trainer = Trainer(sae, train, devices=list(setting.training.devices.flat))
     scale = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(setting.training, P()))
     return trainer.chunk.lower(trainer.abstract_state(), trainer.abstract_batches(1), scale)

@@ -67,7 +67,13 @@ def device_memory() -> int | None:
     return statistics.get("bytes_limit")
 
 
-def chosen_mesh(cfg: Maira2Config, nbytes: Callable[[AbstractMesh], int], rows: int | None) -> tuple[int, int]:
+def chosen_mesh(
+    cfg: Maira2Config,
+    nbytes: Callable[[AbstractMesh], int],
+    rows: int | None,
+    devices: int | None = None,
+    memory: int | None = None,
+) -> tuple[int, int]:
     """The mesh where none is asked for: the fewest devices along `model` whose memory the parameters fit, and along
     `data` as many of the others as divide a batch.
 
@@ -75,8 +81,10 @@ def chosen_mesh(cfg: Maira2Config, nbytes: Callable[[AbstractMesh], int], rows: 
       cfg: the model's configuration.
       nbytes: the bytes of the parameters on each device of a mesh.
       rows: rows of a batch; None where any number will do.
+      devices: how many there are; None: this host's.
+      memory: bytes of each device; None: those of this host's devices.
     """
-    devices, memory = jax.local_device_count(), device_memory()
+    devices, memory = devices or jax.local_device_count(), memory or device_memory()
     sizes = [size for size in _divisors(*_divided(cfg).values()) if size <= devices]
     fitting = (size for size in sizes if memory is None or nbytes(abstract_mesh(1, size)) <= _PARAMETER_SHARE * memory)
     model = next(fitting, sizes[-1])

@@ -12,13 +12,13 @@ from launch.benches.fits import CompiledStage, compile_stage
 from launch.benches.optimised_program import Operation
 from launch.benches.stage_programs import PROGRAMS, Setting
 
-# The configuration of each device, and the mesh that it runs on.
+# The configuration of each device.
 SHIPPED = {
-    "h100": ("maira2", (1, 1)),
-    "8xh100": ("maira2_8xh100", (8, 1)),
-    "v5e:2x2": ("maira2_v5e16", (1, 4)),
-    "v5e:4x4": ("maira2_v5e16", (4, 4)),
-    "v5p:2x2x2": ("maira2_v5p8", (8, 1)),
+    "h100": "maira2",
+    "8xh100": "maira2_8xh100",
+    "v5e:2x2": "maira2_v5e16",
+    "v5e:4x4": "maira2_v5e16",
+    "v5p:2x2x2": "maira2_v5p8",
 }
 
 
@@ -41,9 +41,9 @@ def compiled(device: str, program: str, layers: int | None = None) -> AbsentStag
     """
     if sentence := absent_devices.missing(absent_devices.platform(device)):
         pytest.skip(sentence)
-    name, mesh = SHIPPED[device]
-    config = importlib.import_module(f"configs.{name}").get_config()
-    setting = Setting.of(config, absent_devices.devices(device), mesh)
+    config = importlib.import_module(f"configs.{SHIPPED[device]}").get_config()
+    facts = absent_devices.facts(device)
+    setting = Setting.of(config, absent_devices.devices(device), tuple(config.mesh), facts.memory)
     if layers is not None:
         text = dataclasses.replace(setting.model.text, num_hidden_layers=layers)
         setting = dataclasses.replace(setting, model=dataclasses.replace(setting.model, text=text))
