@@ -4,6 +4,7 @@ sae_step   tokens/s of a training step: ours, dictionary_learning's, SAELens' an
 recovery   true features recovered from synthetic activations: ours, dictionary_learning's and SAELens'
 exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 steer      tokens/s and memory of a steering sweep, ours and transformers' generate with a hook
+harvest    tokens/s of reading activations at a layer: ours and transformers with a hook
 convert    bytes/s and memory of a conversion, against reading the same files
 fits       what each stage takes on devices that are not there, as their compilers say
 """
@@ -14,7 +15,7 @@ import sys
 
 from maira_jax.errors import UserError
 
-NAMES = ("sae_step", "recovery", "exemplars", "steer", "convert", "fits")
+NAMES = ("sae_step", "recovery", "exemplars", "steer", "harvest", "convert", "fits")
 
 
 def main() -> int:

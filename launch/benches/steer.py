@@ -25,20 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.benches.random_models import SIZES, config_of
 from maira_jax.checkpoint import convert
 from maira_jax.errors import UserError
 from maira_jax.model import maira2
-from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
+from maira_jax.model.config import Maira2Config, to_hf_dict
 from maira_jax.model.sites import Site
 from maira_jax.run import files
 from steer.program import decode
 from steer.program.edit import SteeringEdits
 
-# (vision: width, layers, heads, patch, image), (text: width, MLP, layers, heads, vocabulary), text tokens of a prompt.
-SIZES = {
-    "phantom": ((128, 4, 4, 28, 112), (128, 352, 6, 4, 1167), 200),
-    "100m": ((384, 6, 6, 14, 224), (768, 2048, 8, 12, 32207), 128),
-}
+WORDS = {"phantom": 200, "100m": 128}  # text tokens of a prompt
 PEERS = ("generate", "prefilled")
 
 
@@ -88,16 +85,9 @@ def main(options: Sequence[str]) -> None:
         )
 
 
-def _config(size: str) -> tuple[Maira2Config, int]:
-    (v_width, v_layers, v_heads, patch, image), (width, mlp, layers, heads, vocab), words = SIZES[size]
-    vision = VisionConfig(v_width, v_layers, v_heads, 4 * v_width, patch, image, 1e-6)
-    text = TextConfig(vocab, width, mlp, layers, heads, heads, width // heads, 1e-5, 10000.0, 1.5)
-    return Maira2Config(vision, text, image_token_id=vocab - 1, projector_n_layers=4), words
-
-
 def _prepare(arguments: argparse.Namespace, size: str, folder: Path) -> None:
     """Writes the weights, prompts, images and vectors that all programs read."""
-    cfg, words = _config(size)
+    cfg, words = config_of(size), WORDS[size]
     params = maira2.init(cfg, jax.random.key(0))
     # Larger than at initialisation, so that the next token is clear and depends on the steering.
     params["language"]["lm_head"] = params["language"]["lm_head"] * 20
