@@ -5,7 +5,7 @@ recovery   true features recovered from synthetic activations: ours, dictionary_
 exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 steer      tokens/s and memory of a steering sweep, ours and transformers' generate with a hook
 harvest    tokens/s of reading activations at a layer: ours and transformers with a hook
-convert    bytes/s and memory of a conversion, against reading the same files
+convert    bytes/s and memory of a conversion: ours and transformers' from_pretrained and save_pretrained
 fits       what each stage takes on devices that are not there, as their compilers say
 """
 
