@@ -13,8 +13,6 @@ from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.studies.study import ImageSource
 from sae.activations.harvest_plan import HarvestPlan
 
-# A batch's images are padded to one of this many numbers of images for each padded length in tokens.
-_IMAGE_STEPS = 4
 # Batches that are formed together, the longest studies first, have studies of at most this many kept tokens: the host
 # holds their activations until their shards are whole.
 _WINDOW_TOKENS = 2**16
@@ -74,6 +72,10 @@ class HarvestBatches:
         # The last studies of a short batch may be of smaller buckets than its first.
         at_most = [np.sort(counts[buckets <= i])[-batch_size // groups :].sum() for i in range(len(plan.lengths))]
         self._capacity = tuple(max(int(total), 1) for total in at_most)
+        # One number of images, and so one program, for each padded length.
+        self._max_images = [1] * len(plan.lengths)
+        for batch in self.all():
+            self._max_images[batch.bucket] = max(self._max_images[batch.bucket], len(batch.images))
 
     def of(self, studies: Sequence[int]) -> list[HarvestBatch]:
         """Groups the studies of these numbers into batches, the longest study first."""
@@ -117,13 +119,15 @@ class HarvestBatches:
         images = np.zeros((self._batch_size, n_images), np.int32)
         for row, request in enumerate(requests):
             images[row, : len(request.images)] = [numbers[image_key(image)] for image in request.images]
-        return HarvestInputs(tokens, mask, self._pixels(squares, n_images), images, kept)
+        # Those of a batch that is not one of `all` may be more.
+        slots = self._max_images[batch.bucket]
+        slots = slots if len(squares) <= slots else self._batch_size * n_images
+        return HarvestInputs(tokens, mask, self._pixels(squares, slots), images, kept)
 
-    def _pixels(self, squares: Sequence[np.ndarray], n_images: int) -> np.ndarray:
-        """The images, normalised, and zeros up to one of the few sizes."""
-        step = -(-self._batch_size * n_images // (_IMAGE_STEPS * self._groups)) * self._groups
-        padded = max(-(-len(squares) // step), 1) * step
-        pixels = np.zeros((padded, self._size, self._size, 3), np.float32)
+    def _pixels(self, squares: Sequence[np.ndarray], slots: int) -> np.ndarray:
+        """The images, normalised, and zeros up to a number of slots that the groups divide."""
+        slots = -(-slots // self._groups) * self._groups
+        pixels = np.zeros((slots, self._size, self._size, 3), np.float32)
         for number, square in enumerate(squares):
             np.take(self._levels, square, axis=0, out=pixels[number])
         return pixels

@@ -31,7 +31,7 @@ def main(directory: Path) -> None:
         assert split.tokens.equals(one.tokens) and split.studies.equals(one.studies)
         difference = relative(split.read(0, one.n_tokens), expected)
         print(mesh, difference)
-        assert difference < 1e-6
+        assert difference < 5e-6  # sums of float32 in another order
     print("equal")
 
 
