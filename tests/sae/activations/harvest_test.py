@@ -196,12 +196,3 @@ def test_an_open_batch_size_stays_what_the_first_attempt_chose(config, workdir, 
 
 def interrupt(*_):
     raise KeyboardInterrupt
-
-
-def test_on_a_mesh_it_stores_what_one_device_stores(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.devices8.harvest_parity", str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    print(done.stdout)
-    assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
