@@ -24,6 +24,7 @@ from launch.benches.synthetic import SyntheticFeatures
 from sae import autoencoder
 from sae.autoencoder import Sae
 from sae.evaluation import calibrate, metrics
+from sae.evaluation.striped import StripedSae, in_memory, largest_batch
 from sae.training.config import SaeConfig, TrainConfig, TrainSection, group_sizes
 from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
@@ -76,10 +77,10 @@ def _spread(values: Sequence[float]) -> str:
 def _measure(params: Params, k: int, synthetic: SyntheticFeatures, held_out: np.ndarray) -> dict[str, float]:
     """The measures of the module's docstring, and the L0 that was reached."""
     arrays = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-    parts = np.array_split(held_out, 10)
-    threshold = calibrate.threshold_for_l0(arrays, lambda: iter(parts), k)
-    sae = Sae(arrays, threshold, k, (len(params["b_enc"]),))
-    measured, density = metrics.evaluate(sae, iter(parts))
+    sae = StripedSae.of(Sae(arrays, 0.0, k, (len(params["b_enc"]),)))
+    tokens = [in_memory(sae.on, held_out, largest_batch(sae.on, sae.n_features))]
+    threshold = calibrate.threshold_for_l0(sae, tokens, k)
+    measured, density = metrics.evaluate(sae, threshold, tokens)
     recovered, cosine = synthetic.recovered(params["W_dec"], density > 0)
     return {"fvu": measured["fvu"], "recovered": recovered, "cosine": cosine, "l0": measured["l0"]}
 

@@ -132,7 +132,7 @@ class _WindowSource:
 
 
 def sequential(store: ActivationRows, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the given ascending rows in order, float32 [batch_size, d_model]; the last batch may be short."""
+    """Yields the given ascending rows in order, [batch_size, d_model] in the stored dtype; the last may be short."""
     source = _SequentialSource(store, rows, batch_size)
     dataset = grain.MapDataset.source(source)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
@@ -151,4 +151,4 @@ class _SequentialSource:
         chunks = _by_chunk(self._store, self._rows[index * self._batch : (index + 1) * self._batch])
         reads = self._store.read_ranges([(chunk.start, chunk.stop) for chunk in chunks])
         parts = [values[chunk.offsets] for values, chunk in zip(reads, chunks, strict=True)]
-        return np.concatenate(parts).astype(np.float32)
+        return np.concatenate(parts)

@@ -12,12 +12,14 @@ With tokens x_i, their mean m, reconstructions y_i and residuals r_i = x_i - y_i
 Here a feature is dead if no held-out token activates it; in training (`sae.training.trainer`) it is dead if it has not
 been selected for any of the last `train.dead_tokens` training tokens.
 
-Each token is computed in float32; sums over tokens and variances in float64.
+Tokens are computed in float32 on the devices, and summed there within a batch so that the sums are exact to 1e-6;
+batches are added up in float64 on the host. Variances are taken about the mean of the first batch: they must not be
+small differences of large sums.
 """
 
-import functools
+import collections
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,49 +28,68 @@ import numpy as np
 from jax import lax
 
 from maira_jax.errors import UserError
-from sae import autoencoder
-from sae.autoencoder import Sae
+from sae import autoencoder, mesh
+from sae.evaluation.striped import HeldOutTokens, StripedSae, TokenBatch, token_sum
+from sae.kernels import nested
 
 # Features with a density above this are dense.
 DENSE = 0.1
 # Edges of the density histogram in log10, half a decade apart.
 _EDGES = np.arange(-7.0, 0.5, 0.5)
+# Batches that may be on their way to a device.
+_IN_FLIGHT = 2
+
+Sums = dict[str, jax.Array]
 
 
-def _nested_reconstructions(params: autoencoder.Params, f: jax.Array, group_sizes: tuple[int, ...]) -> list[jax.Array]:
-    """The reconstructions [B, d] of features `f [B, F]` from the first group, the first two groups, and so on."""
-    reconstruction, levels = params["b_dec"], []
-    for start, end in itertools.pairwise([0, *itertools.accumulate(group_sizes)]):
-        group = jnp.matmul(f[:, start:end], params["W_dec"][start:end], precision=lax.Precision.HIGHEST)
-        reconstruction = reconstruction + group  # [B, d]
-        levels.append(reconstruction)
-    return levels
+@jax.jit
+def _mean(sae: StripedSae, batch: TokenBatch) -> jax.Array:
+    """The mean of a batch's activations. [d]"""
+    tokens = jnp.where(batch.holds_token()[:, None], batch.x.astype(jnp.float32), 0.0)  # [B, d]
+    return lax.with_sharding_constraint(token_sum(tokens) / batch.used, mesh.sharding(sae.on))
 
 
-@functools.partial(jax.jit, static_argnames=("group_sizes", "top_k"))
-def _of_batch(
-    params: autoencoder.Params, x: jax.Array, threshold: jax.Array, group_sizes: tuple[int, ...], top_k: int | None
-) -> dict[str, jax.Array]:
-    """The terms of the metrics for activations `x [B, d]`: per token, except for counts and the summed residual."""
-    f = autoencoder.encode(params, x, threshold, top_k)  # [B, F]
-    levels = _nested_reconstructions(params, f, group_sizes)  # [B, d] per group
-    active, y = f > 0, levels[-1]
-    norms = jnp.linalg.norm(x, axis=1) * jnp.linalg.norm(y, axis=1)  # [B]
-    return {
-        "errors": jnp.stack([jnp.square(x - level).sum(1) for level in levels]),  # [groups, B]
-        "l0": jnp.stack([active[:, :end].sum(1) for end in itertools.accumulate(group_sizes)]),  # [groups, B]
-        "cosine": (x * y).sum(1) / jnp.maximum(norms, 1e-30),  # [B]
-        "residual": (x - y).sum(0),  # [d]
-        "fired": active.sum(0),  # [F]
+@jax.jit
+def _sums(sae: StripedSae, batch: TokenBatch, threshold: jax.Array, center: jax.Array) -> Sums:
+    """The terms of the metrics, summed over a batch's tokens; `fired [F]` and `threshold` in feature order."""
+    stripes = sae.on.shape[mesh.FEATURE]
+    limit = mesh.stripe(threshold, stripes) if threshold.ndim else threshold
+    params, x, there = sae.params, batch.x.astype(jnp.float32), batch.holds_token()  # x [B, d], there [B]
+    f = autoencoder.encode(params, x, limit, sae.top_k)  # [B, F]
+    f_of = nested.groups(f, 1, sae.group_sizes, stripes)  # [B, n, F_g / n] each
+    w_dec = nested.groups(params["W_dec"], 0, sae.group_sizes, stripes)  # [n, F_g / n, d] each
+    levels = nested.reconstructions(f_of, w_dec, params["b_dec"])  # [B, d] per group
+    norms = jnp.linalg.norm(x, axis=1) * jnp.linalg.norm(levels[-1], axis=1)  # [B]
+    deviations = x - center  # [B, d]
+
+    def total(values: jax.Array) -> jax.Array:
+        return token_sum(jnp.where(there.reshape(-1, *(1,) * (values.ndim - 1)), values, 0.0))
+
+    sums = {
+        "errors": jnp.stack([total(jnp.square(x - level).sum(1)) for level in levels]),  # [groups]
+        "cosine": total((x * levels[-1]).sum(1) / jnp.maximum(norms, 1e-30)),  # []
+        "residual": total(x - levels[-1]),  # [d]
+        "fired": mesh.unstripe(((f > 0) & there[:, None]).sum(0), stripes),  # [F]
+        "square": total(jnp.square(deviations).sum(1)),  # []
+        "deviation": total(deviations),  # [d]
     }
+    return lax.with_sharding_constraint(sums, mesh.sharding(sae.on))
 
 
-def evaluate(sae: Sae, batches: Iterable[np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
-    """Measures `sae` on raw activations.
+def of_batch(sae: StripedSae, threshold: jax.Array, batch: TokenBatch) -> Sums:
+    """What `summary` takes, for a single batch; can be traced."""
+    return _sums(sae, batch, threshold, _mean(sae, batch))
+
+
+def evaluate(
+    sae: StripedSae, threshold: float | np.ndarray, tokens: Sequence[HeldOutTokens]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Measures an autoencoder on raw activations.
 
     Args:
       sae: the autoencoder.
-      batches: the activations in batches, float32 [batch, d_model] each.
+      threshold: one number, or one per feature [F] in feature order.
+      tokens: the activations.
 
     Returns:
       The metrics as plain numbers, and the density of each feature, float64 [n_features].
@@ -76,45 +97,48 @@ def evaluate(sae: Sae, batches: Iterable[np.ndarray]) -> tuple[dict[str, Any], n
     Raises:
       UserError: there is no token.
     """
-    totals: dict[str, Any] = {"errors": 0.0, "l0": 0.0, "cosine": 0.0, "residual": 0.0, "fired": 0}
-    # Variances are taken about a fixed centre near the mean: they must not be small differences of large sums.
-    center = np.asarray(sae.params["b_dec"], np.float64)  # [d]
-    n, deviation, square = 0, np.zeros(sae.d_model), 0.0
-    for x in batches:
-        terms = _of_batch(sae.params, x, jnp.asarray(sae.threshold, jnp.float32), sae.group_sizes, sae.top_k)
-        host = {name: np.asarray(value, np.float64) for name, value in terms.items()}
-        for name in ("errors", "l0", "cosine"):
-            totals[name] += host[name].sum(-1)
-        totals["residual"] += host["residual"]
-        totals["fired"] += host["fired"].astype(np.int64)
-        deviations = x.astype(np.float64) - center  # [B, d]
-        deviation += deviations.sum(0)
-        square += float(np.square(deviations).sum())
-        n += len(x)
+    n = sum(part.n for part in tokens)
     if not n:
         raise UserError("there is no held-out token to measure on: raise harvest.held_out_fraction")
-    total_variance = max(square - float(np.square(deviation).sum()) / n, np.finfo(np.float64).tiny)
+    limit = jax.device_put(np.asarray(threshold, np.float32), mesh.sharding(sae.on))
+    totals: dict[str, Any] = {}
+    center, pending = None, collections.deque[Sums]()
+
+    def add(sums: Sums) -> None:
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0) + np.asarray(value, np.float64)
+
+    for batch in itertools.chain.from_iterable(tokens):
+        center = _mean(sae, batch) if center is None else center
+        pending.append(_sums(sae, batch, limit, center))
+        if len(pending) > _IN_FLIGHT:
+            add(pending.popleft())
+    for sums in pending:
+        add(sums)
+    return summary(totals, n, sae.group_sizes)
+
+
+def summary(sums: Mapping[str, Any], n: int, group_sizes: tuple[int, ...]) -> tuple[dict[str, Any], np.ndarray]:
+    """The metrics of `n` tokens and the density of each feature, from the terms summed over all of them."""
+    totals = {name: np.asarray(value, np.float64) for name, value in sums.items()}
+    total_variance = max(totals["square"] - np.square(totals["deviation"]).sum() / n, np.finfo(np.float64).tiny)
+    residual_variance = totals["errors"][-1] - np.square(totals["residual"]).sum() / n
     density = totals["fired"] / n  # [F]
-    return _metrics(totals, n, total_variance, density, sae.group_sizes), density
-
-
-def _metrics(
-    totals: Mapping[str, Any], n: int, total_variance: float, density: np.ndarray, group_sizes: tuple[int, ...]
-) -> dict[str, Any]:
-    """The metrics of `n` tokens, from the terms of `_of_batch` summed over all of them."""
-    residual_variance = float(totals["errors"][-1] - np.square(totals["residual"]).sum() / n)
     histogram, _ = np.histogram(np.log10(density[density > 0]), _EDGES)
-    prefixes = zip(itertools.accumulate(group_sizes), totals["errors"], totals["l0"], strict=True)
-    return {
+    ends = list(itertools.accumulate(group_sizes))
+    l0 = [float(totals["fired"][:end].sum() / n) for end in ends]
+    measured = {
         "tokens": n,
         "fvu": float(totals["errors"][-1] / total_variance),
-        "explained_variance": 1.0 - residual_variance / total_variance,
+        "explained_variance": float(1.0 - residual_variance / total_variance),
         "cosine": float(totals["cosine"] / n),
-        "l0": float(totals["l0"][-1] / n),
+        "l0": l0[-1],
         "dead": int((density == 0).sum()),
         "dense": int((density > DENSE).sum()),
         "prefixes": [
-            {"features": end, "fvu": float(error / total_variance), "l0": float(l0 / n)} for end, error, l0 in prefixes
+            {"features": end, "fvu": float(error / total_variance), "l0": active}
+            for end, error, active in zip(ends, totals["errors"], l0, strict=True)
         ],
         "density_histogram": {"log10_edges": _EDGES.tolist(), "features": histogram.tolist()},
     }
+    return measured, density

@@ -165,6 +165,9 @@ class TrainSection(Section, name="train"):
     )
     normalize: bool = setting(True, "Divide activations by their root mean squared norm; folded into the result.")
     calibration_tokens: int = setting(1_000_000, "At most this many held-out tokens set the final threshold.", ge=1)
+    held_out_tokens: int = setting(
+        2_000_000, "At most this many held-out tokens measure the finished autoencoder.", ge=1
+    )
     checkpoint_every: int = setting(250, "Steps between checkpoints, a multiple of 10.", ge=1, decides=False)
     evaluate_every: int = setting(
         250,
@@ -213,6 +216,7 @@ class TrainConfig:
     threshold_start: int
     normalize: bool
     calibration_tokens: int
+    held_out_tokens: int
     checkpoint_every: int
     mesh: tuple[int, int]
     seed: int

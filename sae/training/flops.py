@@ -1,5 +1,6 @@
 """How much of the device's arithmetic a training run uses."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,21 +32,21 @@ def per_token(d_model: int, n_features: int) -> int:
     return 10 * d_model * n_features
 
 
-def peak() -> float | None:
-    """Operations per second of all devices together in bfloat16; None where it is not known, as on a CPU."""
-    kind = jax.devices()[0].device_kind
-    found = next((rate for name, rate in _PEAKS.items() if name in kind), None)
-    return None if found is None else found * jax.device_count()
+def peak(devices: Sequence[jax.Device]) -> float | None:
+    """Operations per second of these devices together in bfloat16; None where it is not known, as on a CPU."""
+    found = next((rate for name, rate in _PEAKS.items() if name in devices[0].device_kind), None)
+    return None if found is None else found * len(devices)
 
 
-def show(bar: Any, work: int) -> None:
+def show(bar: Any, work: int, devices: Sequence[jax.Device]) -> None:
     """Shows in a progress bar of tokens the share of the devices' bfloat16 peak that is used (MFU).
 
     Args:
       bar: a tqdm progress bar that counts tokens.
       work: operations per token.
+      devices: the devices that train.
     """
-    limit, state = peak(), bar.format_dict
+    limit, state = peak(devices), bar.format_dict
     if limit is not None and state["elapsed"] > 0:
         rate = (state["n"] - state["initial"]) / state["elapsed"]
         bar.set_postfix_str(f"MFU {rate * work / limit:.1%}", refresh=False)

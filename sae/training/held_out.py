@@ -1,41 +1,99 @@
-"""Held-out activations while training: a sample of them, and the calibrated autoencoder of a state."""
+"""Held-out activations of a training run, and the autoencoder of a state as they measure it."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sae import autoencoder
+from sae import autoencoder, mesh
 from sae.activations import batches
 from sae.activations.store import HELD_OUT, ActivationRows
 from sae.autoencoder import Sae
-from sae.evaluation import calibrate
+from sae.evaluation import calibrate, metrics
+from sae.evaluation.striped import HeldOutTokens, StripedSae, TokenBatch, largest_batch
 from sae.training.config import SaeConfig, TrainConfig
 from sae.training.trainer import Trainer, TrainState
 from sae.variants import VARIANTS
 
-BATCH = 4096
-# Tokens on which an autoencoder is evaluated during its training, at least.
+# Tokens on which an autoencoder is evaluated during its training, at most.
 _SAMPLE = 16_384
 
 
-def sample(store: ActivationRows, seed: int) -> list[np.ndarray]:
-    """A fixed sample of the held-out tokens in batches, float32 [batch, d_model] each.
+def drawn(store: ActivationRows, n: int, seed: int) -> np.ndarray:
+    """At most `n` held-out tokens, as row numbers, ascending; a larger `n` adds to those of a smaller one. int64 [n]
 
-    Whole chunks of the store (studies, where the model runs on the fly) are drawn, since they are read as a whole.
+    Whole chunks of the store (studies, where the model runs on the fly) are drawn, all but the last one, since they
+    are read as a whole.
     """
     rows = store.rows_of(HELD_OUT)
-    chunk = store.chunk_of(rows)
-    first = np.flatnonzero(np.diff(chunk, prepend=-1))
-    sizes = np.diff(np.append(first, len(rows)))
-    order = np.random.default_rng((seed, 4)).permutation(len(first))
-    drawn = order[: np.searchsorted(np.cumsum(sizes[order]), _SAMPLE) + 1]
-    return list(batches.sequential(store, rows[np.isin(chunk, chunk[first[drawn]])], BATCH))
+    _, chunk, sizes = np.unique(store.chunk_of(rows), return_inverse=True, return_counts=True)
+    order = np.random.default_rng((seed, 4)).permutation(len(sizes))
+    place = np.argsort(order)[chunk]  # of each row's chunk in the order in which they are drawn
+    within = place < np.searchsorted(np.cumsum(sizes[order]), n) + 1
+    first = np.argsort(place[within], kind="stable")[:n]
+    return np.sort(rows[within][first])
+
+
+def sample(store: ActivationRows, trainer: Trainer) -> HeldOutTokens:
+    """A fixed sample of the held-out tokens, in one batch on the trainer's mesh."""
+    return _on_mesh(store, trainer, drawn(store, _SAMPLE, trainer.config.seed), _SAMPLE)
+
+
+def final_tokens(store: ActivationRows, trainer: Trainer) -> tuple[list[HeldOutTokens], list[HeldOutTokens]]:
+    """The tokens that set the final threshold, and those on which the final autoencoder is measured.
+
+    One is part of the other, and what is in both is read once if the devices have room for it.
+    """
+    config = trainer.config
+    calibration, evaluation = (
+        drawn(store, n, config.seed) for n in (config.calibration_tokens, config.held_out_tokens)
+    )
+    fewer, more = sorted((calibration, evaluation), key=len)
+    largest = largest_batch(trainer.mesh, trainer.sae.n_features)
+    both, rest = (_on_mesh(store, trainer, rows, largest) for rows in (fewer, np.setdiff1d(more, fewer)))
+    all_of = {len(fewer): [both], len(more): [both, rest] if rest.n else [both]}
+    return all_of[len(calibration)], all_of[len(evaluation)]
+
+
+def _on_mesh(store: ActivationRows, trainer: Trainer, rows: np.ndarray, largest: int) -> HeldOutTokens:
+    return HeldOutTokens(
+        trainer.mesh, len(rows), lambda first, size: batches.sequential(store, rows[first:], size), largest
+    )
+
+
+def striped(trainer: Trainer, state: TrainState, scale: float) -> StripedSae:
+    """The autoencoder of a state where it lies, its normalisation folded in."""
+    params = autoencoder.scale_up(state.params, jnp.float32(scale))
+    top_k = trainer.sae.k if VARIANTS.get(trainer.sae.kind).per_token else None
+    return StripedSae.placed(params, trainer.mesh, trainer.sae.group_sizes, top_k)
+
+
+@functools.partial(jax.jit, static_argnames=("threshold", "count"))
+def _measured(sae: StripedSae, batch: TokenBatch, threshold: float | None, count: int) -> metrics.Sums:
+    # One program, in which the pre-activations are computed once.
+    limit = calibrate.of_batch(sae, batch, count) if threshold is None else jnp.float32(threshold)
+    return metrics.of_batch(sae, limit, batch)
+
+
+def measured(trainer: Trainer, state: TrainState, scale: float, tokens: HeldOutTokens) -> metrics.Sums:
+    """What `metrics.summary` takes, of a state on a `sample`, which sets the threshold; the devices are not waited for.
+
+    Args:
+      trainer: the trainer that the state belongs to.
+      state: the state, striped.
+      scale: number that activations are divided by.
+      tokens: the sample.
+    """
+    (batch,) = tokens
+    threshold = VARIANTS.get(trainer.sae.kind).threshold
+    return _measured(striped(trainer, state, scale), batch, threshold, trainer.sae.k * tokens.n + 1)
 
 
 def calibrated(
-    trainer: Trainer, state: TrainState, scale: float, batches: Callable[[], Iterator[np.ndarray]], meta: dict[str, Any]
+    trainer: Trainer, state: TrainState, scale: float, tokens: Sequence[HeldOutTokens], meta: dict[str, Any]
 ) -> Sae:
     """The autoencoder of a state: its normalisation folded in, its threshold set for a mean of k features per token.
 
@@ -43,19 +101,20 @@ def calibrated(
       trainer: the trainer that the state belongs to.
       state: the state, striped.
       scale: number that activations are divided by.
-      batches: starts a pass over the tokens that set the threshold, float32 [batch, d_model] each.
+      tokens: those that set the threshold.
       meta: entries to add to the autoencoder's `meta`.
     """
-    ordered = trainer.ordered(state)
-    folded, followed = autoencoder.fold(ordered.params, float(ordered.threshold), scale)
-    params = jax.device_put(folded, jax.devices()[0])
     k, variant = trainer.sae.k, VARIANTS.get(trainer.sae.kind)
     threshold = variant.threshold
     if threshold is None:
-        threshold = calibrate.threshold_for_l0(params, batches, k)
+        threshold = calibrate.threshold_for_l0(striped(trainer, state, scale), tokens, k)
+    ordered = autoencoder.scale_up(trainer.ordered(state).params, jnp.float32(scale))
+    everywhere = jax.device_put(ordered, mesh.sharding(trainer.mesh))
+    params = {name: value.addressable_data(0) for name, value in everywhere.items()}
+    followed = np.asarray(state.threshold)
     meta = meta | {
         "normalization": scale,
-        "running_threshold": followed,
+        "running_threshold": float(followed * np.float32(scale) if followed >= 0 else followed),
         "sae": _plain(trainer.sae),
         "train": _plain(trainer.config),
     }

@@ -4,7 +4,7 @@
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter
 
 from maira_jax.errors import UserError
 from maira_jax.run import jsonl
+from sae.evaluation import metrics
 from sae.training.trainer import Metrics
 
 # Chunks whose metrics may still be on their way: how far the host runs ahead of the device.
@@ -34,7 +35,7 @@ class TrainingLog:
         self._board = TrainingBoard(directory / "tensorboard", step)
         self._file, self._evaluations = (_reopened(directory / name, step) for name in ("log.jsonl", "held_out.jsonl"))
         self._step = step
-        self._pending: collections.deque[Metrics] = collections.deque()
+        self._pending: collections.deque[Callable[[], None]] = collections.deque()
 
     def add(self, measured: Metrics) -> None:
         """Takes the metrics of a chunk of steps and writes those of earlier chunks.
@@ -42,23 +43,29 @@ class TrainingLog:
         Raises:
           UserError: a loss is not finite.
         """
-        self._pending.append(measured)
-        if len(self._pending) > _IN_FLIGHT:
-            self._write()
+        self._take(lambda: self._write_steps(measured))
 
-    def held_out(self, step: int, measured: dict[str, Any], density: np.ndarray) -> None:
-        """Writes what was measured after step `step` on held-out tokens."""
-        self._evaluations.write(jsonl.line({"step": step} | measured))
-        self._evaluations.flush()
-        self._board.held_out(step, measured, density)
+    def held_out(self, step: int, sums: metrics.Sums, n: int, group_sizes: tuple[int, ...]) -> None:
+        """Takes what was measured after step `step` on `n` held-out tokens, as `metrics.summary` does."""
+        self._take(lambda: self._write_evaluation(step, *metrics.summary(sums, n, group_sizes)))
 
     def drain(self) -> None:
         """Writes what is pending, waiting for the device."""
         while self._pending:
-            self._write()
+            self._pending.popleft()()
 
-    def _write(self) -> None:
-        host = {name: np.asarray(value) for name, value in self._pending.popleft().items()}
+    def _take(self, write: Callable[[], None]) -> None:
+        self._pending.append(write)
+        if len(self._pending) > _IN_FLIGHT:
+            self._pending.popleft()()
+
+    def _write_evaluation(self, step: int, measured: dict[str, Any], density: np.ndarray) -> None:
+        self._evaluations.write(jsonl.line({"step": step} | measured))
+        self._evaluations.flush()
+        self._board.held_out(step, measured, density)
+
+    def _write_steps(self, measured: Metrics) -> None:
+        host = {name: np.asarray(value) for name, value in measured.items()}
         for i, loss in enumerate(host["loss"]):
             if not np.isfinite(loss):
                 raise UserError(f"the loss is not finite at step {self._step}: lower train.lr")

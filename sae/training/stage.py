@@ -23,6 +23,7 @@ from sae.activations.config import HarvestSection
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
 from sae.autoencoder import Sae
 from sae.evaluation import loss_recovered, metrics
+from sae.evaluation.striped import HeldOutTokens
 from sae.saved import save_sae
 from sae.training import flops, held_out
 from sae.training.checkpoints import Checkpoints
@@ -41,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     All of them are trained from one stream of activations. `sae/` and, for each companion, `sae-NAME/` hold:
     checkpoints, `log.jsonl` (one line per step), `held_out.jsonl` (one line per evaluation during the training, on a
     sample of held-out tokens), the finished autoencoder (`sae.saved.load_sae`), `metrics.json` and `density.npy` (the
-    density of each feature on all held-out tokens). A killed run resumes from its latest checkpoints and, on
+    density of each feature on the held-out tokens). A killed run resumes from its latest checkpoints and, on
     the same mesh and with the same microbatches, ends with the same bits, and so does an autoencoder that is trained
     alone; SIGTERM saves a checkpoint before the process ends.
 
@@ -112,15 +113,15 @@ class _TrainingRun:
         self._log = TrainingLog(self.stage.dir, self.done)
         return scale
 
-    def advance(self, batches: jax.Array, scale: float, sample: Sequence[np.ndarray]) -> None:
+    def advance(self, batches: jax.Array, scale: float, sample: HeldOutTokens | None) -> None:
         """Takes one step for each of `batches [steps, B, d]`, and evaluates on `sample` when it is due."""
         self.state, measured = self.trainer.run(self.state, batches, scale)
         self.done += len(batches)
         self._log.add(measured)
         every = self.config.evaluate_every
-        if every and self.done % every == 0 and self.done < self.config.steps:
-            sae = held_out.calibrated(self.trainer, self.state, scale, lambda: iter(sample), {})
-            self._log.held_out(self.done - 1, *metrics.evaluate(sae, sample))
+        if sample is not None and self.done % every == 0 and self.done < self.config.steps:
+            sums = held_out.measured(self.trainer, self.state, scale, sample)
+            self._log.held_out(self.done - 1, sums, sample.n, self.trainer.sae.group_sizes)
         if self.done % self.config.checkpoint_every == 0 or self.done == self.config.steps:
             self.save(scale)
 
@@ -138,16 +139,11 @@ class _TrainingRun:
 
     def finish(self, scale: float, store: ActivationRows, loss: loss_recovered.Loss | None) -> None:
         """Sets the threshold, measures, writes the autoencoder and ends the stage."""
-        all_rows = store.rows_of(HELD_OUT)
-        rows = all_rows
-        if len(all_rows) > self.config.calibration_tokens:
-            rng = np.random.default_rng((self.config.seed, 3))
-            rows = np.sort(rng.choice(all_rows, self.config.calibration_tokens, replace=False))
-        meta = {"source": dict(store.source), "calibration_tokens": len(rows)}
-        sae = held_out.calibrated(
-            self.trainer, self.state, scale, lambda: batches.sequential(store, rows, held_out.BATCH), meta
-        )
-        measured, density = metrics.evaluate(sae, batches.sequential(store, all_rows, held_out.BATCH))
+        setting_it, measuring = held_out.final_tokens(store, self.trainer)
+        meta = {"source": dict(store.source), "calibration_tokens": sum(part.n for part in setting_it)}
+        sae = held_out.calibrated(self.trainer, self.state, scale, setting_it, meta)
+        striped = held_out.striped(self.trainer, self.state, scale)
+        measured, density = metrics.evaluate(striped, sae.threshold, measuring)
         measured["loss"] = None if loss is None else loss(sae)
         save_sae(self.stage.dir, sae)
         with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
@@ -186,7 +182,8 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows) -> float:
             stack.callback(run.close)
         assert scale is not None
         done = min(run.done for run in runs)
-        sample = held_out.sample(store, config.seed) if config.evaluate_every and done < config.steps else []
+        evaluates = config.evaluate_every and done < config.steps
+        sample = held_out.sample(store, runs[0].trainer) if evaluates else None
         chunks = source.iterate(done // CHUNK_STEPS) if done < config.steps else iter(())
         bar = progress(
             total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train"
@@ -200,7 +197,7 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows) -> float:
                     run.advance(placed, scale, sample)
             done += len(placed)
             bar.update(len(placed) * config.batch_size)
-            flops.show(bar, work)
+            flops.show(bar, work, list(runs[0].trainer.mesh.devices.flat))
             if terminated.is_set():
                 for run in runs:
                     run.save(scale)

@@ -10,6 +10,7 @@ import pytest
 from sae import autoencoder
 from sae.autoencoder import Sae
 from sae.evaluation import metrics
+from sae.evaluation.striped import StripedSae, in_memory
 from tests.helpers.sae import activations
 
 D, F, GROUPS = 12, 40, (20, 12, 8)
@@ -21,6 +22,11 @@ def random_sae(seed: int = 0) -> tuple[Sae, np.ndarray]:
     params["b_enc"] = jnp.asarray(np.random.default_rng(seed).normal(size=F) * 0.2, jnp.float32)
     params["b_enc"] = params["b_enc"].at[3].set(-100.0).at[5].set(100.0)
     return Sae(params, 1.2, 4, GROUPS), x
+
+
+def evaluate(sae: Sae, x: np.ndarray, largest: int) -> tuple[dict, np.ndarray]:
+    striped = StripedSae.of(sae)
+    return metrics.evaluate(striped, sae.threshold, [in_memory(striped.on, x, largest)])
 
 
 def naive(sae: Sae, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +44,7 @@ def naive(sae: Sae, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_metrics_equal_naive_ones(threshold, per_token):
     sae, x = random_sae()
     sae = dataclasses.replace(sae, threshold=threshold, per_token=per_token)
-    measured, density = metrics.evaluate(sae, [x[:256], x[256:512], x[512:]])
+    measured, density = evaluate(sae, x, 256)
     f, levels = naive(sae, x)
     x64, y = x.astype(np.float64), levels[-1]
     total = np.square(x64 - x64.mean(0)).sum()
@@ -65,7 +71,7 @@ def test_metrics_equal_naive_ones(threshold, per_token):
 def test_a_large_offset_does_not_spoil_the_variance():
     sae, x = random_sae()
     shifted = Sae(sae.params | {"b_dec": sae.params["b_dec"] + 1000}, sae.threshold, sae.k, GROUPS)
-    near, _ = metrics.evaluate(sae, [x])
-    far, _ = metrics.evaluate(shifted, [x + np.float32(1000)])
+    near, _ = evaluate(sae, x, len(x))
+    far, _ = evaluate(shifted, x + np.float32(1000), len(x))
     # What is left is the rounding of x + 1000 to float32, 6e-5 of a standard deviation of about 1.
     np.testing.assert_allclose(far["fvu"], near["fvu"], rtol=1e-3)

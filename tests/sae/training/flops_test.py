@@ -15,11 +15,12 @@ def test_the_utilisation_of_a_device_whose_peak_is_known(monkeypatch):
     bar = tqdm.tqdm(total=1000, initial=300, file=io.StringIO())
     now = bar._time()
     bar.n, bar.start_t, bar._time = 500, now - 4.0, lambda: now
-    flops.show(bar, flops.per_token(8, 100))
+    devices = jax.devices()[:1] * 4
+    flops.show(bar, flops.per_token(8, 100), devices)
     assert bar.postfix is None  # of a CPU it is not known
     monkeypatch.setattr(flops, "_PEAKS", {jax.devices()[0].device_kind: 1e6})
-    flops.show(bar, flops.per_token(8, 100))
-    assert bar.postfix == f"MFU {0.4 / jax.device_count():.1%}"
+    flops.show(bar, flops.per_token(8, 100), devices)
+    assert bar.postfix == "MFU 10.0%"
 
 
 def test_operations_of_a_token_are_those_of_the_compiled_products():
