@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import base
 from launch import _help
 from maira_jax.errors import UserError
+from maira_jax.run import compilation_cache
 from maira_jax.run.config import RunSection, Section
 from maira_jax.studies.readers import READERS
 
@@ -24,6 +25,12 @@ _DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from other
 _HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 _CONFIG_HELP = "Python file with `get_config()` that describes the whole run; FILE:ARG passes ARG to it."
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder in which compiled programs are kept for the next run; empty: none are kept. The environment variable "
+    "JAX_COMPILATION_CACHE_DIR comes first.",
+)
 _shortcuts: dict[str, Callable[[Any], Mapping[str, Any]]] = {}
 _own: list[str] = []
 _MESH = (
@@ -79,11 +86,15 @@ def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
     if asks_help:
         entries = {name: flags.FLAGS[name].help for name in (*_shortcuts, *_own)}
         entries["workdir"] = f"{flags.FLAGS['workdir'].help} Default: {_WORKDIR.default}"
+        entries["compilation_cache"] = (
+            f"{flags.FLAGS['compilation_cache'].help} Default: in the user's cache directory."
+        )
         entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
         given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config=", "-config="))]
         print(_help.text(command, doc, entries, sections(config, reads), config, (given or [DEFAULT_CONFIG.name])[-1]))
         sys.exit(0)
     try:
+        compilation_cache.keep_programs(_CACHE.value)
         report(Path(sys.argv[0]).stem, run(config, Path(_WORKDIR.value).expanduser()))
     except UserError as error:
         _fail(str(error), code=1)
