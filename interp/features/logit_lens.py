@@ -37,5 +37,5 @@ def extreme_tokens(
 
 @functools.partial(jax.jit, static_argnames="count")
 def _extremes(rows: jax.Array, head: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    logits = rows @ head  # [rows, vocab]
+    logits = jnp.matmul(rows, head, precision=jax.lax.Precision.HIGHEST)  # [rows, vocab]
     return *jax.lax.top_k(logits, count), *jax.lax.top_k(-logits, count)

@@ -15,6 +15,7 @@ from maira_jax.model.layers import (
     Hook,
     Params,
     bind,
+    exact_float32,
     linear,
     parameter,
     scan_blocks,
@@ -125,6 +126,7 @@ class LanguageModel(nnx.Module):
         self.lm_head = parameter(normal, head_key, (d, vocab), ("embed", "vocab"))
 
 
+@exact_float32
 @jax.named_scope("language")
 def forward(
     params: Params,
@@ -169,6 +171,7 @@ def forward(
     )
 
 
+@exact_float32
 @jax.named_scope("logits")
 def logits(params: Params, cfg: TextConfig, x: jax.Array) -> jax.Array:
     """Final norm and head. x: [..., d_model] -> [..., vocab], without the padding of a head in memory."""

@@ -8,9 +8,10 @@ place of its parameters, all while the function is traced. `nnx.jit`, or an `nnx
 would take the module apart and rebuild it in Python at every call: 1 to 66 ms for this model, against 0.04 for a dict.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ Axes = tuple[str, ...]  # logical names
 ParameterPath = tuple[str, ...]  # the keys that lead to a parameter
 M = TypeVar("M", bound=nnx.Module)
 S = TypeVar("S")  # what blocks carry along, such as a key-value cache
+P = ParamSpec("P")
+R = TypeVar("R")
 Make = Callable[[Any, jax.Array], M]  # a module's constructor: (configuration, key) -> module
 
 LAYERS = "layers"  # the logical axis of stacked blocks
@@ -75,6 +78,21 @@ class FusedLinear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., d_in] -> [..., *d_out]."""
         return jnp.tensordot(x, self.kernel[...], 1)
+
+
+def exact_float32(run: Callable[P, R]) -> Callable[P, R]:
+    """Products of a model with float32 parameters, the first argument of `run`, are of float32.
+
+    Left alone, a GPU rounds their factors to 10 bits and a TPU to 7.
+    """
+
+    @functools.wraps(run)
+    def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(args[0])}
+        with jax.default_matmul_precision("highest") if dtypes == {jnp.dtype("float32")} else contextlib.nullcontext():
+            return run(*args, **kwargs)
+
+    return traced
 
 
 def stacked(make: Make[M], cfg: Any, n_layers: int, key: jax.Array) -> M:

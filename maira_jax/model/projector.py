@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Hook, NormalLinear, Params
+from maira_jax.model.layers import Hook, NormalLinear, Params, exact_float32
 
 
 class Projector(nnx.Module):
@@ -19,6 +19,7 @@ class Projector(nnx.Module):
             d_in, axis = d_out, "embed"
 
 
+@exact_float32
 @jax.named_scope("projector")
 def forward(params: Params, cfg: Maira2Config, x: jax.Array, hook: Hook | None = None) -> list[jax.Array]:
     """Every linear layer's output; the last one is the projector's.

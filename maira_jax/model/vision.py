@@ -11,6 +11,7 @@ from maira_jax.model.layers import (
     NormalLinear,
     Params,
     bind,
+    exact_float32,
     linear,
     parameter,
     scan_blocks,
@@ -108,6 +109,7 @@ def embed(params: Params, cfg: VisionConfig, pixels: jax.Array) -> jax.Array:
     return jnp.concatenate([cls, x], axis=1) + params["position_embeddings"]  # [B, 1 + P, D]
 
 
+@exact_float32
 @jax.named_scope("vision")
 def forward(
     params: Params,

@@ -35,10 +35,12 @@ class ClampEdits:
     def delta(self, x: jax.Array) -> jax.Array:
         """What is added to x [batch, positions, d]; float32."""
         wide = x.astype(jnp.float32)
-        read = jnp.einsum("bpd,bcd->bpc", wide, self.encoder_directions) + self.bias[:, None]  # [B, P, C]
+        highest = jax.lax.Precision.HIGHEST
+        projected = jnp.einsum("bpd,bcd->bpc", wide, self.encoder_directions, precision=highest)  # [B, P, C]
+        read = projected + self.bias[:, None]  # [B, P, C]
         feature = jnp.where(read > self.threshold[:, None], read, 0.0)  # [B, P, C]
         change = self.weight[:, None] * (self.target[:, None] - feature)  # [B, P, C]
-        return jnp.einsum("bpc,bcd->bpd", change, self.decoder_directions)  # [B, P, d]
+        return jnp.einsum("bpc,bcd->bpd", change, self.decoder_directions, precision=highest)  # [B, P, d]
 
 
 @struct.dataclass
