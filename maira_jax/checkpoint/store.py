@@ -38,8 +38,9 @@ _WRITTEN = "written.json"
 _ARRAYS = "state"  # where orbax puts the arrays of a checkpoint, a folder each
 # A chunk of zeros is written too, so that a missing one is damage.
 _DRIVER = {"driver": "zarr3", "store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
-_IN_FLIGHT = 1 << 29  # bytes that may wait to be written, or are read at once
-_PIECE = 1 << 27  # bytes that are read together
+_IN_FLIGHT = 1 << 29  # bytes that may wait to be written
+_READ_AHEAD = 1 << 28  # bytes that are read, or wait to be put to a device, at a time
+_PIECE = 1 << 26  # bytes that are read together
 
 
 def _context() -> ocp.Context:
@@ -232,7 +233,7 @@ class CheckpointReader:
         for piece in pieces:
             reading.append((piece, self._arrays[piece.path][piece.stored].read()))
             in_flight += math.prod(piece.padded) * self.dtype.itemsize
-            while in_flight > _IN_FLIGHT:
+            while in_flight > _READ_AHEAD:
                 done, future = reading.popleft()
                 self._place(held[done.path], done, future)
                 in_flight -= math.prod(done.padded) * self.dtype.itemsize

@@ -10,6 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 from maira_jax.checkpoint import convert, store
 from maira_jax.errors import UserError
+from maira_jax.model.sites import Site
 from tests.helpers.random_checkpoint import flip_lowest_bit, model_section
 
 FLOAT32, BFLOAT16 = convert.DTYPES["float32"], convert.DTYPES["bfloat16"]
@@ -50,3 +51,18 @@ def test_an_older_form_is_refused(tmp_path):
     (tmp_path / "params" / "state" / "language.layers.query.kernel").mkdir(parents=True)
     with pytest.raises(UserError, match=r"was converted by an older version: delete it and run launch\.convert again"):
         store.load(tmp_path)
+
+
+def test_pieces_make_up_the_parameters(flax, monkeypatch):
+    whole, cfg = store.load(flax)
+    monkeypatch.setattr(store, "_PIECE", 1 << 12)
+    monkeypatch.setattr(store, "_READ_AHEAD", 1 << 14)
+    jax.tree.map(np.testing.assert_array_equal, store.load(flax)[0], whole)
+    first, _ = store.load(flax, stop=Site.parse("language.2.resid_mid", cfg))
+    assert first["language"].keys() == {"embed", "layers"}
+    jax.tree.map(
+        lambda part, stack: np.testing.assert_array_equal(part, stack[:3]),
+        first["language"]["layers"],
+        whole["language"]["layers"],
+    )
+    jax.tree.map(np.testing.assert_array_equal, first["vision"], whole["vision"])
