@@ -15,7 +15,7 @@ from sae.activations.store import ActivationRows
 STUDIES_PER_BLOCK = 64
 # Neighbouring rows are read from the store together, for this many blocks at a time.
 _BLOCKS_PER_READ = 16
-_READ_AHEAD = 3  # blocks
+_READ_AHEAD = 3  # blocks, and while they are used the next rows are read
 _Item = TypeVar("_Item")
 
 
@@ -44,7 +44,7 @@ class ContextBlock(NamedTuple):
     The arrays are NumPy's until the block is passed to a compiled function.
 
     Attributes:
-      x: activations; zeros in padding. float32 [T, d_model]
+      x: activations, in the stored dtype; zeros in padding. [T, d_model]
       slot: the place of each token's context in the block; C in padding. int32 [T]
       kind: the `Kind` of each token; -1 in padding. int32 [T]
       position: the place of each token in its study's sequence. int32 [T]
@@ -96,32 +96,42 @@ def blocks(store: ActivationRows, table: ContextTable, block_tokens: int, begin:
       begin: the first context that is read: 0, or the `n_done` of a block.
     """
     contexts = table.contexts
+    for first, stop, x in read_ahead(_reads(store, contexts, block_tokens, begin), n_ahead=1):
+        chosen = [
+            (split, numbers)
+            for split in (0, 1)
+            for numbers in _in_blocks(contexts, first + np.flatnonzero(table.split[first:stop] == split), block_tokens)
+        ]
+        for place, (split, numbers) in enumerate(chosen, 1):
+            studies, block = _block(table, numbers, x, int(contexts.start[first]), block_tokens)
+            n_tokens = int(contexts.length[numbers].sum())
+            yield StoreBlock(split, studies, block, n_tokens, stop if place == len(chosen) else None)
+
+
+def _reads(
+    store: ActivationRows, contexts: Contexts, block_tokens: int, begin: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """For the contexts from `begin` on, many at a time: the first, one past the last, and their rows in the store."""
     while begin < len(contexts):
         row = contexts.start[begin]
         # At least one context: the search value is above the start of `begin`.
         stop = int(np.searchsorted(contexts.start, row + _BLOCKS_PER_READ * block_tokens))
         last = contexts.start[stop - 1] + contexts.length[stop - 1]
-        x = store.read(int(row), int(last))
-        chosen = [
-            (split, numbers)
-            for split in (0, 1)
-            for numbers in _in_blocks(contexts, begin + np.flatnonzero(table.split[begin:stop] == split), block_tokens)
-        ]
-        for place, (split, numbers) in enumerate(chosen, 1):
-            studies, block = _block(table, numbers, x, int(row), block_tokens)
-            n_tokens = int(contexts.length[numbers].sum())
-            yield StoreBlock(split, studies, block, n_tokens, stop if place == len(chosen) else None)
+        yield begin, stop, store.read_ranges([(int(row), int(last))])[0]
         begin = stop
 
 
-def read_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The items of an iterator, which a thread asks for a few items ahead."""
+def read_ahead(items: Iterator[_Item], n_ahead: int = _READ_AHEAD) -> Iterator[_Item]:
+    """The items of an iterator, which a thread asks for some items ahead."""
     end = object()
-    with ThreadPoolExecutor(1) as reader:
-        waiting = deque(reader.submit(next, items, end) for _ in range(_READ_AHEAD))
+    reader = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(reader.submit(next, items, end) for _ in range(n_ahead))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(reader.submit(next, items, end))
             yield cast(_Item, item)
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 def _in_blocks(contexts: Contexts, numbers: np.ndarray, block_tokens: int) -> Iterator[np.ndarray]:
@@ -147,7 +157,7 @@ def _block(
     studies, study_slot = np.unique(contexts.study[chosen], return_inverse=True)
     study_slot = np.where(table.counts_for_study[chosen], study_slot, STUDIES_PER_BLOCK)
     position = rows - np.repeat(contexts.start[chosen] - contexts.position[chosen], length)
-    padded: Any = np.zeros((block_tokens, x.shape[1]), np.float32)
+    padded: Any = np.zeros((block_tokens, x.shape[1]), x.dtype)
     padded[: len(rows)] = x[rows - first_row]
     return studies, ContextBlock(
         x=padded,

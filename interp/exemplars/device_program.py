@@ -105,7 +105,7 @@ def abstract_arguments(mesh: Mesh, cfg: IndexConfig, d_model: int, n_features: i
         "b_dec": shape((d_model,), replicated),
     }
     tokens, contexts = (shape((size,), replicated, np.int32) for size in (cfg.block_tokens, n_contexts))
-    x = shape((cfg.block_tokens, d_model), replicated)
+    x = shape((cfg.block_tokens, d_model), replicated, jnp.bfloat16)  # as stores of a large model have them
     block = ContextBlock(x, tokens, tokens, tokens, contexts, contexts, contexts)
     return state, params, shape((n_features,), by_features(mesh, 1)), block, shape((), replicated, np.int32)
 

@@ -55,6 +55,15 @@ class SharedSae:
 
 
 def features(params: Params, x: jax.Array, threshold: jax.Array, top_k: int | None) -> jax.Array:
-    """`sae.autoencoder.encode`, without moving activations between devices; they count, if `top_k` is given."""
-    f = encode(params, x, threshold)  # [T, F]
+    """`sae.autoencoder.encode` of activations in any dtype, which are not moved between devices.
+
+    Args:
+      params, threshold: of a `SharedSae`.
+      x: activations, on every device. [T, d_model]
+      top_k: as for `encode`; the devices count together which features of a token are the largest.
+
+    Returns:
+      float32 [T, F], which the devices share.
+    """
+    f = encode(params, x.astype(jnp.float32), threshold)  # [T, F]
     return f if top_k is None else jnp.where(row_top_k(f, top_k)[0], f, 0.0)  # [T, F]

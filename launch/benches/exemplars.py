@@ -109,7 +109,7 @@ def _peak_mib() -> float:
 
 
 class _Rows:
-    """Activations in memory, repeated endlessly, with the reading method of a store."""
+    """Activations in memory, repeated endlessly, with the reading methods of a store."""
 
     def __init__(self, x: np.ndarray):
         self.x = x
@@ -118,6 +118,9 @@ class _Rows:
         if start // len(self.x) == (stop - 1) // len(self.x):
             return self.x[start % len(self.x) :][: stop - start]
         return self.x[np.arange(start, stop) % len(self.x)]
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        return [self.read(start, stop) for start, stop in ranges]
 
 
 def _ours(arguments: argparse.Namespace) -> dict[str, float]:

@@ -24,6 +24,9 @@ class ArrayStore:
         self.rows_read += stop - start
         return self.x[start:stop]
 
+    def read_ranges(self, ranges):
+        return [self.read(start, stop) for start, stop in ranges]
+
 
 def make_world() -> dict[str, Any]:
     """60 studies of random activations and texts, an SAE with a threshold for each feature, and all its features."""

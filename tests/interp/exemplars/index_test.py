@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -104,6 +105,14 @@ def test_counters_are_drained_before_they_overflow(world, monkeypatch, route):
     whole = build(world, 64, route=ROUTES[route])[0]
     monkeypatch.setattr(device_pass, "_MAX_COUNT", 1)
     assert_equal(build(world, 64, route=ROUTES[route])[0], whole)
+
+
+def test_activations_are_taken_in_the_stored_dtype(world):
+    stored = world["x"].astype(ml_dtypes.bfloat16)
+    one, one_peak = build(world | {"x": stored}, 512)
+    other, other_peak = build(world | {"x": stored.astype(np.float32)}, 512)
+    assert_equal(one, other)
+    np.testing.assert_array_equal(one_peak, other_peak)
 
 
 def test_blocks_with_more_active_entries_than_the_capacity_are_repeated(world, monkeypatch):
