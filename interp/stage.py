@@ -21,6 +21,7 @@ from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
 from interp.exemplar_batches import ExemplarBatches, Records
 from interp.exemplars import contexts, exemplar_table, index, neighbours, running_index
 from interp.exemplars.corpus import Corpus
+from interp.exemplars.shared_sae import devices_of
 from interp.explainers import EXPLAINERS
 from interp.explainers.chat_model import ChatModel
 from interp.explainers.evidence import ExplainTask, explain_task, top_tokens
@@ -33,6 +34,7 @@ from interp.scorers.scorer import Scorer, ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
+from maira_jax.run.config import RunSection
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_stated
 from sae.activations.store import HELD_OUT, TRAIN
@@ -114,7 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             lambda: stack.enter_context(contextlib.closing(ChatModel.open(config, workdir))),
         )
         identity: dict[str, Any] = {"interpret": section.deciding(), "seed": config.seed}
-        computing = section.computing()
+        computing = section.computing() | {"mesh": RunSection.of(config).mesh}
         if interpreters.model is not None:
             judge = interpreters.model.client.section
             identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
@@ -145,7 +147,7 @@ def _interpret(
     sae, corpus, seed = load_sae(workdir / "sae"), Corpus.open(workdir, section.context_length), config.seed
     _check(section, sae, corpus, workdir)
     exemplars = ExemplarBatches(out / "exemplars.parquet", sae.n_features, out / "phases")
-    found = _collect(section, seed, sae, corpus, exemplars)
+    found = _collect(section, config, sae, corpus, exemplars)
     wanted = section.features or range(sae.n_features)
     _announce(section, interpreters, exemplars, wanted)
     explained = _explain(section, interpreters.explainer, exemplars, frozenset(wanted))
@@ -180,19 +182,21 @@ def _check(section: InterpretSection, sae: Sae, corpus: Corpus, workdir: Path) -
 
 
 def _collect(
-    section: InterpretSection, seed: int, sae: Sae, corpus: Corpus, exemplars: ExemplarBatches
+    section: InterpretSection, config: ml_collections.ConfigDict, sae: Sae, corpus: Corpus, exemplars: ExemplarBatches
 ) -> dict[str, index.SplitIndex]:
     """Writes the exemplars, and index.npz and study_peak.npy into the phases, unless they are there."""
     path = exemplars.phases / "index.npz"
-    found = index.load(path) if path.is_file() else _index(section, seed, sae, corpus, path)
+    found = index.load(path) if path.is_file() else _index(section, config, sae, corpus, path)
     if not exemplars.path.is_file():
         n_activating = {TRAIN: section.n_explain, HELD_OUT: section.n_score}
         similar, _ = neighbours.coactive(found, _N_NEIGHBOURS)
-        exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, seed, FEATURE_BATCH)
+        exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, config.seed, FEATURE_BATCH)
     return found
 
 
-def _index(section: InterpretSection, seed: int, sae: Sae, corpus: Corpus, path: Path) -> dict[str, index.SplitIndex]:
+def _index(
+    section: InterpretSection, config: ml_collections.ConfigDict, sae: Sae, corpus: Corpus, path: Path
+) -> dict[str, index.SplitIndex]:
     """Writes study_peak.npy, and then the index to `path`, next to it; resumes an interrupted pass."""
     peak_path, saved = path.with_name("study_peak.npy"), path.with_name("pass.npz")
     if saved.is_file():
@@ -201,9 +205,10 @@ def _index(section: InterpretSection, seed: int, sae: Sae, corpus: Corpus, path:
         path.parent.mkdir(parents=True, exist_ok=True)
         # On disk, because it grows with the number of studies.
         peak = files.array_on_disk(peak_path, np.float32, (len(corpus.held_out), sae.n_features))
-    sizes = running_index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, seed)
+    sizes = running_index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, config.seed)
     kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
-    found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds, saved)
+    devices = devices_of(RunSection.of(config).mesh)
+    found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds, devices, saved)
     peak.flush()
     index.save(path, found)
     files.remove(saved)

@@ -81,8 +81,8 @@ def build(
     cfg: IndexConfig,
     study_peak: np.ndarray,
     study_kinds: frozenset[Kind],
+    devices: Sequence[jax.Device],
     saved: Path | None = None,
-    devices: Sequence[jax.Device] | None = None,
     route: Route | None = None,
 ) -> dict[str, SplitIndex]:
     """Runs the pass.
@@ -96,9 +96,9 @@ def build(
       study_peak: zeros, which become each study's largest activations; what an interrupted pass left in it, if `saved`
         is there. May be a memory map. float32 [n_studies, F]
       study_kinds: the kinds of tokens that count for `study_peak`.
+      devices: they share the features.
       saved: the file in which the pass is saved every few minutes, and from which an interrupted one resumes; None for
         none.
-      devices: they share the features; None for all of this host.
       route: how the devices add a block, with equal results; None for what suits them.
 
     Returns:
@@ -116,7 +116,7 @@ def build(
     pools = [_draw_pool(np.flatnonzero(split == number), cfg, number) for number in (0, 1)]
     table = _context_table(contexts, split, pools, study_kinds, cfg.n_pool)
     max_length = int(contexts.length.max(initial=1))
-    device_pass = DevicePass(sae, cfg, max_length, length, study_peak, devices or jax.local_devices(), route)
+    device_pass = DevicePass(sae, cfg, max_length, length, study_peak, devices, route)
     _run(device_pass, store, table, cfg, study_peak, saved, _identity(sae, table, cfg) if saved else "")
     return {
         name: _result(device_pass, number, pools[number], contexts.length[split == number], cfg)

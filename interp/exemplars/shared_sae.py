@@ -8,10 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maira_jax.model.sharding import make_mesh
 from sae.autoencoder import Params, Sae, encode
 from sae.kernels.kth_largest import row_top_k
 
 FEATURES = "features"  # the mesh axis
+
+
+def devices_of(mesh: tuple[int, ...]) -> list[jax.Device]:
+    """The devices of this host that share the features: as many as the run's mesh has, or all if it is to be chosen.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    devices = jax.local_devices()
+    if not mesh:
+        return devices
+    data, model = mesh
+    return list(make_mesh((data, model), devices=devices).devices.flat)
 
 
 def feature_mesh(devices: Sequence[jax.Device], n_features: int) -> Mesh:

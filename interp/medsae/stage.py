@@ -14,7 +14,7 @@ the same studies, as in MedSAE; `interp/concepts.parquet` has features chosen on
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 
 from interp.exemplars.blocks import read_ahead
 from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
-from interp.exemplars.shared_sae import SharedSae, features
+from interp.exemplars.shared_sae import SharedSae, devices_of, features
 from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
-from maira_jax.run.config import Section, setting
+from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations.store import ActivationStore
@@ -86,20 +86,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: the section is invalid, an input stage is not finished, or no study has labels or tokens to measure on.
     """
     section = LabelSection.of(config)
-    with Stage(Path(workdir), "label", {"label": section.deciding()}, inputs=("activations", "sae")) as stage:
+    mesh, identity = RunSection.of(config).mesh, {"label": section.deciding()}
+    with Stage(Path(workdir), "label", identity, inputs=("activations", "sae"), computing={"mesh": mesh}) as stage:
         if not stage.finished:
-            stage.finish(_run(section, Path(workdir), stage.dir))
+            stage.finish(_run(section, devices_of(mesh), Path(workdir), stage.dir))
         return stage.manifest["counts"]
 
 
-def _run(section: LabelSection, workdir: Path, out: Path) -> dict[str, Any]:
+def _run(section: LabelSection, devices: Sequence[jax.Device], workdir: Path, out: Path) -> dict[str, Any]:
     sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
     if sae.d_model != store.d_model:
         raise UserError(
             f"{workdir / 'sae'} takes {sae.d_model} dimensions and {workdir / 'activations'} has {store.d_model}: "
             "use the autoencoder that was trained on these activations"
         )
-    vectors = study_vectors(sae, store, section.sections, out / "feature.npy")
+    vectors = study_vectors(sae, store, section.sections, out / "feature.npy", devices)
     labels = _labels(section, store, vectors.study)
     tables, found = [], {}
     for basis, activation in ((FEATURES, vectors.feature), (DIMENSIONS, vectors.dimension)):
@@ -130,7 +131,9 @@ def _labels(section: LabelSection, store: ActivationStore, study: np.ndarray) ->
     return StudyLabels(tuple(labels.concepts[c] for c in chosen), labels.value[:, chosen], labels.known[:, chosen])
 
 
-def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], path: Path) -> StudyVectors:
+def study_vectors(
+    sae: Sae, store: ActivationStore, sections: tuple[str, ...], path: Path, devices: Sequence[jax.Device]
+) -> StudyVectors:
     """Represents each study by one vector, in one pass over the store.
 
     Args:
@@ -138,6 +141,7 @@ def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], p
       store: the activations.
       sections: tokens of these sections are counted; those of users' own arrays, which have no section, always are.
       path: a file that holds `feature`, because it grows with studies x features.
+      devices: they share the features.
 
     Raises:
       UserError: the store has no tokens of the sections.
@@ -152,7 +156,7 @@ def study_vectors(sae: Sae, store: ActivationStore, sections: tuple[str, ...], p
     n, d = len(study), sae.d_model
     feature = files.array_on_disk(path, np.float32, (n, sae.n_features))
     dimension, total = np.full((n, d), -np.inf, np.float32), np.zeros((n, d))
-    shared = SharedSae.of(sae, jax.local_devices())
+    shared = SharedSae.of(sae, devices)
 
     def look(sent: tuple[_StudyTokens, tuple[jax.Array, jax.Array]]) -> None:
         part, largest = sent

@@ -163,7 +163,7 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         shape = (n_studies, arguments.n_features)
         peak = np.lib.format.open_memmap(Path(folder) / "peak.npy", "w+", np.float32, shape)
-        found = index.build(sae, rows, cut, held_out, sizes, peak, frozenset({Kind.FINDINGS}))
+        found = index.build(sae, rows, cut, held_out, sizes, peak, frozenset({Kind.FINDINGS}), jax.devices()[:1])
         times |= clock.read("pass_")
         similar, _ = neighbours.coactive(found, 8)
         exemplar_table.collect(Path(folder) / "exemplars.parquet", sae, corpus, found, similar, n_activating, 0, 256)

@@ -58,7 +58,7 @@ def make_world() -> dict[str, Any]:
     )  # fmt: skip
 
 
-def build(world, block_tokens, n_sample=40, n_pool=64, study_peak=None, first_row=0, **options):
+def build(world, block_tokens, n_sample=40, n_pool=64, study_peak=None, first_row=0, devices=None, **options):
     """The index and the studies' peaks, read from `first_row` on; `options` are those of `index.build`."""
     cfg = running_index.IndexConfig(n_top=5, n_sample=n_sample, n_pool=n_pool, block_tokens=block_tokens, seed=3)
     if study_peak is None:
@@ -72,6 +72,7 @@ def build(world, block_tokens, n_sample=40, n_pool=64, study_peak=None, first_ro
         cfg,
         study_peak,
         frozenset({Kind.FINDINGS}),
+        devices or jax.devices(),
         **options,
     )
     assert store.rows_read == len(world["x"]) - first_row  # one pass

@@ -18,6 +18,7 @@ from sae.saved import load_sae
 from tests.helpers.exemplar_world import build, make_world
 from tests.helpers.interp_run import make_workdir
 
+MESHES = ((8, 1), (2, 4), (1, 8))
 _COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
 
 
@@ -43,10 +44,10 @@ def assert_equal_vectors(directory, devices):
     """The label stage's vectors of studies, whose 12 features 6 devices share."""
     workdir = make_workdir(directory / "run", 20)
     sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
-    found = []
-    for number in (1, 8):
-        stage.jax.local_devices = lambda number=number: devices[:number]
-        found.append(stage.study_vectors(sae, store, ("findings",), directory / f"{number}.npy"))
+    found = [
+        stage.study_vectors(sae, store, ("findings",), directory / f"{number}.npy", devices[:number])
+        for number in (1, 8)
+    ]
     for name in ("study", "embedding", "dimension", "feature"):
         np.testing.assert_array_equal(*(getattr(vectors, name) for vectors in found), err_msg=name)
 
@@ -58,7 +59,8 @@ def main(directory: Path) -> None:
     for case in (few, per_token):
         one = build(case, 64, devices=devices[:1])
         for route in (None, by_tiles.Tiles(max_length=12, features=3)):
-            assert_equal(one, build(case, 64, devices=devices, route=route))
+            for mesh in MESHES:
+                assert_equal(one, build(case, 64, devices=shared_sae.devices_of(mesh), route=route))
     assert_equal(build(few, 64, devices=devices[:1]), build(few, 64, devices=devices[:5]))  # 4 of 5 share 24 features
     for route in (device_program.EntryList(64), by_tiles.Tiles(max_length=12, features=3)):
         assert not _COLLECTIVE.search(program(devices, route, None))

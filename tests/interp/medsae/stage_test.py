@@ -1,5 +1,6 @@
 """The label stage on planted features: vectors of studies against a loop, tables, and what it refuses."""
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +23,7 @@ def run_dir(tmp_path_factory):
 def test_study_vectors_equal_a_loop(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "_BLOCK_TOKENS", 100)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    found = stage.study_vectors(sae, store, ("findings", "technique"), tmp_path / "feature.npy")
+    found = stage.study_vectors(sae, store, ("findings", "technique"), tmp_path / "feature.npy", jax.devices())
     x, tokens = store.read(0, store.n_tokens), store.tokens
     kind, study = tokens["kind"].to_numpy(), tokens["study"].to_numpy()
     f = np.asarray(sae.encode(x))
@@ -40,7 +41,7 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     cfg.label.sections = ("findings",)
     counts = stage.run(cfg, run_dir)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    vectors = stage.study_vectors(sae, store, ("findings",), tmp_path / "feature.npy")
+    vectors = stage.study_vectors(sae, store, ("findings",), tmp_path / "feature.npy", jax.devices())
     labels = StudyLabels.from_json(store.studies["labels"].to_pylist())
     rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()
     for basis, activation in (("features", vectors.feature), ("raw dimensions", vectors.dimension)):
