@@ -159,7 +159,7 @@ def _interpret(
     if stated:
         names = [record["name"] for record in explained]
         tables["statements"] = ground_truth.table(found, stated, names, section.min_contexts)
-    controlled = _controls(section, interpreters, seed, sae, corpus, found, scores["detection"], stated, exemplars)
+    controlled = _controls(section, interpreters, config, sae, corpus, found, scores["detection"], stated, exemplars)
     labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
     fit = concepts.fit(np.load(exemplars.phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
     tables["concepts"], left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
@@ -305,7 +305,7 @@ def _shuffled(explained: Records, seed: int) -> Records:
 def _controls(
     section: InterpretSection,
     interpreters: _Interpreters,
-    seed: int,
+    config: ml_collections.ConfigDict,
     sae: Sae,
     corpus: Corpus,
     found: Mapping[str, index.SplitIndex],
@@ -318,11 +318,11 @@ def _controls(
     if not len(eligible):
         return []
     records: Records = []
-    made = controls.build(sae, corpus.store, found[TRAIN], eligible, section.n_control, seed)
+    made = controls.build(sae, corpus.store, found[TRAIN], eligible, section.n_control, config.seed)
     for number, control in enumerate(made):
         folder = exemplars.phases / "controls" / str(number)
         own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder)
-        activity = _collect(section, seed, control.sae, dataclasses.replace(corpus, store=control.store), own)
+        activity = _collect(section, config, control.sae, dataclasses.replace(corpus, store=control.store), own)
         true = ground_truth.feature_columns(activity, stated, section.min_contexts, own.n_features)
         explained = _explain(section, interpreters.explainer, own, frozenset(range(own.n_features)))
         scores = _score(interpreters.scorers["detection"], "detection", own, explained)

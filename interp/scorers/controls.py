@@ -13,6 +13,7 @@ as autoencoders, so that they go the same way as the features.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,12 +54,16 @@ class ShiftedStore(ActivationStore):
     What lies together stays together, so that features have the bursts that they have in text; and it is read as fast.
     """
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` as float32 [stop - start, d_model]."""
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """As of the store, half of it further on."""
         half, n = self.n_tokens // 2, self.n_tokens
-        begin, end = start + half, stop + half
-        parts = [(begin % n, end % n)] if begin // n == (end - 1) // n and end % n else [(begin % n, n), (0, end % n)]
-        return np.concatenate([super(ShiftedStore, self).read(*part) for part in parts])
+        found = []
+        for start, stop in ranges:
+            begin, end = start + half, stop + half
+            whole = begin // n == (end - 1) // n and end % n
+            parts = [(begin % n, end % n)] if whole else [(begin % n, n), (0, end % n)]
+            found.append(np.concatenate(super().read_ranges(parts)))
+        return found
 
 
 def build(
