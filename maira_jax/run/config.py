@@ -191,6 +191,9 @@ class RunSection(Section, name=""):
         ge=1,
         decides=False,
     )
+    profile: int = setting(
+        0, "Training steps that are traced into WORKDIR/profile, in tens; 0: none.", ge=0, decides=False
+    )
 
     def check(self) -> None:
         if len(self.mesh) not in (0, 2):

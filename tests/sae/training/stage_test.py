@@ -1,5 +1,6 @@
 """The train stage: resumed runs, refusals, and what it reaches."""
 
+import gzip
 import json
 import os
 import signal
@@ -205,3 +206,14 @@ def test_fields_out_of_range_leave_no_folder(workdir, tmp_path, section, field, 
     with pytest.raises(UserError, match=message):
         stage.run(config, tmp_path)
     assert not (tmp_path / "sae").exists()
+
+
+def test_a_trace_of_some_steps(tmp_path):
+    make_store(tmp_path, activations(1200, 8))
+    config = train_config(steps=60, batch_size=32, evaluate_every=30)
+    config.profile = 20
+    stage.run(config, tmp_path)
+    (events,) = (tmp_path / "profile").rglob("*.trace.json.gz")
+    text = gzip.decompress(events.read_bytes()).decode()
+    assert text.count('"name":"train"') == 2 and text.count('"name":"feed"') == 2
+    assert '"name":"evaluate"' in text
