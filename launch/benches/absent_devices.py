@@ -156,7 +156,7 @@ def _gpus(count: int) -> list[jax.Device]:
         cudnn.check_cudnn_version = lambda: _CUDNN
 
     def describe() -> topologies.TopologyDescription:
-        return topologies.get_topology_desc("", "cuda", target_config=_H100, topology=f"1x{count}x1")
+        return topologies.get_topology_desc("", "cuda", target_config=_H100, topology=f"1x1x{count}")
 
     try:
         return list(describe().devices)
