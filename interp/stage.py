@@ -33,8 +33,9 @@ from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import Scorer, ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files
+from maira_jax.run import files, profile
 from maira_jax.run.config import RunSection
+from maira_jax.run.profile import StepTrace
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_stated
 from sae.activations.store import HELD_OUT, TRAIN
@@ -147,7 +148,8 @@ def _interpret(
     sae, corpus, seed = load_sae(workdir / "sae"), Corpus.open(workdir, section.context_length), config.seed
     _check(section, sae, corpus, workdir)
     exemplars = ExemplarBatches(out / "exemplars.parquet", sae.n_features, out / "phases")
-    found = _collect(section, config, sae, corpus, exemplars)
+    trace = StepTrace.of_run(config, workdir, "interpret")
+    found = _collect(section, config, sae, corpus, exemplars, trace)
     wanted = section.features or range(sae.n_features)
     _announce(section, interpreters, exemplars, wanted)
     explained = _explain(section, interpreters.explainer, exemplars, frozenset(wanted))
@@ -182,11 +184,16 @@ def _check(section: InterpretSection, sae: Sae, corpus: Corpus, workdir: Path) -
 
 
 def _collect(
-    section: InterpretSection, config: ml_collections.ConfigDict, sae: Sae, corpus: Corpus, exemplars: ExemplarBatches
+    section: InterpretSection,
+    config: ml_collections.ConfigDict,
+    sae: Sae,
+    corpus: Corpus,
+    exemplars: ExemplarBatches,
+    trace: StepTrace = profile.OFF,
 ) -> dict[str, index.SplitIndex]:
     """Writes the exemplars, and index.npz and study_peak.npy into the phases, unless they are there."""
     path = exemplars.phases / "index.npz"
-    found = index.load(path) if path.is_file() else _index(section, config, sae, corpus, path)
+    found = index.load(path) if path.is_file() else _index(section, config, sae, corpus, path, trace)
     if not exemplars.path.is_file():
         n_activating = {TRAIN: section.n_explain, HELD_OUT: section.n_score}
         similar, _ = neighbours.coactive(found, _N_NEIGHBOURS)
@@ -195,7 +202,12 @@ def _collect(
 
 
 def _index(
-    section: InterpretSection, config: ml_collections.ConfigDict, sae: Sae, corpus: Corpus, path: Path
+    section: InterpretSection,
+    config: ml_collections.ConfigDict,
+    sae: Sae,
+    corpus: Corpus,
+    path: Path,
+    trace: StepTrace,
 ) -> dict[str, index.SplitIndex]:
     """Writes study_peak.npy, and then the index to `path`, next to it; resumes an interrupted pass."""
     peak_path, saved = path.with_name("study_peak.npy"), path.with_name("pass.npz")
@@ -208,7 +220,9 @@ def _index(
     sizes = running_index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, config.seed)
     kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
     devices = devices_of(RunSection.of(config).mesh)
-    found = index.build(sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds, devices, saved)
+    found = index.build(
+        sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds, devices, saved, trace=trace
+    )
     peak.flush()
     index.save(path, found)
     files.remove(saved)

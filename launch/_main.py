@@ -54,6 +54,16 @@ def define_shortcut(name: str, explanation: str, fields: Callable[[str], Mapping
 define_shortcut("mesh", _MESH, lambda text: {"mesh": tuple(int(part) for part in text.split(","))})
 
 
+def define_profile(steps: str) -> None:
+    """Defines the flag `--profile`; `steps` says what it counts."""
+    define_shortcut(
+        "profile",
+        f"Number of {steps} to trace into WORKDIR/profile after the first, for TensorBoard's profiler or Perfetto. "
+        "Sets profile.",
+        lambda text: {"profile": int(text)},
+    )
+
+
 def define_switch(name: str, explanation: str, field: str) -> None:
     """Defines the flag `--name` (and `--noname`), which sets a field of the configuration, given by its dotted name."""
     flags.DEFINE_boolean(name, None, explanation)

@@ -28,6 +28,7 @@ _main.define_shortcut(
 _main.define_switch(
     "save_images", "Draw each image with its boxes, as PNG. Sets generate.save_images.", "generate.save_images"
 )
+_main.define_profile("batches of texts")
 
 if __name__ == "__main__":
     _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "generate"))

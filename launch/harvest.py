@@ -6,6 +6,8 @@ Result: WORKDIR/activations. Interrupted, it resumes at the first shard that is 
 from launch import _main
 from sae.activations import harvest
 
+_main.define_profile("batches of studies")
+
 if __name__ == "__main__":
     _main.main(
         harvest.run,

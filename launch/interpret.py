@@ -14,6 +14,7 @@ _main.define_shortcut(
     "Features to explain and score, as numbers: 12,99. Sets interpret.features.",
     lambda text: {"interpret.features": tuple(int(number) for number in text.split(","))},
 )
+_main.define_profile("blocks of tokens of the pass for exemplars")
 
 if __name__ == "__main__":
     _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "interpret", "judge"))

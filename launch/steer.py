@@ -43,6 +43,7 @@ _main.define_switch(
     "Print the number of reports and the memory and time that they take, and write nothing. Sets steer.dry_run.",
     "steer.dry_run",
 )
+_main.define_profile("batches of studies")
 
 if __name__ == "__main__":
     _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "steer"))

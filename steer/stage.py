@@ -11,6 +11,7 @@ import numpy as np
 
 from maira_jax.run import files, jsonl
 from maira_jax.run.config import RunSection
+from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from steer.config import SteerSection
@@ -70,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             return stage.manifest["counts"]
         sweep = Sweep.load(config, workdir)
         _save_directions(stage.dir, sweep.directions)
-        unfinished = _write(stage.dir / GENERATIONS, sweep)
+        unfinished = _write(stage.dir / GENERATIONS, sweep, StepTrace.of_run(config, workdir, "steer"))
         counts = {
             "studies": len(sweep.studies),
             "directions": len(sweep.directions),
@@ -118,7 +119,7 @@ def _save_directions(directory: Path, directions: Sequence[Direction]) -> None:
         np.save(file, np.stack([direction.intervention.vector for direction in directions]))
 
 
-def _write(path: Path, sweep: Sweep) -> int:
+def _write(path: Path, sweep: Sweep, trace: StepTrace) -> int:
     """Writes what is missing of the file and returns how many reports did not end by themselves."""
     writer, batch_studies = sweep.writer, sweep.section.batch_studies
     left = _resume(path, sweep)
@@ -133,7 +134,7 @@ def _write(path: Path, sweep: Sweep) -> int:
     ):
         try:
             written = pool.map(lambda batch: writer.write(batch, bar.update), batches)  # what waits is text alone
-            for batch, reports in zip(batches, written, strict=True):
+            for batch, reports in trace.over(zip(batches, written, strict=True)):
                 lines = [line for study, own in zip(batch, reports, strict=True) for line in _lines(study, own, sweep)]
                 unfinished += sum(not line["finished"] for line in lines)
                 jsonl.append(file, lines, sort_keys=True)

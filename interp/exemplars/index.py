@@ -30,7 +30,8 @@ from interp.exemplars.running_index import IndexConfig
 from interp.exemplars.streaming_top_k import StreamingTopK
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files
+from maira_jax.run import files, profile
+from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
 from sae.autoencoder import Sae
@@ -84,6 +85,7 @@ def build(
     devices: Sequence[jax.Device],
     saved: Path | None = None,
     route: Route | None = None,
+    trace: StepTrace = profile.OFF,
 ) -> dict[str, SplitIndex]:
     """Runs the pass.
 
@@ -100,6 +102,7 @@ def build(
       saved: the file in which the pass is saved every few minutes, and from which an interrupted one resumes; None for
         none.
       route: how the devices add a block, with equal results; None for what suits them.
+      trace: which blocks are traced.
 
     Returns:
       An index for each of `SPLITS`.
@@ -117,7 +120,7 @@ def build(
     table = _context_table(contexts, split, pools, study_kinds, cfg.n_pool)
     max_length = int(contexts.length.max(initial=1))
     device_pass = DevicePass(sae, cfg, max_length, length, study_peak, devices, route)
-    _run(device_pass, store, table, cfg, study_peak, saved, _identity(sae, table, cfg) if saved else "")
+    _run(device_pass, store, table, cfg, study_peak, saved, _identity(sae, table, cfg) if saved else "", trace)
     return {
         name: _result(device_pass, number, pools[number], contexts.length[split == number], cfg)
         for number, name in enumerate(SPLITS)
@@ -132,6 +135,7 @@ def _run(
     study_peak: np.ndarray,
     saved: Path | None,
     identity: str,
+    trace: StepTrace,
 ) -> None:
     """Adds all contexts that are not in the saved pass, and saves it from time to time."""
     found = saved_pass.load(saved, identity) if saved else None
@@ -146,7 +150,7 @@ def _run(
     ) as bar:
         read = blocks(store, table, cfg.block_tokens, n_done)
         sent = ((part, device_pass.put(part.block)) for part in read)
-        for part, block in read_ahead(sent):
+        for part, block in trace.over(read_ahead(sent)):
             device_pass.add(part.split, part.studies, block)
             bar.update(part.n_tokens)
             if saved and part.n_done is not None and time.monotonic() - last_save >= _SAVE_SECONDS:

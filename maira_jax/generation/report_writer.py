@@ -1,7 +1,7 @@
 """From requests to texts: plans batches, generates on the device, and decodes while the next batch is prepared."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -63,7 +63,7 @@ class ReportWriter:
         return plan_batches(requests, self.batch_size)
 
     def write(
-        self, requests: Sequence[GenerationRequest], names: Sequence[str], plans: Sequence[BatchPlan]
+        self, requests: Sequence[GenerationRequest], names: Sequence[str], plans: Iterable[BatchPlan]
     ) -> Iterator[list[tuple[int, GeneratedText]]]:
         """Yields each batch's rows with their texts; the device writes one batch while the next is assembled.
 
@@ -89,7 +89,8 @@ class ReportWriter:
         self, plan: BatchPlan, requests: Sequence[GenerationRequest], names: Sequence[str]
     ) -> tuple[jax.Array, jax.Array]:
         on = sharding.mesh_of(self.params)
-        batch = assemble(requests, self.tokenizer, self.image_cfg, plan.length, plan.n_images)
+        with jax.profiler.TraceAnnotation("assemble"):
+            batch = assemble(requests, self.tokenizer, self.image_cfg, plan.length, plan.n_images)
         inputs = sharding.place_rows(on, (batch.tokens, batch.mask, batch.pixels))
         sampling = Sampling(row_keys(names, self.seed), jnp.float32(self.temperature), jnp.float32(self.top_p))
         with jax.set_mesh(on):

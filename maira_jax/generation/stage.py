@@ -22,6 +22,7 @@ from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.run import files, jsonl
 from maira_jax.run.config import RunSection, Section, setting
+from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
@@ -96,7 +97,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with Stage(Path(workdir), folder, identity, inputs=("model",), computing=computing) as stage:
         studies = load_studies(config.studies)[: section.studies]
         if not stage.finished:
-            stage.finish(_generate(stage.dir, section, studies, Path(workdir) / "model", run_section))
+            trace = StepTrace.of_run(config, workdir, "generate")
+            stage.finish(_generate(stage.dir, section, studies, Path(workdir) / "model", run_section, trace))
         (stage.dir / _UNFINISHED).unlink(missing_ok=True)
         if section.save_images:
             _save_images(stage.dir, studies)
@@ -104,7 +106,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _generate(
-    directory: Path, section: GenerateSection, studies: Sequence[Study], model_dir: Path, run: RunSection
+    directory: Path,
+    section: GenerateSection,
+    studies: Sequence[Study],
+    model_dir: Path,
+    run: RunSection,
+    trace: StepTrace,
 ) -> dict[str, Any]:
     """Writes `RESULT`; returns the counts."""
     tokenizer = Tokenizer.from_dir(model_dir)
@@ -121,7 +128,7 @@ def _generate(
         top_p=section.top_p,
         seed=run.seed,
     )
-    records = _write(directory / _UNFINISHED, section, studies, requests, writer)
+    records = _write(directory / _UNFINISHED, section, studies, requests, writer, trace)
     with files.atomic_path(directory / RESULT) as path:
         path.write_text("".join(map(jsonl.line, records)), encoding="utf-8")
     counts = {
@@ -159,6 +166,7 @@ def _write(
     studies: Sequence[Study],
     requests: Sequence[GenerationRequest],
     writer: ReportWriter,
+    trace: StepTrace,
 ) -> list[dict[str, Any]]:
     """The record of each study, in their order; `path` collects them by batches, for a killed run to resume from."""
     plans = writer.plan(requests)
@@ -175,7 +183,7 @@ def _write(
         path.open("ab", buffering=0) as file,
         progress(total=len(studies), initial=len(records), unit="study", desc=FOLDERS[section.task]) as bar,
     ):
-        for written in writer.write(requests, names, missing):
+        for written in writer.write(requests, names, trace.over(missing)):
             new = {row: identities[row] | _record(studies[row], section, text) for row, text in written}
             jsonl.append(file, new.values())
             records |= new

@@ -192,7 +192,11 @@ class RunSection(Section, name=""):
         decides=False,
     )
     profile: int = setting(
-        0, "Training steps that are traced into WORKDIR/profile, in tens; 0: none.", ge=0, decides=False
+        0,
+        "Steps that are traced into WORKDIR/profile, after the first: training steps, in tens; batches of harvest, "
+        "generate and steer; blocks of tokens of interpret. 0: none.",
+        ge=0,
+        decides=False,
     )
 
     def check(self) -> None:

@@ -28,8 +28,9 @@ from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
-from maira_jax.run import files
+from maira_jax.run import files, profile
 from maira_jax.run.config import RunSection
+from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
@@ -72,7 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             plan = harvester.plan
             layout = StoreLayout.of(plan.n_tokens, harvester.d_model, harvest.dtype)
             writer = StoreWriter(stage.dir, layout, plan.token_table(), harvester.studies, harvester.source)
-            _fill(writer, harvester)
+            _fill(writer, harvester, StepTrace.of_run(config, workdir, "harvest"))
         stage.finish(writer.counts())
         return stage.manifest["counts"]
 
@@ -150,13 +151,15 @@ class Harvester:
         """Ends the processes that read images."""
         self._readers.close()
 
-    def read(self, batches: Iterable[HarvestBatch]) -> Iterator[tuple[HarvestBatch, list[np.ndarray]]]:
+    def read(
+        self, batches: Iterable[HarvestBatch], trace: StepTrace = profile.OFF
+    ) -> Iterator[tuple[HarvestBatch, list[np.ndarray]]]:
         """Yields each batch with the activations of its studies' kept tokens, [kept, d_model] each, as stored.
 
         Raises:
           UserError: an image cannot be read.
         """
-        for batch, activations in self.queue.run(self._inputs(batches), self._run):
+        for batch, activations in self.queue.run(trace.over(self._inputs(batches)), self._run):
             yield batch, self.batches.apart(batch, activations)
 
     def _run(self, given: HarvestInputs) -> jax.Array:
@@ -216,14 +219,14 @@ def kept_activations(
     return jax.vmap(lambda rows, places: rows[places])(by_group, kept).astype(_DTYPES[dtype])
 
 
-def _fill(writer: StoreWriter, harvester: Harvester) -> None:
+def _fill(writer: StoreWriter, harvester: Harvester, trace: StepTrace) -> None:
     """Computes and writes the shards that are missing."""
     layout, plan, queue = writer.layout, harvester.plan, harvester.queue
     shards = _OpenShards(writer, plan.starts)
     batches = [batch for batch in harvester.batches.all() if any(map(shards.wants, batch.studies))]
     to_do = sum(stop - start for start, stop in map(layout.rows, writer.missing()))
     with progress(total=layout.n_tokens, initial=layout.n_tokens - to_do, unit="tok", desc="harvest") as bar:
-        for batch, activations in harvester.read(batches):
+        for batch, activations in harvester.read(batches, trace):
             copied = sum(map(shards.place, batch.studies, activations))
             bar.set_postfix_str(f"device busy {queue.share():.0%}", refresh=False)
             bar.update(copied)

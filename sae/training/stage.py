@@ -1,11 +1,10 @@
 """The train stage: activations in, autoencoders and their metrics out."""
 
 import contextlib
-import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import ml_collections
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.run import files, profile
+from maira_jax.run import files
 from maira_jax.run.config import RunSection
+from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations import batches, live
@@ -74,13 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
             trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed, on)) for sae in saes]
             runs = [_TrainingRun(stages[folder], trainer) for folder, trainer in zip(unfinished, trainers, strict=True)]
-            trace = functools.partial(
-                profile.traced,
-                directory=workdir / "profile",
-                n=-(-RunSection.of(config).profile // CHUNK_STEPS),
-                name="train",
-            )
-            scale = _train(runs, store, trace)
+            scale = _train(runs, store, StepTrace.of_run(config, workdir, "train", CHUNK_STEPS))
             for run in runs:
                 run.finish(scale, store, loss)
         return stages["sae"].manifest["counts"]
@@ -175,10 +169,8 @@ def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str
     return counts | ({} if measured["loss"] is None else {"loss_recovered": measured["loss"]["recovered_zero"]})
 
 
-def _train(
-    runs: Sequence[_TrainingRun], store: ActivationRows, trace: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]
-) -> float:
-    """Takes all `runs` to their last step; `trace` wraps the chunks. Returns the normalisation factor."""
+def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace) -> float:
+    """Takes all `runs` to their last step. Returns the normalisation factor."""
     config = runs[0].config
     n_groups = -(-config.steps // CHUNK_STEPS)
     rows = store.rows_of(TRAIN)
@@ -200,7 +192,7 @@ def _train(
         )
         stack.enter_context(bar)
         work = sum(flops.per_token(store.d_model, run.trainer.sae.n_features) for run in runs)
-        for chunk in trace(chunks):
+        for chunk in trace.over(chunks):
             placed = runs[0].trainer.place(chunk[: config.steps - done])
             for run in runs:
                 if run.done == done:  # one whose checkpoint is ahead of the others' waits for them

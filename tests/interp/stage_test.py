@@ -24,6 +24,7 @@ from sae.saved import load_sae
 from tests.helpers.interp_run import DEAD, EVERYWHERE, N_FEATURES, NOISE, PLANTED, RARE, config, make_workdir
 from tests.helpers.judge import serve
 from tests.helpers.paths import ROOT
+from tests.helpers.traces import names_in
 
 RESULTS = (
     "controls.parquet",
@@ -53,7 +54,9 @@ def inputs(tmp_path_factory):
 def finished(inputs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     shutil.copytree(inputs, workdir)
-    counts = stage.run(config(), workdir)
+    cfg = config()
+    cfg.profile = 3
+    counts = stage.run(cfg, workdir)
     return workdir, counts
 
 
@@ -73,6 +76,11 @@ def test_planted_features_are_named_and_noise_is_not(features):
     assert features[4]["detection"] > 0.85
     # 100 examples of pure chance: 0.5 with a standard error of 0.05.
     assert features[NOISE]["detection"] < 0.7
+
+
+def test_blocks_are_traced(finished):
+    names = names_in(finished[0] / "profile")
+    assert names["interpret"] == names["feed"] == 3 and names["PjitFunction(add_block)"] >= 3
 
 
 def test_explanations_are_rules_that_name_the_offline_judge(features):

@@ -32,6 +32,7 @@ from steer.program.sweep_writer import SweepWriter
 from steer.selection.catalogue import FeatureCatalogue
 from tests.helpers.commands import launch
 from tests.helpers.phantom_model import D_MODEL, write_model
+from tests.helpers.traces import names_in
 
 BUILT_IN = METHODS.names()
 N_STUDIES, N_FEATURES, SITE = 12, 64, "language.1.resid_post"
@@ -134,7 +135,9 @@ def workdir(inputs: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(inputs: Path) -> tuple[Path, dict]:
-    counts = stage.run(make_config(), inputs)
+    config = make_config()
+    config.profile = 1
+    counts = stage.run(config, inputs)
     return inputs, counts
 
 
@@ -173,6 +176,11 @@ def plain(workdir: Path, ids: list[str], sampling: Sampling | None = None) -> li
     eos = prompts.tokenizer.eos_id
     ids, lengths = generate(params, cfg, tokens, mask, pixels, max_new_tokens=12, eos_id=eos, sampling=sampling)
     return [prompts.tokenizer.decode(row[:n]) for row, n in zip(np.asarray(ids), np.asarray(lengths), strict=True)]
+
+
+def test_a_batch_is_traced(swept: tuple[Path, dict]) -> None:
+    names = names_in(swept[0] / "profile")
+    assert names["steer"] == names["feed"] == 1 and names["PjitFunction(advance)"]
 
 
 def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None:

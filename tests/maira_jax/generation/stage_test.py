@@ -18,6 +18,7 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from tests.helpers.commands import launch
 from tests.helpers.phantom_model import write_model
+from tests.helpers.traces import names_in
 
 # The second is as wide as high times two, the third the other way round, the last is 16-bit.
 SHAPES = ((40, 40), (40, 80), (90, 30), (56, 56), (64, 48))
@@ -89,7 +90,9 @@ def workdir(inputs, tmp_path) -> Path:
 def written(inputs) -> tuple[dict, list[dict], int]:
     """Sampled reports, what was counted, and how many programs were compiled."""
     before = generate._cache_size()
-    counts = stage.run(make_config(inputs[1]), inputs[0])
+    config = make_config(inputs[1])
+    config.profile = 1
+    counts = stage.run(config, inputs[0])
     return counts, lines_of(inputs[0] / "reports"), generate._cache_size() - before
 
 
@@ -104,6 +107,11 @@ def test_a_line_a_study_in_their_order(inputs, written):
     assert all(line.keys() == {"study_id", "prompt", "findings", "tokens", "finished"} for line in lines)
     assert len({line["findings"] for line in lines}) == 5
     assert sorted(path.name for path in (inputs[0] / "reports").iterdir()) == ["generations.jsonl", "manifest.json"]
+
+
+def test_a_batch_is_traced(inputs, written):
+    names = names_in(inputs[0] / "profile")
+    assert names["generate"] == names["feed"] == 1 and names["assemble"]
 
 
 def test_a_program_a_shape_whatever_the_temperature(inputs, written, workdir):

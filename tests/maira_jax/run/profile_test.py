@@ -1,26 +1,25 @@
 """A trace holds the steps that were asked for, by name."""
 
-import gzip
-
 import jax.numpy as jnp
 
-from maira_jax.run.profile import traced
+from maira_jax.run.profile import OFF, StepTrace
+from tests.helpers.traces import names_in
 
 
 def test_the_trace_names_its_steps_and_the_feed(tmp_path):
     taken = []
-    for item in traced(range(9), tmp_path, 3, "update"):
+    for item in StepTrace(tmp_path, 3, "update").over(range(9)):
         taken.append(item)
         jnp.ones(item + 1).sum().block_until_ready()
     assert taken == list(range(9))
-    assert list(tmp_path.rglob("*.xplane.pb"))
-    (events,) = tmp_path.rglob("*.trace.json.gz")
-    text = gzip.decompress(events.read_bytes()).decode()
-    assert text.count('"name":"update"') == 3 and text.count('"name":"feed"') == 3
+    names = names_in(tmp_path)
+    assert names["update"] == names["feed"] == 3
 
 
-def test_a_loop_that_ends_early_or_is_not_traced(tmp_path):
-    assert list(traced(range(3), tmp_path / "early", 5, "update")) == [0, 1, 2]
-    assert list((tmp_path / "early").rglob("*.xplane.pb"))
-    assert list(traced(range(3), tmp_path / "none", 0, "update")) == [0, 1, 2]
-    assert not (tmp_path / "none").exists()
+def test_a_loop_that_ends_early_or_is_not_traced(tmp_path, capsys):
+    assert list(StepTrace(tmp_path / "early", 5, "update").over(range(3))) == [0, 1, 2]
+    assert names_in(tmp_path / "early")["update"] == 2
+    assert "update: traced 2 of 5 passes" in capsys.readouterr().err
+    assert list(StepTrace(tmp_path / "empty", 5, "update").over([])) == []
+    assert list(OFF.over(range(3))) == [0, 1, 2]
+    assert not (tmp_path / "empty").exists()

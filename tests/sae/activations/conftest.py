@@ -30,5 +30,7 @@ def config(harvest_shards, tmp_path_factory):
 def workdir(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     convert.run(config, path)
+    config.profile = 2
     harvest.run(config, path)
+    config.profile = 0
     return path

@@ -26,6 +26,7 @@ from sae.activations.config import HarvestSection
 from sae.activations.harvest_plan import make_plan
 from sae.activations.store import HELD_OUT, ActivationStore
 from tests.helpers.paths import ROOT
+from tests.helpers.traces import names_in
 
 
 def alone(config, workdir, study):
@@ -67,6 +68,11 @@ def test_every_row_is_the_activation_of_its_token(config, workdir):
         found = stored.read(row["start"], row["stop"])
         np.testing.assert_allclose(found, activations[kept], rtol=1e-4, atol=1e-4)
         assert json.loads(row["labels"]) == dict(study.labels)
+
+
+def test_batches_are_traced(workdir):
+    names = names_in(workdir / "profile")
+    assert names["harvest"] == names["feed"] == 2
 
 
 def test_the_token_filter_keeps_no_boilerplate(workdir):
