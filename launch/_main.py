@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import base
 from launch import _help
 from maira_jax.errors import UserError
+from maira_jax.model import sharding
 from maira_jax.run import compilation_cache
 from maira_jax.run.config import RunSection, Section
 from maira_jax.studies.readers import READERS
@@ -123,9 +124,12 @@ def sections(config: ConfigDict, reads: Sequence[str]) -> list[type[Section]]:
 
 
 def report(name: str, result: Mapping[str, Any]) -> None:
-    """Prints a stage's result in one line, leaving out what is not a single value."""
-    values = (f"{key} {_shown(value)}" for key, value in result.items() if isinstance(value, int | float | str))
+    """Prints the single values of a stage's result in one line, and the most memory that a device has held."""
+    values = [f"{key} {_shown(value)}" for key, value in result.items() if isinstance(value, int | float | str)]
     if result:
+        peak = sharding.peak_memory()
+        if peak:
+            values.append(f"peak device memory {peak / 2**30:.3g} GiB")
         print(f"{name}: {', '.join(values)}", flush=True)
 
 

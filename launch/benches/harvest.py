@@ -133,7 +133,7 @@ def _ours(config: ConfigDict, folder: Path) -> dict[str, Any]:
 
     run()  # compiles
     rate = _timed(run, _tokens(harvester), folder / "ours.npy")
-    return {"tokens_per_second": rate, "batch": harvester.batch_size, "busy": round(harvester.queue.share(), 3)}
+    return {"tokens_per_second": rate, "batch": harvester.batch_size, "busy": round(harvester.queue.clock.share(), 3)}
 
 
 class _ReachedLayerError(Exception):

@@ -67,6 +67,12 @@ def device_memory() -> int | None:
     return statistics.get("bytes_limit")
 
 
+def peak_memory() -> int | None:
+    """Most bytes that one device has held in this process; None where the devices do not say (CPUs)."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
 def chosen_mesh(
     cfg: Maira2Config,
     nbytes: Callable[[AbstractMesh], int],

@@ -1,4 +1,4 @@
-"""What a device computes, copied to the host while it computes the next, and how much of the time it has work."""
+"""What a device computes, copied to the host while it computes the next."""
 
 import time
 from collections import deque
@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 import jax
 import numpy as np
+
+from maira_jax.run.loop_clock import LoopClock
 
 Label = TypeVar("Label")
 Given = TypeVar("Given")
@@ -20,23 +22,20 @@ class DeviceQueue(Generic[Label, Given]):
     """Runs a program on one input after the other and gives its results as arrays of the host.
 
     Attributes:
-      seconds: time since the first input was asked for.
-      busy: of these, how long the device had work. A program is compiled while it has none.
-      waited: of these, how long the caller's thread waited for inputs.
+      clock: times the latest `run`.
     """
 
     def __init__(self) -> None:
-        self.seconds = self.busy = self.waited = 0.0
-        self._start = self._idle_since = time.monotonic()
+        self.clock = LoopClock()
 
     def run(
         self, inputs: Iterable[tuple[Label, Given]], program: Callable[[Given], jax.Array]
     ) -> Iterator[tuple[Label, np.ndarray]]:
         """Yields what came with each input, and the result of its program."""
-        self._start = self._idle_since = time.monotonic()
+        self.clock = LoopClock()
         waiting: deque[tuple[Label, Future[np.ndarray]]] = deque()
         with ThreadPoolExecutor(1, "copy") as copier:
-            for label, given in self._timed(inputs):
+            for label, given in self.clock.feed(inputs):
                 result = program(given)
                 waiting.append((label, copier.submit(self._copy, result, time.monotonic())))
                 if len(waiting) > _IN_FLIGHT:
@@ -46,28 +45,8 @@ class DeviceQueue(Generic[Label, Given]):
 
     def _next(self, waiting: deque[tuple[Label, Future[np.ndarray]]]) -> tuple[Label, np.ndarray]:
         label, result = waiting.popleft()
-        found = result.result()
-        self.seconds = time.monotonic() - self._start
-        return label, found
-
-    def _timed(self, inputs: Iterable[tuple[Label, Given]]) -> Iterator[tuple[Label, Given]]:
-        source = iter(inputs)
-        while True:
-            start = time.monotonic()
-            try:
-                found = next(source)
-            except StopIteration:
-                return
-            self.waited += time.monotonic() - start
-            yield found
+        return label, result.result()
 
     def _copy(self, result: jax.Array, dispatched: float) -> np.ndarray:
-        jax.block_until_ready(result)
-        now = time.monotonic()
-        self.busy += now - max(dispatched, self._idle_since)
-        self._idle_since = now
+        self.clock.finish(result, dispatched)
         return np.asarray(result)
-
-    def share(self) -> float:
-        """The share of the time in which the device had work."""
-        return min(self.busy / max(self.seconds, 1e-9), 1.0)

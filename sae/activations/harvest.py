@@ -228,13 +228,9 @@ def _fill(writer: StoreWriter, harvester: Harvester, trace: StepTrace) -> None:
     with progress(total=layout.n_tokens, initial=layout.n_tokens - to_do, unit="tok", desc="harvest") as bar:
         for batch, activations in harvester.read(batches, trace):
             copied = sum(map(shards.place, batch.studies, activations))
-            bar.set_postfix_str(f"device busy {queue.share():.0%}", refresh=False)
+            bar.set_postfix_str(f"device busy {queue.clock.share():.0%}", refresh=False)
             bar.update(copied)
-    print(
-        f"harvest: the device had work for {queue.busy:.1f} of {queue.seconds:.1f} s ({queue.share():.0%}), and "
-        f"waited for images for {queue.waited:.1f} s at most",
-        file=sys.stderr,
-    )
+    print(f"harvest: {queue.clock.summary('images')}", file=sys.stderr)
 
 
 class _OpenShards:

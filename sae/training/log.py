@@ -4,7 +4,9 @@
 """
 
 import collections
-from collections.abc import Callable, Mapping
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,8 +14,10 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from maira_jax.errors import UserError
+from maira_jax.model.sharding import peak_memory
 from maira_jax.run import jsonl
 from sae.evaluation import metrics
+from sae.training.step_clock import ChunkTimes
 from sae.training.trainer import Metrics
 
 # Chunks whose metrics may still be on their way: how far the host runs ahead of the device.
@@ -21,10 +25,12 @@ _IN_FLIGHT = 2
 
 
 class TrainingLog:
-    """`log.jsonl`, `held_out.jsonl` and `tensorboard/`; the device does not wait for a step's metrics.
+    """`log.jsonl`, `held_out.jsonl`, `timing.jsonl` and `tensorboard/`; no device waits for a step's metrics.
 
-    The first has every step, TensorBoard the last of each chunk; the second has evaluations. What an attempt that was
-    killed left for `step` and later ones is dropped.
+    The first has every step, TensorBoard the last of each chunk; the second has evaluations; the third has, for each
+    chunk, seconds per step: `total`, `feed` and `device` (see `ChunkTimes`) and `log`, in which the host wrote these
+    files and checkpoints, and `peak_bytes` of a device's memory where it is known. What an attempt that was killed left
+    for `step` and later ones is dropped.
 
     Args:
       directory: the autoencoder's folder.
@@ -33,21 +39,31 @@ class TrainingLog:
 
     def __init__(self, directory: Path, step: int):
         self._board = TrainingBoard(directory / "tensorboard", step)
-        self._file, self._evaluations = (_reopened(directory / name, step) for name in ("log.jsonl", "held_out.jsonl"))
+        self._file, self._evaluations, self._timing = (
+            _reopened(directory / name, step) for name in ("log.jsonl", "held_out.jsonl", "timing.jsonl")
+        )
+        self._writing = 0.0  # seconds since the last line of `timing.jsonl`
         self._step = step
         self._pending: collections.deque[Callable[[], None]] = collections.deque()
 
-    def add(self, measured: Metrics) -> None:
-        """Takes the metrics of a chunk of steps and writes those of earlier chunks.
+    def add(self, measured: Metrics, times: ChunkTimes) -> None:
+        """Takes the metrics and times of a chunk of steps and writes those of earlier chunks.
 
         Raises:
           UserError: a loss is not finite.
         """
-        self._take(lambda: self._write_steps(measured))
+        self._take(lambda: self._write_steps(measured, times))
 
     def held_out(self, step: int, sums: metrics.Sums, n: int, group_sizes: tuple[int, ...]) -> None:
         """Takes what was measured after step `step` on `n` held-out tokens, as `metrics.summary` does."""
         self._take(lambda: self._write_evaluation(step, *metrics.summary(sums, n, group_sizes)))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Counts the time of its body as `log`."""
+        start = time.monotonic()
+        yield
+        self._writing += time.monotonic() - start
 
     def drain(self) -> None:
         """Writes what is pending, waiting for the device."""
@@ -60,25 +76,37 @@ class TrainingLog:
             self._pending.popleft()()
 
     def _write_evaluation(self, step: int, measured: dict[str, Any], density: np.ndarray) -> None:
-        self._evaluations.write(jsonl.line({"step": step} | measured))
-        self._evaluations.flush()
-        self._board.held_out(step, measured, density)
+        with self.writing():
+            self._evaluations.write(jsonl.line({"step": step} | measured))
+            self._evaluations.flush()
+            self._board.held_out(step, measured, density)
 
-    def _write_steps(self, measured: Metrics) -> None:
-        host = {name: np.asarray(value) for name, value in measured.items()}
-        for i, loss in enumerate(host["loss"]):
-            if not np.isfinite(loss):
-                raise UserError(f"the loss is not finite at step {self._step}: lower train.lr")
-            line = {"step": self._step} | {name: value[i].tolist() for name, value in host.items()}
-            self._file.write(jsonl.line(line))
-            self._step += 1
-        self._board.train(self._step - 1, {name: value[-1] for name, value in host.items()})
-        self._file.flush()
+    def _write_steps(self, measured: Metrics, times: ChunkTimes) -> None:
+        host = {name: np.asarray(value) for name, value in measured.items()}  # waits for the devices
+        with self.writing():
+            for i, loss in enumerate(host["loss"]):
+                if not np.isfinite(loss):
+                    raise UserError(f"the loss is not finite at step {self._step}: lower train.lr")
+                line = {"step": self._step} | {name: value[i].tolist() for name, value in host.items()}
+                self._file.write(jsonl.line(line))
+                self._step += 1
+            self._board.train(self._step - 1, {name: value[-1] for name, value in host.items()})
+            self._file.flush()
+        self._write_times(len(host["loss"]), times)
+
+    def _write_times(self, steps: int, times: ChunkTimes) -> None:
+        seconds = {"total": times.total, "feed": times.feed, "device": times.device.result(), "log": self._writing}
+        self._writing = 0.0
+        each, peak = {name: value / steps for name, value in seconds.items()}, peak_memory()
+        memory = {} if peak is None else {"peak_bytes": peak}
+        self._timing.write(jsonl.line({"step": self._step - 1} | each | memory))
+        self._timing.flush()
+        self._board.times(self._step - 1, each, memory)
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        self._evaluations.close()
+        for file in (self._file, self._evaluations, self._timing):
+            file.close()
         self._board.close()
 
 
@@ -90,7 +118,7 @@ def _reopened(path: Path, step: int) -> TextIO:
 
 
 class TrainingBoard:
-    """Writes TensorBoard's scalars under `train/` and `held_out/`.
+    """Writes TensorBoard's scalars under `train/`, `held_out/`, `seconds_per_step/` and `memory/`.
 
     Args:
       directory: the folder of the event files.
@@ -107,6 +135,13 @@ class TrainingBoard:
             for index, scalar in np.ndenumerate(values):
                 suffix = "".join(f"/{i}" for i in index)
                 self._writer.add_scalar(f"train/{name}{suffix}", float(scalar), step)
+
+    def times(self, step: int, seconds: Mapping[str, float], memory: Mapping[str, int]) -> None:
+        """Writes seconds per step, and bytes of a device's memory."""
+        for name, value in seconds.items():
+            self._writer.add_scalar(f"seconds_per_step/{name}", value, step)
+        for name, size in memory.items():
+            self._writer.add_scalar(f"memory/{name}", size, step)
 
     def held_out(self, step: int, metrics: Mapping[str, Any], density: np.ndarray) -> None:
         """Writes an autoencoder's metrics, and the histogram of log10 of its features' densities."""

@@ -30,6 +30,7 @@ from sae.training import flops, held_out
 from sae.training.checkpoints import Checkpoints
 from sae.training.config import CHUNK_STEPS, SaeConfig, SaeSection, TrainConfig, TrainSection
 from sae.training.log import TrainingBoard, TrainingLog
+from sae.training.step_clock import StepClock
 from sae.training.trainer import Trainer, TrainState
 
 # Batches that set the normalisation factor, as in dictionary_learning.
@@ -42,10 +43,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
     All of them are trained from one stream of activations. `sae/` and, for each companion, `sae-NAME/` hold:
     checkpoints, `log.jsonl` (one line per step), `held_out.jsonl` (one line per evaluation during the training, on a
-    sample of held-out tokens), the finished autoencoder (`sae.saved.load_sae`), `metrics.json` and `density.npy` (the
-    density of each feature on the held-out tokens). A killed run resumes from its latest checkpoints and, on
-    the same mesh and with the same microbatches, ends with the same bits, and so does an autoencoder that is trained
-    alone; SIGTERM saves a checkpoint before the process ends.
+    sample of held-out tokens), `timing.jsonl` (one line per chunk of steps), the finished autoencoder
+    (`sae.saved.load_sae`), `metrics.json` and `density.npy` (the density of each feature on the held-out tokens). A
+    killed run resumes from its latest checkpoints and, on the same mesh and with the same microbatches, ends with the
+    same bits, the times apart, and so does an autoencoder that is trained alone; SIGTERM saves a checkpoint before the
+    process ends.
 
     Returns:
       What the manifest of `sae/` counts.
@@ -114,11 +116,11 @@ class _TrainingRun:
         self._log = TrainingLog(self.stage.dir, self.done)
         return scale
 
-    def advance(self, batches: jax.Array, scale: float, sample: HeldOutTokens | None) -> None:
+    def advance(self, batches: jax.Array, scale: float, sample: HeldOutTokens | None, clock: StepClock) -> None:
         """Takes one step for each of `batches [steps, B, d]`, and evaluates on `sample` when it is due."""
         self.state, measured = self.trainer.run(self.state, batches, scale)
         self.done += len(batches)
-        self._log.add(measured)
+        self._log.add(measured, clock.sent(measured["loss"]))
         every = self.config.evaluate_every
         if sample is not None and self.done % every == 0 and self.done < self.config.steps:
             with jax.profiler.TraceAnnotation("evaluate"):
@@ -131,7 +133,8 @@ class _TrainingRun:
         """Starts to write a checkpoint of the present state, if there is none."""
         if self._saved < self.done:
             self._log.drain()
-            self._checkpoints.save(self.state, scale)
+            with self._log.writing():
+                self._checkpoints.save(self.state, scale)
             self._saved = self.done
 
     def close(self) -> None:
@@ -186,17 +189,17 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace
         done = min(run.done for run in runs)
         evaluates = config.evaluate_every and done < config.steps
         sample = held_out.sample(store, runs[0].trainer) if evaluates else None
-        chunks = source.iterate(done // CHUNK_STEPS) if done < config.steps else iter(())
+        chunks = _placed(source, runs[0].trainer, done)
         bar = progress(
             total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train"
         )
         stack.enter_context(bar)
         work = sum(flops.per_token(store.d_model, run.trainer.sae.n_features) for run in runs)
-        for chunk in trace.over(chunks):
-            placed = runs[0].trainer.place(chunk[: config.steps - done])
+        clock = stack.enter_context(contextlib.closing(StepClock()))
+        for placed in trace.over(clock.feed(chunks)):
             for run in runs:
                 if run.done == done:  # one whose checkpoint is ahead of the others' waits for them
-                    run.advance(placed, scale, sample)
+                    run.advance(placed, scale, sample, clock)
             done += len(placed)
             bar.update(len(placed) * config.batch_size)
             flops.show(bar, work, list(runs[0].trainer.mesh.devices.flat))
@@ -206,7 +209,16 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace
                 stack.close()
                 print(f"train: terminated after step {done}; the same command resumes from there", file=sys.stderr)
                 raise SystemExit(_TERMINATED)
+    print(f"train: {clock.loop.summary('activations')}", file=sys.stderr)
     return scale
+
+
+def _placed(source: batches.ShuffledBatches, trainer: Trainer, done: int) -> Iterator[jax.Array]:
+    """What comes after the first `done` steps, on the devices. [CHUNK_STEPS, B, d], the last one shorter"""
+    left = trainer.config.steps - done
+    for chunk in source.iterate(done // CHUNK_STEPS) if left else ():
+        yield trainer.place(chunk[:left])
+        left -= CHUNK_STEPS
 
 
 @contextlib.contextmanager

@@ -65,6 +65,13 @@ def test_held_out_tokens_are_measured_on_the_way(workdir):
         assert line["l0"] == pytest.approx(4, abs=1 / line["tokens"])
 
 
+def test_the_time_of_every_chunk_is_written(workdir):
+    lines = [json.loads(line) for line in (workdir / "sae" / "timing.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [9, 19, 29, 39, 49, 59]
+    assert all(line.keys() == {"step", "total", "feed", "device", "log"} for line in lines)  # a CPU tells no memory
+    assert all(0 < line["feed"] < line["total"] and line["device"] > 0 and line["log"] > 0 for line in lines)
+
+
 def test_some_steps_are_traced(workdir):
     names = names_in(workdir / "profile")
     assert names["train"] == names["feed"] == 2 and names["evaluate"] == 1
@@ -144,6 +151,8 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path):
         run_and(lambda process, moment=moment: kill_when(process, moment), tmp_path / "stopped")
         print(f"killed at step {step}, resumes from {latest_checkpoint(sae)}")
     stage.run(long_config(), tmp_path / "stopped")
+    timed = [json.loads(line)["step"] for line in (sae / "timing.jsonl").read_text().splitlines()]
+    assert timed == list(range(9, 400, 10))
 
     alone = long_config()
     alone.sae.companions = {}

@@ -1,0 +1,14 @@
+"""The line that a command ends with."""
+
+from launch import _main
+
+
+def test_it_has_the_peak_of_device_memory_where_devices_tell_it(monkeypatch, capsys):
+    result = {"steps": 1200, "fvu": 0.25, "parts": [1]}
+    _main.report("train", result)
+    monkeypatch.setattr(_main.sharding, "peak_memory", lambda: 3 * 2**29)
+    _main.report("train", result)
+    assert capsys.readouterr().out.splitlines() == [
+        "train: steps 1,200, fvu 0.25",
+        "train: steps 1,200, fvu 0.25, peak device memory 1.5 GiB",
+    ]
