@@ -1,5 +1,6 @@
 """The stage of launch.generate on a small random model, and on texts that such a model would never write."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_killed_it_ends_with_the_same_file(inputs, written, workdir, monkeypatch
     write = ReportWriter.write
 
     def failing(self, requests, names, plans):
-        yield from write(self, requests, names, plans[:batches])
+        yield from write(self, requests, names, itertools.islice(plans, batches))
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -149,7 +150,12 @@ def test_killed_it_ends_with_the_same_file(inputs, written, workdir, monkeypatch
     path = workdir / "reports" / "unfinished.jsonl"
     path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
     done = []
-    monkeypatch.setattr(ReportWriter, "write", lambda *args: done.extend(args[3]) or write(*args))
+
+    def counted(self, requests, names, plans):
+        done.extend(plans)
+        return write(self, requests, names, done)
+
+    monkeypatch.setattr(ReportWriter, "write", counted)
     stage.run(make_config(inputs[1]), workdir)
     assert (workdir / "reports" / stage.RESULT).read_bytes() == (inputs[0] / "reports" / stage.RESULT).read_bytes()
     assert len(done) == 3 - batches + bool(cut) and not path.exists()
