@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
@@ -147,6 +148,21 @@ def devices(name: str) -> list[jax.Device]:
         return list(topologies.get_topology_desc(name, platform="tpu").devices)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--device={name} is not a slice that can be had: {error}") from error
+
+
+def one_host(name: str) -> list[jax.Device]:
+    """The devices of one host of `name`, as a slice of their own: a program for a part of a slice cannot be compiled.
+
+    Raises:
+      UserError: as `devices`.
+    """
+    every = devices(name)
+    local: list[Any] = [device for device in every if device.process_index == every[0].process_index]
+    if len(local) == len(every):
+        return every
+    kind, _, whole = name.partition(":")
+    sides = [len(set(places)) for places in zip(*(device.coords for device in local), strict=True)]
+    return devices(f"{kind}:{'x'.join(map(str, sides[: whole.count('x') + 1]))}")
 
 
 def _gpus(count: int) -> list[jax.Device]:

@@ -60,15 +60,17 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--stages", default=",".join(PROGRAMS), help="some of %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(options)
+    stages = arguments.stages.split(",")
+    if unknown := set(stages) - set(PROGRAMS):
+        raise UserError(f"--stages={min(unknown)} is not a program: give some of {', '.join(PROGRAMS)}")
     jax.config.update("jax_platforms", "cpu")  # nothing runs, and no device of this machine is needed
     jax.config.update("jax_enable_compilation_cache", False)  # it could not be read again without the device
     config, facts = _config(arguments.config), absent_devices.facts(arguments.device)
     mesh = _mesh(arguments.mesh) or tuple(config.mesh)
-    setting = Setting.of(config, absent_devices.devices(arguments.device), mesh, facts.memory)
+    devices, local = absent_devices.devices(arguments.device), absent_devices.one_host(arguments.device)
+    setting = Setting.of(config, devices, local, mesh, facts.memory)
     rows = []
-    for name in arguments.stages.split(","):
-        if name not in PROGRAMS:
-            raise UserError(f"--stages={name} is not a program: give some of {', '.join(PROGRAMS)}")
+    for name in stages:
         rows.append(row(name, PROGRAMS[name], setting, facts))
         if not arguments.json:
             print(_line(rows[-1]) if len(rows) > 1 else f"{_HEAD}\n{_line(rows[-1])}", flush=True)

@@ -82,17 +82,24 @@ class Setting:
     images: int = 2
 
     @classmethod
-    def of(cls, config: ConfigDict, devices: Sequence[jax.Device], mesh: tuple[int, ...], memory: int) -> "Setting":
+    def of(
+        cls,
+        config: ConfigDict,
+        devices: Sequence[jax.Device],
+        local: Sequence[jax.Device],
+        mesh: tuple[int, ...],
+        memory: int,
+    ) -> "Setting":
         """The programs of a configuration.
 
         Args:
           config: the configuration.
-          devices: all devices; the model runs on those of one host.
+          devices: all devices, which train.
+          local: those of one host, which run the model.
           mesh: devices along the batch and along each layer; (): as the stages choose them. Training takes those of
             all hosts along the batch.
           memory: bytes of each device.
         """
-        local = [device for device in devices if device.process_index == devices[0].process_index]
         cfg, dtype = model_config(config.model.checkpoint), jnp.dtype(config.model.dtype)
 
         def nbytes(on: AbstractMesh) -> int:
@@ -194,8 +201,8 @@ def _steer_prefill(setting: Setting, batch: int) -> jax.stages.Lowered:
     return sweep.prefill.lower(_unstacked(setting), setting.model, _shape(setting), tokens, mask, pixels, mask)
 
 
-@_on_mesh
-def _steer_decode(setting: Setting, batch: int) -> jax.stages.Lowered:
+def sweep_arguments(setting: Setting, batch: int) -> tuple[Any, Any, Any]:
+    """The prompts, the rows and the state of a sweep over `batch` studies."""
     params, shape = _unstacked(setting), _shape(setting)
     tokens, mask, pixels = setting.prompts(batch)
     prompts = jax.eval_shape(
@@ -213,8 +220,24 @@ def _steer_decode(setting: Setting, batch: int) -> jax.stages.Lowered:
         setting.array((batch,), np.int32),
     )
     state = jax.eval_shape(lambda prompts, rows: sweep.begin(setting.model, shape, prompts, rows), prompts, rows)
-    place = jax.tree.map(lambda leaf: setting.array(leaf.shape, leaf.dtype), (prompts, state))
-    return sweep.advance.lower(params, setting.model, shape, place[0], rows, place[1], setting.array((), np.int32))
+    prompts, state = jax.tree.map(
+        lambda leaf: setting.array(leaf.shape, leaf.dtype, *sweep.partition(leaf)), (prompts, state)
+    )
+    return prompts, rows, state
+
+
+@_on_mesh
+def steer_begin(setting: Setting, batch: int) -> jax.stages.Lowered:
+    """The program that makes the state of `sweep_arguments`."""
+    prompts, rows, _ = sweep_arguments(setting, batch)
+    return sweep.begin.lower(setting.model, _shape(setting), prompts, rows)
+
+
+@_on_mesh
+def _steer_decode(setting: Setting, batch: int) -> jax.stages.Lowered:
+    arguments = sweep_arguments(setting, batch)
+    steps = setting.array((), np.int32)
+    return sweep.advance.lower(_unstacked(setting), setting.model, _shape(setting), *arguments, steps)
 
 
 def _train(setting: Setting, batch: int) -> jax.stages.Lowered:

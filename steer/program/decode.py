@@ -17,12 +17,13 @@ show that the two write the same tokens.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
 from maira_jax.generation.decode import Sampling, choose
 from maira_jax.model import language, maira2
@@ -141,6 +142,25 @@ class SweepState:
     broken: jax.Array
 
 
+Tree = TypeVar("Tree", PromptPrefixes, SweepState)
+
+
+def partition(leaf: jax.Array) -> P:
+    """The axes of the model's mesh along which an array of `PromptPrefixes` or `SweepState` lies.
+
+    Studies, and the slots that follow them, are split over `data`; the heads of keys and values, which alone have four
+    axes, over `model`.
+    """
+    return P(*("data", "model") if leaf.ndim == 4 else ("data",)[: leaf.ndim])
+
+
+def _placed(tree: Tree) -> Tree:
+    """Lays arrays along the mesh in use. Left alone, a compiler lays zeros whole on every device."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, partition(leaf)), tree)
+
+
 def _blocks(params: Params, cfg: Maira2Config, start: int, stop: int) -> tuple[Params, TextConfig]:
     """The language model's blocks from `start` to `stop`, with the configuration of a model of that depth."""
     text = dataclasses.replace(cfg.text, num_hidden_layers=stop - start)
@@ -178,7 +198,7 @@ def prefill(
     others = maira2.before(start, mask)  # [studies, p]
     x, _, cache = language.forward(blocks, text, embedded, maira2.positions_of(mask), start, cache=PromptCache())
     again = pixels is not None and shape.tower != "language"
-    return PromptPrefixes(
+    prompts = PromptPrefixes(
         last=maira2.at_positions(embedded, start[:, None]),
         start=start,
         mask=others,
@@ -188,6 +208,7 @@ def prefill(
         residual=x[:, :0] if shape.first_layer is None or again else x,
         inputs=(tokens, pixels) if again else (),  # type: ignore[arg-type]
     )
+    return _placed(prompts)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "shape"))
@@ -200,7 +221,7 @@ def begin(cfg: Maira2Config, shape: SweepShape, prompts: PromptPrefixes, rows: S
     own = tuple((keys, keys.swapaxes(2, 3)) for _ in range(text.num_hidden_layers - first))
     slots = (batch, text.num_key_value_heads, shape.max_new_tokens, text.head_dim)
     row = jnp.broadcast_to(jnp.arange(shape.slots, dtype=jnp.int32), (studies, shape.slots))
-    return SweepState(
+    state = SweepState(
         row=jnp.where(row < rows.counts[:, None], row, n),
         upcoming=jnp.full((studies,), shape.slots, jnp.int32),
         age=jnp.zeros((batch,), jnp.int32),
@@ -212,6 +233,7 @@ def begin(cfg: Maira2Config, shape: SweepShape, prompts: PromptPrefixes, rows: S
         written=jnp.zeros((studies, n, shape.max_new_tokens), jnp.int32),
         broken=jnp.zeros((studies, n), jnp.int32),
     )
+    return _placed(state)
 
 
 @jax.named_scope("prefill_new_rows")

@@ -1,10 +1,15 @@
 """Writing reports and steering them, as compiled for devices that are not there: 2 and 4 layers of the real widths."""
 
+import dataclasses
+
+import jax
 import pytest
 
 from launch.benches import absent_devices
 from launch.benches.program_cost import weight_copies
-from tests.helpers.absent_stage import compiled, peak, shard
+from launch.benches.stage_programs import steer_begin, sweep_arguments
+from maira_jax.model import sharding
+from tests.helpers.absent_stage import compiled, peak, setting_of, shard
 
 DEVICES = ("h100",)
 PROGRAMS = ("generate", "steer_prefill", "steer_decode")
@@ -33,6 +38,15 @@ def test_no_token_copies_weights(device, program):
         (shard(stage.setting, mlp), width),
     ]
     assert not weight_copies(stage.operations, shapes)
+
+
+def test_studies_and_heads_of_a_sweep_are_split_over_the_devices():
+    setting = setting_of("8xh100", 2)
+    setting = dataclasses.replace(setting, mesh=sharding.make_mesh((4, 2), devices=list(setting.mesh.devices.flat)))
+    _, _, state = sweep_arguments(setting, 4)
+    places = steer_begin(setting, 4).compile().output_shardings
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True):
+        assert place.is_equivalent_to(leaf.sharding, leaf.ndim), leaf
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -31,6 +31,20 @@ class AbsentStage(NamedTuple):
 
 
 @functools.cache
+def setting_of(device: str, layers: int | None = None) -> Setting:
+    """What a device's programs are lowered for, or skips the test; arguments as of `compiled`."""
+    if sentence := absent_devices.missing(absent_devices.platform(device)):
+        pytest.skip(sentence)
+    config = importlib.import_module(f"configs.{SHIPPED[device]}").get_config()
+    devices, local = absent_devices.devices(device), absent_devices.one_host(device)
+    setting = Setting.of(config, devices, local, tuple(config.mesh), absent_devices.facts(device).memory)
+    if layers is None:
+        return setting
+    text = dataclasses.replace(setting.model.text, num_hidden_layers=layers)
+    return dataclasses.replace(setting, model=dataclasses.replace(setting.model, text=text))
+
+
+@functools.cache
 def compiled(device: str, program: str, layers: int | None = None) -> AbsentStage:
     """Compiles a program with the batch of the device's configuration, or skips the test.
 
@@ -39,14 +53,7 @@ def compiled(device: str, program: str, layers: int | None = None) -> AbsentStag
       program: a name of `PROGRAMS`.
       layers: of the language model; None: all of them.
     """
-    if sentence := absent_devices.missing(absent_devices.platform(device)):
-        pytest.skip(sentence)
-    config = importlib.import_module(f"configs.{SHIPPED[device]}").get_config()
-    facts = absent_devices.facts(device)
-    setting = Setting.of(config, absent_devices.devices(device), tuple(config.mesh), facts.memory)
-    if layers is not None:
-        text = dataclasses.replace(setting.model.text, num_hidden_layers=layers)
-        setting = dataclasses.replace(setting, model=dataclasses.replace(setting.model, text=text))
+    setting = setting_of(device, layers)
     stage = PROGRAMS[program]
     found = compile_stage(stage, setting, stage.batch(setting))
     return AbsentStage(setting, found, found.program.operations() if found.program else [])
@@ -58,8 +65,6 @@ def peak(device: str, program: str) -> int:
     A layer adds its weights and its cache, and nothing else that grows with the depth.
     """
     few, more = (compiled(device, program, layers).compiled.peak for layers in (2, 4))
-    depth = compiled(device, program, 2).setting
-    assert depth.model.text.num_hidden_layers == 2
     return few + (PUBLISHED_LAYERS - 2) * (more - few) // 2
 
 

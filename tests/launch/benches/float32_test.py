@@ -22,7 +22,7 @@ def setting() -> Setting:
     config = phantom.get_config()
     config.steer.top, config.harvest.site = 1, "language.2.resid_post"
     devices = jax.devices()[:1]
-    found = Setting.of(config, devices, (1, 1), memory=2**34)
+    found = Setting.of(config, devices, devices, (1, 1), memory=2**34)
     return Setting(config, CFG, found.mesh, found.training, length=32, images=1)
 
 
