@@ -11,18 +11,16 @@ from launch.benches.stage_programs import steer_begin, sweep_arguments
 from maira_jax.model import sharding
 from tests.helpers.absent_stage import compiled, peak, setting_of, shard
 
-DEVICES = ("h100",)
-PROGRAMS = ("generate", "steer_prefill", "steer_decode")
+# A TPU's compiler takes ten times as long: it compiles one of the two decoding loops.
+LOOPS = (("h100", "generate"), ("h100", "steer_decode"), ("v5e:2x2", "steer_decode"))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("device, program", (*LOOPS, ("h100", "steer_prefill")))
 def test_it_fits(device, program):
     assert peak(device, program) <= absent_devices.facts(device).memory
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("program", ("generate", "steer_decode"))
+@pytest.mark.parametrize("device, program", LOOPS)
 def test_no_token_copies_weights(device, program):
     stage = compiled(device, program, 2)
     text = stage.setting.model.text
@@ -49,10 +47,9 @@ def test_studies_and_heads_of_a_sweep_are_split_over_the_devices():
         assert place.is_equivalent_to(leaf.sharding, leaf.ndim), leaf
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("program", ("generate", "steer_prefill"))
-def test_no_array_holds_the_logits_of_attention(device, program):
-    stage = compiled(device, program, 2)
+def test_no_array_holds_the_logits_of_attention(program):
+    stage = compiled("h100", program, 2)
     for operation in stage.operations:
         for buffer in operation.instruction.results:
             assert buffer.dims.count(stage.setting.length) < 2, operation.instruction
