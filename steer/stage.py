@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.run import files, jsonl
 from maira_jax.run.config import RunSection
 from maira_jax.run.profile import StepTrace
@@ -60,6 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     if section.dry_run:
         return estimate(Sweep.load(config, workdir))
     identity = {"steer": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
+    identity["weights"] = ModelSection.of(config).weights
     for name in ("sae", "manifest"):
         path = getattr(section, name)
         if path:  # the content decides the result, not only its path

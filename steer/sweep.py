@@ -8,6 +8,7 @@ from typing import Self
 import ml_collections
 
 from maira_jax.checkpoint import store
+from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.model.sites import Site
 from maira_jax.run.config import RunSection
@@ -61,7 +62,8 @@ class Sweep:
         """
         section = SteerSection.of(config)
         activations = ActivationStore.open(workdir / "activations")
-        params, cfg = store.load(workdir / "model", RunSection.of(config).mesh, rows=section.batch_studies)
+        mesh, weights = RunSection.of(config).mesh, ModelSection.of(config).weights
+        params, cfg = store.load(workdir / "model", mesh, rows=section.batch_studies, weights=weights)
         site = Site.parse(str(activations.source["site"]), cfg)
         if site.tower != "language" and section.positions != ("image",):
             raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")

@@ -103,7 +103,9 @@ class Setting:
         cfg, dtype = model_config(config.model.checkpoint), jnp.dtype(config.model.dtype)
 
         def nbytes(on: AbstractMesh) -> int:
-            return sharding.bytes_per_device(sharding.of_params(cfg, on, dtype))
+            return sharding.bytes_per_device(
+                sharding.with_weights(sharding.of_params(cfg, on, dtype), config.model.weights)
+            )
 
         shape = mesh or sharding.chosen_mesh(cfg, nbytes, None, len(local), memory)
         hosts, feature = len(devices) // len(local), shape[1] if mesh else 1
@@ -121,7 +123,11 @@ class Setting:
 
     def params(self, stop: Site | None = None) -> Any:
         """The model's parameters, as far as a pass up to the site needs them."""
-        return traverse_util.unflatten_dict(sharding.of_params(self.model, self.mesh, self.dtype, stop))
+        return traverse_util.unflatten_dict(
+            sharding.with_weights(
+                sharding.of_params(self.model, self.mesh, self.dtype, stop), self.config.model.weights
+            )
+        )
 
     @property
     def dtype(self) -> Any:

@@ -23,6 +23,7 @@ from maira_jax.checkpoint.tensor_source import TensorSource
 from maira_jax.errors import UserError
 from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
+from maira_jax.model.int8 import Weights
 from maira_jax.model.layers import ParameterPath, Params
 from maira_jax.run import files
 from maira_jax.run.config import RunSection, Section, setting
@@ -56,6 +57,15 @@ class ModelSection(Section, name="model"):
         PHANTOM, "Folder of a checkpoint, or 'phantom' for the model that ships with the package."
     )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "Type of the parameters.")
+    weights: Weights = setting(
+        "full",
+        "What the stages that run the model multiply by: the language model's parameters as stored, or rounded to int8 "
+        "while they are loaded, which is less to read for each token.",
+    )
+
+    def converting(self) -> dict[str, Any]:
+        """The fields that decide what is stored; `weights` is of the stages that read it."""
+        return {name: value for name, value in self.deciding().items() if name != "weights"}
 
 
 def checkpoint_dir(name: str) -> Path:
@@ -170,7 +180,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, out: Path | None = Non
     section, mesh = ModelSection.of(config), RunSection.of(config).mesh
     directory = checkpoint_dir(section.checkpoint)
     out = (Path(workdir) / "model" if out is None else out).expanduser().absolute()
-    with Stage(out.parent, out.name, section.deciding(), computing={"mesh": mesh}) as stage:
+    with Stage(out.parent, out.name, section.converting(), computing={"mesh": mesh}) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         counts = _convert(directory, stage.dir, DTYPES[section.dtype], mesh or (1, 1))

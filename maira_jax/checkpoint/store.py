@@ -8,11 +8,12 @@ a page of text that does not say which file to replace.
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from flax import traverse_util
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 from orbax.checkpoint import v1 as ocp
 
 from maira_jax.checkpoint.layout import Entry, entries
 from maira_jax.errors import UserError
 from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
+from maira_jax.model.int8 import Int8Kernel, Weights, input_axis
 from maira_jax.model.layers import FUSED, LAYERS, ParameterPath, Params
 from maira_jax.model.sites import Site
 from maira_jax.run import files
@@ -140,7 +142,12 @@ class CheckpointWriter:
 
 
 def load(
-    model_dir: Path, mesh: tuple[int, ...] = (), *, rows: int | None = 1, stop: Site | None = None
+    model_dir: Path,
+    mesh: tuple[int, ...] = (),
+    *,
+    rows: int | None = 1,
+    stop: Site | None = None,
+    weights: Weights = "full",
 ) -> tuple[Params, Maira2Config]:
     """Reads parameters, straight to their places on a mesh of this host's devices.
 
@@ -151,6 +158,7 @@ def load(
       mesh: devices along `data` and `model`; () for `sharding.chosen_mesh`.
       rows: rows of the batches that will be computed, for the choice of the mesh; None where any number will do.
       stop: the last site that is read; what comes after it is not loaded. None for the whole model.
+      weights: "int8" rounds those of the language model's products (`Int8Kernel`), a layer at a time.
 
     Raises:
       UserError: `model_dir` holds no converted model, or a damaged one, or one that `mesh` does not divide.
@@ -158,28 +166,45 @@ def load(
     reader = CheckpointReader(model_dir)
     cfg, dtype = reader.cfg, reader.dtype
 
+    def places(on: AbstractMesh | Mesh) -> dict[ParameterPath, jax.ShapeDtypeStruct | Int8Kernel]:
+        return sharding.with_weights(sharding.of_params(cfg, on, dtype, stop), weights)
+
     def nbytes(on: AbstractMesh) -> int:
-        return sharding.bytes_per_device(sharding.of_params(cfg, on, dtype, stop))
+        return sharding.bytes_per_device(places(on))
 
     data, model = mesh or sharding.chosen_mesh(cfg, nbytes, rows)
     on = sharding.make_mesh((data, model))
     sharding.check(cfg, on)
-    return traverse_util.unflatten_dict(reader.load(sharding.of_params(cfg, on, dtype, stop))), cfg
+    return traverse_util.unflatten_dict(reader.load(places(on))), cfg
 
 
-class _Piece(NamedTuple):
-    """A part of a parameter, along its leading axis, that some devices hold.
+class _Part(NamedTuple):
+    """A range of a parameter's leading axis that becomes one array.
 
     Attributes:
       path: the parameter's path.
+      leaf: the array's shape and place.
+      first: where it starts in the parameter.
+    """
+
+    path: ParameterPath
+    leaf: jax.ShapeDtypeStruct
+    first: int = 0
+
+
+class _Piece(NamedTuple):
+    """A piece of a part, along its leading axis, that some devices hold.
+
+    Attributes:
+      part: the part.
       devices: the devices that hold it.
-      shape: the shape of what each of them holds of the parameter.
+      shape: the shape of what each of them holds of the part.
       start: where the piece starts in that, along the leading axis.
       stored: the piece's index in the stored parameter.
       padded: the shape of the piece with its padding.
     """
 
-    path: ParameterPath
+    part: _Part
     devices: tuple[jax.Device, ...]
     shape: tuple[int, ...]
     start: int
@@ -191,6 +216,13 @@ class _Piece(NamedTuple):
 def _put(whole: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
     """Overwrites rows of `whole` from `start`, in place."""
     return jax.lax.dynamic_update_slice_in_dim(whole, piece, start, 0)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=("axis", "places"))
+def _put_rounded(whole: Int8Kernel, kernel: jax.Array, start: jax.Array, axis: int, places: Int8Kernel) -> Int8Kernel:
+    """Overwrites rows of `whole` from `start` with `kernel`, rounded, in place."""
+    put = jax.tree.map(lambda old, new: _put(old, new, start), whole, Int8Kernel.of(kernel, axis))
+    return jax.lax.with_sharding_constraint(put, places)
 
 
 class CheckpointReader:
@@ -221,31 +253,51 @@ class CheckpointReader:
         """What a tensor of the checkpoint became."""
         return self._result(self._arrays[entry.path][entry.index].read())
 
-    def load(self, params: dict[ParameterPath, jax.ShapeDtypeStruct]) -> dict[ParameterPath, jax.Array]:
+    def load(
+        self, params: Mapping[ParameterPath, jax.ShapeDtypeStruct | Int8Kernel]
+    ) -> dict[ParameterPath, jax.Array | Int8Kernel]:
         """Reads parameters of the given shapes to the given places, a few pieces at a time.
 
         A piece is read once, for all devices that hold it, and then leaves this host's memory.
         """
-        held: dict[ParameterPath, dict[jax.Device, jax.Array]] = {path: {} for path in params}
-        reading: deque[tuple[_Piece, ts.Future[np.ndarray]]] = deque()
-        in_flight = 0
-        pieces = (piece for path, leaf in params.items() for piece in self._pieces(path, leaf))
-        for piece in pieces:
-            reading.append((piece, self._arrays[piece.path][piece.stored].read()))
-            in_flight += math.prod(piece.padded) * self.dtype.itemsize
-            while in_flight > _READ_AHEAD:
-                done, future = reading.popleft()
-                self._place(held[done.path], done, future)
-                in_flight -= math.prod(done.padded) * self.dtype.itemsize
-        while reading:
-            done, future = reading.popleft()
-            self._place(held[done.path], done, future)
+        arrays = self._arrays_of(part for path, leaf in params.items() for part in self._parts(path, leaf))
         return {
-            path: jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, list(held[path].values()))
+            path: _rounded(path, leaf, arrays) if isinstance(leaf, Int8Kernel) else next(arrays)
             for path, leaf in params.items()
         }
 
-    def _pieces(self, path: ParameterPath, leaf: jax.ShapeDtypeStruct) -> Iterator[_Piece]:
+    def _parts(self, path: ParameterPath, leaf: jax.ShapeDtypeStruct | Int8Kernel) -> Iterator[_Part]:
+        """What is read of a parameter at a time: of one that is rounded each layer, else all."""
+        if not isinstance(leaf, Int8Kernel):
+            yield _Part(path, leaf)
+            return
+        shape, rows = leaf.values.shape, 1 if input_axis(path) else leaf.values.shape[0]
+        layer = jax.ShapeDtypeStruct((rows, *shape[1:]), self.dtype, sharding=leaf.values.sharding)
+        yield from (_Part(path, layer, first) for first in range(0, shape[0], rows))
+
+    def _arrays_of(self, parts: Iterable[_Part]) -> Iterator[jax.Array]:
+        pieces = (piece for part in parts for piece in self._pieces(part))
+        for part, read in itertools.groupby(self._read_ahead(pieces), key=lambda item: item[0].part):
+            held: dict[jax.Device, jax.Array] = {}  # what each device holds so far
+            for piece, future in read:
+                self._place(held, piece, future)
+            yield jax.make_array_from_single_device_arrays(part.leaf.shape, part.leaf.sharding, list(held.values()))
+
+    def _read_ahead(self, pieces: Iterable[_Piece]) -> Iterator[tuple[_Piece, ts.Future[np.ndarray]]]:
+        """Yields pieces, the next ones of which are being read."""
+        reading: deque[tuple[_Piece, ts.Future[np.ndarray]]] = deque()
+        in_flight = 0
+        for piece in pieces:
+            reading.append((piece, self._arrays[piece.part.path][piece.stored].read()))
+            in_flight += math.prod(piece.padded) * self.dtype.itemsize
+            while in_flight > _READ_AHEAD:
+                yield reading[0]
+                in_flight -= math.prod(reading.popleft()[0].padded) * self.dtype.itemsize
+        while reading:
+            yield reading.popleft()
+
+    def _pieces(self, part: _Part) -> Iterator[_Piece]:
+        path, leaf, first = part
         stored = self._arrays[path].shape
         if stored != maira2.parameter_specs(self.cfg)[path].shape:
             raise UserError(f"{self._path} was converted with another config.json: delete it and convert again")
@@ -259,10 +311,10 @@ class CheckpointReader:
             rows = self._arrays[path].chunk_layout.read_chunk.shape[0]  # a chunk is read, and checked, as a whole
             step = max(_PIECE // (math.prod(shape[1:]) * self.dtype.itemsize) // rows, 1) * rows
             for start in range(0, shape[0], step):
-                low = bounds[0][0] + start
-                wanted = ((low, min(low + step, bounds[0][1])), *bounds[1:])
+                low = first + bounds[0][0] + start
+                wanted = ((low, min(low + step, first + bounds[0][1])), *bounds[1:])
                 index = tuple(slice(min(a, n), min(b, n)) for (a, b), n in zip(wanted, stored, strict=True))
-                yield _Piece(path, tuple(devices), shape, start, index, tuple(b - a for a, b in wanted))
+                yield _Piece(part, tuple(devices), shape, start, index, tuple(b - a for a, b in wanted))
 
     def _place(self, held: dict[jax.Device, jax.Array], piece: _Piece, future: ts.Future[np.ndarray]) -> None:
         """Puts a piece that is being read to its devices; `held` has what they hold of the parameter so far."""
@@ -279,6 +331,16 @@ class CheckpointReader:
 
     def _result(self, future: ts.Future[Any]) -> Any:
         return _result(self._path, future)
+
+
+def _rounded(path: ParameterPath, leaf: Int8Kernel, kernels: Iterator[jax.Array]) -> Int8Kernel:
+    """The int8 weights of `leaf`'s shapes and places, from the next arrays of `kernels`: one per layer, or one."""
+    axis, places = input_axis(path), jax.tree.map(lambda each: each.sharding, leaf)
+    assert axis is not None
+    whole = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype, device=each.sharding), leaf)
+    for start in range(leaf.values.shape[0] if axis else 1):
+        whole = _put_rounded(whole, next(kernels), np.int32(start), axis, places)
+    return whole
 
 
 def load_unembedding(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:

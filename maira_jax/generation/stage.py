@@ -10,6 +10,7 @@ from typing import Any, Literal
 import ml_collections
 
 from maira_jax.checkpoint import store
+from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.generation import grounding
 from maira_jax.generation.grounding import Box, GroundedReport, Phrase
@@ -20,6 +21,7 @@ from maira_jax.inputs.image import ImageConfig, to_grey, width_height
 from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
+from maira_jax.model.int8 import Weights
 from maira_jax.run import files, jsonl
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.profile import StepTrace
@@ -92,13 +94,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: a field of `config.generate` is out of range, or a study cannot be read or prompted for.
     """
     section, run_section = GenerateSection.of(config), RunSection.of(config)
+    weights = ModelSection.of(config).weights
     identity = {"generate": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
+    identity["weights"] = weights
     folder, computing = FOLDERS[section.task], {"generate": section.computing(), "mesh": run_section.mesh}
     with Stage(Path(workdir), folder, identity, inputs=("model",), computing=computing) as stage:
         studies = load_studies(config.studies)[: section.studies]
         if not stage.finished:
             trace = StepTrace.of_run(config, workdir, "generate")
-            stage.finish(_generate(stage.dir, section, studies, Path(workdir) / "model", run_section, trace))
+            counts = _generate(stage.dir, section, studies, Path(workdir) / "model", run_section, weights, trace)
+            stage.finish(counts)
         (stage.dir / _UNFINISHED).unlink(missing_ok=True)
         if section.save_images:
             _save_images(stage.dir, studies)
@@ -111,12 +116,13 @@ def _generate(
     studies: Sequence[Study],
     model_dir: Path,
     run: RunSection,
+    weights: Weights,
     trace: StepTrace,
 ) -> dict[str, Any]:
     """Writes `RESULT`; returns the counts."""
     tokenizer = Tokenizer.from_dir(model_dir)
     requests = [_request(study, section, tokenizer) for study in studies]
-    params, cfg = store.load(model_dir, run.mesh, rows=section.batch_size)
+    params, cfg = store.load(model_dir, run.mesh, rows=section.batch_size, weights=weights)
     writer = ReportWriter(
         maira2.unstacked(params),
         cfg,

@@ -9,14 +9,14 @@ from flax import nnx
 from maira_jax.model.attention import attention
 from maira_jax.model.cache import PromptCache, Seen, SharedCache, SharedMask
 from maira_jax.model.config import TextConfig
+from maira_jax.model.int8 import product
 from maira_jax.model.layers import (
     FUSED,
-    FusedLinear,
+    BiasFreeLinear,
     Hook,
     Params,
     bind,
     exact_float32,
-    linear,
     parameter,
     scan_blocks,
     stacked,
@@ -76,11 +76,11 @@ class LanguageBlock(nnx.Module):
         kv_heads, head_dim = cfg.num_key_value_heads, cfg.head_dim
         group = cfg.num_attention_heads // kv_heads
         self.input_norm = RMSNorm(cfg)
-        self.qkv = FusedLinear(d, (kv_heads, group + 2, head_dim), ("embed", "kv_heads", FUSED, "head_dim"), rngs)
-        self.out = linear(kv_heads * group * head_dim, d, ("heads", "embed"), rngs, use_bias=False)
+        self.qkv = BiasFreeLinear(d, (kv_heads, group + 2, head_dim), ("embed", "kv_heads", FUSED, "head_dim"), rngs)
+        self.out = BiasFreeLinear(kv_heads * group * head_dim, (d,), ("heads", "embed"), rngs)
         self.post_attention_norm = RMSNorm(cfg)
-        self.gate_up = FusedLinear(d, (2, width), ("embed", FUSED, "mlp"), rngs)
-        self.down = linear(width, d, ("mlp", "embed"), rngs, use_bias=False)
+        self.gate_up = BiasFreeLinear(d, (2, width), ("embed", FUSED, "mlp"), rngs)
+        self.down = BiasFreeLinear(width, (d,), ("mlp", "embed"), rngs)
 
     @jax.named_scope("attention")
     def attend(
@@ -175,4 +175,4 @@ def forward(
 @jax.named_scope("logits")
 def logits(params: Params, cfg: TextConfig, x: jax.Array) -> jax.Array:
     """Final norm and head. x: [..., d_model] -> [..., vocab], without the padding of a head in memory."""
-    return (bind(RMSNorm, cfg, params["norm"])(x) @ params["lm_head"])[..., : cfg.vocab_size]
+    return product(bind(RMSNorm, cfg, params["norm"])(x), params["lm_head"])[..., : cfg.vocab_size]

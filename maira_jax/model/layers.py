@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from maira_jax.model.int8 import product
 from maira_jax.model.sites import Layer, Site
 
 Params = dict[str, Any]  # a nested dict of arrays
@@ -48,11 +49,9 @@ def parameter(
     return nnx.Param(init(key, shape, jnp.float32), axes=axes)  # type: ignore[arg-type]
 
 
-def linear(d_in: int, d_out: int, axes: Axes, rngs: nnx.Rngs, *, use_bias: bool = True) -> nnx.Linear:
+def linear(d_in: int, d_out: int, axes: Axes, rngs: nnx.Rngs) -> nnx.Linear:
     """States a linear layer. axes: the names of the input's and of the output's axis."""
-    return nnx.Linear(
-        d_in, d_out, use_bias=use_bias, rngs=rngs, kernel_metadata={"axes": axes}, bias_metadata={"axes": axes[1:]}
-    )
+    return nnx.Linear(d_in, d_out, rngs=rngs, kernel_metadata={"axes": axes}, bias_metadata={"axes": axes[1:]})
 
 
 class NormalLinear(nnx.Module):
@@ -63,11 +62,11 @@ class NormalLinear(nnx.Module):
         self.bias = parameter(nnx.initializers.zeros, None, (d_out,), axes[1:])
 
 
-class FusedLinear(nnx.Module):
-    """States several linear layers of one input, without biases, that are computed as one product.
+class BiasFreeLinear(nnx.Module):
+    """States a linear layer without a bias, or several of one input that are computed as one product.
 
     Args:
-      d_out: the axes of the output; `FUSED` names the one that tells the layers apart.
+      d_out: the axes of the output; `FUSED` names the one that tells several layers apart.
       axes: the names of the input's axis and of the output's axes.
     """
 
@@ -77,7 +76,7 @@ class FusedLinear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., d_in] -> [..., *d_out]."""
-        return jnp.tensordot(x, self.kernel[...], 1)
+        return product(x, self.kernel.get_value())
 
 
 def exact_float32(run: Callable[P, R]) -> Callable[P, R]:
@@ -88,7 +87,7 @@ def exact_float32(run: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(run)
     def traced(*args: P.args, **kwargs: P.kwargs) -> R:
-        dtypes = {leaf.dtype for leaf in jax.tree.leaves(args[0])}
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(args[0])} - {jnp.dtype("int8")}
         with jax.default_matmul_precision("highest") if dtypes == {jnp.dtype("float32")} else contextlib.nullcontext():
             return run(*args, **kwargs)
 

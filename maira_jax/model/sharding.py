@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from maira_jax.errors import UserError
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
+from maira_jax.model.int8 import Int8Kernel, Weights, input_axis
 from maira_jax.model.layers import LAYERS, ParameterPath, Params
 from maira_jax.model.sites import TOWERS, Site
 
@@ -171,9 +172,29 @@ def _is_before(path: ParameterPath, stop: Site) -> bool:
     )
 
 
-def bytes_per_device(params: dict[ParameterPath, jax.ShapeDtypeStruct]) -> int:
-    """Bytes of what `of_params` gives, on each device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in params.values())
+def with_weights(
+    params: dict[ParameterPath, jax.ShapeDtypeStruct], weights: Weights
+) -> dict[ParameterPath, jax.ShapeDtypeStruct | Int8Kernel]:
+    """What `of_params` gives, with shapes and places of int8 weights where they are asked for."""
+    found: dict[ParameterPath, jax.ShapeDtypeStruct | Int8Kernel] = {}
+    for path, leaf in params.items():
+        axis = input_axis(path) if weights == "int8" else None
+        found[path] = leaf if axis is None else _int8(leaf, axis)
+    return found
+
+
+def _int8(leaf: Any, axis: int) -> Int8Kernel:
+    outputs = leaf.shape[:axis] + leaf.shape[axis + 1 :]
+    spec = leaf.sharding.spec[:axis] + leaf.sharding.spec[axis + 1 :]
+    scale: Any = jax.ShapeDtypeStruct(outputs, np.float32, sharding=NamedSharding(leaf.sharding.mesh, P(*spec)))
+    return Int8Kernel(jax.ShapeDtypeStruct(leaf.shape, np.int8, sharding=leaf.sharding), scale)  # type: ignore[arg-type]
+
+
+def bytes_per_device(params: Any) -> int:
+    """Bytes on each device of a tree of shapes and places."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)
+    )
 
 
 def rows_on(on: Mesh, rows: int) -> int:

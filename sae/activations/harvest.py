@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from maira_jax.checkpoint import store as model_store
+from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.image_readers import ImageReaders, default_processes
@@ -63,6 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     if harvest.arrays:
         return imported.run(config, workdir)
     section = {"harvest": harvest.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
+    section["weights"] = ModelSection.of(config).weights
     computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
     with Stage(Path(workdir), "activations", section, inputs=("model",), computing=computing) as stage:
         if stage.finished:
@@ -144,7 +146,8 @@ class Harvester:
         harvest = HarvestSection.of(config)
         site = language_site(harvest.site, Maira2Config.from_dir(model_dir))
         rows = batch_size or harvest.batch_size
-        params, model = model_store.load(model_dir, RunSection.of(config).mesh, rows=rows, stop=site)
+        mesh, weights = RunSection.of(config).mesh, ModelSection.of(config).weights
+        params, model = model_store.load(model_dir, mesh, rows=rows, stop=site, weights=weights)
         return cls(config, model_dir, params, model, batch_size)
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.model import language, maira2, sharding
 from maira_jax.model.config import Maira2Config
+from maira_jax.model.int8 import Weights
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
 from maira_jax.run.progress import progress
@@ -198,17 +199,22 @@ def recovered(
 
 
 def measure(
-    sae: Sae, model_dir: Path, studies: Sequence[Study], batch_size: int, mesh: tuple[int, ...] = ()
+    sae: Sae,
+    model_dir: Path,
+    studies: Sequence[Study],
+    batch_size: int,
+    mesh: tuple[int, ...] = (),
+    weights: Weights = "full",
 ) -> dict[str, Any]:
     """`recovered` for a converted model and the given studies; the site and the tokens are those of the autoencoder.
 
     Args:
-      mesh: see `maira_jax.checkpoint.store.load`.
+      mesh, weights: see `maira_jax.checkpoint.store.load`.
 
     Raises:
       UserError: the model cannot be read or does not fit, or the studies have no findings.
     """
-    params, cfg = model_store.load(model_dir, mesh, rows=batch_size)
+    params, cfg = model_store.load(model_dir, mesh, rows=batch_size, weights=weights)
     batch_size = sharding.rows_on(sharding.mesh_of(params), batch_size)
     source = sae.meta["source"]
     tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
@@ -229,6 +235,7 @@ def of_run(
     n_studies: int,
     batch_size: int,
     mesh: tuple[int, ...],
+    weights: Weights,
 ) -> Loss | None:
     """The measurement for autoencoders of a run, on some of its held-out studies.
 
@@ -238,7 +245,7 @@ def of_run(
       section: the section `studies` of the configuration, which describes the studies that were harvested.
       n_studies: maximum number of studies.
       batch_size: studies in one pass of the model.
-      mesh: see `maira_jax.checkpoint.store.load`.
+      mesh, weights: see `maira_jax.checkpoint.store.load`.
 
     Returns:
       A function from an autoencoder to what `recovered` gives, or None if nothing is to be measured.
@@ -259,4 +266,6 @@ def of_run(
             "none of config.studies is a held-out study of the activations: give the studies that were harvested, or "
             "set train.loss_recovered_studies to 0"
         )
-    return functools.partial(measure, model_dir=model_dir, studies=studies, batch_size=batch_size, mesh=mesh)
+    return functools.partial(
+        measure, model_dir=model_dir, studies=studies, batch_size=batch_size, mesh=mesh, weights=weights
+    )

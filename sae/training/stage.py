@@ -12,6 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.config import RunSection
@@ -59,6 +60,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     train, seed, on = TrainSection.of(config), int(config.seed), RunSection.of(config).mesh
     autoencoders = SaeSection.of(config).autoencoders()
     identity, inputs = live.source_identity(train.source, config)
+    weights = ModelSection.of(config).weights  # of the model that is harvested live, and that the loss is measured in
+    identity |= {"weights": weights}
     with contextlib.ExitStack() as stack:
         stages = {}
         for folder, sae in autoencoders.items():
@@ -71,7 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             store = live.open_source(train.source, config, workdir)
             batch_size = HarvestSection.of(config).batch_size or DEFAULT_BATCH_SIZE
             loss = loss_recovered.of_run(
-                workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size, on
+                workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size, on, weights
             )
             saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
             trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed, on)) for sae in saes]
