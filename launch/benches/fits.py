@@ -28,8 +28,6 @@ from launch.benches.stage_programs import PROGRAMS, Setting, StageProgram
 from maira_jax.errors import UserError
 
 _MAX_COMPILES = 4  # more of a program, for its largest batch
-# Without a device there is no autotuning, and Triton's products take no odd numbers of rows.
-_GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +149,13 @@ def row(name: str, stage: StageProgram, setting: Setting, facts: DeviceFacts) ->
 def compile_stage(stage: StageProgram, setting: Setting, batch: int) -> CompiledStage:
     """Compiles a stage's program."""
     lowered = stage.lower(setting, batch)
-    gpu = stage.mesh(setting).devices.flat[0].platform != "tpu"
+    options: dict[str, str | bool] = {}
+    if stage.mesh(setting).devices.flat[0].platform != "tpu":
+        # Without a device there is no autotuning, and Triton's products take no odd numbers of rows. They alone take
+        # int8 weights without a copy, so a device would choose them.
+        options["xla_gpu_enable_triton_gemm"] = setting.config.model.weights == "int8"
     try:
-        compiled = lowered.compile(compiler_options=_GPU_OPTIONS if gpu else None)
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         needed = re.findall(r"(\d+\.\d+)G", str(error))  # and the device's memory, which is less
         if "RESOURCE_EXHAUSTED" not in str(error) or not needed:

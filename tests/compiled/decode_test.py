@@ -1,15 +1,16 @@
 """Writing reports and steering them, as compiled for devices that are not there: 2 and 4 layers of the real widths."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
 
 from launch.benches import absent_devices
-from launch.benches.program_cost import weight_copies
-from launch.benches.stage_programs import steer_begin, sweep_arguments
+from launch.benches.program_cost import costs, weight_copies
+from launch.benches.stage_programs import Setting, steer_begin, sweep_arguments
 from maira_jax.model import sharding
-from tests.helpers.absent_stage import compiled, peak, setting_of, shard
+from tests.helpers.absent_stage import AbsentStage, compiled, peak, setting_of, shard
 
 # A TPU's compiler takes ten times as long: it compiles one of the two decoding loops.
 LOOPS = (("h100", "generate"), ("h100", "steer_decode"), ("v5e:2x2", "steer_decode"))
@@ -20,22 +21,47 @@ def test_it_fits(device, program):
     assert peak(device, program) <= absent_devices.facts(device).memory
 
 
-@pytest.mark.parametrize("device, program", LOOPS)
-def test_no_token_copies_weights(device, program):
-    stage = compiled(device, program, 2)
-    text = stage.setting.model.text
+def weight_shapes(setting: Setting) -> list[tuple[int, ...]]:
+    """Those of a layer's weights on a device, as parameters and as matrices."""
+    text = setting.model.text
     width, mlp, group = text.hidden_size, text.intermediate_size, text.num_attention_heads // text.num_key_value_heads
-    kv_heads, heads = (shard(stage.setting, n) for n in (text.num_key_value_heads, text.num_attention_heads))
-    shapes = [
+    kv_heads, heads = (shard(setting, n) for n in (text.num_key_value_heads, text.num_attention_heads))
+    return [
         (width, kv_heads, group + 2, text.head_dim),
         (width, kv_heads * (group + 2) * text.head_dim),
         (heads * text.head_dim, width),
         (heads, text.head_dim, width),
-        (width, 2, shard(stage.setting, mlp)),
-        (width, 2 * shard(stage.setting, mlp)),
-        (shard(stage.setting, mlp), width),
+        (width, 2, shard(setting, mlp)),
+        (width, 2 * shard(setting, mlp)),
+        (shard(setting, mlp), width),
     ]
-    assert not weight_copies(stage.operations, shapes)
+
+
+@pytest.mark.parametrize("device, program", LOOPS)
+def test_no_token_copies_weights(device, program):
+    stage = compiled(device, program, 2)
+    assert not weight_copies(stage.operations, weight_shapes(stage.setting))
+
+
+@pytest.mark.parametrize("device, program", LOOPS[:2])
+def test_no_token_writes_int8_weights_as_numbers(device, program):
+    stage = compiled(device, program, 2, "int8")
+    sizes = {math.prod(shape) for shape in weight_shapes(stage.setting)}
+    written = {
+        math.prod(buffer.dims)
+        for operation in stage.operations
+        if operation.in_loop
+        for buffer in operation.instruction.results
+        if not buffer.on_chip
+    }
+    assert not sizes & written
+    full, int8 = (moved_for_a_token(device, of) for of in (compiled(device, program, 2), stage))
+    assert full - int8 > 0.6 * 2 * sum(sizes)  # a byte for each weight of two layers, less what partial sums take
+
+
+def moved_for_a_token(device: str, stage: AbsentStage) -> int:
+    assert stage.compiled.program is not None
+    return costs(stage.compiled.program, absent_devices.facts(device))[1].moved
 
 
 def test_studies_and_heads_of_a_sweep_are_split_over_the_devices():

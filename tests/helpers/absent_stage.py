@@ -11,6 +11,7 @@ from launch.benches import absent_devices
 from launch.benches.fits import CompiledStage, compile_stage
 from launch.benches.optimised_program import Operation
 from launch.benches.stage_programs import PROGRAMS, Setting
+from maira_jax.model.int8 import Weights
 
 # The configuration of each device.
 SHIPPED = {
@@ -31,11 +32,12 @@ class AbsentStage(NamedTuple):
 
 
 @functools.cache
-def setting_of(device: str, layers: int | None = None) -> Setting:
+def setting_of(device: str, layers: int | None = None, weights: Weights = "full") -> Setting:
     """What a device's programs are lowered for, or skips the test; arguments as of `compiled`."""
     if sentence := absent_devices.missing(absent_devices.platform(device)):
         pytest.skip(sentence)
     config = importlib.import_module(f"configs.{SHIPPED[device]}").get_config()
+    config.model.weights = weights
     devices, local = absent_devices.devices(device), absent_devices.one_host(device)
     setting = Setting.of(config, devices, local, tuple(config.mesh), absent_devices.facts(device).memory)
     if layers is None:
@@ -45,15 +47,16 @@ def setting_of(device: str, layers: int | None = None) -> Setting:
 
 
 @functools.cache
-def compiled(device: str, program: str, layers: int | None = None) -> AbsentStage:
+def compiled(device: str, program: str, layers: int | None = None, weights: Weights = "full") -> AbsentStage:
     """Compiles a program with the batch of the device's configuration, or skips the test.
 
     Args:
       device: a name of `SHIPPED`.
       program: a name of `PROGRAMS`.
       layers: of the language model; None: all of them.
+      weights: the field `model.weights`.
     """
-    setting = setting_of(device, layers)
+    setting = setting_of(device, layers, weights)
     stage = PROGRAMS[program]
     found = compile_stage(stage, setting, stage.batch(setting))
     return AbsentStage(setting, found, found.program.operations() if found.program else [])

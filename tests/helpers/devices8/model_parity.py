@@ -10,6 +10,7 @@ import numpy as np
 from maira_jax.checkpoint import convert, store
 from maira_jax.generation.decode import generate
 from maira_jax.model import sharding
+from maira_jax.model.config import Maira2Config
 from tests.helpers.random_checkpoint import model_section
 from tests.helpers.tiny_model import CFG, all_sites, batch, forward, make, relative
 
@@ -43,7 +44,22 @@ def main(directory: Path) -> None:
             with jax.set_mesh(mesh):
                 spoken, _ = generate(split, cfg, *rows, max_new_tokens=12, eos_id=-1)
             np.testing.assert_array_equal(spoken, words)
+    check_int8(directory / "model", cfg, inputs)
     print("equal")
+
+
+def check_int8(model: Path, cfg: Maira2Config, inputs: tuple[np.ndarray, ...]) -> None:
+    """Weights are rounded alike on a mesh, where the inputs of a product lie on several devices."""
+    one, _ = store.load(model, (1, 1), weights="int8")
+    many, _ = store.load(model, (2, 4), weights="int8")
+    kernel = many["language"]["layers"]["down"]["kernel"]
+    assert {shard.data.shape for shard in kernel.values.addressable_shards} == {(4, 96 // 4, 48)}
+    jax.tree.map(np.testing.assert_array_equal, many, one)
+    expected = forward(one, cfg, *inputs)
+    mesh = sharding.mesh_of(many)
+    with jax.set_mesh(mesh):
+        found = forward(many, cfg, *sharding.place_rows(mesh, inputs))
+    assert relative(found.logits, np.asarray(expected.logits)) < 1e-5
 
 
 if __name__ == "__main__":
