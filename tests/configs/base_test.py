@@ -2,11 +2,33 @@
 
 import pytest
 
-from configs import base, embeddings, maira2, manifest, nih_iu, phantom, phantom_images
+from configs import (
+    base,
+    embeddings,
+    maira2,
+    maira2_8xh100,
+    maira2_v5e16,
+    maira2_v5p8,
+    manifest,
+    nih_iu,
+    phantom,
+    phantom_images,
+)
 from maira_jax.errors import UserError
+from maira_jax.run.config import RunSection
 from maira_jax.studies.readers import READERS
 
-CONFIGS = (phantom, phantom_images, maira2, manifest, nih_iu, embeddings)
+CONFIGS = (
+    phantom,
+    phantom_images,
+    maira2,
+    maira2_8xh100,
+    maira2_v5e16,
+    maira2_v5p8,
+    manifest,
+    nih_iu,
+    embeddings,
+)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
@@ -25,7 +47,7 @@ def test_every_section_accepts_its_values(config, section):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
 def test_no_file_adds_a_section(config):
     sections = {section.section for section in base.SECTIONS if section.section}
-    assert set(config.get_config()) == sections | {"seed"}
+    assert set(config.get_config()) == sections | set(RunSection.model_fields)
 
 
 def test_a_reader_names_its_own_fields():
