@@ -130,6 +130,11 @@ class Setting:
         )
 
     @property
+    def harvested(self) -> Site:
+        """The site that the configuration harvests."""
+        return Site.parse(HarvestSection.of(self.config).site, self.model)
+
+    @property
     def dtype(self) -> Any:
         """The type of the model's parameters."""
         return jnp.dtype(self.config.model.dtype)
@@ -158,8 +163,7 @@ def _on_mesh(lower: Callable[[Setting, int], jax.stages.Lowered]) -> Callable[[S
 @_on_mesh
 def _harvest(setting: Setting, batch: int) -> jax.stages.Lowered:
     """With images that no study shares, and every token kept."""
-    section = HarvestSection.of(setting.config)
-    site = Site.parse(section.site, setting.model)
+    section, site = HarvestSection.of(setting.config), setting.harvested
     tokens, mask, pixels = setting.prompts(batch)
     groups = setting.mesh.shape["data"]
     given = (
@@ -277,12 +281,14 @@ class StageProgram:
       field: the field of the configuration that sets its batch; empty where the batch is a block of `BLOCK_TOKENS`.
       lower: gives the program for a batch.
       trains: whether it runs on the devices that train.
+      to_site: whether the model runs up to the harvested site alone.
       multiple: what batches are tried in multiples of, on each device along the data axis.
     """
 
     field: str
     lower: Callable[[Setting, int], jax.stages.Lowered]
     trains: bool = False
+    to_site: bool = False
     multiple: int = 1
 
     def batch(self, setting: Setting) -> int:
@@ -294,7 +300,9 @@ class StageProgram:
 
     def constant_bytes(self, setting: Setting) -> int:
         """Bytes of a device's memory that hold the model, whatever the batch."""
-        leaves = [] if self.trains or not self.field else jax.tree.leaves(setting.params())
+        if self.trains or not self.field:
+            return 0
+        leaves = jax.tree.leaves(setting.params(setting.harvested if self.to_site else None))
         return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
     def limit(self, setting: Setting) -> int:
@@ -310,7 +318,7 @@ class StageProgram:
 
 
 PROGRAMS = {
-    "harvest": StageProgram("harvest.batch_size", _harvest),
+    "harvest": StageProgram("harvest.batch_size", _harvest, to_site=True),
     "generate": StageProgram("generate.batch_size", _generate),
     "steer_prefill": StageProgram("steer.batch_studies", _steer_prefill),
     "steer_decode": StageProgram("steer.batch_studies", _steer_decode),

@@ -7,23 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import phantom
 from launch.benches.stage_programs import PROGRAMS, Setting
 from maira_jax.model.sites import Site
 from sae.evaluation import calibrate, loss_recovered
 from sae.evaluation.striped import StripedSae, TokenBatch
 from sae.training import held_out
 from tests.helpers.tiny_model import CFG
+from tests.helpers.tiny_setting import setting
 
 D, F, ROWS = CFG.text.hidden_size, 384, 256
-
-
-def setting() -> Setting:
-    config = phantom.get_config()
-    config.steer.top, config.harvest.site = 1, "language.2.resid_post"
-    devices = jax.devices()[:1]
-    found = Setting.of(config, devices, devices, (1, 1), memory=2**34)
-    return Setting(config, CFG, found.mesh, found.training, length=32, images=1)
 
 
 def sae_arrays(on: Setting) -> dict[str, jax.ShapeDtypeStruct]:
