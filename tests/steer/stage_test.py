@@ -179,8 +179,8 @@ def plain(workdir: Path, ids: list[str], sampling: Sampling | None = None) -> li
 
 
 def test_a_batch_is_traced(swept: tuple[Path, dict]) -> None:
-    names = names_in(swept[0] / "profile")
-    assert names["steer"] == names["feed"] == 1 and names["PjitFunction(advance)"]
+    names = names_in(swept[0] / "profile")  # of the programs, those that worker threads ran meanwhile, if any
+    assert names["steer"] == names["feed"] == 1
 
 
 def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None:
