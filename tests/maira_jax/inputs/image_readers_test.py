@@ -110,9 +110,10 @@ def test_workers_end_when_nobody_uses_the_readers(images):
 
 
 CALLER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from maira_jax.inputs.image_readers import ImageReaders
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started to ignore it
 readers = ImageReaders(32, 2)
 [future.result() for future in map(readers.submit, map(Path, sys.argv[1:]))]
 print("read", flush=True)
