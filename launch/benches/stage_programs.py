@@ -24,7 +24,7 @@ from interp.exemplars.running_index import IndexConfig
 from maira_jax.generation import decode
 from maira_jax.generation.stage import GenerateSection
 from maira_jax.model import sharding
-from maira_jax.model.config import Maira2Config
+from maira_jax.model.config import Maira2Config, published
 from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
 from sae import mesh as sae_mesh
@@ -38,21 +38,6 @@ from steer.config import SteerSection
 from steer.program import decode as sweep
 
 _EOS_ID = 2
-
-
-def published() -> Maira2Config:
-    """MAIRA-2 as published, where no checkpoint's config.json is at hand."""
-    fields = {
-        "model_type": "maira2",
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "default",
-        "projector_hidden_act": "gelu",
-        "projector_n_layers": 4,
-        "image_token_index": 32_204,
-        "text_config": {"vocab_size": 32_207, "rms_norm_eps": 1e-5, "rope_scaling": {"factor": 1.5, "type": "linear"}},
-        "vision_config": {"image_size": 518, "reshape_hidden_states": False},
-    }
-    return Maira2Config.from_dict(fields, "MAIRA-2's published configuration")
 
 
 def model_config(checkpoint: str) -> Maira2Config:

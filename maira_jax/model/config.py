@@ -229,6 +229,21 @@ def _text(reader: _FieldReader) -> TextConfig:
     return config
 
 
+def published() -> Maira2Config:
+    """That of microsoft/maira-2 as published, for where no checkpoint is at hand."""
+    fields = {
+        "model_type": "maira2",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "projector_n_layers": 4,
+        "image_token_index": 32_204,
+        "text_config": {"vocab_size": 32_207, "rms_norm_eps": 1e-5, "rope_scaling": {"factor": 1.5, "type": "linear"}},
+        "vision_config": {"image_size": 518, "reshape_hidden_states": False},
+    }
+    return Maira2Config.from_dict(fields, "MAIRA-2's published configuration")
+
+
 def to_hf_dict(config: Maira2Config) -> dict[str, Any]:
     """The `config.json` of a checkpoint with this architecture, in MAIRA-2's form."""
     vision, text = dataclasses.asdict(config.vision), dataclasses.asdict(config.text)

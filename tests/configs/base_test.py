@@ -1,34 +1,21 @@
 """Every configuration file is accepted by the sections that read it."""
 
+import importlib
+import pkgutil
+
 import pytest
 
-from configs import (
-    base,
-    embeddings,
-    maira2,
-    maira2_8xh100,
-    maira2_v5e16,
-    maira2_v5p8,
-    manifest,
-    nih_iu,
-    phantom,
-    phantom_images,
-)
+import configs
+from configs import base, embeddings
 from maira_jax.errors import UserError
 from maira_jax.run.config import RunSection
 from maira_jax.studies.readers import READERS
 
-CONFIGS = (
-    phantom,
-    phantom_images,
-    maira2,
-    maira2_8xh100,
-    maira2_v5e16,
-    maira2_v5p8,
-    manifest,
-    nih_iu,
-    embeddings,
-)
+CONFIGS = [
+    importlib.import_module(f"configs.{module.name}")
+    for module in pkgutil.iter_modules(configs.__path__)
+    if module.name != "base"
+]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)

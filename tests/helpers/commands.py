@@ -1,5 +1,6 @@
 """The commands, as a user calls them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,3 +18,11 @@ def launch(command, *arguments, cwd=ROOT):
         text=True,
         timeout=300,
     )
+
+
+def printed_by(module):
+    """The JSON that `python -m MODULE` prints, such as a helper that needs a process with eight devices."""
+    command = [sys.executable, "-m", module]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)

@@ -7,6 +7,7 @@ What the real files are is published only as far as `SIZES`; the sizes that come
 """
 
 import argparse
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from maira_jax.checkpoint import digests, shards
 from maira_jax.checkpoint.layout import entries
 from maira_jax.checkpoint.tensor_source import TensorSource
-from maira_jax.model.config import Maira2Config, to_hf_dict
+from maira_jax.model.config import Maira2Config, published, to_hf_dict
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 
@@ -37,33 +38,28 @@ _BLOCK = 1 << 24  # random values, repeated from another place for every tensor
 
 def config(scale: int = 1) -> Maira2Config:
     """MAIRA-2's configuration, with every width and the vocabulary divided by `scale`; as many layers and tensors."""
-    heads = {"vision": 12, "text": 32}
-    vision, text, vocabulary = 768 // scale, 4096 // scale, 32207 // scale
-    fields = {
-        "model_type": "maira2",
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "default",
-        "projector_hidden_act": "gelu",
-        "projector_n_layers": 4,
-        "image_token_index": vocabulary - 3,
-        "text_config": {
-            "vocab_size": vocabulary,
-            "hidden_size": text,
-            "intermediate_size": 11008 // scale,
-            "num_attention_heads": min(heads["text"], text),
-            "rms_norm_eps": 1e-5,
-            "rope_scaling": {"factor": 1.5, "rope_type": "linear"},
-        },
-        "vision_config": {
-            "hidden_size": vision,
-            "num_attention_heads": min(heads["vision"], vision),
-            "image_size": 518,
-            "reshape_hidden_states": False,
-            "out_features": ["stage12"],
-            "out_indices": [12],
-        },
-    }
-    return Maira2Config.from_dict(fields, "the random checkpoint's configuration")
+    full = published()
+    text, vision, vocabulary = full.text, full.vision, full.text.vocab_size // scale
+    heads = min(text.num_attention_heads, text.hidden_size // scale)
+    return dataclasses.replace(
+        full,
+        image_token_id=vocabulary - 3,
+        text=dataclasses.replace(
+            text,
+            vocab_size=vocabulary,
+            hidden_size=text.hidden_size // scale,
+            intermediate_size=text.intermediate_size // scale,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=text.hidden_size // scale // heads,
+        ),
+        vision=dataclasses.replace(
+            vision,
+            hidden_size=vision.hidden_size // scale,
+            num_attention_heads=min(vision.num_attention_heads, vision.hidden_size // scale),
+            intermediate_size=4 * (vision.hidden_size // scale),
+        ),
+    )
 
 
 def max_bytes(scale: int) -> int:

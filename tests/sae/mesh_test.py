@@ -12,6 +12,7 @@ import pytest
 
 from sae import mesh
 from sae.training.checkpoints import Checkpoints
+from tests.helpers.commands import printed_by
 from tests.helpers.paths import ROOT
 from tests.helpers.train_on_mesh import BATCH, MESHES, STEPS, D, F, trainer_on
 
@@ -20,10 +21,7 @@ PROGRAM = "tests.helpers.train_on_mesh"
 
 @pytest.fixture(scope="module")
 def results():
-    command = [sys.executable, "-m", PROGRAM]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
-    assert not done.returncode, done.stderr
-    return json.loads(done.stdout)
+    return printed_by(PROGRAM)
 
 
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)

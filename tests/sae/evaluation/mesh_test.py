@@ -1,22 +1,15 @@
 """Evaluation and calibration on eight forced host devices equal those on one, and move no matrix of features."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
+from tests.helpers.commands import printed_by
 from tests.helpers.evaluate_on_mesh import GROUPS, MESHES, D, F
-from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def results():
-    command = [sys.executable, "-m", "tests.helpers.evaluate_on_mesh"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
-    assert not done.returncode, done.stderr
-    return json.loads(done.stdout)
+    return printed_by("tests.helpers.evaluate_on_mesh")
 
 
 @pytest.mark.parametrize("shape", MESHES[1:], ids=str)
