@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
 from interp.exemplar_batches import ExemplarBatches, Records
-from interp.exemplars import contexts, exemplar_table, index, neighbours, running_index
+from interp.exemplars import contexts, exemplar_table, index, neighbours
 from interp.exemplars.corpus import Corpus
-from interp.exemplars.shared_sae import devices_of
+from interp.exemplars.index_pass import running_index
+from interp.exemplars.index_pass.shared_sae import devices_of
 from interp.explainers import EXPLAINERS
 from interp.explainers.chat_model import ChatModel
 from interp.explainers.evidence import ExplainTask, explain_task, top_tokens

@@ -21,13 +21,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from interp.exemplars import saved_pass
-from interp.exemplars.blocks import ContextTable, blocks, read_ahead
 from interp.exemplars.contexts import Contexts
-from interp.exemplars.device_pass import DevicePass
-from interp.exemplars.device_program import Route
-from interp.exemplars.running_index import IndexConfig
-from interp.exemplars.streaming_top_k import StreamingTopK
+from interp.exemplars.index_pass import saved_pass
+from interp.exemplars.index_pass.blocks import ContextTable, blocks, read_ahead
+from interp.exemplars.index_pass.device_pass import DevicePass
+from interp.exemplars.index_pass.device_program import Route
+from interp.exemplars.index_pass.running_index import IndexConfig
+from interp.exemplars.index_pass.streaming_top_k import StreamingTopK
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files, profile

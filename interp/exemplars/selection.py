@@ -19,7 +19,7 @@ import numpy as np
 
 from interp.exemplars.contexts import Contexts
 from interp.exemplars.index import SPLITS, SplitIndex
-from interp.exemplars.running_index import hash_uniform
+from interp.exemplars.index_pass.running_index import hash_uniform
 
 N_DECILES = 10
 KINDS = ("top", "decile", "random", "nearest", "same study")

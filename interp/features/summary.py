@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
-from interp.exemplars.running_index import EDGES
+from interp.exemplars.index_pass.running_index import EDGES
 from interp.scorers.statistics import mean_interval
 
 GOOD_SCORE, CHANCE = 0.75, 0.5

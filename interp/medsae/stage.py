@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars.blocks import read_ahead
 from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
-from interp.exemplars.shared_sae import SharedSae, devices_of, features
+from interp.exemplars.index_pass.blocks import read_ahead
+from interp.exemplars.index_pass.shared_sae import SharedSae, devices_of, features
 from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 from maira_jax.errors import UserError
@@ -217,7 +217,7 @@ def _largest(
     """The largest activations of each study of a block of T tokens.
 
     Args:
-      params, threshold, top_k: the autoencoder, as `interp.exemplars.shared_sae.features` takes it.
+      params, threshold, top_k: the autoencoder, as `interp.exemplars.index_pass.shared_sae.features` takes it.
       x: activations. [T, d_model]
       slot: the place of each token's study in the block, never falling; `n_slots` or more in padding. int32 [T]
       n_slots: number of places.

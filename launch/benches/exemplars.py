@@ -127,9 +127,10 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     import jax
     import pyarrow as pa
 
-    from interp.exemplars import exemplar_table, index, neighbours, running_index
+    from interp.exemplars import exemplar_table, index, neighbours
     from interp.exemplars.contexts import split_into_contexts
     from interp.exemplars.corpus import Corpus
+    from interp.exemplars.index_pass import running_index
     from maira_jax.inputs.tokens import Kind
     from sae.autoencoder import Sae, encode
 

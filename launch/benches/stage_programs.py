@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
-from interp.exemplars import device_program, shared_sae
-from interp.exemplars.running_index import IndexConfig
+from interp.exemplars.index_pass import device_program, shared_sae
+from interp.exemplars.index_pass.running_index import IndexConfig
 from maira_jax.generation import decode
 from maira_jax.generation.stage import GenerateSection
 from maira_jax.model import sharding

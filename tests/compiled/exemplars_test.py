@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE
-from interp.exemplars import device_program, running_index, shared_sae
+from interp.exemplars.index_pass import device_program, running_index, shared_sae
 from launch.benches import absent_devices
 from sae.autoencoder import Sae
 

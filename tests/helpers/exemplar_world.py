@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from interp.exemplars import index, running_index
+from interp.exemplars import index
 from interp.exemplars.contexts import split_into_contexts
 from interp.exemplars.corpus import Corpus
+from interp.exemplars.index_pass import running_index
 from maira_jax.inputs.tokens import Kind
 from sae.autoencoder import Sae, encode, init
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from interp import stage
-from interp.exemplars import blocks, index, saved_pass
+from interp.exemplars import index
+from interp.exemplars.index_pass import blocks, saved_pass
 from interp.explainers import explainer
 from maira_jax.run import files
 from tests.helpers.interp_run import config

@@ -11,7 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from interp.exemplars import by_tiles, device_program, index, running_index, shared_sae
+from interp.exemplars import index
+from interp.exemplars.index_pass import by_tiles, device_program, running_index, shared_sae
 from interp.medsae import stage
 from sae.activations.store import ActivationStore
 from sae.saved import load_sae

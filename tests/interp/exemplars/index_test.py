@@ -9,7 +9,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from interp.exemplars import blocks, by_tiles, device_pass, device_program, index, running_index, saved_pass, shared_sae
+from interp.exemplars import index
+from interp.exemplars.index_pass import (
+    blocks,
+    by_tiles,
+    device_pass,
+    device_program,
+    running_index,
+    saved_pass,
+    shared_sae,
+)
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
 from sae.autoencoder import Sae

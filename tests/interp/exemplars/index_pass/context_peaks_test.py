@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interp.exemplars import context_peaks
+from interp.exemplars.index_pass import context_peaks
 
 
 def by_kernel(f, slot, n_contexts, max_length):

@@ -15,10 +15,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from interp.exemplars import by_entries, by_tiles
-from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextBlock, max_contexts
-from interp.exemplars.running_index import IndexConfig, RunningIndex
-from interp.exemplars.shared_sae import FEATURES, by_features, everywhere, features
+from interp.exemplars.index_pass import by_entries, by_tiles
+from interp.exemplars.index_pass.blocks import STUDIES_PER_BLOCK, ContextBlock, max_contexts
+from interp.exemplars.index_pass.running_index import IndexConfig, RunningIndex
+from interp.exemplars.index_pass.shared_sae import FEATURES, by_features, everywhere, features
 from sae.autoencoder import Params, Sae
 from sae.kernels import kept_entries
 
@@ -127,7 +127,7 @@ def add_block(
 
     Args:
       state: the split's state.
-      params, threshold, top_k: the autoencoder, as `interp.exemplars.shared_sae.features` takes it.
+      params, threshold, top_k: the autoencoder, as `interp.exemplars.index_pass.shared_sae.features` takes it.
       block: the block, on every device.
       number: the number of the split's blocks before this one. int32 []
       cfg: sizes of the pass.

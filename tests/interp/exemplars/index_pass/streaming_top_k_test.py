@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from interp.exemplars import streaming_top_k
+from interp.exemplars.index_pass import streaming_top_k
 
 LOWEST = -1.0
 add_list = jax.jit(streaming_top_k.add_list, static_argnames=("k", "lowest"))

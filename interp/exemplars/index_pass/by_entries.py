@@ -1,15 +1,22 @@
 """Adds a block to an index by the list of its active entries, which is short: the route of a CPU.
 
-The compiled program has a fixed capacity of entries; see `interp.exemplars.device_pass` for blocks with more.
+The compiled program has a fixed capacity of entries; `index_pass.device_pass` handles blocks that have more.
 """
 
 import jax
 import jax.numpy as jnp
 
-from interp.exemplars import streaming_top_k
-from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextBlock
-from interp.exemplars.running_index import EDGES, NO_PEAK, NO_PRIORITY, IndexConfig, RunningIndex, hash_uniform
-from interp.exemplars.streaming_top_k import Candidates
+from interp.exemplars.index_pass import streaming_top_k
+from interp.exemplars.index_pass.blocks import STUDIES_PER_BLOCK, ContextBlock
+from interp.exemplars.index_pass.running_index import (
+    EDGES,
+    NO_PEAK,
+    NO_PRIORITY,
+    IndexConfig,
+    RunningIndex,
+    hash_uniform,
+)
+from interp.exemplars.index_pass.streaming_top_k import Candidates
 from sae.kernels import kept_entries
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from interp.exemplars.blocks import ContextBlock
-from interp.exemplars.device_program import (
+from interp.exemplars.index_pass.blocks import ContextBlock
+from interp.exemplars.index_pass.device_program import (
     AddedBlock,
     EntryList,
     PassState,
@@ -23,8 +23,8 @@ from interp.exemplars.device_program import (
     state_shardings,
     suited_route,
 )
-from interp.exemplars.running_index import COUNTERS, IndexConfig, RunningIndex
-from interp.exemplars.shared_sae import SharedSae, everywhere
+from interp.exemplars.index_pass.running_index import COUNTERS, IndexConfig, RunningIndex
+from interp.exemplars.index_pass.shared_sae import SharedSae, everywhere
 from sae.autoencoder import Sae
 
 # Blocks that were sent off and whose results are not looked at yet: enough to keep the devices busy.

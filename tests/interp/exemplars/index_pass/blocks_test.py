@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextTable, blocks, max_contexts, read_ahead
+from interp.exemplars.index_pass.blocks import STUDIES_PER_BLOCK, ContextTable, blocks, max_contexts, read_ahead
 from maira_jax.inputs.tokens import Kind
 from tests.helpers.exemplar_world import ArrayStore
 

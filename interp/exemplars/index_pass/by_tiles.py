@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from interp.exemplars import streaming_top_k
-from interp.exemplars.blocks import STUDIES_PER_BLOCK, ContextBlock
-from interp.exemplars.context_peaks import context_peaks
-from interp.exemplars.running_index import (
+from interp.exemplars.index_pass import streaming_top_k
+from interp.exemplars.index_pass.blocks import STUDIES_PER_BLOCK, ContextBlock
+from interp.exemplars.index_pass.context_peaks import context_peaks
+from interp.exemplars.index_pass.running_index import (
     EDGES,
     N_KINDS,
     NO_PEAK,
@@ -43,7 +43,7 @@ class Tiles:
 def add(
     running: RunningIndex, f: jax.Array, block: ContextBlock, first_feature: jax.Array, cfg: IndexConfig, tiles: Tiles
 ) -> tuple[RunningIndex, jax.Array]:
-    """Adds a block of T tokens and C contexts to its split's index; as `interp.exemplars.by_entries.add`."""
+    """Adds a block of T tokens and C contexts to its split's index; as `interp.exemplars.index_pass.by_entries.add`."""
     n_features = f.shape[1]
     peak = context_peaks(f, block.slot, block.context.shape[0], tiles.max_length)  # [C, F]
     running = _with_tokens(running, f, block)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interp.exemplars import streaming_top_k
-from interp.exemplars.streaming_top_k import StreamingTopK
+from interp.exemplars.index_pass import streaming_top_k
+from interp.exemplars.index_pass.streaming_top_k import StreamingTopK
 from maira_jax.inputs.tokens import Kind
 
 # Half octaves, 2^-10 to 2^14, around any scale of residual stream; the outer bins are open.
