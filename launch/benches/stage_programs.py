@@ -5,7 +5,6 @@ Each takes a batch size and gives what `jax.jit` would compile for it, with the 
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -287,8 +286,7 @@ class StageProgram:
         """Bytes of a device's memory that hold the model, whatever the batch."""
         if self.trains or not self.field:
             return 0
-        leaves = jax.tree.leaves(setting.params(setting.harvested if self.to_site else None))
-        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+        return sharding.bytes_per_device(setting.params(setting.harvested if self.to_site else None))
 
     def limit(self, setting: Setting) -> int:
         """The largest batch that the stage takes, whatever the memory."""
