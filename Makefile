@@ -11,17 +11,21 @@ TORCH := torch==2.13.0
 # step, and a fifth of its time went into faulting in their pages.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint docs compilers clean
+.PHONY: demo test drill lint docs compilers clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m launch.demo --workdir=$(WORKDIR)
 
 # Many tests run the same commands in processes of their own: what one compiled, the next ones read.
-test: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
-test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
+test drill: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
+test drill: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What takes too long for every change, or downloads.
+drill: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m drill
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
