@@ -1,47 +1,36 @@
 """Batches of activations in a shuffled order that any step can be resumed from."""
 
-import dataclasses
+import collections
+import mmap
+import threading
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
 
 from maira_jax.errors import UserError
+from sae.activations.row_ranges import RowRanges
 from sae.activations.store import ActivationRows
 
-
-@dataclasses.dataclass(frozen=True)
-class _ChunkRows:
-    """The rows to read from one chunk of the store.
-
-    Attributes:
-      start: the first of them.
-      stop: one past the last of them.
-      offsets: all of them, counted from `start`, ascending. int64 [n]
-    """
-
-    start: int
-    stop: int
-    offsets: np.ndarray
-
-
-def _by_chunk(store: ActivationRows, rows: np.ndarray) -> list[_ChunkRows]:
-    """Groups ascending `rows` by the chunk of the store that they lie in, so that a read never splits a chunk."""
-    boundaries = np.flatnonzero(np.diff(store.chunk_of(rows))) + 1
-    parts = [part for part in np.split(rows, boundaries) if len(part)]
-    return [_ChunkRows(int(part[0]), int(part[-1]) + 1, part - part[0]) for part in parts]
+# Parts of a batch with chunks of their own, so that processes that each hold a part of every batch need not read the
+# same chunks. More than this many processes do, to some extent.
+LANES = 64
 
 
 class ShuffledBatches:
     """A shuffled stream of rows over many epochs, divided into groups of batches.
 
-    Every epoch visits the chunks in another order; the rows of all chunks of a window (one group, or as many groups as
-    the store's buffer holds) are shuffled again. Group i is a pure function of the seed and i, so the position in the
-    data is a single number.
+    Every epoch visits the chunks in another order. What a window takes from that order (the rows of one group, or of as
+    many groups as the store's buffer holds) is divided into `LANES` lanes of neighbours, as are the rows of a batch,
+    and each lane is shuffled over the batches of the window. So every batch holds rows from all of the window, and a
+    part of every batch comes from the same part of the window's chunks. Group i is a pure function of the seed and i,
+    so the position in the data is a single number.
 
     Args:
       store: the activations.
-      rows: the rows to draw from, ascending. int64 [n]
+      rows: the rows to draw from.
       batch_size: number of rows in a batch.
       group: number of batches in a group.
       n_groups: number of groups in the stream.
@@ -51,15 +40,19 @@ class ShuffledBatches:
       UserError: there is no row to draw from.
     """
 
-    def __init__(self, store: ActivationRows, rows: np.ndarray, batch_size: int, group: int, n_groups: int, seed: int):
+    def __init__(self, store: ActivationRows, rows: RowRanges, batch_size: int, group: int, n_groups: int, seed: int):
         if not len(rows):
             raise UserError(f"{store.directory} has no token in the training split: lower harvest.held_out_fraction")
-        self._shape = (group, batch_size, store.d_model)
-        self._per_window = min(max(store.buffer_rows // (group * batch_size), 1), n_groups)
-        self._n_groups = n_groups
-        self._windows = _WindowSource(
-            store, rows, self._per_window * group * batch_size, n_groups * group * batch_size, seed
+        self._store, self._seed, self._batch_size, self._group, self._n_groups = (
+            store,
+            seed,
+            batch_size,
+            group,
+            n_groups,
         )
+        self._per_window = min(max(store.buffer_rows // (group * batch_size), 1), n_groups)
+        self._stream = _RowStream(rows, store.chunk_bounds(), seed)
+        self._whole = self._windows(slice(None))
         self._latest: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -69,66 +62,150 @@ class ShuffledBatches:
         """Group `index`, [group, batch_size, d_model] in the stored dtype."""
         window, place = divmod(int(index), self._per_window)
         if self._latest is None or self._latest[0] != window:
-            self._latest = (window, self._windows[window])
-        return self._latest[1].reshape(-1, *self._shape)[place]
+            self._latest = (window, self._whole[window])
+        return self._latest[1].reshape(-1, self._group, *self._latest[1].shape[1:])[place]
 
-    def iterate(self, first: int) -> Iterator[np.ndarray]:
-        """Yields the groups from `first` to the last; threads read windows ahead."""
-        self._latest = None
+    def iterate(self, first: int, rows: slice = slice(None)) -> Iterator[np.ndarray]:
+        """Yields the groups from `first` to the last; threads read windows ahead.
+
+        Args:
+          first: the first group.
+          rows: the part of every batch that is read, without a step.
+        """
+        self._latest, self._whole = None, self._windows(slice(None))  # gives up their memory
         window, place = divmod(first, self._per_window)
+        windows = self._windows(rows)
         # Large windows are read ahead one at a time, since each of them fills the buffer.
         ahead = 2 if self._per_window == 1 else 1
-        dataset = grain.MapDataset.source(self._windows).slice(slice(window, len(self._windows)))
-        for rows in dataset.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)):
-            yield from rows.reshape(-1, *self._shape)[place:]
+        dataset = grain.MapDataset.source(windows).slice(slice(window, len(windows)))
+        for values in dataset.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)):
+            yield from values.reshape(-1, self._group, *values.shape[1:])[place:]
             place = 0
+
+    def _windows(self, rows: slice) -> "_WindowSource":
+        shape = (self._per_window * self._group, self._n_groups * self._group, self._batch_size)
+        return _WindowSource(self._store, self._stream, *shape, range(self._batch_size)[rows], self._seed)
 
 
 class _WindowSource:
-    """The stream of `ShuffledBatches` in windows; a grain source with random access."""
+    """The windows of `ShuffledBatches`, or a part of each of their batches; a grain source with random access."""
 
-    def __init__(self, store: ActivationRows, rows: np.ndarray, size: int, total: int, seed: int):
-        self._store, self._seed, self._size, self._total = store, seed, size, total
-        self._chunks = _by_chunk(store, rows)
-        self._sizes = np.array([len(chunk.offsets) for chunk in self._chunks])
-        self._n_rows = len(rows)
+    def __init__(
+        self,
+        store: ActivationRows,
+        stream: "_RowStream",
+        n_batches: int,
+        total_batches: int,
+        batch_size: int,
+        part: range,
+        seed: int,
+    ):
+        self._store, self._stream, self._n_batches, self._total_batches = store, stream, n_batches, total_batches
+        self._batch_size, self._part, self._seed = batch_size, part, seed
+        self._memory = _ReusedMemory(n_batches * len(part) * store.d_model * store.dtype.itemsize)
 
     def __len__(self) -> int:
-        return -(-self._total // self._size)
+        return -(-self._total_batches // self._n_batches)
 
     def __repr__(self) -> str:
-        return (
-            f"_WindowSource({self._store.directory}, {self._size} of {self._total}, {self._n_rows} rows, {self._seed})"
-        )
+        return f"_WindowSource({self._store.directory}, {self._total_batches} batches of {self._part}, {self._seed})"
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The rows of window `index`, shuffled; the last window may be short. [rows, d_model]"""
-        start = int(index) * self._size
-        size = min(self._size, self._total - start)
-        parts = self._pieces(start, size)
-        reads = self._store.read_ranges([(chunk.start, chunk.stop) for chunk, _ in parts])
-        rows = np.concatenate([values[offsets] for values, (_, offsets) in zip(reads, parts, strict=True)])
-        return rows[np.random.default_rng((self._seed, 1, int(index))).permutation(size)]
+        """The batches of window `index`, of which the last window may have fewer. [batches, part, d_model]"""
+        first = int(index) * self._n_batches
+        n_batches = min(self._n_batches, self._total_batches - first)
+        shuffled = shuffled_places(self._batch_size, n_batches, self._part, (self._seed, 1, int(index)))
+        order = np.argsort(shuffled, axis=None)
+        rows = self._stream.rows(first * self._batch_size + shuffled.ravel()[order])
+        values = self._memory.array((len(rows), self._store.d_model), self._store.dtype)
+        self._store.read_into(values, rows, order)
+        return values.reshape(*shuffled.shape, -1)
 
-    def _pieces(self, start: int, size: int) -> list[tuple[_ChunkRows, np.ndarray]]:
-        """The chunks that hold rows `start` to `start + size` of the stream, with the offsets to read from each."""
-        pieces = []
-        epoch, place = divmod(start, self._n_rows)
-        while size:
-            order = np.random.default_rng((self._seed, 0, epoch)).permutation(len(self._chunks))
-            ends = np.cumsum(self._sizes[order])
-            at = int(np.searchsorted(ends, place, side="right"))
-            while size and at < len(order):
-                chunk = self._chunks[order[at]]
-                # Inside a chunk, too, the order differs by epoch: otherwise a chunk that lies across two groups would
-                # always give its first rows to the first one.
-                offsets = np.random.default_rng((self._seed, 2, epoch, int(order[at]))).permutation(chunk.offsets)
-                skip = place - int(ends[at] - len(offsets))
-                wanted = offsets[skip : skip + size]
-                pieces.append((chunk, wanted))
-                place, size, at = place + len(wanted), size - len(wanted), at + 1
-            epoch, place = epoch + 1, 0
-        return pieces
+
+def shuffled_places(batch_size: int, n_batches: int, part: range, seed: tuple[int, ...]) -> np.ndarray:
+    """The places in a window of the rows that the batches of the window take.
+
+    Args:
+      batch_size: number of rows in a batch.
+      n_batches: number of batches in the window.
+      part: the rows of every batch that are wanted.
+      seed: seed of the window's order.
+
+    Returns:
+      Numbers below `n_batches * batch_size`. int64 [n_batches, len(part)]
+    """
+    edges = np.arange(LANES + 1) * batch_size // LANES
+    first, stop = np.searchsorted(edges, part.start, side="right") - 1, np.searchsorted(edges, part.stop)
+    columns = []
+    for lane in range(first, stop):
+        width = edges[lane + 1] - edges[lane]
+        order = np.random.default_rng((*seed, lane)).permutation(n_batches * width)
+        columns.append(n_batches * edges[lane] + order.reshape(n_batches, width))
+    return np.concatenate(columns, axis=1)[:, part.start - edges[first] :][:, : len(part)]
+
+
+class _RowStream:
+    """The rows of all epochs, one epoch after the other; the chunks have another order in each of them.
+
+    Args:
+      rows: the rows of an epoch.
+      bounds: where the store's chunks begin and end.
+      seed: seed of the order.
+    """
+
+    def __init__(self, rows: RowRanges, bounds: np.ndarray, seed: int):
+        self._rows, self._seed, self._n = rows, seed, len(rows)
+        # There is a number for every chunk, three times: half as many bytes where they suffice.
+        self._dtype: Any = np.uint32 if self._n < 2**32 else np.int64
+        self._edges = rows.chunk_edges(bounds).astype(self._dtype)
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._lock = threading.Lock()
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """The row numbers at ascending places in the stream. int64 [n]"""
+        found, begin = [], 0
+        while begin < len(places):
+            epoch = int(places[begin]) // self._n
+            end = int(np.searchsorted(places, (epoch + 1) * self._n))
+            within = (places[begin:end] - epoch * self._n).astype(self._dtype)
+            order, ends = self._epoch(epoch)
+            of = np.searchsorted(ends, within, side="right")
+            found.append(self._rows.take(self._edges[order[of] + 1] - (ends[of] - within)))
+            begin = end
+        return np.concatenate(found)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the chunks, and the number of rows in each and in all before it; of two epochs they are kept."""
+        with self._lock:
+            if epoch not in self._epochs:
+                self._epochs = {other: held for other, held in self._epochs.items() if abs(other - epoch) == 1}
+                rng = np.random.default_rng((self._seed, 0, epoch))
+                order = rng.permutation(len(self._edges) - 1).astype(self._dtype)
+                self._epochs[epoch] = order, np.cumsum(np.diff(self._edges)[order], dtype=self._dtype)
+            return self._epochs[epoch]
+
+
+class _ReusedMemory:
+    """Arrays whose memory is used again once they are gone, since touching new memory takes longer than filling it.
+
+    Args:
+      n_bytes: size of the largest array.
+    """
+
+    def __init__(self, n_bytes: int):
+        self._n_bytes = n_bytes
+        self._free: collections.deque[mmap.mmap] = collections.deque()
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """An array of any content."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = mmap.mmap(-1, self._n_bytes)
+        flat = np.frombuffer(memory, dtype, int(np.prod(shape)))
+        # Every view of it refers to it, also those that JAX holds while it copies or instead of copying.
+        weakref.finalize(flat, self._free.append, memory)
+        return flat.reshape(shape)
 
 
 def sequential(store: ActivationRows, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
@@ -148,7 +225,7 @@ class _SequentialSource:
         return -(-len(self._rows) // self._batch)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        chunks = _by_chunk(self._store, self._rows[index * self._batch : (index + 1) * self._batch])
-        reads = self._store.read_ranges([(chunk.start, chunk.stop) for chunk in chunks])
-        parts = [values[chunk.offsets] for values, chunk in zip(reads, chunks, strict=True)]
-        return np.concatenate(parts)
+        rows = self._rows[index * self._batch : (index + 1) * self._batch]
+        values = np.empty((len(rows), self._store.d_model), self._store.dtype)
+        self._store.read_into(values, rows, np.arange(len(rows)))
+        return values

@@ -96,6 +96,7 @@ class Harvester:
       studies: the study table; see `STUDY_SCHEMA`.
       source: where the activations come from, as plain values.
       d_model: width of the activations.
+      dtype: dtype of the activations.
       batch_size: studies in a pass of the model.
       batches: forms batches of the plan's studies.
       queue: how busy the device is.
@@ -117,7 +118,7 @@ class Harvester:
         tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
         self.plan = make_plan(load_studies(config.studies), tokenizer, harvest)
         self.studies = self.plan.study_table(harvest.held_out_fraction, config.seed)
-        self.d_model = model.text.hidden_size
+        self.d_model, self.dtype = model.text.hidden_size, np.dtype(_DTYPES[harvest.dtype])
         self.source = {
             "checkpoint": files.read_json(model_dir / "manifest.json")["section"]["checkpoint"],
             "site": site.name,

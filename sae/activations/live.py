@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from sae.activations.config import ActivationSource, HarvestSection
 from sae.activations.harvest import Harvester
-from sae.activations.store import ActivationRows, ActivationStore, rows_of
+from sae.activations.row_ranges import RowRanges
+from sae.activations.store import ActivationRows, ActivationStore
 
 # Tokens of the running model that are shuffled together in host memory: 4 GiB at a width of 4,096 in float32, and
 # hundreds of studies, so that a batch does not hold many tokens of the same one.
@@ -45,51 +46,59 @@ class LiveActivations:
         """Number of columns."""
         return self._harvester.d_model
 
-    def rows_of(self, split: str) -> np.ndarray:
-        """Row numbers of the tokens of one split, ascending. int64 [n]"""
-        return rows_of(self._harvester.studies, split)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype in which activations are computed for the store."""
+        return self._harvester.dtype
 
-    def chunk_of(self, rows: np.ndarray) -> np.ndarray:
-        """For each row, the number of its study, which is computed as a whole. int64 [n]"""
-        return np.searchsorted(self._harvester.plan.starts, rows, side="right") - 1
+    def rows_of(self, split: str) -> RowRanges:
+        """The rows of one split's tokens."""
+        return RowRanges.of_split(self._harvester.studies.to_batches(), split)
+
+    def chunk_bounds(self) -> np.ndarray:
+        """The first row of each study, which is computed as a whole, and the number of all rows. int64 [studies + 1]"""
+        return self._harvester.plan.starts
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, float32 [stop - start, d_model]."""
         return self.read_ranges([(start, stop)])[0].astype(np.float32)
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Rows `start` to `stop` of each range, [stop - start, d_model] in the harvest's dtype.
+        """Rows `start` to `stop` of each range, [stop - start, d_model] in the harvest's dtype."""
+        rows = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+        values = np.empty((len(rows), self.d_model), self.dtype)
+        self.read_into(values, rows, np.arange(len(rows)))
+        return np.split(values, np.cumsum([stop - start for start, stop in ranges])[:-1])
 
-        A study that several ranges touch is computed once.
-        """
+    def read_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        """Computes row `rows[i]` into `out[places[i]]`; each study that they touch is computed once."""
         plan = self._harvester.plan
-        wanted = sorted({i for rows in ranges for i in plan.touching(rows)})
-        computed: dict[int, np.ndarray] = {}  # [kept, d_model] by number of the study
-        for batch, activations in self._harvester.read(self._harvester.batches.of(wanted)):
-            computed |= zip(batch.studies, activations, strict=True)
-
-        def rows(start: int, stop: int) -> np.ndarray:
-            touched = [i for i in plan.touching((start, stop)) if i in computed]
-            first = {i: int(plan.starts[i]) for i in touched}
-            return np.concatenate([computed[i][max(start - first[i], 0) : stop - first[i]] for i in touched])
-
-        return [rows(start, stop) for start, stop in ranges]
+        order = np.argsort(rows, kind="stable")
+        study = np.searchsorted(plan.starts, rows[order], side="right") - 1
+        numbers, begins = np.unique(study, return_index=True)
+        wanted = dict(zip(numbers.tolist(), np.split(order, begins[1:]), strict=True))  # places in `rows` by study
+        for batch, activations in self._harvester.read(self._harvester.batches.of(list(wanted))):
+            for i, values in zip(batch.studies, activations, strict=True):  # values [kept, d_model]
+                out[places[wanted[i]]] = values[rows[wanted[i]] - plan.starts[i]]
 
 
-def open_source(source: ActivationSource, config: ml_collections.ConfigDict, workdir: Path) -> ActivationRows:
+def open_source(
+    source: ActivationSource, config: ml_collections.ConfigDict, workdir: Path, readers: int | None = None
+) -> ActivationRows:
     """Opens the activations of a run.
 
     Args:
       source: "store" for those of `workdir/activations`, "model" for those of the running model.
       config: the whole configuration, with its sections `harvest` and `studies`.
       workdir: the run's folder.
+      readers: threads that read the store; None: one per processor.
 
     Raises:
       UserError: the store or the model cannot be opened.
     """
     workdir = Path(workdir)
     if source == "store":
-        return ActivationStore.open(workdir / "activations")
+        return ActivationStore.open(workdir / "activations", readers)
     return LiveActivations(Harvester.open(config, workdir), workdir / "model", BUFFER_TOKENS)
 
 

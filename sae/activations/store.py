@@ -11,7 +11,10 @@ finished, so a killed harvest loses at most the shards that it was writing.
 """
 
 import dataclasses
+import os
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -22,6 +25,7 @@ import tensorstore as ts
 
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
+from sae.activations.row_ranges import RowRanges
 
 TRAIN, HELD_OUT = "train", "held_out"
 # Rows of a shard, the unit of writing: a killed harvest loses at most one; 64 MiB for 1024 float32 columns.
@@ -42,6 +46,7 @@ STUDY_SCHEMA = pa.schema(
     ]
 )
 _HEADER = "store.json"
+_MAX_READERS = 32
 
 
 class ActivationRows(Protocol):
@@ -74,17 +79,24 @@ class ActivationRows(Protocol):
     def d_model(self) -> int:
         """Number of columns."""
 
-    def rows_of(self, split: str) -> np.ndarray:
-        """Row numbers of the tokens of one split, ascending. int64 [n]"""
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype in which activations are stored or computed."""
 
-    def chunk_of(self, rows: np.ndarray) -> np.ndarray:
-        """For each row, the number of the chunk that it is read with. int64 [n]"""
+    def rows_of(self, split: str) -> RowRanges:
+        """The rows of one split's tokens."""
+
+    def chunk_bounds(self) -> np.ndarray:
+        """The rows at which chunks begin, and the number of all rows; a chunk is read as a whole. int64 [chunks + 1]"""
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, float32 [stop - start, d_model]."""
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Rows `start` to `stop` of each range, [stop - start, d_model] in the stored dtype."""
+
+    def read_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        """Reads row `rows[i]` into `out[places[i]]`; `out [places, d_model]` has the stored dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +156,10 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool) -> ts.Tenso
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str((directory / "values.zarr").absolute())},
-        "context": {"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": 8}},
+        "context": {"cache_pool": {"total_bytes_limit": 0}},
+        # A chunk that is not there is an error: zeros are written out like other values.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
         "metadata": {
             "shape": shape,
             "data_type": layout.dtype,
@@ -210,7 +225,7 @@ class StoreWriter:
             "studies": len(splits),
             "studies_held_out": splits.count(HELD_OUT),
             "tokens": self.layout.n_tokens,
-            "tokens_train": len(rows_of(self.studies, TRAIN)),
+            "tokens_train": len(RowRanges.of_split(self.studies.to_batches(), TRAIN)),
             "d_model": self.layout.d_model,
         }
 
@@ -247,6 +262,7 @@ class ActivationStore:
       directory: the store's folder.
       layout: shape and storage of the store.
       source: where the activations come from, as plain values.
+      readers: threads that read chunks.
       buffer_rows: see `ActivationRows`; 0 by default, since the rows of a group already come from all over the store.
     """
 
@@ -254,11 +270,12 @@ class ActivationStore:
     layout: StoreLayout
     source: Mapping[str, Any]
     _values: ts.TensorStore
+    readers: int
     buffer_rows: int = 0
 
     @classmethod
-    def open(cls, directory: Path) -> "ActivationStore":
-        """Opens the store in `directory`.
+    def open(cls, directory: Path, readers: int | None = None) -> "ActivationStore":
+        """Opens the store in `directory`, to be read by this many threads; None: one per processor, at most 32.
 
         Raises:
           UserError: there is none, or it is not finished.
@@ -274,7 +291,8 @@ class ActivationStore:
             raise UserError(
                 f"{directory} holds {finished} of {layout.n_shards} shards: run the harvest again to finish it"
             )
-        return cls(directory, layout, header["source"], _open_values(directory, layout, create=False))
+        values = _open_values(directory, layout, create=False)
+        return cls(directory, layout, header["source"], values, readers or min(os.cpu_count() or 1, _MAX_READERS))
 
     @property
     def n_tokens(self) -> int:
@@ -285,6 +303,11 @@ class ActivationStore:
     def d_model(self) -> int:
         """Number of columns."""
         return self.layout.d_model
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype in which activations are stored."""
+        return self._values.dtype.numpy_dtype
 
     @property
     def tokens(self) -> pa.Table:
@@ -315,17 +338,35 @@ class ActivationStore:
         except (ValueError, OSError) as error:
             raise UserError(f"{self.directory} cannot be read ({first_line(error)}): harvest again") from error
 
-    def rows_of(self, split: str) -> np.ndarray:
-        """Row numbers of the tokens of one split, ascending. int64 [n]"""
-        return rows_of(self.studies, split)
+    def read_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        """Reads row `rows[i]` into `out[places[i]]`, chunk by chunk in `readers` threads.
 
-    def chunk_of(self, rows: np.ndarray) -> np.ndarray:
-        """For each row, the number of the chunk that it is read with. int64 [n]"""
-        return rows // self.layout.chunk_rows
+        Raises:
+          UserError: a chunk is damaged or missing.
+        """
+        order = np.argsort(rows, kind="stable")
+        rows, places = rows[order], places[order]
+        begins = np.flatnonzero(np.diff(rows // self.layout.chunk_rows, prepend=-1))
 
+        def copy(begin: int, end: int) -> None:
+            # One chunk at a time: its memory stays in the processor's cache until it is copied, and is used again.
+            first = int(rows[begin])
+            (values,) = self.read_ranges([(first, int(rows[end - 1]) + 1)])
+            out[places[begin:end]] = values[rows[begin:end] - first]
 
-def rows_of(studies: pa.Table, split: str) -> np.ndarray:
-    """Row numbers of the tokens of one split's studies, ascending. int64 [n]"""
-    chosen = np.asarray(studies["split"].to_pylist()) == split
-    ranges = zip(studies["start"].to_numpy()[chosen], studies["stop"].to_numpy()[chosen], strict=True)
-    return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
+        with ThreadPoolExecutor(self.readers) as pool:
+            deque(pool.map(copy, begins, np.append(begins[1:], len(rows))), maxlen=0)
+
+    def rows_of(self, split: str) -> RowRanges:
+        """The rows of one split's tokens."""
+        path = self.directory / "studies.parquet"
+        try:
+            # In parts: the whole table of a large store takes more memory than all else that reading needs.
+            studies = pq.ParquetFile(path).iter_batches(columns=["split", "start", "stop"])
+            return RowRanges.of_split(studies, split)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path} cannot be read ({first_line(error)}): harvest again") from error
+
+    def chunk_bounds(self) -> np.ndarray:
+        """The rows at which chunks begin, and the number of all rows. int64 [chunks + 1]"""
+        return np.append(np.arange(0, self.n_tokens, self.layout.chunk_rows), self.n_tokens)

@@ -178,6 +178,7 @@ class TrainSection(Section, name="train"):
     source: ActivationSource = setting(
         "store", "Activations: those of WORKDIR/activations, or those of the model, run while training."
     )
+    readers: int | None = setting(None, "Threads that read the store; None: one per processor.", ge=1, decides=False)
     loss_recovered_studies: int = setting(
         64, "Held-out studies on which the loss recovered is measured; 0: none.", ge=0
     )

@@ -29,12 +29,14 @@ def drawn(store: ActivationRows, n: int, seed: int) -> np.ndarray:
     are read as a whole.
     """
     rows = store.rows_of(HELD_OUT)
-    _, chunk, sizes = np.unique(store.chunk_of(rows), return_inverse=True, return_counts=True)
+    edges = rows.chunk_edges(store.chunk_bounds())
+    sizes = np.diff(edges)
     order = np.random.default_rng((seed, 4)).permutation(len(sizes))
-    place = np.argsort(order)[chunk]  # of each row's chunk in the order in which they are drawn
-    within = place < np.searchsorted(np.cumsum(sizes[order]), n) + 1
-    first = np.argsort(place[within], kind="stable")[:n]
-    return np.sort(rows[within][first])
+    chosen = order[: np.searchsorted(np.cumsum(sizes[order]), n) + 1]
+    sizes = sizes[chosen]
+    sizes[-1] -= max(sizes.sum() - n, 0)
+    places = [np.arange(first, first + size) for first, size in zip(edges[chosen], sizes, strict=True)]
+    return rows.take(np.sort(np.concatenate(places)))
 
 
 def sample(store: ActivationRows, trainer: Trainer) -> HeldOutTokens:

@@ -71,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             stages[folder] = stack.enter_context(stage)
         unfinished = [folder for folder, stage in stages.items() if not stage.finished]
         if unfinished:
-            store = live.open_source(train.source, config, workdir)
+            store = live.open_source(train.source, config, workdir, train.readers)
             batch_size = HarvestSection.of(config).batch_size or DEFAULT_BATCH_SIZE
             loss = loss_recovered.of_run(
                 workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size, on, weights

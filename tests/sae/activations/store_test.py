@@ -25,7 +25,7 @@ def test_round_trip(tmp_path, dtype):
     tokens, studies = tables(1000)
     assert store.tokens.equals(tokens.cast(store.tokens.schema))
     assert store.studies["study_id"].to_pylist() == studies["study_id"].to_pylist()
-    rows = np.concatenate([store.rows_of(TRAIN), store.rows_of(HELD_OUT)])
+    rows = np.concatenate([store.rows_of(split).numbers() for split in (TRAIN, HELD_OUT)])
     np.testing.assert_array_equal(np.sort(rows), np.arange(1000))
 
 
@@ -63,6 +63,32 @@ def test_a_damaged_shard_is_reported(tmp_path):
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
         ActivationStore.open(tmp_path / "activations").read(0, 200)
+
+
+def test_a_missing_shard_is_reported_and_not_read_as_zeros(tmp_path):
+    make_store(tmp_path, numbered(200), shard_rows=64)
+    (tmp_path / "activations" / "values.zarr" / "c" / "1" / "0").unlink()
+    store = ActivationStore.open(tmp_path / "activations")
+    assert store.read(0, 64).any()
+    with pytest.raises(UserError, match=f"{store.directory} cannot be read"):
+        store.read(0, 200)
+
+
+def test_zeros_are_stored_like_other_values(tmp_path):
+    make_store(tmp_path, np.zeros((200, 3), np.float32), shard_rows=64)
+    assert not ActivationStore.open(tmp_path / "activations").read(0, 200).any()
+
+
+@pytest.mark.parametrize("readers", [1, 3, None])
+def test_rows_are_read_to_their_places(tmp_path, readers):
+    make_store(tmp_path, numbered(200), shard_rows=64)
+    store = ActivationStore.open(tmp_path / "activations", readers)
+    rows = np.random.default_rng(0).integers(0, 200, 300)  # in any order, some of them twice
+    places = np.random.default_rng(1).permutation(400)[:300]
+    found = np.full((400, 3), -1, np.float32)
+    store.read_into(found, rows, places)
+    np.testing.assert_array_equal(found[places, 0], rows)
+    assert (np.delete(found, places, axis=0) == -1).all()
 
 
 def test_a_header_that_is_none_is_refused(tmp_path):

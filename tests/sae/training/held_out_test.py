@@ -24,7 +24,7 @@ def trainer_of(**train: Any) -> Trainer:
 
 
 def test_the_drawn_tokens_are_of_whole_chunks_but_the_last(store):
-    rows = store.rows_of(HELD_OUT)
+    rows = store.rows_of(HELD_OUT).numbers()
     drawn, other = (held_out.drawn(store, 100, seed) for seed in (0, 1))
     assert len(drawn) == 100 and set(drawn) != set(other) and set(drawn) <= set(rows)
     np.testing.assert_array_equal(drawn, np.sort(drawn))
