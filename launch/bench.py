@@ -5,6 +5,7 @@ recovery   true features recovered from synthetic activations: ours, dictionary_
 exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 steer      tokens/s and memory of a steering sweep, ours and transformers' generate with a hook
 harvest    tokens/s of reading activations at a layer: ours and transformers with a hook
+feed       tokens/s of shuffled batches from the activation store: ours, a NumPy memory map and torch's DataLoader
 convert    bytes/s and memory of a conversion: ours and transformers' from_pretrained and save_pretrained
 fits       what each stage takes on devices that are not there, as their compilers say
 """
@@ -15,7 +16,7 @@ import sys
 
 from maira_jax.errors import UserError
 
-NAMES = ("sae_step", "recovery", "exemplars", "steer", "harvest", "convert", "fits")
+NAMES = ("sae_step", "recovery", "exemplars", "steer", "harvest", "feed", "convert", "fits")
 
 
 def main() -> int:

@@ -155,9 +155,7 @@ class _RowStream:
 
     def __init__(self, rows: RowRanges, bounds: np.ndarray, seed: int):
         self._rows, self._seed, self._n = rows, seed, len(rows)
-        # There is a number for every chunk, three times: half as many bytes where they suffice.
-        self._dtype: Any = np.uint32 if self._n < 2**32 else np.int64
-        self._edges = rows.chunk_edges(bounds).astype(self._dtype)
+        self._edges = rows.chunk_edges(bounds)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._lock = threading.Lock()
 
@@ -167,7 +165,7 @@ class _RowStream:
         while begin < len(places):
             epoch = int(places[begin]) // self._n
             end = int(np.searchsorted(places, (epoch + 1) * self._n))
-            within = (places[begin:end] - epoch * self._n).astype(self._dtype)
+            within = (places[begin:end] - epoch * self._n).astype(self._edges.dtype)
             order, ends = self._epoch(epoch)
             of = np.searchsorted(ends, within, side="right")
             found.append(self._rows.take(self._edges[order[of] + 1] - (ends[of] - within)))
@@ -180,8 +178,8 @@ class _RowStream:
             if epoch not in self._epochs:
                 self._epochs = {other: held for other, held in self._epochs.items() if abs(other - epoch) == 1}
                 rng = np.random.default_rng((self._seed, 0, epoch))
-                order = rng.permutation(len(self._edges) - 1).astype(self._dtype)
-                self._epochs[epoch] = order, np.cumsum(np.diff(self._edges)[order], dtype=self._dtype)
+                order = rng.permutation(len(self._edges) - 1).astype(self._edges.dtype)
+                self._epochs[epoch] = order, np.cumsum(np.diff(self._edges)[order], dtype=self._edges.dtype)
             return self._epochs[epoch]
 
 

@@ -63,13 +63,17 @@ class RowRanges:
         return self.take(np.arange(len(self)))
 
     def chunk_edges(self, bounds: np.ndarray) -> np.ndarray:
-        """The places at which the rows of another chunk begin, and the number of rows. int64 [chunks with rows + 1]
+        """The places at which the rows of another chunk begin, and the number of rows. [chunks with rows + 1]
 
         Args:
           bounds: the rows at which chunks begin, and the number of the store's rows; see `ActivationRows`.
+
+        Returns:
+          uint32 where that holds the number of rows, since there are many chunks; otherwise int64.
         """
+        dtype = np.uint32 if len(self) < 2**32 else np.int64
         parts = np.array_split(bounds, -(-len(bounds) // _CHUNKS_AT_A_TIME))
-        edges = np.concatenate([self._rows_below(part) for part in parts])
+        edges = np.concatenate([self._rows_below(part).astype(dtype) for part in parts])
         return edges[np.append(True, edges[1:] > edges[:-1])]
 
     def _rows_below(self, bounds: np.ndarray) -> np.ndarray:

@@ -141,6 +141,12 @@ class StoreLayout:
         start = shard * self.shard_rows
         return start, min(start + self.shard_rows, self.n_tokens)
 
+    def chunk_bounds(self) -> np.ndarray:
+        """The rows at which chunks begin, and the number of all rows. int64 [chunks + 1]"""
+        bounds = np.arange(0, self.n_tokens + self.chunk_rows, self.chunk_rows)
+        bounds[-1] = self.n_tokens
+        return bounds
+
 
 def _open_values(directory: Path, layout: StoreLayout, create: bool) -> ts.TensorStore:
     shape = [layout.n_tokens, layout.d_model]
@@ -369,4 +375,4 @@ class ActivationStore:
 
     def chunk_bounds(self) -> np.ndarray:
         """The rows at which chunks begin, and the number of all rows. int64 [chunks + 1]"""
-        return np.append(np.arange(0, self.n_tokens, self.layout.chunk_rows), self.n_tokens)
+        return self.layout.chunk_bounds()

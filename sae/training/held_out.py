@@ -29,7 +29,7 @@ def drawn(store: ActivationRows, n: int, seed: int) -> np.ndarray:
     are read as a whole.
     """
     rows = store.rows_of(HELD_OUT)
-    edges = rows.chunk_edges(store.chunk_bounds())
+    edges = rows.chunk_edges(store.chunk_bounds()).astype(np.int64)
     sizes = np.diff(edges)
     order = np.random.default_rng((seed, 4)).permutation(len(sizes))
     chosen = order[: np.searchsorted(np.cumsum(sizes[order]), n) + 1]
