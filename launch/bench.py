@@ -8,6 +8,7 @@ harvest    tokens/s of reading activations at a layer: ours and transformers wit
 feed       tokens/s of shuffled batches from the activation store: ours, a NumPy memory map and torch's DataLoader
 convert    bytes/s and memory of a conversion: ours and transformers' from_pretrained and save_pretrained
 fits       what each stage takes on devices that are not there, as their compilers say
+scaling    memory, rates, hours and dollars of activations and an autoencoder at size, on such devices
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 
 from maira_jax.errors import UserError
 
-NAMES = ("sae_step", "recovery", "exemplars", "steer", "harvest", "feed", "convert", "fits")
+NAMES = ("sae_step", "recovery", "exemplars", "steer", "harvest", "feed", "convert", "fits", "scaling")
 
 
 def main() -> int:

@@ -61,12 +61,7 @@ def main(options: Sequence[str]) -> None:
     stages = arguments.stages.split(",")
     if unknown := set(stages) - set(PROGRAMS):
         raise UserError(f"--stages={min(unknown)} is not a program: give some of {', '.join(PROGRAMS)}")
-    jax.config.update("jax_platforms", "cpu")  # nothing runs, and no device of this machine is needed
-    jax.config.update("jax_enable_compilation_cache", False)  # it could not be read again without the device
-    config, facts = _config(arguments.config), absent_devices.facts(arguments.device)
-    mesh = _mesh(arguments.mesh) or tuple(config.mesh)
-    devices, local = absent_devices.devices(arguments.device), absent_devices.one_host(arguments.device)
-    setting = Setting.of(config, devices, local, mesh, facts.memory)
+    setting, facts = setting_of(arguments.device, arguments.config, _mesh(arguments.mesh))
     rows = []
     for name in stages:
         rows.append(row(name, PROGRAMS[name], setting, facts))
@@ -82,6 +77,24 @@ def main(options: Sequence[str]) -> None:
                 for row in too_large
             )
         )
+
+
+def setting_of(device: str, config: str, mesh: tuple[int, int] | None = None) -> tuple[Setting, DeviceFacts]:
+    """What the programs of a configuration are compiled for, and what each device has.
+
+    Args:
+      device: a name of `absent_devices`.
+      config: FILE or FILE:ARG of the configuration.
+      mesh: devices along the batch and along each layer; None: the configuration's.
+
+    Raises:
+      UserError: the device, its compiler or the configuration is missing.
+    """
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, and no device of this machine is needed
+    jax.config.update("jax_enable_compilation_cache", False)  # it could not be read again without the device
+    values, facts = _config(config), absent_devices.facts(device)
+    devices, local = absent_devices.devices(device), absent_devices.one_host(device)
+    return Setting.of(values, devices, local, mesh or tuple(values.mesh), facts.memory), facts
 
 
 def _config(flag: str) -> ConfigDict:

@@ -33,17 +33,12 @@ if [[ -z ${MAIRA_POD:-} ]]; then
   exit
 fi
 
-# What follows runs on the first host of the job.
-trap : TERM
-read -r coordinator <<< "$(scontrol show hostnames "${SLURM_JOB_NODELIST:?}")"  # the first line
-# JAX gives each process of Slurm one GPU unless it is told which.
-JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((gpus - 1)))
-export JAX_LOCAL_DEVICE_IDS PATH="$HERE/.venv/bin:$PATH" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
+# What follows runs on the first host of the job. Each process finds the others by Slurm's variables.
+trap : TERM  # of a preemption, which srun passes on
+export PATH="$HERE/.venv/bin:$PATH" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
 code=0
-# SLURM_PROCID is that of each process: the inner shell reads it.
-# shellcheck disable=SC2016
-srun --label --kill-on-bad-exit=0 --wait=300 bash -c 'exec "$@" --process="$SLURM_PROCID"' run "${COMMAND[@]}" \
-  --coordinator="$coordinator:8476" --processes="${SLURM_JOB_NUM_NODES:?}" || code=$?
+# A process reads on all processors of its host; once one has ended, the others have the time that a checkpoint takes.
+srun --label --cpu-bind=none --kill-on-bad-exit=0 --wait=300 "${COMMAND[@]}" || code=$?
 if ((code == 143)); then
   scontrol requeue "${SLURM_JOB_ID:?}"
 fi
