@@ -1,7 +1,11 @@
 """What all commands share: flags, help, errors in one sentence, exit codes."""
 
+import os
 import re
+import signal
 import sys
+import traceback
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,10 +15,12 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from launch import _help
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.model import sharding
-from maira_jax.run import compilation_cache
+from maira_jax.run import compilation_cache, processes
 from maira_jax.run.config import RunSection, Section
+from maira_jax.run.coordinator import Address
+from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, INTERRUPTED, TERMINATED, RunEnded
 from maira_jax.studies.readers import READERS
 
 Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
@@ -32,6 +38,18 @@ _CACHE = flags.DEFINE_string(
     "Folder in which compiled programs are kept for the next run; empty: none are kept. The environment variable "
     "JAX_COMPILATION_CACHE_DIR comes first.",
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Whether this process is one of several that are one run, each started with the same flags, one on each host: as "
+    "the variables of a Cloud TPU slice, GKE, SLURM or Open MPI say, or as the next three flags do. auto: where they "
+    "name several.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, which the others connect to.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes of the run.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.", lower_bound=0)
+_RUN_FLAGS = ("workdir", "compilation_cache", "distributed", "coordinator", "processes", "process")
 _shortcuts: dict[str, Callable[[Any], Mapping[str, Any]]] = {}
 _own: list[str] = []
 _MESH = (
@@ -77,43 +95,88 @@ def list_in_help(flag: flags.FlagHolder) -> flags.FlagHolder:
     return flag
 
 
-def main(run: Run, doc: str, *, reads: Sequence[str]) -> NoReturn:
-    """Parses the command line, runs a stage and exits: 0 done, 1 bad input, 2 bad flags, 130 interrupted.
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
+def main(run: Run, doc: str, *, reads: Sequence[str], parallel: bool = False) -> NoReturn:
+    """Parses the command line, runs a stage and exits.
+
+    The exit code is 0 when it is done, 1 for bad input, 2 for bad flags, 130 when it is interrupted, and 143 when it is
+    terminated or another process of the run is lost.
 
     Args:
       run: the stage's function.
       doc: the command's docstring, which `--help` shows.
       reads: the names of the sections that the command reads, which `--help` explains; "seed" is the top level.
+      parallel: whether every process of a run of several takes part. Otherwise the first one runs the stage.
     """
     command = f"python -m launch.{Path(sys.argv[0]).stem}"
     asks_help = any(argument in _HELP for argument in sys.argv)
     try:
         config = _parse([argument for argument in sys.argv if argument not in _HELP], reads)
+        workdir, address = _workdir(), _address()
     except UserError as error:
-        _fail(str(error), code=1)
+        _fail(str(error), BAD_INPUT)
     # A configuration file is a program: it can fail in any way.
     except Exception as error:
-        _fail(f"{_sentence(error)} (see {command} --help)", code=2)
+        _fail(f"{_sentence(error)} (see {command} --help)", BAD_FLAGS)
     if asks_help:
-        entries = {name: flags.FLAGS[name].help for name in (*_shortcuts, *_own)}
-        entries["workdir"] = f"{flags.FLAGS['workdir'].help} Default: {_WORKDIR.default}"
-        entries["compilation_cache"] = (
-            f"{flags.FLAGS['compilation_cache'].help} Default: in the user's cache directory."
-        )
-        entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
         given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config=", "-config="))]
-        print(_help.text(command, doc, entries, sections(config, reads), config, (given or [DEFAULT_CONFIG.name])[-1]))
+        file = (given or [DEFAULT_CONFIG.name])[-1]
+        print(_help.text(command, doc, _entries(), sections(config, reads), config, file))
         sys.exit(0)
     try:
+        signal.signal(signal.SIGTERM, _terminate)
+        processes.start(_DISTRIBUTED.value, address, parallel, _leave)
+        processes.silence()
         compilation_cache.keep_programs(_CACHE.value)
-        report(Path(sys.argv[0]).stem, run(config, Path(_WORKDIR.value).expanduser()))
+        processes.check_same(config.to_dict(), workdir)
+        result = run(config, workdir) if parallel else processes.first_only(lambda: run(config, workdir))
+        report(Path(sys.argv[0]).stem, result)
+        processes.close()
+    except RunEnded as ended:
+        _leave(ended.sentence, ended.code)
     except UserError as error:
-        _fail(str(error), code=1)
+        _fail(str(error), BAD_INPUT)
     except OSError as error:  # of a disk or a connection, where nothing more is known of it
-        _fail(f"{error}: fix that and run {command} again", code=1)
+        _fail(f"{error}: fix that and run {command} again", BAD_INPUT)
     except KeyboardInterrupt:
-        _fail(f"interrupted: {command} with the same flags resumes from here", code=130)
+        _fail(f"interrupted: {command} with the same flags resumes from here", INTERRUPTED)
+    except _Terminated:
+        _fail(f"terminated: {command} with the same flags resumes from here", TERMINATED)
+    except Exception as error:
+        _fail_unexpectedly(error)
     sys.exit(0)
+
+
+def _workdir() -> Path:
+    if "://" in _WORKDIR.value:
+        raise UserError(f"--workdir={_WORKDIR.value} is the address of an object store: choose a folder")
+    return Path(_WORKDIR.value).expanduser()
+
+
+def _address() -> Address | None:
+    """Where the flags say that this process stands in a run of several."""
+    coordinator, processes, process = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    if coordinator is None and processes is None and process is None:
+        return None
+    if coordinator is None or processes is None or process is None:
+        raise UserError("--coordinator, --processes and --process belong together: give all three")
+    if not re.fullmatch(r".+:[0-9]+", coordinator):
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT: correct it")
+    if process >= processes:
+        raise UserError(f"--process={process}, but processes are numbered from 0 to {processes - 1}: correct it")
+    return Address(coordinator, processes, process)
+
+
+def _entries() -> dict[str, str]:
+    """The flags that `--help` explains, apart from the configuration's fields."""
+    entries: dict[str, str] = {name: flags.FLAGS[name].help for name in (*_shortcuts, *_own, *_RUN_FLAGS)}
+    entries["workdir"] = f"{entries['workdir']} Default: {_WORKDIR.default}"
+    entries["compilation_cache"] = f"{entries['compilation_cache']} Default: in the user's cache directory."
+    entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
+    return entries
 
 
 def sections(config: ConfigDict, reads: Sequence[str]) -> list[type[Section]]:
@@ -179,6 +242,31 @@ def _sentence(error: Exception) -> str:
     return f"the configuration file fails with {type(error).__name__}: {lines[-1]}"
 
 
+def _terminate(number: int, frame: types.FrameType | None) -> None:
+    raise _Terminated
+
+
 def _fail(sentence: str, code: int) -> NoReturn:
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    """Ends all processes of the run."""
+    _leave(*processes.end(sentence, code))
+
+
+def _fail_unexpectedly(error: Exception) -> NoReturn:
+    """Ends all processes of the run with an error of the program, or with what another one's end has caused here."""
+    if processes.count() == 1:
+        raise error
+    failure = processes.await_failure()
+    if failure is not None:
+        _leave(failure.sentence, failure.code)
+    traceback.print_exception(error, file=sys.__stderr__)
+    what = f"{type(error).__name__}: {first_line(error)}"
+    _fail(f"process {processes.index()} failed unexpectedly ({what}): see its traceback", BAD_INPUT)
+
+
+def _leave(sentence: str, code: int) -> NoReturn:
+    """Prints the sentence and ends this process."""
+    prefix = "" if processes.is_first() else f"[{processes.index()}] "
+    print(f"{prefix}error: {sentence}", file=sys.__stderr__, flush=True)
+    if processes.count() == 1:
+        sys.exit(code)
+    os._exit(code)  # programs on devices may still wait for other processes

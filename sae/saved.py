@@ -9,7 +9,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import files
+from maira_jax.run import files, processes
 from sae.autoencoder import Sae
 
 _WEIGHTS = "weights"
@@ -19,7 +19,8 @@ _HEADER = "sae.json"
 def save_sae(directory: Path, sae: Sae) -> None:
     """Writes a finished autoencoder into the stage's folder."""
     path = (Path(directory) / _WEIGHTS).absolute()
-    ocp.save(path, {name: jnp.asarray(value) for name, value in sae.params.items()}, overwrite=True)
+    with processes.own_checkpoints():
+        ocp.save(path, {name: jnp.asarray(value) for name, value in sae.params.items()}, overwrite=True)
     header = {name: value for name, value in dataclasses.asdict(sae).items() if name != "params"}
     files.write_json(Path(directory) / _HEADER, header | {"d_model": sae.d_model, "n_features": sae.n_features})
 
@@ -35,9 +36,10 @@ def load_sae(directory: Path) -> Sae:
     try:
         d, f = header.pop("d_model"), header.pop("n_features")
         shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = {name: jax.ShapeDtypeStruct(s, np.float32, sharding=place) for name, s in shapes.items()}
-        params = ocp.load((directory / _WEIGHTS).absolute(), abstract)
+        with processes.own_checkpoints():
+            params = ocp.load((directory / _WEIGHTS).absolute(), abstract)
         return Sae(params=params, **header | {"group_sizes": tuple(header["group_sizes"])})
     except Exception as error:  # orbax raises many classes for a damaged folder
         raise UserError(f"{directory} holds no readable autoencoder ({first_line(error)}): train again") from error

@@ -32,7 +32,7 @@ from maira_jax.model.config import Maira2Config
 from maira_jax.model.int8 import Int8Kernel, Weights, input_axis
 from maira_jax.model.layers import FUSED, LAYERS, ParameterPath, Params
 from maira_jax.model.sites import Site
-from maira_jax.run import files
+from maira_jax.run import files, processes
 
 _PARAMS = "params"
 _UNFINISHED = "params.unfinished"
@@ -47,7 +47,7 @@ _PIECE = 1 << 26  # bytes that are read together
 
 def _context() -> ocp.Context:
     """One uncompressed zarr array per parameter: weights do not compress, and nothing is kept back in memory."""
-    context = ocp.Context()
+    context = processes.own_checkpoints()
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False
     return context

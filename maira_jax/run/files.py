@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Nothing is left at `path` when the body raises. A full disk is reported as a `UserError`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # processes of several hosts have one number
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)

@@ -1,11 +1,8 @@
 """A stage of a run: one folder with one manifest, which a second run resumes, finds finished or refuses."""
 
-import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import math
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -16,7 +13,8 @@ from typing import Any, Self
 import jax
 
 from maira_jax.errors import UserError
-from maira_jax.run import files
+from maira_jax.run import files, processes
+from maira_jax.run.lock import FolderLock
 
 MANIFEST = "manifest.json"
 _UNFINISHED = "unfinished.json"
@@ -77,8 +75,11 @@ def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
 class Stage:
     """Owns the folder `workdir/name` while the stage runs.
 
-    The folder's content survives a kill: when the same stage with the same section and the same input manifests
-    is run again, `dir` holds what the earlier attempt wrote, and the stage resumes. `finish` writes the manifest last.
+    In a run of several processes all of them enter it; the first one locks the folder, decides how far it is, and
+    writes the manifest.
+
+    The folder's content survives a kill: when the same stage with the same section and the same input manifests is run
+    again, `dir` holds what the earlier attempt wrote, and the stage resumes. `finish` writes the manifest last.
 
     Args:
       workdir: the run directory.
@@ -113,18 +114,39 @@ class Stage:
         self.computing = _plain(computing or {})
         self.finished = False
         self.manifest: dict[str, Any] = {}
-        self._folder: int | None = None  # open while it is locked
+        self._lock = FolderLock(self.dir)
 
     def __enter__(self) -> Self:
-        identity = {"section": self.section, "inputs": self._input_digests()}
+        refusal: UserError | None = None
+        if processes.is_first():
+            try:
+                self._begin({"section": self.section, "inputs": self._input_digests()})
+            except UserError as error:
+                refusal = error
+        sentence, self.finished, self.manifest = processes.broadcast(
+            [refusal and str(refusal), self.finished, self.manifest]
+        )
+        if sentence is not None:
+            raise refusal or UserError(sentence)
+        return self
+
+    def _begin(self, identity: Mapping[str, Any]) -> None:
+        """Locks the folder, unless its result is finished, and reads how far an earlier attempt came."""
         if not (self.dir / MANIFEST).is_file():
-            self._lock()
+            try:
+                self.dir.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire()
+                self.dir.mkdir(exist_ok=True)  # the command that held the lock may have removed it
+            except OSError as error:
+                self._lock.release()
+                raise UserError(
+                    f"could not write {self.dir} ({error.strerror or error}): choose another --workdir"
+                ) from error
         try:
             self._open(identity)
         except BaseException:
-            self._unlock()
+            self._lock.release()
             raise
-        return self
 
     def _open(self, identity: Mapping[str, Any]) -> None:
         """Reads how far an earlier attempt came; an empty folder is marked as begun."""
@@ -147,7 +169,8 @@ class Stage:
             "stage": self.name,
             "versions": _versions(),
             "device": str(jax.devices()[0].device_kind),
-            "device_count": jax.device_count(),
+            "device_count": len(processes.devices()),
+            "processes": processes.count(),
             "computing": self.computing,
             "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
@@ -156,43 +179,19 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not processes.is_first():
+            return
         if isinstance(error, UserError) and not self.finished:
             left = [path.name for path in self.dir.iterdir()]
             if left == [_UNFINISHED]:
                 shutil.rmtree(self.dir)
-        self._unlock()
-
-    def _lock(self) -> None:
-        """Locks the folder against other processes until this one leaves it or ends."""
-        while True:
-            try:
-                self.dir.mkdir(parents=True, exist_ok=True)
-                self._folder = os.open(self.dir, os.O_RDONLY)
-            except OSError as error:
-                raise UserError(
-                    f"could not write {self.dir} ({error.strerror or error}): choose another --workdir"
-                ) from error
-            try:
-                fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._unlock()
-                raise UserError(f"another command works in {self.dir}: wait until it has ended") from None
-            except OSError:  # a file system without locks
-                return
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._folder), self.dir.stat()):
-                    return
-            self._unlock()  # the process that held the lock has just removed the folder
-
-    def _unlock(self) -> None:
-        if self._folder is not None:
-            os.close(self._folder)
-            self._folder = None
+        self._lock.release()
 
     def record(self, chosen: Mapping[str, Any]) -> None:
         """Records what open fields of the section were set to: `manifest["chosen"]`, when the stage resumes, too."""
         self.manifest = self.manifest | {"chosen": _plain(chosen)}
-        files.write_json(self.dir / _UNFINISHED, self.manifest)
+        if processes.is_first():
+            files.write_json(self.dir / _UNFINISHED, self.manifest)
 
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Marks the stage as finished.
@@ -200,10 +199,13 @@ class Stage:
         Args:
           counts: what the stage did, as plain numbers; the manifest records it.
         """
+        processes.barrier()
         end = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.manifest = self.manifest | {"end": end, "counts": _plain(counts)}
-        files.write_json(self.dir / MANIFEST, self.manifest)
-        (self.dir / _UNFINISHED).unlink(missing_ok=True)
+        if processes.is_first():
+            files.write_json(self.dir / MANIFEST, self.manifest)
+            (self.dir / _UNFINISHED).unlink(missing_ok=True)
+        self.manifest = processes.broadcast(self.manifest)
         self.finished = True
 
     def _input_digests(self) -> dict[str, str]:

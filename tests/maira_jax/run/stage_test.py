@@ -67,7 +67,7 @@ def test_a_killed_stage_keeps_its_folder_for_the_same_config_only(tmp_path):
     process.start()
     while not (tmp_path / "sae" / "part").exists():
         time.sleep(0.05)
-    with pytest.raises(UserError, match="another command works in .*sae: wait"):
+    with pytest.raises(UserError, match=r"another command works in .*sae \(process \d+ on .*\): wait"):
         finish(tmp_path, "sae", {"k": 1})
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -1,0 +1,158 @@
+"""Where the processes of a run find each other: the cluster's variables, and the service that they all connect to.
+
+JAX runs this service inside the first process, whose death then ends the others by a failed check in the runtime.
+Here it is a process of its own, which outlives the first one long enough for the others to be told.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax._src import clusters, distributed
+from jax._src.lib import _jax
+
+from maira_jax.errors import UserError, first_line
+
+# What Google's firewall opens between the hosts of a slice; JAX's own default is another since 0.8.1.
+PORT = 8476
+_START_SECONDS = 300  # in which all processes must have connected
+_HEARTBEAT_SECONDS = 100  # of the runtime's own check; `maira_jax.run.processes` is faster
+_LINGER_SECONDS = 15  # for which the service answers after the first process has been killed
+
+
+class Address(NamedTuple):
+    """Where a process stands in a run.
+
+    Attributes:
+      coordinator: host and port of the service, as HOST:PORT.
+      processes: number of processes.
+      process: number of this one.
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+
+
+def detect() -> Address | None:
+    """What the variables of a Cloud TPU slice, of GKE, SLURM or Open MPI say; None where none of them are set."""
+    for environment in clusters.ClusterEnv._cluster_types:
+        if environment.opt_in_only_method or not environment.is_env_present():
+            continue
+        processes = environment.get_process_count()
+        if processes == 1:
+            return None
+        host = environment.get_coordinator_address(timeout_secs=_START_SECONDS, override_coordinator_port=str(PORT))
+        return Address(os.environ.get("JAX_COORDINATOR_ADDRESS", host), processes, environment.get_process_id())
+    return None
+
+
+def connect(address: Address, devices: bool) -> Any:
+    """Connects this process, the first one after it has started the service.
+
+    Args:
+      address: where it stands.
+      devices: whether the processes use their devices together. Otherwise JAX is not told of the others, and runs on
+        the processor of this host: a TPU of a slice would wait for the other hosts.
+
+    Returns:
+      The runtime's client.
+
+    Raises:
+      UserError: the service cannot be started, or not all processes have come in time.
+    """
+    if address.process == 0:
+        _start(address)
+    client = _connected(address)
+    if devices:
+        state = distributed.global_state
+        state.process_id, state.num_processes = address.process, address.processes
+        state.coordinator_address, state.client = address.coordinator, client
+        jax.devices()  # all processes must look at the devices before one of them can use its own
+    else:
+        jax.config.update("jax_platforms", "cpu")
+    return client
+
+
+def _connected(address: Address) -> Any:
+    until = time.monotonic() + _START_SECONDS
+    while True:
+        client = _jax.get_distributed_runtime_client(
+            address.coordinator,
+            address.process,
+            init_timeout=_START_SECONDS,
+            heartbeat_timeout=_HEARTBEAT_SECONDS,
+            shutdown_on_destruction=False,
+            use_compression=True,
+        )
+        try:
+            client.connect()
+        except jax.errors.JaxRuntimeError as error:
+            if time.monotonic() > until:
+                raise UserError(
+                    f"process {address.process} of {address.processes} found no run at {address.coordinator} "
+                    f"({first_line(error)}): start the same command on every host within {_START_SECONDS} seconds"
+                ) from error
+            time.sleep(1)  # the service of a run that was killed may still be there
+        else:
+            return client
+
+
+def disconnect(client: Any) -> None:
+    """Ends the connection of a process whose run has ended well, and after the first process's the service."""
+    client.shutdown()
+    distributed.global_state.client = None
+    for service in _services:
+        assert service.stdin
+        service.stdin.write(b"done")
+        service.stdin.close()
+        service.wait()
+
+
+def _start(address: Address) -> None:
+    port = int(address.coordinator.rpartition(":")[2])
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({port}, {address.processes})"
+    )
+    service = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+    )
+    assert service.stdout
+    if not service.stdout.readline():
+        raise UserError(f"port {port} of this host cannot be listened on: choose another --coordinator on every host")
+    _services.append(service)
+
+
+_services: list[subprocess.Popen[bytes]] = []  # its standard input is open as long as this process runs
+
+
+def serve(port: int, processes: int) -> None:
+    """The service's program: serves until it is told to end, or for some seconds after its standard input has ended.
+
+    Args:
+      port: where it listens.
+      processes: how many processes connect.
+    """
+    until = time.monotonic() + 2 * _LINGER_SECONDS  # the service of a run that was killed may still be there
+    while True:
+        try:
+            service = _jax.get_distributed_runtime_service(
+                f"[::]:{port}",
+                processes,
+                heartbeat_timeout=_HEARTBEAT_SECONDS,
+                cluster_register_timeout=_START_SECONDS,
+                shutdown_timeout=_LINGER_SECONDS,
+            )
+            break
+        except jax.errors.JaxRuntimeError:
+            if time.monotonic() > until:
+                os._exit(1)
+            time.sleep(1)
+    print("ready", flush=True)
+    if not sys.stdin.buffer.read():
+        time.sleep(_LINGER_SECONDS)
+    service.shutdown()
+    os._exit(0)

@@ -1,0 +1,116 @@
+import os
+import signal
+import time
+
+import pytest
+
+from maira_jax.run import files, processes
+from tests.helpers import commands, pods
+
+PROGRAM = ("-m", "tests.helpers.pod_process")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Starts the scenario's processes, and ends those that a failed test leaves."""
+    every = []
+
+    def start(scenario, workdir, n=2, **options):
+        monkeypatch.setenv("SCENARIO", scenario)
+        every.extend(pods.start((*PROGRAM, f"--workdir={workdir}"), processes=n, devices=1, **options))
+        return every
+
+    yield start
+    for process in every:
+        process.kill()
+
+
+def _until(*paths):
+    while not all(path.exists() and path.read_text() for path in paths):
+        time.sleep(0.05)
+
+
+def test_one_process_is_a_run_of_its_own():
+    assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
+    assert processes.gather({"a": 1}) == [{"a": 1}] and processes.broadcast(2) == 2
+    assert processes.first_only(lambda: 3) == 3
+    assert processes.end("what went wrong", 1) == ("what went wrong", 1)
+
+
+def test_processes_agree_and_only_the_first_one_prints(started, tmp_path):
+    first, *others = pods.ended(started("agree", tmp_path, 3))
+    assert [process.code for process in (first, *others)] == [0, 0, 0], (first, others)
+    assert not any(process.out or process.err for process in others), others
+    manifest = files.read_json(tmp_path / "agree" / "manifest.json")
+    assert manifest["processes"] == 3 and manifest["chosen"] == {"size": 4}
+    told = [[{"of": 0}, {"of": 1}, {"of": 2}], "from 0", [0, 1]]
+    assert manifest["counts"]["told"] == str(told) and str(told) in first.out
+    assert sorted(os.listdir(tmp_path)) == ["agree"]  # neither a lock nor a mark is left
+    assert sorted(os.listdir(tmp_path / "agree")) == ["manifest.json", "part-0", "part-1", "part-2"]
+
+
+@pytest.mark.parametrize(
+    "scenario, sentence",
+    [
+        ("refuse", "study 7 cannot be read: leave it out"),
+        ("fail", "process 1 failed unexpectedly (ZeroDivisionError: of the program): see its traceback"),
+    ],
+)
+def test_an_error_on_one_process_ends_all_with_its_sentence(started, tmp_path, scenario, sentence):
+    first, second = pods.ended(started(scenario, tmp_path), timeout=60)
+    assert (first.code, second.code) == (1, 1)
+    assert first.err == f"error: {sentence}\n"
+    assert second.err.endswith(f"[1] error: {sentence}\n")
+    assert ("Traceback" in second.err) == (scenario == "fail")
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_the_others(started, tmp_path, lost):
+    both = started("wait", tmp_path)
+    _until(tmp_path / "pid-0", tmp_path / "pid-1")
+    both[lost].send_signal(signal.SIGKILL)
+    left = pods.ended(both, timeout=60)[1 - lost]
+    assert left.code == 143
+    assert f"error: process {lost} of 2 no longer answers" in left.err and "Traceback" not in left.err
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_one_process_ends_all(started, tmp_path, sent, code):
+    both = started("locked", tmp_path)
+    _until(tmp_path / "pid-0", tmp_path / "pid-1")
+    both[1].send_signal(sent)
+    ends = pods.ended(both, timeout=60)
+    assert [end.code for end in ends] == [code, code]
+    assert all("with the same flags resumes from here" in end.err for end in ends)
+    assert sorted(os.listdir(tmp_path)) == ["locked", "pid-0", "pid-1"]  # the lock is released
+
+
+def test_processes_of_different_flags_or_folders_are_refused(started, tmp_path):
+    ends = pods.ended(started("agree", tmp_path, flags=lambda process: [f"--config.seed={process}"]), timeout=60)
+    assert [end.code for end in ends] == [1, 1]
+    assert "process 1 (on " in ends[0].err and "another configuration" in ends[0].err
+
+
+def test_hosts_that_do_not_share_the_run_directory_are_refused(started, tmp_path):
+    hosts = [tmp_path / "0", tmp_path / "1"]
+    for host in hosts:
+        host.mkdir()
+    ends = pods.ended(started("agree", "run", cwds=hosts), timeout=60)
+    assert [end.code for end in ends] == [1, 1]
+    assert "process 1 (on " in ends[0].err and "does not see run of process 0" in ends[0].err
+    assert os.listdir(hosts[0] / "run") == [] and not (hosts[1] / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--distributed=on"], "no cluster was found"),
+        (["--processes=2"], "belong together"),
+        (["--coordinator=here", "--processes=2", "--process=0"], "is not HOST:PORT"),
+        (["--coordinator=here:1", "--processes=2", "--process=2"], "numbered from 0 to 1"),
+        (["--workdir=gs://bucket/run"], "object store"),
+    ],
+)
+def test_flags_that_name_no_run_are_refused(flags, sentence):
+    done = commands.launch("convert", *flags)
+    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
