@@ -139,7 +139,6 @@ def generate(
     params, batch = maira2.unstacked(params), len(tokens)
     last, prefix = _prefill(params, cfg, tokens, mask, pixels, edits)
     start = maira2.last_position(mask)  # [B]
-    in_prefix = maira2.before(start, mask)  # [B, T]
     change = maira2.edits_of(edits, "language")
     hook = change.hook(jnp.ones((batch, 1), bool)) if isinstance(change, Edits) else change
 
@@ -156,7 +155,7 @@ def generate(
             cfg.text,
             last,
             (start + step)[:, None],
-            SharedMask(in_prefix, seen),
+            SharedMask(start, seen),
             hook=hook,
             cache=SharedCache(prefix, *own),
             slot=step,

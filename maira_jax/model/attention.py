@@ -8,17 +8,27 @@ The kernel is chosen when the program is lowered, so a program for a device that
 
 For long rows none of them has an array of [positions, positions] in memory. On a mesh, that of `jax.set_mesh`, the rows
 are split over `data` and the heads over `model`, as far as they divide.
+
+Attention over keys that lie in several places is computed for each place and joined (`joined`): of each it needs the
+softmax of its own and the logarithm of the sum that this is divided by, which cuDNN's kernel gives too.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.extend.core
 import jax.numpy as jnp
+
+# The public function rounds the logarithms to the type of the queries.
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 # Rows of more positions than this are computed in blocks of `_BLOCK` positions by XLA.
 _WHOLE, _BLOCK = 1024, 512
+# cuDNN's kernel gives all queries of a head to one core of a GPU, of which an H100 has 132.
+_CUDNN_HEADS = 128
 _SPLASH_BLOCKS = (128, 256, 384, 512, 640, 768)
 _ONE_DEVICE = AbstractMesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
@@ -43,11 +53,79 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | Non
         if attend is _in_blocks:
             return attend(q, k, v, lengths)
         mesh = _ONE_DEVICE  # a kernel must be told that it is not to be partitioned
-    rows = "data" if q.shape[0] % mesh.shape["data"] == 0 else None
-    heads = "model" if k.shape[2] % mesh.shape["model"] == 0 else None
+    rows, heads = _axes(mesh, q.shape[0], k.shape[2])
     spec = PartitionSpec(rows, None, heads, None)
     specs = (spec, spec, spec, None if lengths is None else PartitionSpec(rows))
     return jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, lengths)
+
+
+def _axes(mesh: AbstractMesh, rows: int, heads: int) -> tuple[str | None, str | None]:
+    """The axes of a mesh that so many rows and heads are split over."""
+    return (
+        "data" if rows % mesh.shape["data"] == 0 else None,
+        "model" if heads % mesh.shape["model"] == 0 else None,
+    )
+
+
+class PartialAttention(NamedTuple):
+    """Attention to some of the keys that a query sees.
+
+    Attributes:
+      out: float32 [..., queries, head_dim], the softmax over these keys alone, times their values.
+      log_total: float32 [..., queries], the logarithm of the sum of the keys' exponentials.
+    """
+
+    out: jax.Array
+    log_total: jax.Array
+
+
+def joined(first: PartialAttention, second: PartialAttention) -> jax.Array:
+    """One softmax over the keys of both, float32 [..., queries, head_dim]."""
+    share = jax.nn.sigmoid(first.log_total - second.log_total)[..., None]  # [..., Q, 1]
+    return share * first.out + (1 - share) * second.out
+
+
+def attention_to(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> PartialAttention:
+    """Attention by XLA.
+
+    Args:
+      q: [..., queries, head_dim].
+      k, v: [..., keys, head_dim].
+      seen: bool, broadcast to [..., queries, keys]. What is computed for a query that sees no key is finite, and
+        `joined` gives it no weight.
+    """
+    float32 = {"preferred_element_type": jnp.float32}
+    scores = jnp.einsum("...qh,...kh->...qk", q, k, **float32) * q.shape[-1] ** -0.5  # [..., Q, K]
+    scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+    top = scores.max(-1, keepdims=True)  # [..., Q, 1]
+    weights = jnp.exp(scores - top)  # [..., Q, K]
+    total = weights.sum(-1, keepdims=True)  # [..., Q, 1]
+    out = jnp.einsum("...qk,...kh->...qh", weights.astype(v.dtype), v, **float32) / total  # [..., Q, H]
+    return PartialAttention(out, (top + jnp.log(total))[..., 0])
+
+
+@jax.jit
+def attention_to_prefix(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> PartialAttention:
+    """Attention of many queries to the keys before them.
+
+    Args:
+      q: [batch, kv_heads, queries, head_dim].
+      k, v: [batch, kv_heads, keys, head_dim].
+      lengths: int32 [batch], at least 1: each query sees so many keys.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if q.dtype == jnp.float32:
+        return _to_prefix(q, k, v, lengths)
+    mesh = _ONE_DEVICE if mesh.empty else mesh
+    rows, heads = _axes(mesh, *k.shape[:2])
+    spec = PartitionSpec(rows, heads)
+    specs = (spec, spec, spec, PartitionSpec(rows))
+    attend = jax.shard_map(_prefix_p.bind, mesh=mesh, in_specs=specs, out_specs=[spec, spec], check_vma=False)
+    return PartialAttention(*attend(q, k, v, lengths))
+
+
+def _to_prefix(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> PartialAttention:
+    return attention_to(q, k, v, (jnp.arange(k.shape[2]) < lengths[:, None])[:, None, None])
 
 
 def _flash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None) -> jax.Array:
@@ -74,13 +152,28 @@ def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | No
     return out.swapaxes(0, 1).reshape(b, -1, n, h)[:, :positions]  # [B, T, N, H]
 
 
+def _cudnn_takes(q: jax.Array) -> bool:
+    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+
+
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-    if q.shape[-1] % 8 or q.shape[-1] > 128:  # what cuDNN takes
+    if not _cudnn_takes(q):
         return _in_blocks(q, k, v, lengths)
     return jax.nn.dot_product_attention(
         q, k, v, implementation="cudnn",
         is_causal=lengths is not None, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
     )  # fmt: skip
+
+
+def _cudnn_to_prefix(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> PartialAttention:
+    batch, heads, queries, head_dim = q.shape
+    if not _cudnn_takes(q) or batch * heads < _CUDNN_HEADS:
+        return _to_prefix(q, k, v, lengths)
+    out, log_total = cudnn.dot_product_attention(
+        q, k, v, q_seqlen=jnp.full_like(lengths, queries), kv_seqlen=lengths, scale=head_dim**-0.5,
+        mask_type=cudnn.MaskType.PADDING, qkv_layout="BNTH", return_residual=True,
+    )  # fmt: skip
+    return PartialAttention(out.astype(jnp.float32), log_total)
 
 
 def _splash(
@@ -112,3 +205,11 @@ _flash_p.def_abstract_eval(lambda q, *others: q)
 mlir.register_lowering(_flash_p, mlir.lower_fun(_in_blocks, multiple_results=False))
 mlir.register_lowering(_flash_p, mlir.lower_fun(_cudnn, multiple_results=False), platform="cuda")
 mlir.register_lowering(_flash_p, mlir.lower_fun(_splash, multiple_results=False), platform="tpu")
+
+_prefix_p = jax.extend.core.Primitive("attention_to_prefix")
+_prefix_p.multiple_results = True
+_prefix_p.def_abstract_eval(
+    lambda q, *others: [q.update(dtype=jnp.float32), q.update(shape=q.shape[:-1], dtype=jnp.float32)]
+)
+mlir.register_lowering(_prefix_p, mlir.lower_fun(_to_prefix, multiple_results=True))
+mlir.register_lowering(_prefix_p, mlir.lower_fun(_cudnn_to_prefix, multiple_results=True), platform="cuda")

@@ -10,29 +10,23 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from maira_jax.model.attention import attention
+from maira_jax.model.attention import PartialAttention, attention, attention_to, attention_to_prefix, joined
 
 
 class SharedMask(NamedTuple):
     """What rows attend to that continue shared prefixes.
 
     Attributes:
-      prefix: bool [prefixes, p], False on the padding of a prefix, for as many prefixes as the layer with the fewest
-        has.
+      lengths: int32 [prefixes], the tokens of each prefix, for as many prefixes as the layer with the fewest has.
       own: bool [rows, positions, slots], which of the row's own slots each position attends to.
     """
 
-    prefix: jax.Array
+    lengths: jax.Array
     own: jax.Array
 
 
 Seen = jax.Array | SharedMask  # the lengths of rows that are read as a whole, or what is seen of a `SharedCache`
-Heads = tuple[jax.Array, jax.Array]  # a layer's keys [n, kv_heads, head_dim, p] and values [n, kv_heads, p, head_dim]
-
-
-def heads_first(keys: jax.Array, values: jax.Array) -> Heads:
-    """[n, p, kv_heads, head_dim] each, in the order in which a prefix is multiplied with many queries."""
-    return keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+Heads = tuple[jax.Array, jax.Array]  # a layer's keys and values, [n, kv_heads, p, head_dim] each
 
 
 @struct.dataclass
@@ -58,7 +52,8 @@ class PromptCache:
           [rows, positions, heads, head_dim], and the cache with this layer.
         """
         assert not isinstance(seen, SharedMask)
-        return attention(q, k, v, seen), self.replace(prefix=(*self.prefix, heads_first(k, v)))  # type: ignore[attr-defined]
+        heads = (k.swapaxes(1, 2), v.swapaxes(1, 2))  # as many queries are multiplied with them
+        return attention(q, k, v, seen), self.replace(prefix=(*self.prefix, heads))  # type: ignore[attr-defined]
 
 
 @struct.dataclass
@@ -81,7 +76,7 @@ class SharedCache:
     @classmethod
     def zeros(cls, prefix: tuple[Heads, ...], rows: int, slots: int) -> Self:
         """A cache without tokens after the prefix, with room for `slots` of them in each row."""
-        own = [jnp.zeros((rows, k.shape[1], slots, k.shape[2]), k.dtype) for k, _ in prefix]
+        own = [jnp.zeros((rows, k.shape[1], slots, k.shape[3]), k.dtype) for k, _ in prefix]
         return cls(prefix, tuple(own), tuple(own))
 
     def attend(
@@ -103,40 +98,30 @@ class SharedCache:
         """
         assert isinstance(layer, int) and isinstance(seen, SharedMask)
         rows, t, heads, d = q.shape
-        prefix_k, prefix_v = self.prefix[layer]  # [n, K, H, p], [n, K, p, H]
-        n, kv, _, p = prefix_k.shape
+        prefix_k, prefix_v = self.prefix[layer]  # [n, K, p, H] each
+        n, kv = prefix_k.shape[:2]
         place = (0, 0, slot, 0)
-        keys = jax.lax.dynamic_update_slice(self.keys[layer], k.transpose(0, 2, 1, 3), place)  # [R, K, S, H]
+        keys = jax.lax.dynamic_update_slice(self.keys[layer], k.swapaxes(1, 2), place)  # [R, K, S, H]
         # A slot that is masked has the weight 0, which would not silence a NaN that an earlier row has left there.
         v = jnp.nan_to_num(v)
-        values = jax.lax.dynamic_update_slice(self.values[layer], v.transpose(0, 2, 1, 3), place)  # [R, K, S, H]
+        values = jax.lax.dynamic_update_slice(self.values[layer], v.swapaxes(1, 2), place)  # [R, K, S, H]
         r, group = rows // n, heads // kv
 
         def by_prefix(x: jax.Array) -> jax.Array:
-            """[R, K, G * T, z] -> [n, K, r * G * T, z]."""
-            return x.reshape(n, r, kv, group * t, -1).swapaxes(1, 2).reshape(n, kv, r * group * t, -1)
+            """[R, K, G * T, ...] -> [n, K, r * G * T, ...]."""
+            return x.reshape(n, r, *x.shape[1:]).swapaxes(1, 2).reshape(n, kv, -1, *x.shape[3:])
 
         def by_row(x: jax.Array) -> jax.Array:
             """The inverse of `by_prefix`."""
-            return x.reshape(n, kv, r, group * t, -1).swapaxes(1, 2).reshape(rows, kv, group * t, -1)
+            return x.reshape(n, kv, r, -1, *x.shape[3:]).swapaxes(1, 2).reshape(rows, kv, -1, *x.shape[3:])
 
         q = q.reshape(rows, t, kv, group, d).transpose(0, 2, 3, 1, 4)  # [R, K, G, T, H]
         q = q.reshape(rows, kv, group * t, d)  # [R, K, G * T, H]
-        in_prefix = jnp.repeat(seen.prefix, n // len(seen.prefix), axis=0)[:, None, None]  # [n, 1, 1, p]
-        own = jnp.tile(seen.own[:, None], (1, 1, group, 1))  # [R, 1, G * T, S]
-        float32 = {"preferred_element_type": jnp.float32}
-        prefix_scores = jnp.einsum("nkmd,nkdp->nkmp", by_prefix(q), prefix_k, **float32)  # [n, K, r * G * T, p]
-        prefix_scores = jnp.where(in_prefix, prefix_scores * d**-0.5, -jnp.inf)
-        own_scores = jnp.einsum("rkmd,rksd->rkms", q, keys, **float32)  # [R, K, G * T, S]
-        own_scores = jnp.where(own, own_scores * d**-0.5, -jnp.inf)
-        # Two sums with one maximum: to put the two arrays together would copy the larger one.
-        top = jnp.maximum(by_row(prefix_scores.max(-1, keepdims=True)), own_scores.max(-1, keepdims=True))
-        prefix_weights = jnp.exp(prefix_scores - by_prefix(top))  # [n, K, r * G * T, p]
-        own_weights = jnp.exp(own_scores - top)  # [R, K, G * T, S]
-        total = by_row(prefix_weights.sum(-1, keepdims=True)) + own_weights.sum(-1, keepdims=True)  # [R, K, G * T, 1]
-        out = by_row(jnp.einsum("nkmp,nkpd->nkmd", prefix_weights.astype(q.dtype), prefix_v, **float32))
-        out = out + jnp.einsum("rkms,rksd->rkmd", own_weights.astype(q.dtype), values, **float32)  # [R, K, G * T, H]
-        out = (out / total).astype(q.dtype).reshape(rows, kv, group, t, d).transpose(0, 3, 1, 2, 4)  # [R, T, K, G, H]
+        lengths = jnp.repeat(seen.lengths, n // len(seen.lengths))  # [n]
+        prefix = attention_to_prefix(by_prefix(q), prefix_k, prefix_v, lengths)  # [n, K, r * G * T, H]
+        own = attention_to(q, keys, values, jnp.tile(seen.own[:, None], (1, 1, group, 1)))  # [R, K, G * T, H]
+        out = joined(PartialAttention(*map(by_row, prefix)), own).astype(q.dtype)  # [R, K, G * T, H]
+        out = out.reshape(rows, kv, group, t, d).transpose(0, 3, 1, 2, 4)  # [R, T, K, G, H]
         cache = self.replace(  # type: ignore[attr-defined]
             keys=(*self.keys[:layer], keys, *self.keys[layer + 1 :]),
             values=(*self.values[:layer], values, *self.values[layer + 1 :]),

@@ -69,8 +69,7 @@ class PromptPrefixes:
 
     last: [studies, 1, d_model], the embedding of the last token, the first one that is decoded.
     start: int32 [studies], the last token's position.
-    mask: bool [studies, p], the other tokens.
-    edited: bool [studies, p], those of them that are edited.
+    edited: bool [studies, p], which of the tokens before it are edited.
     last_edited: bool [studies], whether the last token is.
     prefix: `Heads` of the layers that all rows of a study share.
     residual: [studies, p, d_model], the residual stream before the first layer that they do not share.
@@ -79,7 +78,6 @@ class PromptPrefixes:
 
     last: jax.Array
     start: jax.Array
-    mask: jax.Array
     edited: jax.Array
     last_edited: jax.Array
     prefix: tuple[Heads, ...]
@@ -195,14 +193,12 @@ def prefill(
     stop = cfg.text.num_hidden_layers if shape.first_layer is None else shape.first_layer
     blocks, text = _blocks(params, cfg, 0, stop)
     start = maira2.last_position(mask)
-    others = maira2.before(start, mask)  # [studies, p]
     x, _, cache = language.forward(blocks, text, embedded, maira2.positions_of(mask), start, cache=PromptCache())
     again = pixels is not None and shape.tower != "language"
     prompts = PromptPrefixes(
         last=maira2.at_positions(embedded, start[:, None]),
         start=start,
-        mask=others,
-        edited=edited & others,
+        edited=edited & maira2.before(start, mask),
         last_edited=jnp.take_along_axis(edited, start[:, None], axis=1)[:, 0],
         prefix=cache.prefix,
         residual=x[:, :0] if shape.first_layer is None or again else x,
@@ -215,10 +211,10 @@ def prefill(
 def begin(cfg: Maira2Config, shape: SweepShape, prompts: PromptPrefixes, rows: SteeredRows) -> SweepState:
     """The state before anything is written."""
     text, dtype = cfg.text, prompts.last.dtype
-    (studies, p), n, batch = prompts.mask.shape, rows.n, len(prompts.mask) * shape.slots
+    (studies, p), n, batch = prompts.edited.shape, rows.n, len(prompts.edited) * shape.slots
     first = text.num_hidden_layers if shape.first_layer is None else shape.first_layer
-    keys = jnp.zeros((batch, text.num_key_value_heads, text.head_dim, p), dtype)
-    own = tuple((keys, keys.swapaxes(2, 3)) for _ in range(text.num_hidden_layers - first))
+    heads = jnp.zeros((batch, text.num_key_value_heads, p, text.head_dim), dtype)
+    own = tuple((heads, heads) for _ in range(text.num_hidden_layers - first))
     slots = (batch, text.num_key_value_heads, shape.max_new_tokens, text.head_dim)
     row = jnp.broadcast_to(jnp.arange(shape.slots, dtype=jnp.int32), (studies, shape.slots))
     state = SweepState(
@@ -298,7 +294,7 @@ def _step(
         cfg.text,
         x,
         (prompts.start[study] + state.age)[:, None],  # [B, 1]
-        SharedMask(prompts.mask, (ages <= state.age[:, None])[:, None]),
+        SharedMask(prompts.start, (ages <= state.age[:, None])[:, None]),
         hook=hook,
         cache=cache,
         slot=state.clock % shape.max_new_tokens,
@@ -419,7 +415,7 @@ def mean_nll(
             cfg.text,
             x,
             prompts.start[:, None] + jnp.arange(t),
-            SharedMask(prompts.mask, causal),
+            SharedMask(prompts.start, causal),
             cache=SharedCache.zeros(prompts.prefix, len(ids), t),
         )
         logits = language.logits(params["language"], cfg.text, x).astype(jnp.float32)

@@ -44,6 +44,15 @@ def test_no_token_copies_weights(device, program):
 
 
 @pytest.mark.parametrize("device, program", LOOPS[:2])
+def test_no_token_copies_its_prompts_keys_or_writes_their_scores(device, program):
+    stage = compiled(device, program, 2)
+    looped = [operation.instruction for operation in stage.operations if operation.in_loop]
+    assert any("fmha" in instruction.attributes for instruction in looped)
+    for instruction in looped:
+        assert all(stage.setting.length not in buffer.dims for buffer in instruction.results), instruction
+
+
+@pytest.mark.parametrize("device, program", LOOPS[:2])
 def test_no_token_writes_int8_weights_as_numbers(device, program):
     stage = compiled(device, program, 2, "int8")
     sizes = {math.prod(shape) for shape in weight_shapes(stage.setting)}

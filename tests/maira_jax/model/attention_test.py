@@ -9,7 +9,7 @@ import pytest
 
 from maira_jax.generation.decode import generate
 from maira_jax.model import attention as kernels
-from maira_jax.model.attention import attention
+from maira_jax.model.attention import attention, attention_to, attention_to_prefix, joined
 from tests.helpers.tiny_model import CFG, all_sites, forward, make, worst
 
 
@@ -61,6 +61,28 @@ def test_the_kernel_of_tpus_equals_the_explicit_form(positions, heads, kv_heads,
     lengths = lengths_of(positions) if causal else None
     found = kernels._splash(q, k, v, lengths, interpret=True)
     assert difference(found, explicit(q, k, v, causal), lengths) < 5e-6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_attention_to_a_prefix_and_to_other_keys_are_joined_into_one_softmax(dtype, tolerance):
+    rng = np.random.default_rng(0)
+    sizes, lengths, scale = (5, 40, 8), np.array([40, 23]), 4  # large scores: the parts differ much in their sums
+    q, k, v, own_k, own_v = (
+        jnp.asarray(scale * rng.normal(size=(2, 3, size, 16)), dtype)
+        for size in (sizes[0], *2 * sizes[1:2], *2 * sizes[2:])
+    )
+    sees = rng.random((2, 3, sizes[0], sizes[2])) < 0.5
+    sees[0, 0, 0] = False  # no key but the prefix's
+    found = joined(attention_to_prefix(q, k, v, jnp.asarray(lengths)), attention_to(q, own_k, own_v, sees))
+    q, k, v, own_k, own_v = (np.asarray(x, np.float64) for x in (q, k, v, own_k, own_v))
+    seen = np.concatenate(
+        [np.broadcast_to(np.arange(40) < lengths[:, None, None, None], (*sees.shape[:3], 40)), sees], axis=-1
+    )
+    scores = np.einsum("bnqh,bnkh->bnqk", q, np.concatenate([k, own_k], axis=2)) / 4
+    weights = np.where(seen, np.exp(scores - scores.max(axis=-1, keepdims=True, where=seen, initial=-1e30)), 0)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    theirs = np.einsum("bnqk,bnkh->bnqh", weights, np.concatenate([v, own_v], axis=2))
+    assert np.abs(np.asarray(found) - theirs).max() / np.abs(theirs).max() < tolerance
 
 
 def test_long_rows_have_no_array_of_all_scores():
