@@ -7,6 +7,7 @@ cycles. Nothing here runs the program, and no device is needed.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -97,7 +98,8 @@ class Operation:
       read, written: bytes of main memory, each time.
       flops: of its matrix products, each time.
       cycles: the compiler's estimate for a TPU, each time; None where there is none.
-      payload: bytes that a collective reduces, gathers or sends, each time; 0 for others.
+      collective: its HLO name, "" for others; that of a fusion that begins one, too.
+      payload: bytes that it reduces, gathers or sends, each time; 0 for others.
       group: number of devices that a collective joins.
       only_moves: whether it copies, slices, transposes or converts, and computes nothing.
       source: the name that JAX gave to the operation in the traced program.
@@ -111,6 +113,7 @@ class Operation:
     written: int
     flops: int
     cycles: int | None
+    collective: str
     payload: int
     group: int
     only_moves: bool
@@ -184,7 +187,7 @@ class OptimisedProgram:
         read, written = self._bytes(instruction, scope)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        payload = self._payload(instruction, scope)
+        name, payload, group = self._collective(instruction, scope)
         return Operation(
             instruction,
             times,
@@ -194,8 +197,9 @@ class OptimisedProgram:
             written,
             self._flops(instruction, scope),
             int(cycles[1]) if cycles else None,
+            name,
             payload,
-            self._group(instruction) if payload else 1,
+            group,
             self._only_moves(instruction),
             source[1] if source else "",
         )
@@ -264,17 +268,44 @@ class OptimisedProgram:
         contracted = math.prod(dims[int(axis.strip('"'))] for axis in stated[1].split(","))
         return 2 * math.prod(instruction.results[0].dims) * contracted
 
-    def _payload(self, instruction: Instruction, scope: dict[str, Instruction]) -> int:
-        if instruction.opcode.removesuffix("-start") not in _COLLECTIVES:
-            return 0
-        return _larger(instruction.results, [scope[name] for name in instruction.operands])
+    def _collective(self, instruction: Instruction, scope: dict[str, Instruction]) -> tuple[str, int, int]:
+        """The collective that an instruction is or begins: its name, bytes and devices; ("", 0, 1) if there is none."""
+        name = instruction.opcode.removesuffix("-start")
+        if name in _COLLECTIVES:
+            payload = _larger(instruction.results, [scope[operand] for operand in instruction.operands])
+            return name, payload, self._group(instruction)
+        if (inner := self._begun.get(instruction.name)) is None:
+            return "", 0, 1
+        fused = self.computations[_called(instruction, "calls")[0]]
+        name, payload, group = self._collective(inner, fused)
+        scatters = name == "all-reduce" and any(
+            item.opcode == "dynamic-slice" and item.is_root for item in fused.values()
+        )
+        return "reduce-scatter" if scatters else name, payload, group
+
+    @functools.cached_property
+    def _begun(self) -> dict[str, Instruction]:
+        """The collectives in fusions, as TPUs have them, by the first fusion of each: the later ones go on with it."""
+        begun: dict[str, Instruction] = {}
+        channels: set[str] = set()
+        for scope in self.computations.values():
+            for fusion in (item for item in scope.values() if item.opcode == "fusion"):
+                for inner in self.computations[_called(fusion, "calls")[0]].values():
+                    channel = re.search(r"channel_id=(\d+)", inner.attributes)
+                    if inner.opcode in _COLLECTIVES and channel and channel[1] not in channels:
+                        channels.add(channel[1])
+                        begun[fusion.name] = inner
+        return begun
 
     def _group(self, instruction: Instruction) -> int:
-        """Devices in each group of a collective: `{{0,1},{2,3}}`, `[groups,size]<=[n]`, or all of them."""
+        """Devices in each group of a collective: `{{0,1},{2,3}}`, `[groups,size]<=[n]`, axes of a mesh, or all."""
         if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes):
             return listed[1].count(",") + 1
         if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.attributes):
             return int(tiled[1])
+        if along := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", instruction.attributes):
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", along[1]))
+            return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", along[2]))
         return 2 if "permute" in instruction.opcode else self.devices
 
     def _only_moves(self, instruction: Instruction) -> bool:

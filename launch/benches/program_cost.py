@@ -48,10 +48,10 @@ def seconds(operation: Operation, device: DeviceFacts) -> float:
 
 def _ring_factor(operation: Operation) -> float:
     """How often a collective's bytes pass each device's links."""
-    if "permute" in operation.instruction.opcode:
+    if operation.collective == "collective-permute":
         return 1.0
     once = (operation.group - 1) / operation.group
-    return 2 * once if "all-reduce" in operation.instruction.opcode else once
+    return 2 * once if operation.collective == "all-reduce" else once
 
 
 def costs(program: OptimisedProgram, device: DeviceFacts) -> tuple[ProgramCost, ProgramCost]:

@@ -117,6 +117,43 @@ def test_collectives_have_their_bytes_and_groups(groups, size):
     assert costs(written(lines), DEVICE)[0].seconds == pytest.approx(seconds)
 
 
+def test_collectives_in_fusions_count_once():
+    """As TPU programs have them: with the slice that makes a scatter of a sum, and begun here and ended there."""
+    fused = """
+%scatter (p: f32[64,32]) -> f32[16,32] {
+  %p = f32[64,32]{1,0} parameter(0)
+  %sum = f32[64,32]{1,0} all-reduce(%p), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}
+  %i = s32[] constant(0)
+  ROOT %part = f32[16,32]{1,0} dynamic-slice(%sum, %i, %i), dynamic_slice_sizes={16,32}
+}
+%begin (p: f32[16,32]) -> (f32[64,32], u32[]) {
+  %p = f32[16,32]{1,0} parameter(0)
+  %all = f32[64,32]{1,0} all-gather(%p), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %begun = (f32[64,32]{1,0}, u32[]) custom-call(%all), custom_call_target="AsyncCollectiveStart"
+}
+%end (p: f32[16,32], q: f32[64,32]) -> f32[64,32] {
+  %p = f32[16,32]{1,0} parameter(0)
+  %q = f32[64,32]{1,0} parameter(1)
+  %all = f32[64,32]{1,0} all-gather(%p), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %ended = f32[64,32]{1,0} custom-call(%p, %q, %all), custom_call_target="AsyncCollectiveDone"
+}
+"""
+    program = written(
+        """
+  %a = f32[64,32]{1,0} parameter(0)
+  %part = f32[16,32]{1,0} fusion(%a), kind=kCustom, calls=%scatter
+  %start = (f32[64,32]{1,0}, u32[]) fusion(%part), kind=kCustom, calls=%begin
+  %begun = f32[64,32]{1,0} get-tuple-element(%start), index=0
+  ROOT %whole = f32[64,32]{1,0} fusion(%part, %begun), kind=kCustom, calls=%end""",
+        fused,
+    )
+    assert [(op.collective, op.payload, op.group) for op in program.operations()] == [
+        ("reduce-scatter", 64 * 32 * 4, 4),
+        ("all-gather", 64 * 32 * 4, 4),
+        ("", 0, 1),
+    ]
+
+
 def test_trips_follow_from_the_condition():
     """As TPU programs state them: a counter that starts at a copied 0, and a constant."""
     loop = """
