@@ -56,6 +56,12 @@ def place_params(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: lax.with_sharding_constraint(value, specs[name]) for name, value in params.items()}
 
 
+def splits_tokens() -> bool:
+    """Whether the batch is split over devices of the mesh in use."""
+    on = jax.sharding.get_abstract_mesh()
+    return not on.empty and on.shape[DATA] > 1
+
+
 def total(counts: Callable[..., jax.Array], matrix: jax.Array, *others: jax.Array) -> jax.Array:
     """`counts(matrix [B, F], *others)`, where counts of a matrix are the sums of those of its parts.
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from launch.benches import absent_devices
 from launch.benches.absent_devices import DeviceFacts
 from launch.benches.optimised_program import OptimisedProgram
-from launch.benches.program_cost import ProgramCost, costs
+from launch.benches.program_cost import ProgramCost
 from launch.benches.stage_programs import PROGRAMS, Setting, StageProgram
 from maira_jax.errors import UserError
 
@@ -155,7 +155,7 @@ def row(name: str, stage: StageProgram, setting: Setting, facts: DeviceFacts) ->
         "memory": facts.memory,
         "largest": largest,
     }
-    call, token = costs(compiled.program, facts) if compiled.program else (ProgramCost(), ProgramCost())
+    call, token = stage.costs(compiled.program, facts) if compiled.program else (ProgramCost(), ProgramCost())
     return found | {"call": dataclasses.asdict(call), "token": dataclasses.asdict(token)}
 
 

@@ -379,35 +379,31 @@ def _larger(results: tuple[Buffer, ...], operands: list[Instruction]) -> int:
     return max(given, largest)
 
 
-def _users(inner: dict[str, Instruction], name: str) -> Iterator[tuple[Instruction, int]]:
-    """What uses a value of a fused computation, and as which operand; through changes of its shape's name alone."""
-    for item in inner.values():
-        for number, operand in enumerate(item.operands):
-            if operand == name:
-                if item.opcode == "bitcast":
-                    yield from _users(inner, item.name)
-                else:
-                    yield item, number
-
-
 def _fusion_read(inner: dict[str, Instruction], operands: list[Instruction]) -> int:
-    """Bytes that a fusion reads: of an operand that is only sliced, the slices; of one updated in place, nothing."""
+    """Bytes that a fusion reads: of an operand that is only sliced, the slices; of one updated in place, nothing.
+
+    A fusion computes of each of its values what the later ones need.
+    """
+    needed = dict.fromkeys(inner, 0)  # elements
+    for item in reversed(inner.values()):
+        size = _elements(item)
+        wanted = size if item.is_root else min(needed[item.name], size)
+        for number, name in enumerate(item.operands):
+            whole = _elements(inner[name])
+            if item.opcode in _SLICES and number == 0:
+                needed[name] += wanted  # other slices have other elements
+            elif item.opcode != "dynamic-update-slice" or number != 0:
+                needed[name] = max(needed[name], wanted if whole == size else whole)
     total = 0
     for item in inner.values():
-        if item.opcode != "parameter":
-            continue
-        whole = operands[int(item.arguments)].results
-        if all(buffer.on_chip for buffer in whole):
-            continue
-        parts = 0
-        for user, number in _users(inner, item.name):
-            if user.opcode in _SLICES and number == 0:
-                parts += user.results[0].nbytes
-            elif user.opcode != "dynamic-update-slice" or number != 0:
-                parts = sum(buffer.moved for buffer in whole)
-                break
-        total += min(parts, sum(buffer.moved for buffer in whole))
+        if item.opcode == "parameter":
+            whole, buffers = max(_elements(item), 1), operands[int(item.arguments)].results
+            total += sum(buffer.moved for buffer in buffers) * min(needed[item.name], whole) // whole
     return total
+
+
+def _elements(instruction: Instruction) -> int:
+    return sum(math.prod(buffer.dims) for buffer in instruction.results)
 
 
 def _fusion_written(inner: dict[str, Instruction], results: tuple[Buffer, ...]) -> Iterator[int]:

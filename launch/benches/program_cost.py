@@ -31,6 +31,11 @@ class ProgramCost:
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
+    def share(self, parts: int) -> "ProgramCost":
+        """The cost of one of equal parts."""
+        counts = (getattr(self, field.name) // parts for field in dataclasses.fields(self)[1:])
+        return ProgramCost(self.seconds / parts, *counts)
+
 
 def seconds(operation: Operation, device: DeviceFacts) -> float:
     """The time of one run of an operation.

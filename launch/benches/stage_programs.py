@@ -20,6 +20,9 @@ from ml_collections import ConfigDict
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
 from interp.exemplars.index_pass import device_program, shared_sae
 from interp.exemplars.index_pass.running_index import IndexConfig
+from launch.benches.absent_devices import DeviceFacts
+from launch.benches.optimised_program import OptimisedProgram
+from launch.benches.program_cost import ProgramCost, costs
 from maira_jax.generation import decode
 from maira_jax.generation.stage import GenerateSection
 from maira_jax.model import sharding
@@ -31,7 +34,7 @@ from sae.activations import harvest
 from sae.activations.batch_size import DEFAULT_BATCH_SIZE
 from sae.activations.config import HarvestSection
 from sae.autoencoder import Sae
-from sae.training.config import MAX_MATRIX, SaeConfig, SaeSection, TrainConfig, TrainSection
+from sae.training.config import CHUNK_STEPS, MAX_MATRIX, SaeConfig, SaeSection, TrainConfig, TrainSection
 from sae.training.trainer import Trainer
 from steer.config import SteerSection
 from steer.program import decode as sweep
@@ -240,7 +243,7 @@ def _train(setting: Setting, batch: int) -> jax.stages.Lowered:
     train = TrainConfig.resolve(section, sae, seed=0, mesh=setting.training.devices.shape)
     trainer = Trainer(sae, train, devices=list(setting.training.devices.flat))
     scale = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(setting.training, P()))
-    return trainer.chunk.lower(trainer.abstract_state(), trainer.abstract_batches(1), scale)
+    return trainer.chunk.lower(trainer.abstract_state(), trainer.abstract_batches(CHUNK_STEPS), scale)
 
 
 def _exemplars(setting: Setting, batch: int) -> jax.stages.Lowered:
@@ -264,7 +267,7 @@ class StageProgram:
     Attributes:
       field: the field of the configuration that sets its batch; empty where the batch is a block of `BLOCK_TOKENS`.
       lower: gives the program for a batch.
-      trains: whether it runs on the devices that train.
+      trains: whether it runs on the devices that train, several steps a call.
       to_site: whether the model runs up to the harvested site alone.
       multiple: what batches are tried in multiples of, on each device along the data axis.
     """
@@ -274,6 +277,11 @@ class StageProgram:
     trains: bool = False
     to_site: bool = False
     multiple: int = 1
+
+    def costs(self, program: OptimisedProgram, facts: DeviceFacts) -> tuple[ProgramCost, ProgramCost]:
+        """The cost of one call, of which a training step is a part, and that of a token, if it writes any."""
+        call, token = costs(program, facts)
+        return (call.share(CHUNK_STEPS), ProgramCost()) if self.trains else (call, token)
 
     def batch(self, setting: Setting) -> int:
         """The batch that the configuration asks for."""

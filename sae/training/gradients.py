@@ -117,7 +117,7 @@ def _main(params: Params, x: jax.Array, f: jax.Array, sae: SaeConfig, config: Tr
     d_f, d_w_dec = nested.reconstruction_gradients(f_of, w_dec, cotangents, dtype)
     parts = [jnp.where(of > 0, d_of + sae.l1 / tokens, 0.0) for of, d_of in zip(f_of, d_f, strict=True)]
     d_z = nested.ungroup([part.astype(dtype) for part in parts], 1)  # [b, F]
-    d_w_enc = contract("bd,bf->df", x - params["b_dec"], d_z, dtype)  # [d, F]
+    d_w_enc = nested.weight_gradient("bd,bf->df", x - params["b_dec"], d_z, dtype)  # [d, F]
     d_b_enc = d_z.sum(0, dtype=jnp.float32)  # [F]
     d_b_dec = cotangents[0].sum(0)  # [d]
     gradients = nested.parameter_gradients(params, d_w_enc, d_b_enc, nested.ungroup(d_w_dec, 0), d_b_dec)
@@ -140,7 +140,7 @@ def _with_auxiliary(
     """
     tokens = config.batch_size
 
-    def with_auxiliary() -> tuple[Params, jax.Array]:
+    def add_auxiliary(_: jax.Array, sums: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
         total = total_variance(main.residual) if variance is None else variance
         scale = jnp.where(total > 0, config.auxk_alpha / jnp.where(total > 0, tokens * total, 1.0), 0.0)
 
@@ -149,12 +149,12 @@ def _with_auxiliary(
 
         one_device = config.mesh[1] == 1
         auxk, gradients = few_dead.of_dead(auxiliary, params, z, dead) if one_device else auxiliary(params, z, dead)
-        return jax.tree.map(jnp.add, main.gradients, gradients), auxk / config.auxk_alpha
+        return jax.tree.map(jnp.add, sums[0], gradients), auxk / config.auxk_alpha
 
-    def without() -> tuple[Params, jax.Array]:
-        return main.gradients, jnp.zeros((), jnp.float32)
-
-    gradients, auxk = lax.cond(dead.any(), with_auxiliary, without) if config.auxk_alpha else without()
+    gradients, auxk = main.gradients, jnp.zeros((), jnp.float32)
+    if config.auxk_alpha:
+        # A loop that runs once or not at all adds in place, where a conditional would copy all gradients.
+        gradients, auxk = lax.fori_loop(0, dead.any().astype(jnp.int32), add_auxiliary, (gradients, auxk))
     return gradients, {"level_errors": main.errors / tokens, "auxk": auxk, "l1": main.l1 / tokens}
 
 
@@ -186,8 +186,8 @@ def _auxiliary(
     )  # [b, d]
     cotangent = mesh.place((2.0 * scale * error).astype(dtype), mesh.DATA, None)  # [b, d]
     d_z = jnp.where(kept > 0, contract("bd,fd->bf", cotangent, params["W_dec"], dtype), 0.0)  # [b, F]
-    d_w_enc = contract("bd,bf->df", x - params["b_dec"], d_z, dtype)  # [d, F]
-    d_w_dec = contract("bf,bd->fd", kept, cotangent, dtype)  # [F, d]
+    d_w_enc = nested.weight_gradient("bd,bf->df", x - params["b_dec"], d_z, dtype)  # [d, F]
+    d_w_dec = nested.weight_gradient("bf,bd->fd", kept, cotangent, dtype)  # [F, d]
     gradients = nested.parameter_gradients(params, d_w_enc, d_z.sum(0), d_w_dec, jnp.zeros_like(params["b_dec"]))
     return scale * jnp.square(error).sum(), gradients
 

@@ -112,7 +112,8 @@ def _factors(params: autoencoder.Params, config: TrainConfig) -> autoencoder.Par
     if config.dtype == "float32" and config.mesh[0] == 1:
         return {}
     whole = {"W_enc": (None, mesh.FEATURE), "W_dec": (mesh.FEATURE, None)}
-    return {name: mesh.place(params[name].astype(config.dtype), *axes) for name, axes in whole.items()}
+    cast = mesh.place_params({name: param.astype(config.dtype) for name, param in params.items()})
+    return {name: mesh.place(cast[name], *axes) for name, axes in whole.items()}
 
 
 def batch_gradients(

@@ -3,7 +3,7 @@
 import pytest
 
 from launch.benches import absent_devices
-from launch.benches.program_cost import costs
+from launch.benches.stage_programs import PROGRAMS
 from tests.helpers.absent_stage import compiled
 
 # Collectives of a step without dead features: some for every pass of the selection, and for every parameter and metric.
@@ -21,7 +21,7 @@ def test_a_step_fits(device):
 def test_collectives_are_few_and_small(device):
     program = compiled(device, "train").compiled.program
     assert program is not None
-    cost, _ = costs(program, absent_devices.facts(device))
+    cost, _ = PROGRAMS["train"].costs(program, absent_devices.facts(device))
     assert 0 < cost.collectives <= MAX_COLLECTIVES
     assert 0 < cost.payload <= MAX_PAYLOAD[device]
 

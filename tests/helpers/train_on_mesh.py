@@ -22,7 +22,7 @@ D, F, BATCH, STEPS = 24, 256, 64, 50
 _COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
 
-def trainer_on(shape: tuple[int, int]) -> Trainer:
+def trainer_on(shape: tuple[int, int], dtype: str = "float32") -> Trainer:
     """The trainer of a small autoencoder on a mesh of this shape."""
     sae = resolved_sae(d_model=D, n_features=F, k=4, group_sizes=(128, 64, 32, 16, 16), group_weights=(0.2,) * 5)
     config = resolved_train(
@@ -35,6 +35,7 @@ def trainer_on(shape: tuple[int, int]) -> Trainer:
         dead_tokens=640,
         threshold_beta=0.999,
         threshold_start=5,
+        dtype=dtype,
         mesh=shape,
     )
     return Trainer(sae, config)
@@ -96,6 +97,10 @@ def _all_meshes() -> dict[str, Any]:
     results = {str(shape): _on(shape, x) for shape in MESHES}
     for first, second in (((1, 1), (4, 2)), ((4, 2), (1, 1))):
         results[f"from {first} to {second}"] = _resumed(first, second, x)
+    for shape in MESHES[:2]:
+        trainer = trainer_on(shape, "bfloat16")
+        state, _ = _trained(trainer, x)
+        results[f"{shape} bfloat16"] = {name: np.asarray(value).tolist() for name, value in state.params.items()}
     return results
 
 

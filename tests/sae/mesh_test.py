@@ -37,6 +37,14 @@ def test_equal_to_one_device(results, shape):
     np.testing.assert_array_equal(many["tokens_since_fired"], one["tokens_since_fired"])
 
 
+def test_sums_over_devices_in_bfloat16_differ_less_than_factors_in_it(results):
+    one, many, float32 = results["(1, 1) bfloat16"], results["(8, 1) bfloat16"], results["(1, 1)"]["params"]
+    for name in ("W_enc", "W_dec"):
+        of_sums = np.linalg.norm(np.subtract(many[name], one[name]))
+        of_factors = np.linalg.norm(np.subtract(one[name], float32[name]))
+        assert 0 < of_sums < of_factors, (name, of_sums, of_factors)
+
+
 def moved(line: str) -> list[tuple[str, int]]:
     """The dtype and the size of each array that a line of an optimised program moves between devices."""
     arrays = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", re.split(r" all-(?:reduce|gather)(?:-start)?\(", line)[0])

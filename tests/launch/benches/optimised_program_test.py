@@ -75,6 +75,11 @@ def test_bytes_are_those_of_the_slices_that_a_fusion_reads():
   %zero = s32[] constant(0)
   ROOT %out = bf16[32,64,64]{2,1,0} dynamic-update-slice(%p0, %p1, %p2, %zero, %zero)
 }
+%square (p0: bf16[32,64,64]) -> bf16[1,64,64] {
+  %p0 = bf16[32,64,64]{2,1,0} parameter(0)
+  %squares = bf16[32,64,64]{2,1,0} multiply(%p0, %p0)
+  ROOT %out = bf16[1,64,64]{2,1,0} slice(%squares), slice={[3:4], [0:64], [0:64]}
+}
 """
     layer = 64 * 64 * 2
     lines = """
@@ -82,10 +87,12 @@ def test_bytes_are_those_of_the_slices_that_a_fusion_reads():
   %i = s32[] parameter(1)
   %new = bf16[1,64,64]{2,1,0} parameter(2)
   %taken = bf16[64,64]{1,0} fusion(%stack, %i), kind=kLoop, calls=%slice
+  %squared = bf16[1,64,64]{2,1,0} fusion(%stack), kind=kLoop, calls=%square
   ROOT %stored = bf16[32,64,64]{2,1,0} fusion(%stack, %new, %i), kind=kLoop, calls=%put"""
-    taken, stored = written(lines, fused).operations()
+    taken, squared, stored = written(lines, fused).operations()
     assert (taken.read, taken.written) == (layer + 4, layer)
     assert (stored.read, stored.written) == (layer + 4, layer)
+    assert (squared.read, squared.written) == (layer, layer)
     assert taken.only_moves and stored.only_moves
 
 
