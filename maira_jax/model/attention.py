@@ -60,7 +60,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | Non
 
 
 def _axes(mesh: AbstractMesh, rows: int, heads: int) -> tuple[str | None, str | None]:
-    """The axes of a mesh that so many rows and heads are split over."""
+    """The axes of a mesh that this number of rows and of heads is split over."""
     return (
         "data" if rows % mesh.shape["data"] == 0 else None,
         "model" if heads % mesh.shape["model"] == 0 else None,
@@ -111,7 +111,7 @@ def attention_to_prefix(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.A
     Args:
       q: [batch, kv_heads, queries, head_dim].
       k, v: [batch, kv_heads, keys, head_dim].
-      lengths: int32 [batch], at least 1: each query sees so many keys.
+      lengths: int32 [batch], at least 1: the keys that each query sees.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if q.dtype == jnp.float32:
