@@ -1,5 +1,7 @@
 """What all commands share: flags, help, errors in one sentence, exit codes."""
 
+import contextlib
+import functools
 import os
 import re
 import signal
@@ -14,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import base
-from launch import _help
+from launch import _dry_run, _help
 from maira_jax.errors import UserError, first_line
 from maira_jax.model import sharding
 from maira_jax.run import compilation_cache, processes
@@ -49,7 +51,13 @@ _DISTRIBUTED = flags.DEFINE_enum(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, which the others connect to.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes of the run.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.", lower_bound=0)
-_RUN_FLAGS = ("workdir", "compilation_cache", "distributed", "coordinator", "processes", "process")
+_RUN_FLAGS = ("workdir", "compilation_cache", "distributed", "coordinator", "processes", "process", "dry_run")
+_DRY_RUN = flags.DEFINE_boolean(
+    "dry_run",
+    False,
+    "Add a number over the devices of all processes, check that these share the run directory, say what the command "
+    "would do, and leave nothing behind.",
+)
 _shortcuts: dict[str, Callable[[Any], Mapping[str, Any]]] = {}
 _own: list[str] = []
 _MESH = (
@@ -99,7 +107,9 @@ class _Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
 
-def main(run: Run, doc: str, *, reads: Sequence[str], parallel: bool = False) -> NoReturn:
+def main(
+    run: Run, doc: str, *, reads: Sequence[str], parallel: bool = False, estimates: str = "", stages: Sequence[Run] = ()
+) -> NoReturn:
     """Parses the command line, runs a stage and exits.
 
     The exit code is 0 when it is done, 1 for bad input, 2 for bad flags, 130 when it is interrupted, and 143 when it is
@@ -110,6 +120,8 @@ def main(run: Run, doc: str, *, reads: Sequence[str], parallel: bool = False) ->
       doc: the command's docstring, which `--help` shows.
       reads: the names of the sections that the command reads, which `--help` explains; "seed" is the top level.
       parallel: whether every process of a run of several takes part. Otherwise the first one runs the stage.
+      estimates: the field of the configuration that has the stage say what it would take, for `--dry_run`.
+      stages: the stages that a command of several runs, for `--dry_run`.
     """
     command = f"python -m launch.{Path(sys.argv[0]).stem}"
     asks_help = any(argument in _HELP for argument in sys.argv)
@@ -126,13 +138,16 @@ def main(run: Run, doc: str, *, reads: Sequence[str], parallel: bool = False) ->
         file = (given or [DEFAULT_CONFIG.name])[-1]
         print(_help.text(command, doc, _entries(), sections(config, reads), config, file))
         sys.exit(0)
+    if _DRY_RUN.value:
+        run, parallel = functools.partial(_dry_run.rehearse, stages or (run,), estimates), True
     try:
         signal.signal(signal.SIGTERM, _terminate)
         processes.start(_DISTRIBUTED.value, address, parallel, _leave)
         processes.silence()
         compilation_cache.keep_programs(_CACHE.value)
-        processes.check_same(config.to_dict(), workdir)
-        result = run(config, workdir) if parallel else processes.first_only(lambda: run(config, workdir))
+        with _dry_run.leaving_no_trace(workdir) if _DRY_RUN.value else contextlib.nullcontext():
+            processes.check_same(config.to_dict(), workdir)
+            result = run(config, workdir) if parallel else processes.first_only(lambda: run(config, workdir))
         report(Path(sys.argv[0]).stem, result)
         processes.close()
     except RunEnded as ended:

@@ -51,4 +51,4 @@ def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    _main.main(run, __doc__ or "", reads=READS)
+    _main.main(run, __doc__ or "", reads=READS, stages=[run_stage for _, run_stage in STAGES])

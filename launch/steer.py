@@ -38,12 +38,7 @@ _main.define_shortcut(
     "Manifest of the studies to steer instead of the held-out ones. Sets steer.manifest.",
     lambda text: {"steer.manifest": text},
 )
-_main.define_switch(
-    "dry_run",
-    "Print the number of reports and the memory and time that they take, and write nothing. Sets steer.dry_run.",
-    "steer.dry_run",
-)
 _main.define_profile("batches of studies")
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "steer"))
+    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "steer"), estimates="steer.dry_run")

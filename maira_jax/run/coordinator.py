@@ -43,8 +43,8 @@ def detect() -> Address | None:
         if environment.opt_in_only_method or not environment.is_env_present():
             continue
         processes = environment.get_process_count()
-        if processes == 1:
-            return None
+        if processes == 1:  # of a slice of one host, or a job on one
+            return Address("", 1, 0)
         host = environment.get_coordinator_address(timeout_secs=_START_SECONDS, override_coordinator_port=str(PORT))
         return Address(os.environ.get("JAX_COORDINATOR_ADDRESS", host), processes, environment.get_process_id())
     return None

@@ -195,6 +195,8 @@ def start(mode: str, address: Address | None, devices: bool, exit: Callable[[str
                 "--processes=N and --process=I on every host"
             )
         return
+    if address.processes == 1:
+        return
     _group = _Group(address, coordinator.connect(address, devices))
     _group.exit = exit
 

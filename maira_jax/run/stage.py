@@ -1,11 +1,12 @@
 """A stage of a run: one folder with one manifest, which a second run resumes, finds finished or refuses."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ from maira_jax.run import files, processes
 from maira_jax.run.lock import FolderLock
 
 MANIFEST = "manifest.json"
-_UNFINISHED = "unfinished.json"
+UNFINISHED = "unfinished.json"
 _PACKAGES = ("maira-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy")
 
 
@@ -70,6 +71,32 @@ def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
     if not wanted <= found.keys():
         raise UserError(f"{path} is not what a stage wrote: delete {path.parent} and run that stage again")
     return found
+
+
+class StageReached(BaseException):
+    """A stage was entered where it was only to be asked what it would do; see `stopping`.
+
+    Attributes:
+      stage: the stage, which knows how far its folder is.
+    """
+
+    def __init__(self, stage: "Stage"):
+        super().__init__(stage.name)
+        self.stage = stage
+
+
+_stops = False
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+    """Within the context, a stage that is entered raises `StageReached` instead of beginning its work."""
+    global _stops
+    _stops = True
+    try:
+        yield
+    finally:
+        _stops = False
 
 
 class Stage:
@@ -128,6 +155,9 @@ class Stage:
         )
         if sentence is not None:
             raise refusal or UserError(sentence)
+        if _stops:
+            self.__exit__(None, None, None)
+            raise StageReached(self)
         return self
 
     def _begin(self, identity: Mapping[str, Any]) -> None:
@@ -150,7 +180,7 @@ class Stage:
 
     def _open(self, identity: Mapping[str, Any]) -> None:
         """Reads how far an earlier attempt came; an empty folder is marked as begun."""
-        manifest, unfinished = self.dir / MANIFEST, self.dir / _UNFINISHED
+        manifest, unfinished = self.dir / MANIFEST, self.dir / UNFINISHED
         for leftover in self.dir.glob(".*.tmp"):  # of a run that was killed while it wrote
             files.remove(leftover)
         for path in (manifest, unfinished):
@@ -183,7 +213,7 @@ class Stage:
             return
         if isinstance(error, UserError) and not self.finished:
             left = [path.name for path in self.dir.iterdir()]
-            if left == [_UNFINISHED]:
+            if left == [UNFINISHED]:
                 shutil.rmtree(self.dir)
         self._lock.release()
 
@@ -191,7 +221,7 @@ class Stage:
         """Records what open fields of the section were set to: `manifest["chosen"]`, when the stage resumes, too."""
         self.manifest = self.manifest | {"chosen": _plain(chosen)}
         if processes.is_first():
-            files.write_json(self.dir / _UNFINISHED, self.manifest)
+            files.write_json(self.dir / UNFINISHED, self.manifest)
 
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Marks the stage as finished.
@@ -204,7 +234,7 @@ class Stage:
         self.manifest = self.manifest | {"end": end, "counts": _plain(counts)}
         if processes.is_first():
             files.write_json(self.dir / MANIFEST, self.manifest)
-            (self.dir / _UNFINISHED).unlink(missing_ok=True)
+            (self.dir / UNFINISHED).unlink(missing_ok=True)
         self.manifest = processes.broadcast(self.manifest)
         self.finished = True
 
