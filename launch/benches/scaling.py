@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 
 from launch.benches import fits
 from launch.benches.absent_devices import NAMES, DeviceFacts
-from launch.benches.program_cost import costs
 from launch.benches.stage_programs import PROGRAMS, Setting
 from maira_jax.errors import UserError
 from sae.activations.config import HarvestSection
@@ -160,7 +159,7 @@ def compiled_rate(name: str, setting: Setting, facts: DeviceFacts) -> CompiledRa
     compiled = fits.compile_stage(stage, setting, batch)
     if compiled.program is None or compiled.peak > facts.memory:
         raise UserError(f"{name} does not fit with {stage.field} = {batch}: python -m launch.bench fits says what does")
-    call, _ = costs(compiled.program, facts)
+    call, _ = stage.costs(compiled.program, facts)
     hosts = setting.training.devices.size // mesh.size
     return CompiledRate(
         devices=mesh.size * hosts,
