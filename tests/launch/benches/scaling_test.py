@@ -18,6 +18,7 @@ from maira_jax.inputs.tokens import Tokenizer, token_filter_mask
 from maira_jax.model.config import published
 from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.studies.readers import iu_xray
+from sae.training.config import CHUNK_STEPS
 from tests.helpers.paths import ROOT
 
 GIB = 2**30
@@ -66,14 +67,14 @@ class Mesh:
 
 
 def test_a_rate_is_that_of_all_hosts(monkeypatch):
-    """The model runs on each host, here 4 of 4 devices; training on all."""
+    """The model runs on each host, here 4 of 4 devices; training on all, several steps a call."""
     setting = Setting(maira2.get_config(), None, Mesh(np.zeros((2, 2))), Mesh(np.zeros((16, 1))))
     facts = absent_devices.facts("v5e:4x4")
     monkeypatch.setattr(fits, "compile_stage", lambda stage, setting, batch: fits.CompiledStage(GIB, program(32)))
     harvest, train = (scaling.compiled_rate(name, setting, facts) for name in ("harvest", "train"))
     assert (harvest.devices, harvest.rows, train.devices, train.rows) == (16, 4 * 16, 16, 4096)
     flops = 2 * 32 * 8 * 16  # of each device
-    assert harvest.flops == flops * 4 / 16 and train.flops == flops * 16 / 4096
+    assert harvest.flops == flops * 4 / 16 and train.flops == flops // CHUNK_STEPS * 16 / 4096
     assert harvest.payload == 32 * 16 * 4
     assert harvest.seconds > facts.latency and harvest.per_second == pytest.approx(64 / harvest.seconds)
     monkeypatch.setattr(fits, "compile_stage", lambda *_: fits.CompiledStage(20 * GIB, program(32)))
