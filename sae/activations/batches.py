@@ -199,7 +199,7 @@ class _ReusedMemory:
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = mmap.mmap(-1, self._n_bytes)
+            memory = mmap.mmap(-1, self._n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         flat = np.frombuffer(memory, dtype, int(np.prod(shape)))
         # Every view of it refers to it, also those that JAX holds while it copies or instead of copying.
         weakref.finalize(flat, self._free.append, memory)

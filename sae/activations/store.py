@@ -46,7 +46,6 @@ STUDY_SCHEMA = pa.schema(
     ]
 )
 _HEADER = "store.json"
-_MAX_READERS = 32
 
 
 class ActivationRows(Protocol):
@@ -148,7 +147,11 @@ class StoreLayout:
         return bounds
 
 
-def _open_values(directory: Path, layout: StoreLayout, create: bool) -> ts.TensorStore:
+def _default_readers() -> int:
+    return min(os.cpu_count() or 1, 32)
+
+
+def _open_values(directory: Path, layout: StoreLayout, create: bool, readers: int) -> ts.TensorStore:
     shape = [layout.n_tokens, layout.d_model]
     # Uncompressed: activations do not compress, and reading would be 3 times slower.
     sharding = {
@@ -162,7 +165,7 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool) -> ts.Tenso
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str((directory / "values.zarr").absolute())},
-        "context": {"cache_pool": {"total_bytes_limit": 0}},
+        "context": {"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": readers}},
         # A chunk that is not there is an error: zeros are written out like other values.
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
@@ -214,7 +217,7 @@ class StoreWriter:
             for name, table, schema in (("tokens", tokens, TOKEN_SCHEMA), ("studies", studies, STUDY_SCHEMA)):
                 with files.atomic_path(self.directory / f"{name}.parquet") as path:
                     pq.write_table(table.select(schema.names).cast(schema), path)
-        self._values = _open_values(self.directory, layout, create=True)
+        self._values = _open_values(self.directory, layout, True, _default_readers())
         files.write_json(header, self._header)
 
     def _mark(self, shard: int) -> Path:
@@ -297,8 +300,8 @@ class ActivationStore:
             raise UserError(
                 f"{directory} holds {finished} of {layout.n_shards} shards: run the harvest again to finish it"
             )
-        values = _open_values(directory, layout, create=False)
-        return cls(directory, layout, header["source"], values, readers or min(os.cpu_count() or 1, _MAX_READERS))
+        readers = readers or _default_readers()
+        return cls(directory, layout, header["source"], _open_values(directory, layout, False, readers), readers)
 
     @property
     def n_tokens(self) -> int:
@@ -358,7 +361,8 @@ class ActivationStore:
             # One chunk at a time: its memory stays in the processor's cache until it is copied, and is used again.
             first = int(rows[begin])
             (values,) = self.read_ranges([(first, int(rows[end - 1]) + 1)])
-            out[places[begin:end]] = values[rows[begin:end] - first]
+            own = rows[begin:end] - first  # mostly all of them, which takes a copy less
+            out[places[begin:end]] = values if (np.diff(own) == 1).all() else values[own]
 
         with ThreadPoolExecutor(self.readers) as pool:
             deque(pool.map(copy, begins, np.append(begins[1:], len(rows))), maxlen=0)

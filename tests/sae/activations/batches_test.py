@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -94,12 +95,15 @@ def test_memory_is_used_again_but_not_while_somebody_refers_to_it():
     memory = batches._ReusedMemory(400)
     first = memory.array((10, 10), np.dtype(np.float32))
     first[:] = 1
-    row, place = first[3], first.ctypes.data
+    row, place, on_device = first[3], first.ctypes.data, jax.device_put(first)
     del first
     other = memory.array((5, 10), np.dtype(np.float32))
     other[:] = 2
     assert (row == 1).all() and other.ctypes.data != place
     del row
+    memory.array((10, 10), np.dtype(np.float32))[:] = 3
+    assert (on_device == 1).all()
+    del on_device
     assert memory.array((2, 50), np.dtype(np.float32)).ctypes.data == place
 
 
