@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -258,8 +259,8 @@ def of_run(
     model_dir = Path(workdir) / "model"
     if not model_dir.is_dir():
         raise UserError(f"{model_dir} does not exist, and train.loss_recovered_studies needs the model: set it to 0")
-    held_out = np.asarray(table["split"].to_pylist()) == HELD_OUT
-    names = set(np.asarray(table["study_id"].to_pylist())[held_out][:n_studies])
+    held_out = table.filter(pc.equal(table["split"], HELD_OUT))
+    names = set(held_out["study_id"].slice(0, n_studies).to_pylist())
     studies = [study for study in load_studies(section) if study.study_id in names]
     if not studies:
         raise UserError(

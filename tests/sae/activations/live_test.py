@@ -30,6 +30,9 @@ def test_the_model_on_the_fly_gives_the_stored_activations(config, workdir, monk
     every = np.round(stored.read(0, stored.n_tokens)[stored.rows_of(TRAIN).numbers()], 2)
     distances = np.abs(np.concatenate(groups).reshape(-1, 1, stored.d_model)[::25] - every).max(-1).min(1)
     assert distances.max() < 0.01
+    # A process computes the studies of its part alone.
+    for group, part in zip(groups, shuffled.iterate(0, slice(10, 20)), strict=True):
+        np.testing.assert_allclose(part, group[:, 10:], rtol=1e-4, atol=1e-4)
     # A run that is killed inside a buffer reads the same groups again.
     for group, again in zip(groups[2:], shuffled.iterate(2), strict=True):
         np.testing.assert_array_equal(group, again)
