@@ -22,15 +22,14 @@ from launch.benches.stage_programs import PROGRAMS, Setting
 from maira_jax.errors import UserError
 from sae.activations.config import HarvestSection
 
-# Each device with the configuration whose programs are compiled for it. v5p:4x4x4 is what Google calls v5p-128: it
-# counts two cores to a chip.
-CONFIGS = {
-    "h100": "configs/maira2.py",
-    "8xh100": "configs/maira2_8xh100.py",
-    "v5e:4x4": "configs/maira2_pod.py",
-    "v5p:4x4x4": "configs/maira2_pod.py",
+# Of each device: the configuration whose programs are compiled, and the devices along the batch and the features that
+# train; None: as the command chooses them. v5p:4x4x4 is what Google calls v5p-128: it counts two cores to a chip.
+SETUPS: dict[str, tuple[str, tuple[int, int] | None]] = {
+    "h100": ("configs/maira2.py", None),
+    "8xh100": ("configs/maira2_8xh100.py", None),
+    "v5e:4x4": ("configs/maira2_pod.py", (4, 4)),
+    "v5p:4x4x4": ("configs/maira2_pod.py", (16, 4)),
 }
-_OTHER = "configs/maira2_pod.py"
 # Dollars for an hour of one device: public list prices on demand in 2026, which `--price` replaces. H100: an eighth of
 # AWS's p5.48xlarge, us-east-1 (https://aws.amazon.com/ec2/pricing/on-demand). TPUs: https://cloud.google.com/tpu/pricing,
 # the regions of the United States.
@@ -105,7 +104,7 @@ def main(options: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="launch.bench scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default=",".join(CONFIGS), help=f"some of {NAMES}; default: %(default)s")
+    parser.add_argument("--device", default=",".join(SETUPS), help=f"some of {NAMES}; default: %(default)s")
     parser.add_argument("--config", help="FILE or FILE:ARG for all devices; default: one that is meant for each")
     parser.add_argument("--tokens", default="1e8,1e9", help="what training sees; default: %(default)s")
     parser.add_argument("--studies", type=int, default=MIMIC_CXR, help="of the collection; default: MIMIC-CXR's")
@@ -114,7 +113,10 @@ def main(options: Sequence[str]) -> None:
     prices, tokens = _prices(arguments.price), [float(number) for number in arguments.tokens.split(",")]
     compiled = []
     for device in arguments.device.split(","):
-        setting, facts = fits.setting_of(device, arguments.config or CONFIGS.get(device, _OTHER))
+        config, training = SETUPS.get(device, ("configs/maira2_pod.py", None))
+        setting, facts = fits.setting_of(device, arguments.config or config)
+        if training is not None and arguments.config is None:
+            setting = setting.trained_on(training)
         rates = [compiled_rate(name, setting, facts) for name in ("harvest", "train")]
         compiled.append((device, *rates, row_bytes(setting)))
     print(_PROGRAM_HEAD)
@@ -217,7 +219,7 @@ def _program_line(device: str, name: str, rows: str, rate: CompiledRate) -> str:
         f"{rate.peak / 2**30:.1f} of {rate.memory / 2**30:.1f} GiB",
         f"{1e3 * rate.seconds:,.1f} ms",
         f"{rate.per_second:,.0f} {rows}",
-        f"{rate.flops / 1e9:,.2f} GFLOP",
+        f"{rate.flops / 1e12:,.1f} TFLOP" if rate.flops > 1e12 else f"{rate.flops / 1e9:,.2f} GFLOP",
         f"{rate.payload / 1e6:,.0f} MB",
     )
     return f"| {' | '.join(cells)} |"
@@ -225,7 +227,7 @@ def _program_line(device: str, name: str, rows: str, rate: CompiledRate) -> str:
 
 def _run_line(device: str, token_filter: str, cost: RunCost) -> str:
     def priced(hours: float) -> str:
-        return f"{hours:,.1f} h, ${hours * cost.price:,.0f}"
+        return f"{hours:,.2f} h, ${hours * cost.price:,.2f}"
 
     cells = (
         device,

@@ -104,6 +104,11 @@ class Setting:
             sharding.make_mesh(training, (sae_mesh.DATA, sae_mesh.FEATURE), devices=devices),
         )
 
+    def trained_on(self, mesh: tuple[int, int]) -> "Setting":
+        """This one, with all devices along the batch and the features as in `mesh` where they train."""
+        on = sharding.make_mesh(mesh, (sae_mesh.DATA, sae_mesh.FEATURE), devices=list(self.training.devices.flat))
+        return dataclasses.replace(self, training=on)
+
     def array(self, shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
         """The shape and place of an argument whose axes lie along these axes of the mesh."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, P(*axes)))

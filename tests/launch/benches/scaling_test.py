@@ -96,7 +96,7 @@ def test_the_tables_have_a_row_for_each_program_and_each_run(monkeypatch, capsys
     assert len(programs.splitlines()) == 2 + 4 and len(runs.splitlines()) == 2 + 4
     (line,) = (line for line in runs.splitlines() if line.startswith("| h100 | `all`"))
     hours = 36e6 / 2908 / 10 / 3600 + 36e6 / 5000 / 3600  # 2 devices of $1.50
-    assert f"| 36 M | 0.29 TB | 0.0 GB/s | 0.34 h | 2.00 h | {hours:.1f} h, ${3 * hours:.0f} |" in line
+    assert f"| 36 M | 0.29 TB | 0.0 GB/s | 0.34 h | 2.00 h | {hours:.2f} h, ${3 * hours:.2f} |" in line
 
 
 @pytest.mark.parametrize("price", ("h100", "a100=2", "v5e=cheap", "v5e=-1"))
@@ -106,8 +106,8 @@ def test_a_price_that_cannot_be_read_is_refused(price):
 
 
 def test_the_devices_and_their_configurations_exist():
-    assert all((ROOT / config).is_file() for config in scaling.CONFIGS.values())
-    assert {absent_devices.facts(device) for device in scaling.CONFIGS} == {
+    assert all((ROOT / config).is_file() for config, _ in scaling.SETUPS.values())
+    assert {absent_devices.facts(device) for device in scaling.SETUPS} == {
         absent_devices.KINDS[kind] for kind in scaling.PRICES
     }
 

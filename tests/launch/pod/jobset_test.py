@@ -1,8 +1,12 @@
 """The JobSet: what GKE must be told for a run of several hosts that restarts when it was preempted, and only then."""
 
+import re
+
 import pytest
 import yaml
 
+from maira_jax.run import coordinator
+from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, INTERRUPTED, TERMINATED
 from tests.helpers.paths import ROOT
 
 
@@ -42,7 +46,11 @@ def test_bad_input_and_bad_flags_end_the_run_and_anything_else_restarts_it(jobse
     assert rule == {"name": rule["name"], "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
-    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [1, 2]}
+    assert rule["onExitCodes"] == {
+        "containerName": container["name"],
+        "operator": "In",
+        "values": [BAD_INPUT, BAD_FLAGS],
+    }
     assert job["backoffLimit"] == 0  # a lost host is the run's failure, which restarts all hosts together
 
 
@@ -57,7 +65,7 @@ def test_one_process_per_host_of_four_chips(job, pod, container):
 
 def test_hosts_reach_each_other_and_have_time_to_save(pod, container):
     assert pod["hostNetwork"] is True and pod["dnsPolicy"] == "ClusterFirstWithHostNet"
-    assert container["ports"] == [{"containerPort": 8476}]
+    assert container["ports"] == [{"containerPort": coordinator.PORT}]
     assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] >= 300
     assert container["securityContext"] == {"privileged": True}
 
@@ -72,3 +80,11 @@ def test_the_command_is_a_stage_on_a_folder_that_all_hosts_see(pod, container):
     assert given["--workdir"].startswith(f"{mount['mountPath']}/")
     assert given["--compilation_cache"].startswith(f"{mount['mountPath']}/")
     assert mount["name"] == volume["name"] and "persistentVolumeClaim" in volume
+
+
+def test_the_exit_codes_and_the_port_that_the_page_names_are_those_of_the_commands():
+    page = (ROOT / "launch" / "pod" / "README.md").read_text()
+    table = {int(code): again for code, again in re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", page, re.M)}
+    assert set(table) == {0, BAD_INPUT, BAD_FLAGS, INTERRUPTED, TERMINATED}
+    assert [code for code, again in table.items() if again.startswith("yes")] == [TERMINATED]
+    assert f"Port {coordinator.PORT} open" in page
