@@ -31,4 +31,4 @@ _main.define_switch(
 _main.define_profile("batches of texts")
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "generate"))
+    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "generate"), parallel=True)

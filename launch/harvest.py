@@ -13,4 +13,5 @@ if __name__ == "__main__":
         harvest.run,
         __doc__ or "",
         reads=("seed", "studies", "harvest"),
+        parallel=True,
     )

@@ -41,4 +41,10 @@ _main.define_shortcut(
 _main.define_profile("batches of studies")
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "steer"), estimates="steer.dry_run")
+    _main.main(
+        stage.run,
+        __doc__ or "",
+        reads=("seed", "studies", "steer"),
+        parallel=True,
+        estimates="steer.dry_run",
+    )

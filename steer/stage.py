@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from maira_jax.checkpoint.convert import ModelSection
-from maira_jax.run import files, jsonl
+from maira_jax.run import files, jsonl, processes
 from maira_jax.run.config import RunSection
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -48,8 +48,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       mean_nll           its mean negative log-likelihood under the unsteered model, nats per token
       settings           method, concepts, feature, unit and its size, site, edited positions, sampling
 
-    The lines are study by study in the order of `plan_rows`: a killed run resumes after the last studies that it
-    finished, and ends with the same file.
+    The lines are study by study in the order of `plan_rows`. The processes of a run take batches of studies in turn,
+    each on its own devices; the first one measures the directions. A killed run resumes with the batches that are
+    missing. In the end the file is the same, for any number of processes.
 
     Returns:
       The counts of the manifest. With `steer.dry_run` nothing is written, and it is what `estimate` returns.
@@ -59,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     section, workdir = SteerSection.of(config), Path(workdir)
     if section.dry_run:
-        return estimate(Sweep.load(config, workdir))
+        return processes.first_only(lambda: estimate(Sweep.load(config, workdir, shared=workdir)))
     identity = {"steer": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
     identity["weights"] = ModelSection.of(config).weights
     for name in ("sae", "manifest"):
@@ -71,9 +72,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with stage:
         if stage.finished:
             return stage.manifest["counts"]
-        sweep = Sweep.load(config, workdir)
-        _save_directions(stage.dir, sweep.directions)
-        unfinished = _write(stage.dir / GENERATIONS, sweep, StepTrace.of_run(config, workdir, "steer"))
+        sweep = Sweep.load(config, workdir, shared=stage.dir)
+        parts = _write_parts(stage.dir, sweep, StepTrace.of_run(config, workdir, "steer"))
+        processes.barrier()
+        unfinished = 0
+        if processes.is_first():
+            _save_directions(stage.dir, sweep.directions)
+            unfinished = _join(parts, stage.dir / GENERATIONS)
         counts = {
             "studies": len(sweep.studies),
             "directions": len(sweep.directions),
@@ -82,7 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             "unfinished": unfinished,
         }
         stage.finish(counts)
-        return counts
+        return stage.manifest["counts"]
 
 
 def estimate(sweep: Sweep) -> dict[str, Any]:
@@ -121,55 +126,55 @@ def _save_directions(directory: Path, directions: Sequence[Direction]) -> None:
         np.save(file, np.stack([direction.intervention.vector for direction in directions]))
 
 
-def _write(path: Path, sweep: Sweep, trace: StepTrace) -> int:
-    """Writes what is missing of the file and returns how many reports did not end by themselves."""
-    writer, batch_studies = sweep.writer, sweep.section.batch_studies
-    left = _resume(path, sweep)
-    unfinished = sum(not line["finished"] for line in left)
-    missing = range(len(left) // len(writer.rows), len(sweep.studies))
-    batches = [missing[start : start + batch_studies] for start in range(0, len(missing), batch_studies)]
+def _write_parts(directory: Path, sweep: Sweep, trace: StepTrace) -> jsonl.PartFiles:
+    """Writes this process's share of the parts that are missing, one for each batch of studies."""
+    writer, batch_studies, studies = sweep.writer, sweep.section.batch_studies, range(len(sweep.studies))
+    starts = studies[::batch_studies]
+    batches = {f"{start:06d}-{batch_studies}": studies[start : start + batch_studies] for start in starts}
+    expected = {
+        part: [_known(study, row, sweep) for study in batch for row in writer.rows] for part, batch in batches.items()
+    }
+    parts = jsonl.PartFiles(directory, expected, "steer again")
+    mine = [batches[part] for part in parts.mine]
     # A decoding step is many small operations, each of which one processor core does: parallel batches use the others.
     pool = ThreadPoolExecutor(sweep.section.workers)
-    with (
-        path.open("ab", buffering=0) as file,
-        progress(total=sweep.n_generations, initial=len(left), unit="report", desc="steer") as bar,
-    ):
+    total = parts.n_found + parts.n_mine
+    with progress(total=total, initial=parts.n_found, unit="report", desc="steer", shared=True) as bar:
         try:
-            written = pool.map(lambda batch: writer.write(batch, bar.update), batches)  # what waits is text alone
-            for batch, reports in trace.over(zip(batches, written, strict=True)):
-                lines = [line for study, own in zip(batch, reports, strict=True) for line in _lines(study, own, sweep)]
-                unfinished += sum(not line["finished"] for line in lines)
-                jsonl.append(file, lines, sort_keys=True)
+            written = pool.map(lambda batch: writer.write(batch, bar.update), mine)  # what waits is text alone
+            for part, reports in trace.over(zip(parts.mine, written, strict=True)):
+                own = zip(batches[part], reports, strict=True)
+                parts.write(part, [line for study, lines in own for line in _lines(study, lines, sweep)])
         finally:
             pool.shutdown(cancel_futures=True)
+    return parts
+
+
+def _join(parts: jsonl.PartFiles, path: Path) -> int:
+    """Writes the file of all parts and returns how many reports did not end by themselves."""
+    unfinished = 0
+    with files.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for record in parts.records():
+            file.write(jsonl.line(record, sort_keys=True))
+            unfinished += not record["finished"]
     return unfinished
 
 
-def _resume(path: Path, sweep: Sweep) -> list[dict[str, Any]]:
-    """The lines that an earlier attempt left, of whole batches of studies."""
-    rows, studies, batch_studies = sweep.writer.rows, sweep.studies, sweep.section.batch_studies
-    expected = [
-        {"study": study.study_id, "direction": row.direction.key, "strength": row.strength}
-        for study in studies
-        for row in rows
-    ]
-    starts = range(0, len(studies), batch_studies)
-    sizes = [len(studies[start : start + batch_studies]) * len(rows) for start in starts]
-    return jsonl.resume(path, expected, sizes, "steer again")
+def _known(study: int, row: GenerationRow, sweep: Sweep) -> dict[str, Any]:
+    """What is known of a line before its report is written."""
+    return {"study": sweep.studies[study].study_id, "direction": row.direction.key, "strength": row.strength}
 
 
 def _lines(study: int, reports: Sequence[SteeredReport], sweep: Sweep) -> list[dict[str, Any]]:
     """The lines of one study, one per row; the first row is the unsteered report."""
-    prompts = sweep.writer.prompts
-    known = {"study": prompts.studies[study].study_id, "prompt": prompts.digest(study), "original": reports[0].text}
-    return [known | _line(row, report, sweep) for row, report in zip(sweep.writer.rows, reports, strict=True)]
+    shown = {"prompt": sweep.writer.prompts.digest(study), "original": reports[0].text}
+    pairs = zip(sweep.writer.rows, reports, strict=True)
+    return [_known(study, row, sweep) | shown | _line(row, report, sweep) for row, report in pairs]
 
 
 def _line(row: GenerationRow, report: SteeredReport, sweep: Sweep) -> dict[str, Any]:
     direction, section = row.direction, sweep.section
     return {
-        "direction": direction.key,
-        "strength": row.strength,
         "steered": report.text,
         "tokens": report.tokens,
         "finished": report.finished,

@@ -1,7 +1,8 @@
 """A sweep: what it needs of the earlier stages, read and checked to fit together."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +12,7 @@ from maira_jax.checkpoint import store
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.model.sites import Site
+from maira_jax.run import files, processes
 from maira_jax.run.config import RunSection
 from maira_jax.studies.readers import load_studies, manifest
 from maira_jax.studies.study import Study
@@ -54,8 +56,13 @@ class Sweep:
         return len(self.studies) * len(self.writer.rows)
 
     @classmethod
-    def load(cls, config: ml_collections.ConfigDict, workdir: Path) -> Self:
+    def load(cls, config: ml_collections.ConfigDict, workdir: Path, shared: Path) -> Self:
         """Reads the earlier stages' results in `workdir`.
+
+        Args:
+          config: the whole configuration.
+          workdir: the run directory.
+          shared: a folder in which the first process of a run leaves the directions until the others have read them.
 
         Raises:
           UserError: a field of `config.steer` is out of range, or an input does not fit the others.
@@ -67,10 +74,28 @@ class Sweep:
         site = Site.parse(str(activations.source["site"]), cfg)
         if site.tower != "language" and section.positions != ("image",):
             raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")
-        directions = _directions(section, config.seed, workdir, activations)
+        directions = _of_first(lambda: _directions(section, config.seed, workdir, activations), shared)
         prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
         rows = plan_rows(directions, section.nonzero_strengths, activations.d_model)
         return cls(section, directions, SweepWriter.of(params, cfg, prompts, site, section, config.seed, rows))
+
+
+def _of_first(make: Callable[[], list[Direction]], shared: Path) -> list[Direction]:
+    """The directions that the first process makes: the store is read once, and none differs by a host's rounding."""
+    if processes.count() == 1:
+        return make()
+    path = shared / ".directions.tmp"
+    directions = make() if processes.is_first() else []
+    if processes.is_first():
+        with files.atomic_path(path) as temporary:
+            temporary.write_bytes(pickle.dumps(directions))
+    processes.barrier()
+    if not processes.is_first():
+        directions = pickle.loads(path.read_bytes())
+    processes.barrier()
+    if processes.is_first():
+        path.unlink()
+    return directions
 
 
 def _directions(section: SteerSection, seed: int, workdir: Path, activations: ActivationStore) -> list[Direction]:

@@ -22,7 +22,7 @@ from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.int8 import Weights
-from maira_jax.run import files, jsonl
+from maira_jax.run import files, jsonl, processes
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -36,7 +36,6 @@ REPORT, GROUNDED, PHRASE = "report", "grounded", "phrase"
 FOLDERS = {REPORT: "reports", GROUNDED: "grounded", PHRASE: "phrases"}
 _MAX_NEW_TOKENS = {REPORT: 300, GROUNDED: 450, PHRASE: 150}
 RESULT, IMAGES = "generations.jsonl", "images"
-_UNFINISHED = "unfinished.jsonl"
 
 
 class GenerateSection(Section, name="generate"):
@@ -84,8 +83,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       unparsed             pieces of `text` that are no whole phrase or box, such as the end of an unfinished one
       width, height        of the current frontal image, in pixels
 
-    An interrupted run resumes and ends with the same texts. `images/` holds one picture per line where they are asked
-    for, which can be later.
+    An interrupted run resumes and ends with the same texts. The processes of a run take batches in turn, each on its
+    own devices; the texts are the same for any number of them. `images/` holds one picture per line where they are
+    asked for, which can be later.
 
     Returns:
       What the manifest counts.
@@ -104,7 +104,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             trace = StepTrace.of_run(config, workdir, "generate")
             counts = _generate(stage.dir, section, studies, Path(workdir) / "model", run_section, weights, trace)
             stage.finish(counts)
-        (stage.dir / _UNFINISHED).unlink(missing_ok=True)
         if section.save_images:
             _save_images(stage.dir, studies)
         return stage.manifest["counts"]
@@ -119,7 +118,7 @@ def _generate(
     weights: Weights,
     trace: StepTrace,
 ) -> dict[str, Any]:
-    """Writes `RESULT`; returns the counts."""
+    """Writes `RESULT`; returns the counts, on the first process."""
     tokenizer = Tokenizer.from_dir(model_dir)
     requests = [_request(study, section, tokenizer) for study in studies]
     params, cfg = store.load(model_dir, run.mesh, rows=section.batch_size, weights=weights)
@@ -134,7 +133,9 @@ def _generate(
         top_p=section.top_p,
         seed=run.seed,
     )
-    records = _write(directory / _UNFINISHED, section, studies, requests, writer, trace)
+    records = _write(directory, section, studies, requests, writer, trace)
+    if not processes.is_first():
+        return {}
     with files.atomic_path(directory / RESULT) as path:
         path.write_text("".join(map(jsonl.line, records)), encoding="utf-8")
     counts = {
@@ -167,33 +168,33 @@ def _phrase(study: Study, section: GenerateSection) -> str:
 
 
 def _write(
-    path: Path,
+    directory: Path,
     section: GenerateSection,
     studies: Sequence[Study],
     requests: Sequence[GenerationRequest],
     writer: ReportWriter,
     trace: StepTrace,
 ) -> list[dict[str, Any]]:
-    """The record of each study, in their order; `path` collects them by batches, for a killed run to resume from."""
-    plans = writer.plan(requests)
+    """The record of each study, in their order, on the first process; each process writes a share of the batches."""
+    plans = {f"{number:06d}": batch for number, batch in enumerate(writer.plan(requests))}
     names = [study.study_id for study in studies]
     identities = [
         {"study_id": name, "prompt": hashlib.sha256(request.encoded.ids.tobytes()).hexdigest()[:16]}
         for name, request in zip(names, requests, strict=True)
     ]
-    rows = [row for batch in plans for row in batch.rows]
-    expected, sizes = [identities[row] for row in rows], [len(batch.rows) for batch in plans]
-    records = dict(zip(rows, jsonl.resume(path, expected, sizes, "generate again"), strict=False))
-    missing = [batch for batch in plans if batch.rows[0] not in records]
-    with (
-        path.open("ab", buffering=0) as file,
-        progress(total=len(studies), initial=len(records), unit="study", desc=FOLDERS[section.task]) as bar,
-    ):
-        for written in writer.write(requests, names, trace.over(missing)):
-            new = {row: identities[row] | _record(studies[row], section, text) for row, text in written}
-            jsonl.append(file, new.values())
-            records |= new
-            bar.update(len(new))
+    expected = {part: [identities[row] for row in batch.rows] for part, batch in plans.items()}
+    parts = jsonl.PartFiles(directory, expected, "generate again")
+    batches = trace.over([plans[part] for part in parts.mine])
+    total = parts.n_found + parts.n_mine
+    with progress(total=total, initial=parts.n_found, unit="study", desc=FOLDERS[section.task], shared=True) as bar:
+        for part, written in zip(parts.mine, writer.write(requests, names, batches), strict=True):
+            parts.write(part, [identities[row] | _record(studies[row], section, text) for row, text in written])
+            bar.update(len(written))
+    processes.barrier()
+    if not processes.is_first():
+        return []
+    rows = (row for batch in plans.values() for row in batch.rows)
+    records = dict(zip(rows, parts.records(), strict=True))
     return [records[row] for row in range(len(studies))]
 
 
@@ -230,13 +231,14 @@ def image_name(number: int, study_id: str) -> str:
 
 
 def _save_images(directory: Path, studies: Sequence[Study]) -> None:
-    """Draws the pictures that are missing."""
-    for leftover in (directory / IMAGES).glob(".*.tmp"):  # of a run that was killed while it wrote
-        files.remove(leftover)
+    """Draws the pictures that are missing, each process a share of them."""
+    if processes.is_first():
+        for leftover in (directory / IMAGES).glob(".*.tmp"):  # of a run that was killed while it wrote
+            files.remove(leftover)
+    processes.barrier()
     records = jsonl.read(directory / RESULT, "generate again")
-    for number, (study, record) in enumerate(
-        progress(zip(studies, records, strict=True), total=len(records), unit="image", desc="draw")
-    ):
+    pictures = list(enumerate(zip(studies, records, strict=True)))[processes.index() :: processes.count()]
+    for number, (study, record) in progress(pictures, unit="image", desc="draw", shared=True):
         path = directory / IMAGES / image_name(number, study.study_id)
         if path.is_file():
             continue

@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,19 +75,6 @@ def array_on_disk(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> n
             f"could not write {path} ({error.strerror or error}): free space or choose another folder"
         ) from error
     return array
-
-
-def append(file: BinaryIO, text: str) -> None:
-    """Appends `text` to an unbuffered file and waits until it is on disk. A full disk is reported as a `UserError`."""
-    try:
-        left = memoryview(text.encode())
-        while left:
-            left = left[file.write(left) :]
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(
-            f"could not write {file.name} ({error.strerror or error}): free space or choose another folder"
-        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

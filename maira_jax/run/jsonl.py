@@ -1,27 +1,24 @@
-"""JSON Lines files that a killed run resumes from: appended part by part, read back, and cut off after what is kept."""
+"""JSON Lines files that a killed run resumes from: cut off after what is kept, or written part by part.
+
+Parts are files of their own, whichever process of a run computes them, so what a killed run leaves does not depend on
+the number of its processes.
+"""
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from maira_jax.errors import UserError
-from maira_jax.run import files
+from maira_jax.run import files, processes
+
+PARTS = "parts"  # the folder of a stage's parts, which `Stage` removes when it is finished
 
 
 def line(record: Mapping[str, Any], sort_keys: bool = False) -> str:
     """One record as a line of text, its end included."""
     return json.dumps(record, ensure_ascii=False, sort_keys=sort_keys) + "\n"
-
-
-def append(file: BinaryIO, records: Iterable[Mapping[str, Any]], sort_keys: bool = False) -> None:
-    """Appends records to an unbuffered file and waits until they are on disk.
-
-    Raises:
-      UserError: the disk is full.
-    """
-    files.append(file, "".join(line(record, sort_keys) for record in records))
 
 
 def read(path: Path, again: str, required: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -53,32 +50,70 @@ def truncate(path: Path, n: int) -> None:
         os.truncate(path, sum(len(text) + 1 for text in _whole_lines(path)[:n]))
 
 
-def resume(path: Path, expected: Sequence[Mapping[str, Any]], parts: Iterable[int], again: str) -> list[dict[str, Any]]:
-    """What an earlier attempt left of a file, by whole parts; what is after them is cut off.
-
-    Parts keep their bounds, so that every record is computed in the same batch as in an uninterrupted run.
+class PartFiles:
+    """The records of a stage, part by part, in a folder of the stage's folder. Made by all processes of a run together.
 
     Args:
-      path: the file.
-      expected: some keys and values of every record of the whole file, in order.
-      parts: how many records are written together, from the first.
-      again: the command that writes the file anew, such as "train again"; for the message.
+      folder: the stage's folder.
+      expected: the name of each part, in order, with some keys and values of each of its records.
+      again: the command that writes the parts anew, such as "steer again"; for messages.
+
+    Attributes:
+      mine: names of the missing parts that this process is to write.
+      n_found: number of records in the parts that an earlier attempt left.
+      n_mine: number of records in the parts of `mine`.
 
     Raises:
-      UserError: a line is damaged, or not what `expected` says.
+      UserError: a part is damaged or of another run, or an older version began the folder.
     """
-    found = read(path, again)
-    kept = 0
-    for size in parts:
-        if kept + size > len(found):
-            break
-        kept += size
-    for number, record in enumerate(found, start=1):
-        known = number <= len(expected) and (number > kept or expected[number - 1].items() <= record.items())
-        if not known:
-            raise _refusal(path, number, again)
-    truncate(path, kept)
-    return found[:kept]
+
+    def __init__(self, folder: Path, expected: Mapping[str, Sequence[Mapping[str, Any]]], again: str):
+        self._folder, self._expected, self._again = folder / PARTS, expected, again
+        found = set(processes.broadcast(self._found() if processes.is_first() else None))
+        self.mine = [name for name in expected if name not in found][processes.index() :: processes.count()]
+        self.n_found, self.n_mine = (sum(len(expected[name]) for name in names) for names in (found, self.mine))
+
+    def write(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a part, whole or not at all."""
+        with files.atomic_path(self._path(name)) as path:
+            path.write_text("".join(map(line, records)), encoding="utf-8")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All records, part by part, when every process has written its own.
+
+        Raises:
+          UserError: a part is missing, damaged or of another run.
+        """
+        for name in self._expected:
+            yield from self._read(name)
+
+    def _found(self) -> list[str]:
+        """The names of the parts that are there, after a look at what they hold."""
+        if not self._folder.is_dir():
+            older = next(self._folder.parent.glob("*.jsonl"), None)
+            if older is not None:
+                raise UserError(
+                    f"{older} was begun by an older version, which wrote no parts: delete {older.parent} and "
+                    f"{self._again}"
+                )
+        # Listed, and not asked for one by one: a network file system may remember for a while that a file was missing.
+        there = {path.stem for path in self._folder.glob("*.jsonl")}
+        found = [name for name in self._expected if name in there]
+        for name in found:
+            self._read(name)
+        return found
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.jsonl"
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        path, expected = self._path(name), self._expected[name]
+        records = read(path, self._again)
+        for number in range(max(len(records), len(expected))):
+            pair = expected[number : number + 1], records[number : number + 1]
+            if not all(pair) or not pair[0][0].items() <= pair[1][0].items():
+                raise _refusal(path, number + 1, self._again)
+        return records
 
 
 def _whole_lines(path: Path) -> list[bytes]:

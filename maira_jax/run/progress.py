@@ -6,11 +6,26 @@ from typing import Any
 
 from tqdm import tqdm
 
+from maira_jax.run import processes
+
 
 def progress(
-    iterable: Iterable[Any] | None = None, *, total: float | None = None, unit: str, desc: str, initial: int = 0
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: float | None = None,
+    unit: str,
+    desc: str,
+    initial: int = 0,
+    shared: bool = False,
 ) -> Any:
-    """A tqdm bar. Without a terminal it prints at most one line every ten seconds."""
+    """A tqdm bar. Without a terminal it prints at most one line every ten seconds.
+
+    Args:
+      iterable, total, unit, desc, initial: as tqdm takes them.
+      shared: whether each process of the run does a share of the work, so that the bar of the first one shows its own.
+    """
+    if shared and processes.count() > 1:
+        desc = f"{desc} (share of 1 of {processes.count()} processes)"
     return tqdm(
         iterable,
         total=total,

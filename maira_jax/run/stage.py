@@ -14,7 +14,7 @@ from typing import Any, Self
 import jax
 
 from maira_jax.errors import UserError
-from maira_jax.run import files, processes
+from maira_jax.run import files, jsonl, processes
 from maira_jax.run.lock import FolderLock
 
 MANIFEST = "manifest.json"
@@ -191,6 +191,7 @@ class Stage:
             self.finished = path == manifest
             self.manifest = there
             if self.finished:
+                self._remove_parts()
                 print(f"{self.name}: already finished in {self.dir}", file=sys.stderr)
             return
         if any(self.dir.iterdir()):
@@ -235,8 +236,13 @@ class Stage:
         if processes.is_first():
             files.write_json(self.dir / MANIFEST, self.manifest)
             (self.dir / UNFINISHED).unlink(missing_ok=True)
+            self._remove_parts()
         self.manifest = processes.broadcast(self.manifest)
         self.finished = True
+
+    def _remove_parts(self) -> None:
+        """Removes what the result has been joined from."""
+        shutil.rmtree(self.dir / jsonl.PARTS, ignore_errors=True)
 
     def _input_digests(self) -> dict[str, str]:
         digests = {}

@@ -29,7 +29,7 @@ from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
-from maira_jax.run import files, profile
+from maira_jax.run import files, processes, profile
 from maira_jax.run.config import RunSection
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -52,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Stores the activations of `config.studies` at `config.harvest.site`, or those in `config.harvest.arrays`.
 
     Prompt and findings go through the model together (teacher forced); the tokens that `config.harvest.token_filter`
-    names are kept.
+    names are kept. The processes of a run share the missing shards out, and each runs the model on its own devices.
 
     Returns:
       What the manifest counts.
@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     harvest = HarvestSection.of(config)
     if harvest.arrays:
-        return imported.run(config, workdir)
+        return processes.first_only(lambda: imported.run(config, workdir))
     section = {"harvest": harvest.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
     section["weights"] = ModelSection.of(config).weights
     computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
@@ -130,7 +130,8 @@ class Harvester:
         fitting = automatic_batch_size(
             model, self.plan.lengths[-1], leaves[0].dtype, held, sharding.device_memory(), shape
         )
-        self.batch_size = sharding.rows_on(self._mesh, batch_size or harvest.batch_size or fitting)
+        rows = sharding.rows_on(self._mesh, batch_size or harvest.batch_size or fitting)
+        self.batch_size: int = processes.broadcast(rows)
         self.batches = HarvestBatches(self.plan, tokenizer, images, self.batch_size, shape[0])
         self.queue: DeviceQueue[HarvestBatch, HarvestInputs] = DeviceQueue()
         self._forward = functools.partial(kept_activations, params, model, site, harvest.dtype)
@@ -224,30 +225,57 @@ def kept_activations(
 
 
 def _fill(writer: StoreWriter, harvester: Harvester, trace: StepTrace) -> None:
-    """Computes and writes the shards that are missing."""
-    layout, plan, queue = writer.layout, harvester.plan, harvester.queue
-    shards = _OpenShards(writer, plan.starts)
+    """Computes and writes this process's share of the shards that are missing."""
+    plan, queue = harvester.plan, harvester.queue
+    missing = processes.broadcast(writer.missing() if processes.is_first() else None)
+    mine = _share(writer.layout, missing)
+    shards = _OpenShards(writer, plan.starts, mine)
     batches = [batch for batch in harvester.batches.all() if any(map(shards.wants, batch.studies))]
-    to_do = sum(stop - start for start, stop in map(layout.rows, writer.missing()))
-    with progress(total=layout.n_tokens, initial=layout.n_tokens - to_do, unit="tok", desc="harvest") as bar:
+    done, to_do = plan.n_tokens - sum(_sizes(writer.layout, missing)), sum(_sizes(writer.layout, mine))
+    with progress(total=done + to_do, initial=done, unit="tok", desc="harvest", shared=True) as bar:
         for batch, activations in harvester.read(batches, trace):
             copied = sum(map(shards.place, batch.studies, activations))
             bar.set_postfix_str(f"device busy {queue.clock.share():.0%}", refresh=False)
             bar.update(copied)
     print(f"harvest: {queue.clock.summary('images')}", file=sys.stderr)
+    processes.barrier()
+    # Not by the first one, whose view of a network file system may be that of the start.
+    if processes.index() == processes.count() - 1 and writer.missing():
+        raise UserError(
+            f"{writer.directory} lacks shard {writer.missing()[0]}, which a process of this run has written: see that "
+            "all hosts share the folder, and harvest again"
+        )
+
+
+def _share(layout: StoreLayout, missing: Sequence[int]) -> list[int]:
+    """The missing shards that this process writes.
+
+    They are neighbours: studies are batched with their neighbours, and a batch that has rows of two processes' shards
+    is computed by both.
+    """
+    sizes = np.array(_sizes(layout, missing))  # [missing]
+    middles = np.cumsum(sizes) - sizes / 2
+    owners = middles * processes.count() // sizes.sum()
+    return [shard for shard, owner in zip(missing, owners, strict=True) if owner == processes.index()]
+
+
+def _sizes(layout: StoreLayout, shards: Sequence[int]) -> list[int]:
+    """Number of rows of each shard."""
+    return [stop - start for start, stop in map(layout.rows, shards)]
 
 
 class _OpenShards:
-    """The missing shards, each written when all of its rows are there.
+    """Missing shards, each written when all of its rows are there.
 
     Args:
       writer: writes a whole shard.
       starts: first row of each study, and the number of all rows. int64 [studies + 1]
+      missing: numbers of the shards.
     """
 
-    def __init__(self, writer: StoreWriter, starts: np.ndarray):
+    def __init__(self, writer: StoreWriter, starts: np.ndarray, missing: Sequence[int]):
         self._writer, self._starts = writer, starts
-        self._to_come = {shard: int(np.subtract(*writer.layout.rows(shard)[::-1])) for shard in writer.missing()}
+        self._to_come = dict(zip(missing, _sizes(writer.layout, missing), strict=True))
         self._values: dict[int, np.ndarray] = {}  # [rows of the shard, d_model]
 
     def _of(self, study: int) -> list[int]:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import files
+from maira_jax.run import files, processes
 from sae.activations.row_ranges import RowRanges
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -188,6 +188,8 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool, readers: in
 class StoreWriter:
     """Writes a store shard by shard, in any order, and resumes one that was left unfinished.
 
+    The processes of a run make it together; each then writes shards of its own.
+
     Args:
       directory: the store's folder.
       layout: shape and storage of the store.
@@ -207,6 +209,12 @@ class StoreWriter:
         if tokens.num_rows != layout.n_tokens:
             raise ValueError(f"{tokens.num_rows} rows in the token table of a store of {layout.n_tokens}")
         self._header = {"layout": dataclasses.asdict(layout), "source": dict(source)}
+        if processes.is_first():
+            self._begin(tokens)
+        processes.barrier()
+        self._values = _open_values(self.directory, layout, False, _default_readers())
+
+    def _begin(self, tokens: pa.Table) -> None:
         header = self.directory / _HEADER
         if header.is_file():
             if files.read_json(header) != self._header:
@@ -214,10 +222,10 @@ class StoreWriter:
                     f"{header} describes another store: delete {self.directory} or choose another --workdir"
                 )
         else:
-            for name, table, schema in (("tokens", tokens, TOKEN_SCHEMA), ("studies", studies, STUDY_SCHEMA)):
+            for name, table, schema in (("tokens", tokens, TOKEN_SCHEMA), ("studies", self.studies, STUDY_SCHEMA)):
                 with files.atomic_path(self.directory / f"{name}.parquet") as path:
                     pq.write_table(table.select(schema.names).cast(schema), path)
-        self._values = _open_values(self.directory, layout, True, _default_readers())
+        _open_values(self.directory, self.layout, True, _default_readers())
         files.write_json(header, self._header)
 
     def _mark(self, shard: int) -> Path:
@@ -225,7 +233,9 @@ class StoreWriter:
 
     def missing(self) -> list[int]:
         """Shards that are not finished."""
-        return [shard for shard in range(self.layout.n_shards) if not self._mark(shard).is_file()]
+        # Listed, and not asked for one by one: a network file system may remember for a while that a file was missing.
+        finished = {int(path.stem) for path in self._mark(0).parent.glob("*.json")}
+        return [shard for shard in range(self.layout.n_shards) if shard not in finished]
 
     def counts(self) -> dict[str, int]:
         """What the manifest of a finished harvest counts."""

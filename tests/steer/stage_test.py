@@ -247,11 +247,11 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize(("batches", "cut"), [(0, 0), (1, 0), (2, 57)])
+@pytest.mark.parametrize("batches", [0, 1, 2])
 def test_a_killed_sweep_ends_with_the_same_file(
-    swept: tuple[Path, dict], workdir: Path, monkeypatch: pytest.MonkeyPatch, batches: int, cut: int
+    swept: tuple[Path, dict], workdir: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
-    """Killed after some batches, the last `cut` bytes of which did not reach the disk."""
+    """Killed after some batches."""
     calls = []
     write = SweepWriter.write
 
@@ -264,13 +264,12 @@ def test_a_killed_sweep_ends_with_the_same_file(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(SweepWriter, "write", failing)
         stage.run(make_config(), workdir)
-    path = workdir / "steer" / "test" / stage.GENERATIONS
-    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - cut])
     redone = []
     monkeypatch.setattr(SweepWriter, "write", lambda self, *args: redone.append(1) or write(self, *args))
     stage.run(make_config(), workdir)
+    path = workdir / "steer" / "test" / stage.GENERATIONS
     assert path.read_bytes() == (swept[0] / "steer" / "test" / stage.GENERATIONS).read_bytes()
-    assert len(redone) == 3 - batches + (1 if cut else 0)
+    assert len(redone) == 3 - batches
 
 
 def test_a_dry_run_estimates_and_writes_nothing(swept: tuple[Path, dict]) -> None:

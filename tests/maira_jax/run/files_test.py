@@ -61,11 +61,6 @@ def test_an_array_on_disk_has_its_place_from_the_start(tmp_path):
         files.array_on_disk(tmp_path / "none" / "a.npy", np.float32, (1,))
 
 
-def test_a_full_disk_while_appending_is_one_sentence():
-    with pytest.raises(UserError, match="could not write /dev/full"), open("/dev/full", "ab", buffering=0) as full:
-        files.append(full, "a line\n")
-
-
 def test_json_that_is_missing_or_broken(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         files.read_json(tmp_path / "none.json")

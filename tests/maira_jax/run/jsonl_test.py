@@ -5,45 +5,81 @@ import json
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.run import jsonl
+from maira_jax.run import jsonl, processes
+from maira_jax.run.stage import Stage
 
-EXPECTED = [{"study": name} for name in "abcde"]
-RECORDS = [{"study": name, "text": "ü\u2028"} for name in "abcde"]
-
-
-def write(path, records, tail=""):
-    with path.open("wb", buffering=0) as file:
-        jsonl.append(file, records)
-        file.write(tail.encode())
+EXPECTED = {"0": [{"study": "a"}, {"study": "b"}], "1": [{"study": "c"}, {"study": "d"}], "2": [{"study": "e"}]}
+RECORDS = {name: [known | {"text": "ü\u2028"} for known in part] for name, part in EXPECTED.items()}
 
 
-def test_whole_parts_are_kept_and_the_rest_is_cut_off(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    assert jsonl.resume(path, EXPECTED, (2, 2, 1), "run again") == [] and not path.exists()
-    for n, tail, kept in ((0, "", 0), (1, "", 0), (2, '{"stu', 2), (3, '{"study": "d"}', 2), (4, "", 4), (5, "", 5)):
-        write(path, RECORDS[:n], tail)
-        assert jsonl.resume(path, EXPECTED, (2, 2, 1), "run again") == RECORDS[:kept]
-        assert path.read_text() == "".join(jsonl.line(record) for record in RECORDS[:kept])
+def parts_of(folder):
+    return jsonl.PartFiles(folder, EXPECTED, "run again")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "null", "\xff", '{"study": "x"}'])
-def test_a_damaged_line_and_one_of_another_run_are_refused(tmp_path, line):
-    path = tmp_path / "lines.jsonl"
-    text = f"{json.dumps(RECORDS[0])}\n{line}\n".encode("latin-1")
-    path.write_bytes(text)
-    with pytest.raises(UserError, match=r"jsonl, line 2, is damaged or of another run: delete .* and run again"):
-        jsonl.resume(path, EXPECTED, (1,) * 5, "run again")
-    assert path.read_bytes() == text
+def test_parts_that_are_there_are_not_written_again(tmp_path):
+    assert parts_of(tmp_path).mine == ["0", "1", "2"]
+    for n, name in enumerate(("1", "2", "0")):
+        parts = parts_of(tmp_path)
+        assert name in parts.mine and len(parts.mine) == 3 - n and parts.n_found + parts.n_mine == 5
+        parts.write(name, RECORDS[name])
+    (tmp_path / "parts" / "other.jsonl").write_text("{")  # as of batches of another size
+    parts = parts_of(tmp_path)
+    assert parts.mine == [] and parts.n_found == 5
+    assert list(parts.records()) == [record for part in RECORDS.values() for record in part]
 
 
-def test_more_lines_than_there_can_be_are_refused(tmp_path):
-    write(tmp_path / "lines.jsonl", RECORDS)
-    with pytest.raises(UserError, match="line 5, is damaged"):
-        jsonl.resume(tmp_path / "lines.jsonl", EXPECTED[:4], (2, 2), "run again")
+def test_missing_parts_are_dealt_out_to_all_processes(tmp_path, monkeypatch):
+    parts_of(tmp_path).write("1", RECORDS["1"])
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    for process, mine in enumerate((["0"], ["2"])):
+        monkeypatch.setattr(processes, "index", lambda process=process: process)
+        monkeypatch.setattr(processes, "broadcast", lambda _: ["1"])
+        assert parts_of(tmp_path).mine == mine
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{\n", "[]\n", "null\n", "\xff\n", '{"study": "x"}\n', '{"study": "d"', "", '{"study": "d"}\n{"study": "d"}\n'],
+)
+def test_a_damaged_part_and_one_of_another_run_are_refused(tmp_path, text):
+    parts_of(tmp_path).write("1", RECORDS["1"])
+    path = tmp_path / "parts" / "1.jsonl"
+    found = f"{json.dumps(RECORDS['1'][0])}\n{text}".encode("latin-1")
+    path.write_bytes(found)
+    with pytest.raises(UserError, match=r"1.jsonl, line [23], is damaged or of another run: delete .* and run again"):
+        parts_of(tmp_path)
+    assert path.read_bytes() == found
+
+
+def test_a_part_that_is_missing_in_the_end_is_named(tmp_path):
+    parts = parts_of(tmp_path)
+    parts.write("0", RECORDS["0"])
+    with pytest.raises(UserError, match="1.jsonl, line 1, is damaged"):
+        list(parts.records())
+
+
+def test_what_an_older_version_left_is_refused(tmp_path):
+    (tmp_path / "generations.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="generations.jsonl was begun by an older version.* and run again"):
+        parts_of(tmp_path)
+
+
+def test_a_finished_stage_has_no_parts(tmp_path):
+    for _ in range(2):
+        with Stage(tmp_path, "texts", {}) as stage:
+            (stage.dir / jsonl.PARTS).mkdir()  # the second time as if the first one had been killed
+            if not stage.finished:
+                stage.finish({})
+    with Stage(tmp_path, "texts", {}) as stage:
+        assert stage.finished
+    assert [path.name for path in stage.dir.iterdir()] == ["manifest.json"]
 
 
 def test_required_keys(tmp_path):
-    write(tmp_path / "lines.jsonl", RECORDS)
-    assert jsonl.read(tmp_path / "lines.jsonl", "run again", required=("study",)) == RECORDS
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(map(jsonl.line, RECORDS["0"])) + '{"stu', encoding="utf-8")  # its end left by a kill
+    assert jsonl.read(path, "run again", required=("study",)) == RECORDS["0"]
     with pytest.raises(UserError, match="line 1, is damaged"):
-        jsonl.read(tmp_path / "lines.jsonl", "run again", required=("step",))
+        jsonl.read(path, "run again", required=("step",))
+    jsonl.truncate(path, 1)
+    assert path.read_text(encoding="utf-8") == jsonl.line(RECORDS["0"][0])
