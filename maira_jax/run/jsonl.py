@@ -4,6 +4,7 @@ Parts are files of their own, whichever process of a run computes them, so what 
 the number of its processes.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -109,10 +110,9 @@ class PartFiles:
     def _read(self, name: str) -> list[dict[str, Any]]:
         path, expected = self._path(name), self._expected[name]
         records = read(path, self._again)
-        for number in range(max(len(records), len(expected))):
-            pair = expected[number : number + 1], records[number : number + 1]
-            if not all(pair) or not pair[0][0].items() <= pair[1][0].items():
-                raise _refusal(path, number + 1, self._again)
+        for number, (known, record) in enumerate(itertools.zip_longest(expected, records), start=1):
+            if known is None or record is None or not known.items() <= record.items():
+                raise _refusal(path, number, self._again)
         return records
 
 

@@ -20,11 +20,12 @@ from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.model import maira2
 from maira_jax.model.sites import Site
+from maira_jax.run import processes
 from maira_jax.studies.readers import load_studies
 from sae.activations import harvest
 from sae.activations.config import HarvestSection
 from sae.activations.harvest_plan import make_plan
-from sae.activations.store import HELD_OUT, ActivationStore
+from sae.activations.store import HELD_OUT, ActivationStore, StoreLayout
 from tests.helpers.paths import ROOT
 from tests.helpers.traces import names_in
 
@@ -202,3 +203,24 @@ def test_an_open_batch_size_stays_what_the_first_attempt_chose(config, workdir, 
 
 def interrupt(*_):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("missing", [[0, 1, 2, 3, 4, 5, 6, 7], [1, 2, 7], [7], []])
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_every_missing_shard_is_of_one_process_and_shares_are_even(monkeypatch, missing, n):
+    layout, shares = StoreLayout(1000, 8, "float32", 128, 64), []
+    monkeypatch.setattr(processes, "count", lambda: n)
+    for process in range(n):
+        monkeypatch.setattr(processes, "index", lambda process=process: process)
+        shares.append(harvest._share(layout, missing))
+    assert [shard for share in shares for shard in share] == missing
+    sizes = [sum(stop - start for start, stop in map(layout.rows, share)) for share in shares]
+    assert max(sizes) <= sum(sizes) / n + 128
+
+
+def test_a_harvest_that_lacks_a_shard_is_not_finished(config, workdir, tmp_path, monkeypatch):
+    (tmp_path / "model").symlink_to(workdir / "model")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="activations lacks shard 0"):
+        patch.setattr(harvest, "_share", lambda *_: [])
+        harvest.run(config, tmp_path)
+    assert not (tmp_path / "activations" / "manifest.json").exists()
