@@ -140,15 +140,17 @@ def _with_auxiliary(
     """
     tokens = config.batch_size
 
-    def add_auxiliary(_: jax.Array, sums: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
-        total = total_variance(main.residual) if variance is None else variance
+    def add_auxiliary(i: jax.Array, sums: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
+        # Bound to the loop's counter, or compilers take what does not change out of the loop, and compute it always.
+        (*given, inputs, residual), _ = lax.optimization_barrier(((params, z, dead, x, main.residual), i))
+        total = total_variance(residual) if variance is None else variance
         scale = jnp.where(total > 0, config.auxk_alpha / jnp.where(total > 0, tokens * total, 1.0), 0.0)
 
         def auxiliary(params: Params, z: jax.Array, dead: jax.Array) -> tuple[jax.Array, Params]:
-            return _auxiliary(params, x, z, main.residual, dead, scale, config.dtype)
+            return _auxiliary(params, inputs, z, residual, dead, scale, config.dtype)
 
         one_device = config.mesh[1] == 1
-        auxk, gradients = few_dead.of_dead(auxiliary, params, z, dead) if one_device else auxiliary(params, z, dead)
+        auxk, gradients = few_dead.of_dead(auxiliary, *given) if one_device else auxiliary(*given)
         return jax.tree.map(jnp.add, sums[0], gradients), auxk / config.auxk_alpha
 
     gradients, auxk = main.gradients, jnp.zeros((), jnp.float32)
