@@ -22,6 +22,7 @@ from maira_jax.model import sharding
 from maira_jax.run import compilation_cache, processes
 from maira_jax.run.config import RunSection, Section
 from maira_jax.run.coordinator import Address
+from maira_jax.run.freed_memory import keep_freed_memory
 from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, INTERRUPTED, TERMINATED, RunEnded
 from maira_jax.studies.readers import READERS
 
@@ -145,6 +146,7 @@ def main(
         processes.start(_DISTRIBUTED.value, address, parallel, _leave)
         processes.silence()
         compilation_cache.keep_programs(_CACHE.value)
+        keep_freed_memory()
         with _dry_run.leaving_no_trace(workdir) if _DRY_RUN.value else contextlib.nullcontext():
             processes.check_same(config.to_dict(), workdir)
             result = run(config, workdir) if parallel else processes.first_only(lambda: run(config, workdir))

@@ -16,6 +16,7 @@ import importlib
 import sys
 
 from maira_jax.errors import UserError
+from maira_jax.run.freed_memory import keep_freed_memory
 
 NAMES = ("sae_step", "recovery", "exemplars", "steer", "harvest", "feed", "convert", "fits", "scaling")
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark; `NAME --help` lists them")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as commands do
     try:
         importlib.import_module(f"launch.benches.{arguments.name}").main(arguments.options)
     except UserError as error:

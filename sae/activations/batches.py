@@ -83,8 +83,9 @@ class ShuffledBatches:
             place = 0
 
     def _windows(self, rows: slice) -> "_WindowSource":
-        shape = (self._per_window * self._group, self._n_groups * self._group, self._batch_size)
-        return _WindowSource(self._store, self._stream, *shape, range(self._batch_size)[rows], self._seed)
+        n_batches, total = self._per_window * self._group, self._n_groups * self._group
+        part = range(self._batch_size)[rows]
+        return _WindowSource(self._store, self._stream, n_batches, total, self._batch_size, part, self._seed)
 
 
 class _WindowSource:
