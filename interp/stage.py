@@ -34,7 +34,7 @@ from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import Scorer, ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files, profile
+from maira_jax.run import files, processes, profile
 from maira_jax.run.config import RunSection
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.stage import Stage
@@ -112,24 +112,27 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     section, workdir = InterpretSection.of(config), Path(workdir)
     with contextlib.ExitStack() as stack:
-        interpreters = _Interpreters.of(
-            section,
-            config.seed,
-            lambda: stack.enter_context(contextlib.closing(ChatModel.open(config, workdir))),
-        )
+        interpreters = None
         identity: dict[str, Any] = {"interpret": section.deciding(), "seed": config.seed}
         computing = section.computing() | {"mesh": RunSection.of(config).mesh}
-        if interpreters.model is not None:
-            judge = interpreters.model.client.section
-            identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
-            computing |= judge.computing()
+        if processes.is_first():
+            interpreters = _Interpreters.of(
+                section,
+                config.seed,
+                lambda: stack.enter_context(contextlib.closing(ChatModel.open(config, workdir))),
+            )
+            if interpreters.model is not None:
+                judge = interpreters.model.client.section
+                identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
+                computing |= judge.computing()
         stage = stack.enter_context(
             Stage(workdir, "interp", identity, inputs=("model", "activations", "sae"), computing=computing)
         )
         if not stage.finished:
             _interpret(section, interpreters, config, workdir, stage.dir)
-            stage.finish(_counts(files.read_json(stage.dir / "summary.json")))
-            shutil.rmtree(stage.dir / "phases", ignore_errors=True)
+            stage.finish(processes.first_only(lambda: _counts(files.read_json(stage.dir / "summary.json"))))
+            if processes.is_first():
+                shutil.rmtree(stage.dir / "phases", ignore_errors=True)
         return stage.manifest["counts"]
 
 
@@ -141,34 +144,39 @@ def _counts(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _interpret(
     section: InterpretSection,
-    interpreters: _Interpreters,
+    interpreters: _Interpreters | None,
     config: ml_collections.ConfigDict,
     workdir: Path,
     out: Path,
 ) -> None:
-    sae, corpus, seed = load_sae(workdir / "sae"), Corpus.open(workdir, section.context_length), config.seed
+    """Has all processes pass over the store, for features and controls; the rest is the first one's work alone.
+
+    So no language model is asked by two of them. `interpreters` are None on the others.
+    """
+    sae, corpus = load_sae(workdir / "sae"), Corpus.open(workdir, section.context_length)
     _check(section, sae, corpus, workdir)
     exemplars = ExemplarBatches(out / "exemplars.parquet", sae.n_features, out / "phases")
     trace = StepTrace.of_run(config, workdir, "interpret")
     found = _collect(section, config, sae, corpus, exemplars, trace)
-    wanted = section.features or range(sae.n_features)
-    _announce(section, interpreters, exemplars, wanted)
-    explained = _explain(section, interpreters.explainer, exemplars, frozenset(wanted))
-    scores = {name: _score(scorer, name, exemplars, explained) for name, scorer in interpreters.scorers.items()}
-    scores[SHUFFLED] = _score(interpreters.scorers["detection"], SHUFFLED, exemplars, _shuffled(explained, seed))
+    scored = interpreters and _scored(section, interpreters, exemplars, config.seed)
+    eligible = processes.broadcast(scored and scored.eligible())
+    control_exemplars = _collect_controls(section, config, sae, corpus, found, eligible, exemplars.phases)
+    if not interpreters or not scored:
+        return
     stated = ground_truth.statements(corpus, load_stated(config.studies), section.min_contexts)
     true = ground_truth.feature_columns(found, stated, section.min_contexts, sae.n_features)
     tables = {}
     if stated:
-        names = [record["name"] for record in explained]
+        names = [record["name"] for record in scored.explained]
         tables["statements"] = ground_truth.table(found, stated, names, section.min_contexts)
-    controlled = _controls(section, interpreters, config, sae, corpus, found, scores["detection"], stated, exemplars)
+    controlled = _controls(section, interpreters, control_exemplars, stated)
     labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
-    fit = concepts.fit(np.load(exemplars.phases / "study_peak.npy", mmap_mode="r"), labels, corpus.held_out)
+    peaks = index.study_peaks(exemplars.phases, len(corpus.held_out), sae.n_features)
+    fit = concepts.fit(peaks, labels, corpus.held_out)
     tables["concepts"], left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
     known = true | columns.of_activity(sae, found) | columns.of_relatives(sae, found)
     known |= columns.of_logit_lens(workdir, sae, corpus.store.source["site"]) | columns.of_concepts(labels, fit)
-    tables |= table.tables(known, interpreters.origin(), explained, scores, controlled)
+    tables |= table.tables(known, interpreters.origin(), scored.explained, scored.scores, controlled)
     table.write(out, tables, left_out, interpreters.origin(), section.bootstrap)
 
 
@@ -192,42 +200,48 @@ def _collect(
     exemplars: ExemplarBatches,
     trace: StepTrace = profile.OFF,
 ) -> dict[str, index.SplitIndex]:
-    """Writes the exemplars, and index.npz and study_peak.npy into the phases, unless they are there."""
-    path = exemplars.phases / "index.npz"
-    found = index.load(path) if path.is_file() else _index(section, config, sae, corpus, path, trace)
-    if not exemplars.path.is_file():
+    """Has all processes make the index, in the phases, and the first one write the exemplars, unless they are there."""
+    if processes.first_only(lambda: index.is_built(exemplars.phases)):
+        found = index.load(exemplars.phases)
+    else:
+        sizes = running_index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, config.seed)
+        kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
+        devices, folder = devices_of(RunSection.of(config).mesh), exemplars.phases
+        cut, held_out = corpus.contexts, corpus.held_out
+        found = index.build(sae, corpus.store, cut, held_out, sizes, kinds, devices, folder, trace=trace)
+    if processes.is_first() and not exemplars.path.is_file():
         n_activating = {TRAIN: section.n_explain, HELD_OUT: section.n_score}
         similar, _ = neighbours.coactive(found, _N_NEIGHBOURS)
         exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, config.seed, FEATURE_BATCH)
     return found
 
 
-def _index(
-    section: InterpretSection,
-    config: ml_collections.ConfigDict,
-    sae: Sae,
-    corpus: Corpus,
-    path: Path,
-    trace: StepTrace,
-) -> dict[str, index.SplitIndex]:
-    """Writes study_peak.npy, and then the index to `path`, next to it; resumes an interrupted pass."""
-    peak_path, saved = path.with_name("study_peak.npy"), path.with_name("pass.npz")
-    if saved.is_file():
-        peak = np.load(peak_path, mmap_mode="r+")
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # On disk, because it grows with the number of studies.
-        peak = files.array_on_disk(peak_path, np.float32, (len(corpus.held_out), sae.n_features))
-    sizes = running_index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, config.seed)
-    kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
-    devices = devices_of(RunSection.of(config).mesh)
-    found = index.build(
-        sae, corpus.store, corpus.contexts, corpus.held_out, sizes, peak, kinds, devices, saved, trace=trace
-    )
-    peak.flush()
-    index.save(path, found)
-    files.remove(saved)
-    return found
+@dataclasses.dataclass(frozen=True)
+class _ScoredFeatures:
+    """Explanations and scores of all features.
+
+    Attributes:
+      explained: what `_explain` gives.
+      scores: what `_score` gives, by the scorer's name.
+    """
+
+    explained: Records
+    scores: Mapping[str, Records]
+
+    def eligible(self) -> list[int]:
+        """The features that controls can be like."""
+        return [feature for feature, record in enumerate(self.scores["detection"]) if record["score"]]
+
+
+def _scored(
+    section: InterpretSection, interpreters: _Interpreters, exemplars: ExemplarBatches, seed: int
+) -> _ScoredFeatures:
+    wanted = section.features or range(exemplars.n_features)
+    _announce(section, interpreters, exemplars, wanted)
+    explained = _explain(section, interpreters.explainer, exemplars, frozenset(wanted))
+    scores = {name: _score(scorer, name, exemplars, explained) for name, scorer in interpreters.scorers.items()}
+    scores[SHUFFLED] = _score(interpreters.scorers["detection"], SHUFFLED, exemplars, _shuffled(explained, seed))
+    return _ScoredFeatures(explained, scores)
 
 
 def _announce(
@@ -317,32 +331,52 @@ def _shuffled(explained: Records, seed: int) -> Records:
     return out
 
 
-def _controls(
+@dataclasses.dataclass(frozen=True)
+class _ControlExemplars:
+    """Controls, their activity and their exemplars."""
+
+    made: controls.ControlFeatures
+    activity: Mapping[str, index.SplitIndex]
+    exemplars: ExemplarBatches
+
+
+def _collect_controls(
     section: InterpretSection,
-    interpreters: _Interpreters,
     config: ml_collections.ConfigDict,
     sae: Sae,
     corpus: Corpus,
     found: Mapping[str, index.SplitIndex],
-    scored: Records,
-    stated: ground_truth.Statements | None,
-    exemplars: ExemplarBatches,
-) -> Records:
-    """One record per control; none if no feature was scored that they could be like."""
-    eligible = np.array([feature for feature, record in enumerate(scored) if record["score"]])
-    if not len(eligible):
+    eligible: Sequence[int],
+    phases: Path,
+) -> list[_ControlExemplars]:
+    """Has all processes find the exemplars of controls; none if no feature was scored that they could be like."""
+    if not eligible:
         return []
-    records: Records = []
-    made = controls.build(sae, corpus.store, found[TRAIN], eligible, section.n_control, config.seed)
+    collected = []
+    made = controls.build(sae, corpus.store, found[TRAIN], np.array(eligible), section.n_control, config.seed)
     for number, control in enumerate(made):
-        folder = exemplars.phases / "controls" / str(number)
+        folder = phases / "controls" / str(number)
         own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder)
         activity = _collect(section, config, control.sae, dataclasses.replace(corpus, store=control.store), own)
+        collected.append(_ControlExemplars(control, activity, own))
+    return collected
+
+
+def _controls(
+    section: InterpretSection,
+    interpreters: _Interpreters,
+    collected: Sequence[_ControlExemplars],
+    stated: ground_truth.Statements | None,
+) -> Records:
+    """One record per control."""
+    records: Records = []
+    for part in collected:
+        control, own, activity = part.made, part.exemplars, part.activity
         true = ground_truth.feature_columns(activity, stated, section.min_contexts, own.n_features)
         explained = _explain(section, interpreters.explainer, own, frozenset(range(own.n_features)))
         scores = _score(interpreters.scorers["detection"], "detection", own, explained)
-        n_active = sum(part.n_tokens.sum(1) for part in activity.values())
-        density = n_active / sum(part.total_tokens for part in activity.values())
+        n_active = sum(split.n_tokens.sum(1) for split in activity.values())
+        density = n_active / sum(split.total_tokens for split in activity.values())
         records += [
             {"control": control.kind[i], "direction": control.direction[i], "matched_feature": int(control.matched[i])}
             | {"density": float(density[i]), "name": explanation["name"], "explanation": explanation["text"]}

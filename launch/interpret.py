@@ -17,4 +17,4 @@ _main.define_shortcut(
 _main.define_profile("blocks of tokens of the pass for exemplars")
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "interpret", "judge"))
+    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "interpret", "judge"), parallel=True)

@@ -7,4 +7,4 @@ from interp.medsae import stage
 from launch import _main
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("label",))
+    _main.main(stage.run, __doc__ or "", reads=("label",), parallel=True)

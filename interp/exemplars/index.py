@@ -8,10 +8,14 @@ counters; besides, the autoencoder, one block of tokens x features, and what the
 Sampling is by random priority: every (context, feature) pair has a hash, and the activating contexts with the largest
 hashes are a uniform sample, whatever the order or the block size of the pass.
 
-A pass that is interrupted resumes at its last save, with the same result.
+Each process of a run reads a share of the store, and the devices of its host divide the features among them: a host
+reads more slowly than its devices encode, so that a pass takes as long as its reading. What was found in parts of the
+store is joined exactly, whatever the parts; so a pass that was interrupted resumes after what it had saved, by any
+number of processes, with the same result.
 """
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -22,15 +26,17 @@ import jax
 import numpy as np
 
 from interp.exemplars.contexts import Contexts
-from interp.exemplars.index_pass import saved_pass
-from interp.exemplars.index_pass.blocks import ContextTable, blocks, read_ahead
+from interp.exemplars.index_pass import blocks
+from interp.exemplars.index_pass.blocks import ContextTable
 from interp.exemplars.index_pass.device_pass import DevicePass
 from interp.exemplars.index_pass.device_program import Route
-from interp.exemplars.index_pass.running_index import IndexConfig
+from interp.exemplars.index_pass.pass_parts import PassParts
+from interp.exemplars.index_pass.running_index import COUNTERS, NO_PRIORITY, IndexConfig, hash_uniform
 from interp.exemplars.index_pass.streaming_top_k import StreamingTopK
+from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files, profile
+from maira_jax.run import files, processes, profile
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
@@ -41,6 +47,8 @@ SPLITS = (TRAIN, HELD_OUT)
 _MAX_POSITION = 2**16
 # A save of the real size writes some hundred megabytes; an interrupted pass loses at most so much work.
 _SAVE_SECONDS = 300.0
+_INDEX, _PARTS = "index.npz", "parts"
+_PEAKS, _FIRSTS = "study_peak", "first_studies.json"  # a folder of arrays, and the study of each one's first row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +88,13 @@ def build(
     contexts: Contexts,
     held_out: np.ndarray,
     cfg: IndexConfig,
-    study_peak: np.ndarray,
     study_kinds: frozenset[Kind],
     devices: Sequence[jax.Device],
-    saved: Path | None = None,
+    folder: Path,
     route: Route | None = None,
     trace: StepTrace = profile.OFF,
 ) -> dict[str, SplitIndex]:
-    """Runs the pass.
+    """Runs the pass, in which all processes of the run take part, and writes what `load` and `study_peaks` read.
 
     Args:
       sae: autoencoder of raw activations, with F features.
@@ -95,12 +102,9 @@ def build(
       contexts: all contexts of the store.
       held_out: which studies are held out. bool [n_studies]
       cfg: sizes of the pass.
-      study_peak: zeros, which become each study's largest activations; what an interrupted pass left in it, if `saved`
-        is there. May be a memory map. float32 [n_studies, F]
-      study_kinds: the kinds of tokens that count for `study_peak`.
+      study_kinds: the kinds of tokens that count for a study's largest activations.
       devices: they share the features.
-      saved: the file in which the pass is saved every few minutes, and from which an interrupted one resumes; None for
-        none.
+      folder: where the results are, and where the pass is saved every few minutes, so that an interrupted one resumes.
       route: how the devices add a block, with equal results; None for what suits them.
       trace: which blocks are traced.
 
@@ -108,9 +112,9 @@ def build(
       An index for each of `SPLITS`.
 
     Raises:
-      UserError: a study is too long, or `saved` is of another pass.
+      UserError: a study is too long, or what was saved is of another pass.
     """
-    length = int((contexts.position + contexts.length).max(initial=1))  # of the longest study
+    length = _longest_study(contexts)
     if length > _MAX_POSITION:
         raise UserError(
             f"a study has {length} tokens, and exemplars can be found in at most {_MAX_POSITION}: shorten it"
@@ -118,47 +122,127 @@ def build(
     split = held_out[contexts.study].astype(np.int8)  # [contexts]
     pools = [_draw_pool(np.flatnonzero(split == number), cfg, number) for number in (0, 1)]
     table = _context_table(contexts, split, pools, study_kinds, cfg.n_pool)
-    max_length = int(contexts.length.max(initial=1))
-    device_pass = DevicePass(sae, cfg, max_length, length, study_peak, devices, route)
-    _run(device_pass, store, table, cfg, study_peak, saved, _identity(sae, table, cfg) if saved else "", trace)
-    return {
-        name: _result(device_pass, number, pools[number], contexts.length[split == number], cfg)
-        for number, name in enumerate(SPLITS)
-    }
+    whole = _StorePass(sae, store, table, pools, cfg, devices, route, folder)
+    parts = PassParts(folder / _PARTS, _identity(sae, table, cfg))
+    saved = [range(*ends) for ends in processes.first_only(lambda: [[p.start, p.stop] for p in parts.saved()])]
+    own = _share(contexts, cfg.block_tokens, saved)
+    n_tokens = sum(int(contexts.length[part.start : part.stop].sum()) for reads in own for part in reads)
+    with progress(total=n_tokens, unit="tok", desc="interpret: exemplars") as bar:
+        for reads in own:
+            whole.add(reads, parts, bar, trace)
+    added = processes.gather([[reads[0].start, reads[-1].stop] for reads in own])
+    saved += [range(*ends) for of_process in added for ends in of_process]
+    if processes.is_first():
+        _join(folder, parts, sorted(saved, key=lambda part: part.start), contexts, cfg.seed)
+    processes.barrier()
+    return load(folder)
 
 
-def _run(
-    device_pass: DevicePass,
-    store: ActivationRows,
-    table: ContextTable,
-    cfg: IndexConfig,
-    study_peak: np.ndarray,
-    saved: Path | None,
-    identity: str,
-    trace: StepTrace,
-) -> None:
-    """Adds all contexts that are not in the saved pass, and saves it from time to time."""
-    found = saved_pass.load(saved, identity) if saved else None
-    n_done = 0
-    if found is not None:
-        n_done, arrays = found
-        device_pass.restore(arrays)
-    length = table.contexts.length
-    last_save = time.monotonic()
-    with progress(
-        total=int(length.sum()), initial=int(length[:n_done].sum()), unit="tok", desc="interpret: exemplars"
-    ) as bar:
-        read = blocks(store, table, cfg.block_tokens, n_done)
+def _share(contexts: Contexts, block_tokens: int, saved: Sequence[range]) -> list[list[range]]:
+    """What this process reads of the contexts that are not saved: for each part, reads that follow each other."""
+    starts, stops = (sorted(getattr(part, name) for part in saved) for name in ("start", "stop"))
+    gaps = map(range, [0, *stops], [*starts, len(contexts)])
+    left = [read for gap in gaps for read in blocks.reads(contexts, block_tokens, gap)]
+    low, high = (len(left) * (processes.index() + i) // processes.count() for i in (0, 1))
+    found: list[list[range]] = []
+    for read in left[low:high]:
+        if found and found[-1][-1].stop == read.start:
+            found[-1].append(read)
+        else:
+            found.append([read])
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _StorePass:
+    """What passes over parts of the store; attributes as the arguments of `build`.
+
+    Attributes:
+      table: all contexts of the store.
+      pools: the context numbers of each split's pool.
+    """
+
+    sae: Sae
+    store: ActivationRows
+    table: ContextTable
+    pools: Sequence[np.ndarray]
+    cfg: IndexConfig
+    devices: Sequence[jax.Device]
+    route: Route | None
+    folder: Path
+
+    def add(self, reads: Sequence[range], parts: PassParts, bar: Any, trace: StepTrace) -> None:
+        """Passes over a part; saves it from time to time, and at its end."""
+        contexts = self.table.contexts
+        begin, stop = reads[0].start, reads[-1].stop
+        first = int(contexts.study[begin])
+        path = _peaks_path(self.folder, begin)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        study_peak = files.array_on_disk(
+            path, np.float32, (int(contexts.study[stop - 1]) + 1 - first, self.sae.n_features)
+        )
+        device_pass = DevicePass(
+            self.sae,
+            self.cfg,
+            int(contexts.length.max(initial=1)),
+            _longest_study(contexts),
+            study_peak,
+            self.devices,
+            self.route,
+        )
+        last_save = time.monotonic()
+        read = blocks.blocks(self.store, self.table, self.cfg.block_tokens, reads)
         sent = ((part, device_pass.put(part.block)) for part in read)
-        for part, block in trace.over(read_ahead(sent)):
-            device_pass.add(part.split, part.studies, block)
+        for part, block in trace.over(blocks.read_ahead(sent)):
+            device_pass.add(part.split, part.studies - first, block)
             bar.update(part.n_tokens)
-            if saved and part.n_done is not None and time.monotonic() - last_save >= _SAVE_SECONDS:
-                arrays = device_pass.arrays()  # waits for all blocks
-                if isinstance(study_peak, np.memmap):
-                    study_peak.flush()
-                saved_pass.save(saved, identity, part.n_done, arrays)
+            due = time.monotonic() - last_save >= _SAVE_SECONDS
+            if part.n_done == stop or (part.n_done is not None and due):
+                found = self._found(device_pass)  # waits for all blocks
+                study_peak.flush()
+                parts.save(range(begin, part.n_done), _arrays(found))
                 last_save = time.monotonic()
+
+    def _found(self, device_pass: DevicePass) -> dict[str, SplitIndex]:
+        """The index of the part so far; its pools and totals are those of the whole store."""
+        contexts, split = self.table.contexts, self.table.split
+        return {
+            name: _result(device_pass, number, self.pools[number], contexts.length[split == number], self.cfg)
+            for number, name in enumerate(SPLITS)
+        }
+
+
+def _join(folder: Path, parts: PassParts, saved: Sequence[range], contexts: Contexts, seed: int) -> None:
+    """Writes the index of the whole store, and where its studies' peaks are, from all parts, in order."""
+    assert [0, *(part.stop for part in saved)] == [*(part.start for part in saved), len(contexts)]
+    found = (_of_arrays(parts.load(part.start)) for part in saved)
+    whole = functools.reduce(lambda one, later: {name: _joined(one[name], later[name], seed) for name in SPLITS}, found)
+    firsts = {_peaks_path(folder, part.start).name: int(contexts.study[part.start]) for part in saved}
+    files.write_json(folder / _PEAKS / _FIRSTS, firsts)
+    with files.atomic_path(folder / _INDEX) as temporary, temporary.open("wb") as file:
+        np.savez(file, **_arrays(whole))
+    files.remove(parts.folder)
+
+
+def _joined(one: SplitIndex, later: SplitIndex, seed: int) -> SplitIndex:
+    """What was found in two parts of a split; the contexts of `later` come after those of `one`."""
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(one, name), getattr(later, name)], axis=1)
+
+    top_peak, top = _largest(both("top_peak"), {"top_context": both("top_context")}, one.top_peak.shape[1])
+    drawn = {name: both(name) for name in ("sample_context", "sample_peak")}
+    context, feature = drawn["sample_context"], np.arange(len(one.n_contexts))[:, None]
+    priority = np.where(context < 0, NO_PRIORITY, hash_uniform(context, feature, seed))  # [F, 2 n_sample]
+    _, sample = _largest(priority, drawn, one.sample_peak.shape[1])
+    changed: dict[str, Any] = {name: getattr(one, name) + getattr(later, name) for name in COUNTERS}
+    changed |= {"top_peak": top_peak, "pool_active": one.pool_active | later.pool_active, **top, **sample}
+    return dataclasses.replace(one, **changed)
+
+
+def _longest_study(contexts: Contexts) -> int:
+    """Its number of tokens."""
+    return int((contexts.position + contexts.length).max(initial=1))
 
 
 def _identity(sae: Sae, table: ContextTable, cfg: IndexConfig) -> str:
@@ -188,10 +272,10 @@ def _context_table(
 
 
 def _result(device_pass: DevicePass, split: int, pool: np.ndarray, lengths: np.ndarray, cfg: IndexConfig) -> SplitIndex:
-    """The finished index of a split with this pool and contexts of these `lengths`."""
+    """What was found in a split with this pool and contexts of these `lengths`."""
     running = device_pass.running(split)
-    top_peak, top = _largest(running.top, cfg.n_top)
-    _, sample = _largest(running.sample, cfg.n_sample)
+    top_peak, top = _kept(running.top, cfg.n_top)
+    _, sample = _kept(running.sample, cfg.n_sample)
     return SplitIndex(
         top_context=top["context"],
         top_peak=top_peak,
@@ -205,12 +289,18 @@ def _result(device_pass: DevicePass, split: int, pool: np.ndarray, lengths: np.n
     )
 
 
-def _largest(kept: StreamingTopK, k: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Keys and values of each row's k largest entries, by falling key, [rows, k] each; the earlier one wins a tie."""
-    key = np.ascontiguousarray(np.asarray(kept.key).T)  # [rows, capacity]
+def _kept(top: StreamingTopK, k: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Keys and values of each row's k largest entries, by falling key. [rows, k] each"""
+    values = {name: np.asarray(value).T for name, value in top.values.items()}
+    return _largest(np.ascontiguousarray(np.asarray(top.key).T), values, k)
+
+
+def _largest(key: np.ndarray, values: dict[str, np.ndarray], k: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Each row's k largest keys and their values, by falling key; the earlier one wins a tie. [rows, n] to [rows, k]"""
     order = np.argsort(-key, axis=1, kind="stable")[:, :k]  # [rows, k]
-    values = {name: np.take_along_axis(np.asarray(value).T, order, axis=1) for name, value in kept.values.items()}
-    return np.take_along_axis(key, order, axis=1), values
+    return np.take_along_axis(key, order, axis=1), {
+        name: np.take_along_axis(value, order, axis=1) for name, value in values.items()
+    }
 
 
 def pool_activity(found: Mapping[str, SplitIndex]) -> np.ndarray:
@@ -218,20 +308,35 @@ def pool_activity(found: Mapping[str, SplitIndex]) -> np.ndarray:
     return np.concatenate([found[split].pool_active for split in SPLITS])
 
 
-def save(path: Path, found: dict[str, SplitIndex]) -> None:
-    """Writes an index as one .npz file."""
-    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            **{f"{split}/{name}": value for split, part in found.items() for name, value in vars(part).items()},
-        )
+def is_built(folder: Path) -> bool:
+    """Whether `build` has ended in a folder."""
+    return (folder / _INDEX).is_file()
 
 
-def load(path: Path) -> dict[str, SplitIndex]:
-    """Reads what `save` wrote."""
-    with np.load(path) as arrays:
-        parts: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
-        for name in arrays.files:
-            split, field = name.split("/")
-            parts[split][field] = arrays[name] if arrays[name].ndim else int(arrays[name])
+def load(folder: Path) -> dict[str, SplitIndex]:
+    """Reads the index that `build` wrote into a folder."""
+    with np.load(folder / _INDEX) as arrays:
+        return _of_arrays(arrays)
+
+
+def study_peaks(folder: Path, n_studies: int, n_features: int) -> StudyPeaks:
+    """Reads each study's largest activations, which `build` wrote into a folder."""
+    firsts = files.read_object(folder / _PEAKS / _FIRSTS)
+    return StudyPeaks((n_studies, n_features), [(folder / _PEAKS / name, first) for name, first in firsts.items()])
+
+
+def _peaks_path(folder: Path, begin: int) -> Path:
+    """Where the largest activations in the contexts from `begin` on are, from the study of the first of them on."""
+    return folder / _PEAKS / f"{begin:012d}.npy"
+
+
+def _arrays(found: Mapping[str, SplitIndex]) -> dict[str, Any]:
+    return {f"{split}/{name}": value for split, part in found.items() for name, value in vars(part).items()}
+
+
+def _of_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, SplitIndex]:
+    parts: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    for path, value in arrays.items():
+        split, field = path.split("/")
+        parts[split][field] = value if value.ndim else int(value)
     return {split: SplitIndex(**part) for split, part in parts.items()}

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
+from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.run.progress import progress
 
 N_RUNNERS_UP = 4
@@ -80,12 +81,11 @@ class ConceptFit:
     recall: np.ndarray
 
 
-def fit(study_peak: np.ndarray, labels: StudyLabels, held_out: np.ndarray) -> ConceptFit:
+def fit(study_peak: np.ndarray | StudyPeaks, labels: StudyLabels, held_out: np.ndarray) -> ConceptFit:
     """Chooses thresholds on the train studies and measures them on the others.
 
     Args:
-      study_peak: each study's largest activations; may be a memory map, which is read in blocks of features.
-        float32 [n, F]
+      study_peak: each study's largest activations, which are read in blocks of features. float32 [n, F]
       labels: the labels of the same studies.
       held_out: which studies are held out. bool [n]
     """
@@ -95,7 +95,8 @@ def fit(study_peak: np.ndarray, labels: StudyLabels, held_out: np.ndarray) -> Co
     out = ConceptFit(2 * positive / np.maximum(positive + known, 1), *(np.zeros(shape) for _ in range(5)))
     for begin in progress(range(0, n_features, _FEATURES), unit="block", desc="interpret: concepts"):
         block = slice(begin, min(begin + _FEATURES, n_features))
-        train, test = study_peak[~held_out, block], study_peak[held_out, block]  # [studies, block]
+        peak = study_peak[:, block]  # [studies, block]
+        train, test = peak[~held_out], peak[held_out]  # [studies, block]
         order = np.argsort(-train, axis=0, kind="stable")  # [studies, block]
         train = np.take_along_axis(train, order, axis=0)  # [studies, block]
         for c in range(len(labels.concepts)):

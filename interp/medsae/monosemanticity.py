@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 
 # A neuron fires above this quantile of its positive activations.
@@ -39,11 +40,11 @@ class NeuronMeasures:
     f1: np.ndarray
 
 
-def measure(activation: np.ndarray, embedding: np.ndarray, labels: StudyLabels) -> NeuronMeasures:
+def measure(activation: np.ndarray | StudyPeaks, embedding: np.ndarray, labels: StudyLabels) -> NeuronMeasures:
     """All measures of every neuron.
 
     Args:
-      activation: activations of either sign; may be a memory map, which is read in blocks of neurons. [n, F]
+      activation: activations of either sign, which are read in blocks of neurons. [n, F]
       embedding: the embeddings of the same studies; none is zero. [n, d]
       labels: the labels of the same studies; each class is measured on the studies whose label is known.
     """

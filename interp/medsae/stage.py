@@ -27,11 +27,12 @@ import pyarrow.parquet as pq
 from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
 from interp.exemplars.index_pass.blocks import read_ahead
 from interp.exemplars.index_pass.shared_sae import SharedSae, devices_of, features
+from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files
+from maira_jax.run import files, processes
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
@@ -73,11 +74,13 @@ class StudyVectors:
     study: np.ndarray
     embedding: np.ndarray
     dimension: np.ndarray
-    feature: np.ndarray
+    feature: StudyPeaks
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Measures every feature of `workdir/sae` and every dimension of its activations.
+
+    All processes of the run pass over the store, each for its share of the studies; the first one does the rest.
 
     Returns:
       The counts of the manifest.
@@ -100,7 +103,9 @@ def _run(section: LabelSection, devices: Sequence[jax.Device], workdir: Path, ou
             f"{workdir / 'sae'} takes {sae.d_model} dimensions and {workdir / 'activations'} has {store.d_model}: "
             "use the autoencoder that was trained on these activations"
         )
-    vectors = study_vectors(sae, store, section.sections, out / "feature.npy", devices)
+    vectors = study_vectors(sae, store, section.sections, out / "vectors", devices)
+    if vectors is None:
+        return {}
     labels = _labels(section, store, vectors.study)
     tables, found = [], {}
     for basis, activation in ((FEATURES, vectors.feature), (DIMENSIONS, vectors.dimension)):
@@ -112,7 +117,7 @@ def _run(section: LabelSection, devices: Sequence[jax.Device], workdir: Path, ou
     files.write_json(
         out / "summary.json", {"studies": len(vectors.study), "sections": section.sections, "bases": found}
     )
-    (out / "feature.npy").unlink()
+    files.remove(out / "vectors")
     return {"studies": len(vectors.study), "concepts": len(labels.concepts)} | {
         f"{name.replace(' ', '_')}_{measure}": part[measure]["mean"] or 0.0
         for name, part in found.items()
@@ -132,16 +137,19 @@ def _labels(section: LabelSection, store: ActivationStore, study: np.ndarray) ->
 
 
 def study_vectors(
-    sae: Sae, store: ActivationStore, sections: tuple[str, ...], path: Path, devices: Sequence[jax.Device]
-) -> StudyVectors:
-    """Represents each study by one vector, in one pass over the store.
+    sae: Sae, store: ActivationStore, sections: tuple[str, ...], folder: Path, devices: Sequence[jax.Device]
+) -> StudyVectors | None:
+    """Represents each study by one vector, in one pass over the store, in which all processes of the run take part.
 
     Args:
       sae: autoencoder of raw activations.
       store: the activations.
       sections: tokens of these sections are counted; those of users' own arrays, which have no section, always are.
-      path: a file that holds `feature`, because it grows with studies x features.
+      folder: where each process writes the vectors of its studies.
       devices: they share the features.
+
+    Returns:
+      The vectors; None on processes that are not the first.
 
     Raises:
       UserError: the store has no tokens of the sections.
@@ -153,19 +161,54 @@ def study_vectors(
     if not len(rows):
         raise UserError(f"{store.directory} has no tokens of the sections {', '.join(sections)}: name others")
     study, number = np.unique(tokens["study"].to_numpy()[rows], return_inverse=True)
-    n, d = len(study), sae.d_model
-    feature = files.array_on_disk(path, np.float32, (n, sae.n_features))
-    dimension, total = np.full((n, d), -np.inf, np.float32), np.zeros((n, d))
+    share = len(rows) * np.arange(processes.count()) // processes.count()  # rows
+    cuts = [*number[share].tolist(), len(study)]  # no study is divided
+    begin, stop = cuts[processes.index() : processes.index() + 2]
+    folder.mkdir(exist_ok=True)
+    if begin < stop:
+        _write_vectors(folder, sae, store, rows, number, range(begin, stop), devices)
+    processes.barrier()
+    if not processes.is_first():
+        return None
+    parts = sorted(set(cuts[:-1]))
+    embedding, dimension = (
+        np.concatenate([np.load(_path(folder, name, begin)) for begin in parts]) for name in ("embedding", "dimension")
+    )
+    feature = StudyPeaks((len(study), sae.n_features), [(_path(folder, "feature", begin), begin) for begin in parts])
+    return StudyVectors(study, embedding, dimension, feature)
+
+
+def _write_vectors(
+    folder: Path,
+    sae: Sae,
+    store: ActivationStore,
+    rows: np.ndarray,
+    number: np.ndarray,
+    own: range,
+    devices: Sequence[jax.Device],
+) -> None:
+    """Writes the three arrays of the studies `own`, of those that the store's rows `rows [n]` belong to, `number [n]`.
+
+    On disk, because the largest activations of features grow with studies x features.
+    """
+    shape = {"feature": sae.n_features, "dimension": sae.d_model, "embedding": sae.d_model}
+    arrays = {
+        name: files.array_on_disk(_path(folder, name, own.start), np.float32, (len(own), width))
+        for name, width in shape.items()
+    }
+    arrays["dimension"][:] = -np.inf
+    total = np.zeros((len(own), sae.d_model))
     shared = SharedSae.of(sae, devices)
 
     def look(sent: tuple[_StudyTokens, tuple[jax.Array, jax.Array]]) -> None:
         part, largest = sent
-        for array, found in zip((feature, dimension), largest, strict=True):
-            array[part.studies] = np.maximum(array[part.studies], np.asarray(found)[: len(part.total)])
+        for name, found in zip(("feature", "dimension"), largest, strict=True):
+            kept = arrays[name][part.studies]
+            np.maximum(kept, np.asarray(found)[part.places], out=kept)
 
     waiting: deque[tuple[_StudyTokens, tuple[jax.Array, jax.Array]]] = deque()
-    for part in read_ahead(_blocks(store, rows, number)):
-        total[part.studies] += part.total
+    for part in read_ahead(_blocks(store, rows, number, own)):
+        total[part.studies] += part.total[part.places]
         n_slots = 1 << (len(part.total) - 1).bit_length()  # few sizes, so that few programs compile
         largest = _largest(shared.params, shared.threshold, part.x, part.slot, sae.top_k, n_slots)
         waiting.append((part, largest))
@@ -173,29 +216,43 @@ def study_vectors(
             look(waiting.popleft())
     for sent in waiting:
         look(sent)
-    return StudyVectors(study, (total / np.bincount(number)[:, None]).astype(np.float32), dimension, feature)
+    arrays["embedding"][:] = total / np.bincount(number)[own.start : own.stop, None]
+    for array in arrays.values():
+        array.flush()
+
+
+def _path(folder: Path, name: str, begin: int) -> Path:
+    """Where the arrays of the studies from `begin` on are."""
+    return folder / f"{name}-{begin:09d}.npy"
 
 
 @dataclasses.dataclass(frozen=True)
 class _StudyTokens:
-    """A block of tokens of consecutive studies.
+    """A block of tokens of consecutive studies, of which the process has some.
 
     Attributes:
-      studies: the studies.
+      studies: those that it has, counted from its first one.
+      places: their places in the block.
       total: the sum of each study's activations in the block. float64 [studies, d_model]
       x: activations, zeros in padding. float32 [_BLOCK_TOKENS, d_model]
       slot: the place of each token's study among them; out of range in padding. int32 [_BLOCK_TOKENS]
     """
 
     studies: slice
+    places: slice
     total: np.ndarray
     x: np.ndarray
     slot: np.ndarray
 
 
-def _blocks(store: ActivationStore, rows: np.ndarray, number: np.ndarray) -> Iterator[_StudyTokens]:
-    """The store's rows `rows [n]`, which belong to the studies `number [n]`, never falling and without gaps."""
-    for begin in progress(range(0, len(rows), _BLOCK_TOKENS), unit="block", desc="label"):
+def _blocks(store: ActivationStore, rows: np.ndarray, number: np.ndarray, chosen: range) -> Iterator[_StudyTokens]:
+    """Those blocks of the store's rows `rows [n]` that have tokens of the studies `chosen`.
+
+    The rows belong to the studies `number [n]`, never falling and without gaps. A block is the same for every share of
+    the studies, also with tokens of others, and so is what a study's vector is computed from.
+    """
+    low, high = np.searchsorted(number, (chosen.start, chosen.stop)).tolist()
+    for begin in progress(range(low - low % _BLOCK_TOKENS, high, _BLOCK_TOKENS), unit="block", desc="label"):
         wanted, own = rows[begin : begin + _BLOCK_TOKENS], number[begin : begin + _BLOCK_TOKENS]
         x = np.zeros((_BLOCK_TOKENS, store.d_model), np.float32)
         for low in range(int(wanted[0]), int(wanted[-1]) + 1, _READ_ROWS):
@@ -207,7 +264,9 @@ def _blocks(store: ActivationStore, rows: np.ndarray, number: np.ndarray) -> Ite
         slot[: len(own)] = own - own[0]
         first = np.flatnonzero(np.diff(own, prepend=-1))  # each study's first token
         total = np.add.reduceat(x[: len(own)], first, axis=0, dtype=np.float64)
-        yield _StudyTokens(slice(own[0], own[-1] + 1), total, x, slot)
+        inside = max(own[0], chosen.start), min(own[-1] + 1, chosen.stop)
+        studies, places = (slice(*(end - origin for end in inside)) for origin in (chosen.start, own[0]))
+        yield _StudyTokens(studies, places, total, x, slot)
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "n_slots"))

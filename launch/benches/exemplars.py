@@ -162,9 +162,8 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     sizes = running_index.IndexConfig(n_top=10, n_sample=200, n_pool=2048, block_tokens=block, seed=0)
     n_activating = {"train": 40, "held_out": 50}
     with tempfile.TemporaryDirectory() as folder:
-        shape = (n_studies, arguments.n_features)
-        peak = np.lib.format.open_memmap(Path(folder) / "peak.npy", "w+", np.float32, shape)
-        found = index.build(sae, rows, cut, held_out, sizes, peak, frozenset({Kind.FINDINGS}), jax.devices()[:1])
+        kinds = frozenset({Kind.FINDINGS})
+        found = index.build(sae, rows, cut, held_out, sizes, kinds, jax.devices()[:1], Path(folder))
         times |= clock.read("pass_")
         similar, _ = neighbours.coactive(found, 8)
         exemplar_table.collect(Path(folder) / "exemplars.parquet", sae, corpus, found, similar, n_activating, 0, 256)

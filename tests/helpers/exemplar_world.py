@@ -1,5 +1,7 @@
 """A corpus small enough to be searched by a slow oracle: random activations, texts and an autoencoder."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,22 +61,14 @@ def make_world() -> dict[str, Any]:
     )  # fmt: skip
 
 
-def build(world, block_tokens, n_sample=40, n_pool=64, study_peak=None, first_row=0, devices=None, **options):
+def build(world, block_tokens, n_sample=40, n_pool=64, folder=None, first_row=0, devices=None, **options):
     """The index and the studies' peaks, read from `first_row` on; `options` are those of `index.build`."""
     cfg = running_index.IndexConfig(n_top=5, n_sample=n_sample, n_pool=n_pool, block_tokens=block_tokens, seed=3)
-    if study_peak is None:
-        study_peak = np.zeros((len(world["held_out"]), world["sae"].n_features), np.float32)
     store = ArrayStore(world["x"])
-    found = index.build(
-        world["sae"],
-        store,
-        world["contexts"],
-        world["held_out"],
-        cfg,
-        study_peak,
-        frozenset({Kind.FINDINGS}),
-        devices or jax.devices(),
-        **options,
-    )
+    kinds, devices = frozenset({Kind.FINDINGS}), devices or jax.devices()
+    with tempfile.TemporaryDirectory() as own:
+        inputs = (world["sae"], store, world["contexts"], world["held_out"], cfg, kinds, devices)
+        found = index.build(*inputs, Path(folder or own), **options)
+        peaks = index.study_peaks(Path(folder or own), len(world["held_out"]), world["sae"].n_features)[:, :]
     assert store.rows_read == len(world["x"]) - first_row  # one pass
-    return found, study_peak
+    return found, peaks

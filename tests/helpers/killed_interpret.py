@@ -11,7 +11,8 @@ from pathlib import Path
 
 from interp import stage
 from interp.exemplars import index
-from interp.exemplars.index_pass import blocks, saved_pass
+from interp.exemplars.index_pass import blocks
+from interp.exemplars.index_pass.pass_parts import PassParts
 from interp.explainers import explainer
 from maira_jax.run import files
 from tests.helpers.interp_run import config
@@ -34,7 +35,7 @@ if __name__ == "__main__":
     explainer.FEATURE_BATCH = 5
     if where == "pass":
         index._SAVE_SECONDS, blocks._BLOCKS_PER_READ = 0.0, 1
-        save, saves = saved_pass.save, []
+        save, saves = PassParts.save, []
 
         def save_and_die(*args):
             save(*args)
@@ -42,7 +43,7 @@ if __name__ == "__main__":
             if len(saves) == 2:
                 kill()
 
-        saved_pass.save = save_and_die
+        PassParts.save = save_and_die
     if where == "exemplars":
         stage._explain = kill
     stage.run(config(), Path(workdir))

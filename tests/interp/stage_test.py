@@ -222,7 +222,7 @@ def test_killed_at_any_phase_it_ends_with_the_same_results(inputs, finished, tmp
         command = [sys.executable, "-m", "tests.helpers.killed_interpret", str(workdir), where]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-        assert (workdir / "interp" / "phases" / "pass.npz").exists() == (where == "pass")
+        assert (workdir / "interp" / "phases" / "parts").exists() == (where == "pass")
     exemplars = workdir / "interp" / "exemplars.parquet"
     assert len(list((workdir / "interp" / "phases" / "scores" / "detection").iterdir())) == 1
     changed = exemplars.stat().st_mtime_ns

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -71,7 +71,7 @@ class StoreBlock:
       studies: the numbers of its studies, ascending.
       block: the block.
       n_tokens: number of tokens in it.
-      n_done: number of the store's first contexts that are finished with this block; None if others are begun too.
+      n_done: one past the last context of the read that is finished with this block; None if the read is not.
     """
 
     split: int
@@ -86,39 +86,53 @@ def max_contexts(block_tokens: int) -> int:
     return max(block_tokens // 8, 1)
 
 
-def blocks(store: ActivationRows, table: ContextTable, block_tokens: int, begin: int = 0) -> Iterator[StoreBlock]:
-    """Reads the store once, in order.
+def reads(contexts: Contexts, block_tokens: int, within: range) -> list[range]:
+    """The contexts that are read from the store together, in order. No block has contexts of two reads.
+
+    Args:
+      contexts: all contexts of the store.
+      block_tokens: number of tokens in a block.
+      within: those that are to be read; the reads of what is left when some of them are done are the others.
+    """
+    found, begin = [], within.start
+    while begin < within.stop:
+        # At least one context: the search value is above the start of `begin`.
+        stop = int(np.searchsorted(contexts.start, contexts.start[begin] + _BLOCKS_PER_READ * block_tokens))
+        found.append(range(begin, min(stop, within.stop)))
+        begin = stop
+    return found
+
+
+def blocks(
+    store: ActivationRows, table: ContextTable, block_tokens: int, chosen: Iterable[range]
+) -> Iterator[StoreBlock]:
+    """Reads contexts from the store, in order.
 
     Args:
       store: the activations that the contexts were cut from.
       table: all contexts of the store.
       block_tokens: number of tokens in a block.
-      begin: the first context that is read: 0, or the `n_done` of a block.
+      chosen: those of `reads` that are read.
     """
     contexts = table.contexts
-    for first, stop, x in read_ahead(_reads(store, contexts, block_tokens, begin), n_ahead=1):
-        chosen = [
+    rows = ((numbers, _rows(store, contexts, numbers)) for numbers in chosen)
+    for own, x in read_ahead(rows, n_ahead=1):
+        first, stop = own.start, own.stop
+        divided = [
             (split, numbers)
             for split in (0, 1)
             for numbers in _in_blocks(contexts, first + np.flatnonzero(table.split[first:stop] == split), block_tokens)
         ]
-        for place, (split, numbers) in enumerate(chosen, 1):
+        for place, (split, numbers) in enumerate(divided, 1):
             studies, block = _block(table, numbers, x, int(contexts.start[first]), block_tokens)
             n_tokens = int(contexts.length[numbers].sum())
-            yield StoreBlock(split, studies, block, n_tokens, stop if place == len(chosen) else None)
+            yield StoreBlock(split, studies, block, n_tokens, stop if place == len(divided) else None)
 
 
-def _reads(
-    store: ActivationRows, contexts: Contexts, block_tokens: int, begin: int
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """For the contexts from `begin` on, many at a time: the first, one past the last, and their rows in the store."""
-    while begin < len(contexts):
-        row = contexts.start[begin]
-        # At least one context: the search value is above the start of `begin`.
-        stop = int(np.searchsorted(contexts.start, row + _BLOCKS_PER_READ * block_tokens))
-        last = contexts.start[stop - 1] + contexts.length[stop - 1]
-        yield begin, stop, store.read_ranges([(int(row), int(last))])[0]
-        begin = stop
+def _rows(store: ActivationRows, contexts: Contexts, numbers: range) -> np.ndarray:
+    """The activations of consecutive contexts. [rows, d_model]"""
+    last = numbers[-1]
+    return store.read_ranges([(int(contexts.start[numbers[0]]), int(contexts.start[last] + contexts.length[last]))])[0]
 
 
 def read_ahead(items: Iterator[_Item], n_ahead: int = _READ_AHEAD) -> Iterator[_Item]:

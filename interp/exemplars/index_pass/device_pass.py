@@ -7,7 +7,7 @@ capacity, and each device adds those that it has not added.
 
 import dataclasses
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ class DevicePass:
       cfg: sizes of the pass.
       max_length: number of tokens of the longest context.
       longest_study: number of tokens of the longest study.
-      study_peak: each study's largest activations so far, which the pass raises. float32 [n_studies, F]
+      study_peak: largest activations so far, one row per study, which the pass raises. float32 [n_studies, F]
       devices: the devices that share the features.
       route: how they add a block; None for what suits them.
 
@@ -90,7 +90,13 @@ class DevicePass:
         return jax.device_put(block, everywhere(self._mesh))
 
     def add(self, split: int, studies: np.ndarray, block: ContextBlock) -> None:
-        """Adds a block of contexts of these studies to a split; what it gives is seen some blocks later."""
+        """Adds a block of contexts to a split; what it gives is seen some blocks later.
+
+        Args:
+          split: the split.
+          studies: the rows of `study_peak` of the block's studies.
+          block: the block.
+        """
         self._send(split, self._n_sent[split], studies, block)
         self._n_sent[split] += 1
         while len(self._sent) > _BEHIND:
@@ -152,23 +158,6 @@ class DevicePass:
         """A split's index, after all blocks, on the host; its counters are 0, and in the totals."""
         self._drain()
         return jax.device_get(self._states[split].running)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All that the pass has found so far, besides `study_peak`, by name."""
-        found: dict[str, np.ndarray] = {}
-        for split in range(_N_SPLITS):
-            for number, leaf in enumerate(jax.tree.leaves(self.running(split))):
-                found[f"{split}/running/{number}"] = leaf
-            found |= {f"{split}/totals/{name}": total for name, total in self.totals[split].items()}
-        return found
-
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continues from what `arrays` gave, of a pass on any devices by any route."""
-        for split, (running, n_blocks) in enumerate(self._states):
-            leaves, structure = jax.tree.flatten(running)
-            found = [arrays[f"{split}/running/{number}"] for number in range(len(leaves))]
-            self._states[split] = self._placed(PassState(jax.tree.unflatten(structure, found), n_blocks))
-            self.totals[split] = {name: arrays[f"{split}/totals/{name}"] for name in COUNTERS}
 
     def _placed(self, state: PassState) -> PassState:
         """A copy of a state on the devices: the program overwrites it."""

@@ -12,15 +12,17 @@ import pytest
 from interp.exemplars import index
 from interp.exemplars.index_pass import (
     blocks,
+    by_entries,
     by_tiles,
     device_pass,
     device_program,
     running_index,
-    saved_pass,
     shared_sae,
 )
+from interp.exemplars.index_pass.pass_parts import PassParts
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
+from maira_jax.run import processes
 from sae.autoencoder import Sae
 from tests.helpers.exemplar_world import build
 from tests.helpers.paths import ROOT
@@ -150,29 +152,62 @@ class Interrupted(Exception):
 def test_an_interrupted_pass_resumes_at_its_last_save(world, monkeypatch, tmp_path, route):
     """It is interrupted after its second save, and goes on by the other route: what it keeps is the same."""
     whole, whole_peak = build(world, 64)
-    saved, peak = tmp_path / "pass.npz", np.zeros_like(whole_peak)
     monkeypatch.setattr(index, "_SAVE_SECONDS", 0.0)
     monkeypatch.setattr(blocks, "_BLOCKS_PER_READ", 4)
-    save, contexts_done = saved_pass.save, []
+    save, saved = PassParts.save, []
 
-    def save_and_stop(path, identity, n_contexts, found):
-        save(path, identity, n_contexts, found)
-        contexts_done.append(n_contexts)
-        if len(contexts_done) == 2:
+    def save_and_stop(parts, contexts, found):
+        save(parts, contexts, found)
+        saved.append(contexts.stop)
+        if len(saved) == 2:
             raise Interrupted
 
-    monkeypatch.setattr(saved_pass, "save", save_and_stop)
+    monkeypatch.setattr(PassParts, "save", save_and_stop)
     with pytest.raises(Interrupted):
-        build(world, 64, saved=saved, route=ROUTES[route], study_peak=peak)
-    monkeypatch.setattr(saved_pass, "save", save)
-    assert 0 < contexts_done[1] < len(world["contexts"])
+        build(world, 64, folder=tmp_path, route=ROUTES[route])
+    monkeypatch.setattr(PassParts, "save", save)
+    assert 0 < saved[0] < saved[1] < len(world["contexts"])
+    with pytest.raises(UserError, match=r"000\.npz is of a pass over other contexts or another autoencoder"):
+        build(world | {"sae": dataclasses.replace(world["sae"], threshold=2.0)}, 64, folder=tmp_path)
     other = next(other for name, other in ROUTES.items() if name != route)
-    rows_read = int(world["contexts"].start[contexts_done[1]])
-    resumed, _ = build(world, 64, saved=saved, route=other, study_peak=peak, first_row=rows_read)
+    rows_read = int(world["contexts"].start[saved[1]])
+    resumed, peak = build(world, 64, folder=tmp_path, route=other, first_row=rows_read)
     assert_equal(resumed, whole)
     np.testing.assert_array_equal(peak, whole_peak)
-    with pytest.raises(UserError, match=r"pass\.npz is of a pass over other contexts or another autoencoder"):
-        build(world | {"sae": dataclasses.replace(world["sae"], threshold=2.0)}, 64, saved=saved)
+    assert not (tmp_path / "parts").exists()
+
+
+def test_parts_of_several_processes_give_what_one_process_finds(world, monkeypatch, tmp_path):
+    """Twice the second of three processes ends its share, and the others are lost; then one process ends the pass.
+
+    Samples are of few distinct priorities, so that the order of the parts decides between equal ones.
+    """
+    hash_uniform = running_index.hash_uniform
+    for module in (running_index, by_entries, index):
+        monkeypatch.setattr(module, "hash_uniform", lambda *of: hash_uniform(*of) // 0.25)
+    monkeypatch.setattr(blocks, "_BLOCKS_PER_READ", 4)
+    device_program.add_block.clear_cache()
+    whole, whole_peak = build(world, 64)
+    shares = []
+
+    def leave(value):
+        shares.append(value)
+        raise Interrupted
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(processes, "index", lambda: 1)
+            patch.setattr(processes, "count", lambda: 3)
+            patch.setattr(processes, "first_only", lambda run: run())
+            patch.setattr(processes, "gather", leave)
+            build(world, 64, folder=tmp_path)
+    assert [len(share) for share in shares] == [1, 2]  # the second one lies before and after the first
+    length = world["contexts"].length
+    rows_saved = sum(int(length[slice(*part)].sum()) for share in shares for part in share)
+    found, peak = build(world, 64, folder=tmp_path, first_row=rows_saved)
+    assert_equal(found, whole)
+    np.testing.assert_array_equal(peak, whole_peak)
+    device_program.add_block.clear_cache()
 
 
 @pytest.mark.parametrize("route", ["list", "tiles"])

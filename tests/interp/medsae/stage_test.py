@@ -9,7 +9,7 @@ from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity, stage
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files
+from maira_jax.run import files, processes
 from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 from tests.helpers.interp_run import config, make_workdir
@@ -23,7 +23,7 @@ def run_dir(tmp_path_factory):
 def test_study_vectors_equal_a_loop(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "_BLOCK_TOKENS", 100)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    found = stage.study_vectors(sae, store, ("findings", "technique"), tmp_path / "feature.npy", jax.devices())
+    found = stage.study_vectors(sae, store, ("findings", "technique"), tmp_path / "vectors", jax.devices())
     x, tokens = store.read(0, store.n_tokens), store.tokens
     kind, study = tokens["kind"].to_numpy(), tokens["study"].to_numpy()
     f = np.asarray(sae.encode(x))
@@ -33,7 +33,26 @@ def test_study_vectors_equal_a_loop(run_dir, tmp_path, monkeypatch):
         rows = counted & (study == found.study[i])
         np.testing.assert_allclose(found.embedding[i], x[rows].mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found.dimension[i], x[rows].max(0), rtol=1e-6)
-        np.testing.assert_allclose(found.feature[i], f[rows].max(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.feature[:, :][i], f[rows].max(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 200])
+def test_processes_give_what_one_gives(run_dir, tmp_path, monkeypatch, count):
+    """Each writes its studies; of 200 processes some have none. Blocks are so small that studies lie in several."""
+    monkeypatch.setattr(stage, "_BLOCK_TOKENS", 7)
+    sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
+    given = (sae, store, ("findings",))
+    one = stage.study_vectors(*given, tmp_path / "one", jax.devices())
+    monkeypatch.setattr(processes, "count", lambda: count)
+    monkeypatch.setattr(processes, "barrier", lambda: None)
+    for number in reversed(range(count)):
+        monkeypatch.setattr(processes, "index", lambda number=number: number)
+        several = stage.study_vectors(*given, tmp_path / "several", jax.devices())
+        assert (several is None) == (number > 0)
+    for name in ("study", "embedding", "dimension"):
+        np.testing.assert_array_equal(getattr(several, name), getattr(one, name))
+    np.testing.assert_array_equal(several.feature[:, 2:9], one.feature[:, :][:, 2:9])
+    assert 2 < len(list((tmp_path / "several").glob("feature-*"))) <= min(count, len(one.study))
 
 
 def test_results_are_those_of_the_measures(run_dir, tmp_path):
@@ -41,7 +60,7 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     cfg.label.sections = ("findings",)
     counts = stage.run(cfg, run_dir)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    vectors = stage.study_vectors(sae, store, ("findings",), tmp_path / "feature.npy", jax.devices())
+    vectors = stage.study_vectors(sae, store, ("findings",), tmp_path / "vectors", jax.devices())
     labels = StudyLabels.from_json(store.studies["labels"].to_pylist())
     rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()
     for basis, activation in (("features", vectors.feature), ("raw dimensions", vectors.dimension)):
@@ -61,7 +80,7 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     assert counts["studies"] == summary["studies"] == 120
     # Feature 4 is active where somebody is told.
     assert summary["bases"]["features"]["classes"]["communication"]["neuron"] == 4
-    assert not (run_dir / "label" / "feature.npy").exists()
+    assert not (run_dir / "label" / "vectors").exists()
     assert stage.run(cfg, run_dir) == counts
 
 

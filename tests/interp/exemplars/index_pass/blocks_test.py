@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from interp.exemplars.index_pass.blocks import STUDIES_PER_BLOCK, ContextTable, blocks, max_contexts, read_ahead
+from interp.exemplars.index_pass.blocks import STUDIES_PER_BLOCK, ContextTable, blocks, max_contexts, read_ahead, reads
 from maira_jax.inputs.tokens import Kind
 from tests.helpers.exemplar_world import ArrayStore
 
@@ -22,7 +22,9 @@ def test_blocks_hold_every_context_once(world, block_tokens):
     table = table_of(world)
     contexts, split, pool_slot = table.contexts, table.split, table.pool_slot
     seen = []
-    for part in blocks(ArrayStore(world["x"]), table, block_tokens):
+    for part in blocks(
+        ArrayStore(world["x"]), table, block_tokens, reads(contexts, block_tokens, range(len(contexts)))
+    ):
         own, studies, block = part.split, part.studies, part.block
         assert len(block.x) == block_tokens and len(block.context) == max_contexts(block_tokens)
         numbers = block.context[block.context >= 0]
@@ -47,11 +49,12 @@ def test_blocks_hold_every_context_once(world, block_tokens):
 def test_reading_goes_on_where_it_was_left(world):
     """From each place at which no context is left behind, the same blocks follow."""
     table, store = table_of(world), ArrayStore(world["x"])
-    whole = list(blocks(store, table, 64))
+    n = len(table.contexts)
+    whole = list(blocks(store, table, 64, reads(table.contexts, 64, range(n))))
     places = [number for number, part in enumerate(whole) if part.n_done is not None]
-    assert len(places) > 2 and whole[-1].n_done == len(table.contexts)
+    assert len(places) > 2 and whole[-1].n_done == n
     for number in places:
-        rest = list(blocks(store, table, 64, whole[number].n_done))
+        rest = list(blocks(store, table, 64, reads(table.contexts, 64, range(whole[number].n_done, n))))
         seen = np.concatenate([part.block.context for part in whole[: number + 1]])
         assert seen.max() + 1 == whole[number].n_done == (seen >= 0).sum()
         for part, expected in zip(rest, whole[number + 1 :], strict=True):
