@@ -1,0 +1,168 @@
+"""Interpretation and labels in several processes: the files are those of one process, whatever is killed on the way."""
+
+import json
+import shutil
+
+import pytest
+
+from interp import stage as interpret
+from interp.atlas import stage as atlas
+from interp.medsae import stage as label
+from maira_jax.run import files
+from maira_jax.run.stage import Stage
+from tests.helpers import pods
+from tests.helpers.interp_process import SIZES
+from tests.helpers.interp_run import config, make_workdir
+from tests.helpers.judge import serve
+
+SETTINGS = {"n_explain": 40, "n_score": 50, "n_control": 4, "bootstrap": 50}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in SIZES:
+            patch.setattr(module, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("inputs"), 120)
+
+
+@pytest.fixture
+def copied(inputs, tmp_path):
+    """Gives a run directory of its own on the same inputs."""
+
+    def copy(name, source=inputs):
+        return shutil.copytree(source, tmp_path / name)
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def interpreted(inputs, tmp_path_factory):
+    """What one process makes of the inputs without a language model."""
+    workdir = shutil.copytree(inputs, tmp_path_factory.mktemp("one") / "run")
+    interpret.run(configured(), workdir)
+    return workdir
+
+
+def configured(**judge):
+    cfg = config(**SETTINGS, **({"judge": "llm"} if judge else {}))
+    cfg.studies.n, cfg.steer.name = 120, "test"
+    cfg.judge.update(judge)
+    cfg.label.sections = ("findings",)
+    return cfg
+
+
+def program(command, workdir, cfg):
+    """What starts a command with a configuration."""
+    given = {f"interpret.{name}": cfg.interpret[name] for name in (*SETTINGS, "judge")}
+    given |= {f"judge.{name}": cfg.judge[name] for name in ("base_url", "model")}
+    given |= {"studies.n": cfg.studies.n, "studies.seed": cfg.studies.seed}
+    flags = [f"--config.{name}={value}" for name, value in given.items()]
+    flags += [f"--config.label.sections={cfg.label.sections!r}", "--config.steer.name=test", f"--workdir={workdir}"]
+    return ("-m", "tests.helpers.interp_process", command, *flags)
+
+
+def run(command, workdir, cfg, processes, devices=2):
+    ends = pods.ended(pods.start(program(command, workdir, cfg), processes=processes, devices=devices))
+    assert [end.code for end in ends] == [0] * processes, ends
+    assert not any(end.out or end.err for end in ends[1:]), ends
+
+
+def results(workdir, stage):
+    """The files of a stage but its manifest."""
+    paths = [path for path in (workdir / stage).rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(workdir / stage)): path.read_bytes() for path in paths}
+
+
+def lose(killed, workdir, processes, devices, monkeypatch):
+    """Interprets in several processes, of which one is lost during the pass."""
+    monkeypatch.setenv("KILLED", str(killed))
+    started = pods.start(program("interpret", workdir, configured()), processes=processes, devices=devices)
+    codes = {end.code for i, end in enumerate(pods.ended(started)) if i != killed}
+    assert codes == {143} and started[killed].returncode == -9
+    monkeypatch.delenv("KILLED")
+    assert list((workdir / "interp" / "phases" / "parts").glob("*.npz"))
+
+
+def test_interpretation_that_loses_a_process_is_finished_by_others(copied, interpreted, monkeypatch):
+    workdir = copied("run")
+    lose(1, workdir, 3, 1, monkeypatch)
+    run("interpret", workdir, configured(), 2)
+    assert results(workdir, "interp") == results(interpreted, "interp")
+    assert files.read_json(workdir / "interp" / "manifest.json")["counts"]["scored"] > 0
+
+
+def test_a_language_model_is_asked_each_question_once(copied):
+    requests, found = [], []
+    for processes in (1, 2):
+        workdir = copied(str(processes))
+        with serve() as server:
+            cfg = configured(base_url=server.url, model="rule")
+            interpret.run(cfg, workdir) if processes == 1 else run("interpret", workdir, cfg, processes)
+            record = server.record()
+        assert record["answered_twice"] == 0
+        requests.append(record["requests"])
+        url = server.url.encode()
+        found.append({name: content.replace(url, b"URL") for name, content in results(workdir, "interp").items()})
+    assert requests[0] == requests[1] > 0 and found[0] == found[1]
+
+
+def test_labels(copied):
+    one, several = copied("one"), copied("several")
+    label.run(configured(), one)
+    run("label", several, configured(), 2)
+    assert results(several, "label") == results(one, "label")
+
+
+def test_a_page_is_made_by_the_first_process(copied, interpreted):
+    one, several = (copied(name, interpreted) for name in ("one", "several"))
+    atlas.run(configured(), one)
+    run("atlas", several, configured(), 2, devices=1)
+    assert results(several, "atlas") == results(one, "atlas")
+
+
+@pytest.mark.drill
+def test_stages_of_the_first_process(copied, interpreted):
+    """Export and evaluate, of a sweep whose reports are made up."""
+    workdirs = {processes: copied(str(processes), interpreted) for processes in (1, 2, 4)}
+    for processes, workdir in workdirs.items():
+        with Stage(workdir, "steer/test", {}) as stage:
+            (stage.dir / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made_up()))
+            stage.finish({})
+        for command in ("export", "evaluate", "atlas"):
+            run(command, workdir, configured(), processes)
+    for stage in ("export", "evaluation/test"):
+        assert results(workdirs[1], stage) == results(workdirs[2], stage) == results(workdirs[4], stage)
+
+
+def made_up():
+    """The generations of a sweep of one direction, which adds an effusion in every study."""
+    clear, effusion = "No pleural effusion.", "Small left pleural effusion."
+    for study in range(12):
+        for method, strength, steered in (("none", 0.0, clear), ("add", 2.0, effusion), ("random", 2.0, clear)):
+            concept, feature = ("", None) if method == "none" else ("left pleural effusion", 3)
+            yield {
+                "study": f"s{study:02d}", "direction": method, "strength": strength, "original": clear,
+                "steered": steered, "finished": True, "finite": True, "mean_nll": 0.5,
+                "settings": {"method": method, "concept": concept, "feature": feature},
+            }  # fmt: skip
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("processes, devices", [(2, 4), (4, 2)])
+def test_more_processes_with_more_devices(copied, interpreted, monkeypatch, processes, devices):
+    """The first process is lost, and later the last; then all end."""
+    workdir = copied("run")
+    lose(0, workdir, processes, devices, monkeypatch)
+    lose(processes, workdir, processes + 1, 1, monkeypatch)
+    run("interpret", workdir, configured(), processes, devices)
+    assert results(workdir, "interp") == results(interpreted, "interp")
+    one = copied("one")
+    label.run(configured(), one)
+    run("label", workdir, configured(), processes, devices)
+    assert results(workdir, "label") == results(one, "label")
