@@ -18,7 +18,7 @@ from tests.helpers import pod_config, pods
 from tests.helpers.phantom_model import D_MODEL, write_model
 from tests.helpers.sae import set_shards
 
-RESULTS = {"harvest": "activations", "generate": "reports", "steer": "steer/test"}
+RESULTS = {"harvest": "activations", "generate": "grounded", "steer": "steer/test"}
 STAGES = {"harvest": harvest.run, "generate": generation.run, "steer": steering.run}
 
 
@@ -77,7 +77,7 @@ def test_a_harvest_that_loses_a_process_is_finished_by_three(one_process, workdi
     assert content(workdir, "harvest") == content(one_process[0], "harvest")
 
 
-def test_reports_of_two_processes_with_two_devices_each(one_process, workdir):
+def test_reports_and_pictures_of_two_processes_with_two_devices_each(one_process, workdir):
     pods.launch("generate", *flags(one_process, workdir), processes=2, devices=2)
     assert content(workdir, "generate") == content(one_process[0], "generate")
 
