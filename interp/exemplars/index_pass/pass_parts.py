@@ -36,8 +36,13 @@ class PassParts:
             np.savez(file, **arrays)
 
     def load(self, start: int) -> dict[str, np.ndarray]:
-        """The arrays that `save` wrote of the contexts from `start` on."""
+        """The arrays that `save` wrote of the contexts from `start` on.
+
+        Raises:
+          UserError: the part is of another pass.
+        """
         with np.load(self._path(start)) as file:
+            self._check(file)
             return {name: file[name] for name in file.files if name not in (_IDENTITY, _STOP)}
 
     def saved(self) -> list[range]:
@@ -49,12 +54,15 @@ class PassParts:
         found = []
         for path in sorted(self.folder.glob("*.npz")):
             with np.load(path) as file:
-                if str(file[_IDENTITY]) != self.identity:
-                    raise UserError(
-                        f"{path} is of a pass over other contexts or another autoencoder: delete {self.folder.parent}"
-                    )
+                self._check(file)
                 found.append(range(int(path.stem), int(file[_STOP])))
         return found
+
+    def _check(self, part: Mapping[str, np.ndarray]) -> None:
+        if str(part[_IDENTITY]) != self.identity:
+            raise UserError(
+                f"{self.folder} holds a pass over other contexts or another autoencoder: delete {self.folder.parent}"
+            )
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:012d}.npz"
