@@ -7,7 +7,6 @@ through the first three a second time: they are matched to scored features, so t
 
 import contextlib
 import dataclasses
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -132,7 +131,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             _interpret(section, interpreters, config, workdir, stage.dir)
             stage.finish(processes.first_only(lambda: _counts(files.read_json(stage.dir / "summary.json"))))
             if processes.is_first():
-                shutil.rmtree(stage.dir / "phases", ignore_errors=True)
+                files.remove(stage.dir / "phases")
         return stage.manifest["counts"]
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
-from maira_jax.run import processes
+from maira_jax.run import files, processes, storage
 from maira_jax.run import stage as run_stage
 
 Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
@@ -52,11 +52,13 @@ def rehearse(stages: Sequence[Run], estimates: str, config: ConfigDict, workdir:
       UserError: a device or the run directory cannot be used, or the stage cannot say what it would take.
     """
     print(devices())
-    print(folder(workdir))
+    print(storage.named(folder(workdir)))
+    processes.barrier()  # until all have deleted their files
+    storage.fetch(workdir, (run_stage.MANIFEST, run_stage.UNFINISHED))
     would_work = False
     for run in stages:
         sentence, would_work = processes.first_only(functools.partial(intention, run, config, workdir))
-        print(sentence)
+        print(storage.named(sentence))
     if not (estimates and would_work):
         return {}
     config.update_from_flattened_dict({estimates: True})
@@ -87,19 +89,20 @@ def folder(workdir: Path) -> str:
     Raises:
       UserError: a process cannot write, or does not see the others' files.
     """
-    prefix = f".dry-run-{processes.broadcast(uuid.uuid4().hex)}-"
+    prefix = f"dry-run-{processes.broadcast(uuid.uuid4().hex)}-"
     own = workdir / f"{prefix}{processes.index()}"
     try:
         own.parent.mkdir(parents=True, exist_ok=True)
         own.touch()
+        storage.send(own)
         processes.barrier()
-        seen = processes.gather(all((workdir / f"{prefix}{i}").exists() for i in range(processes.count())))
-        own.unlink()
+        seen = processes.gather(all(storage.exists(workdir / f"{prefix}{i}") for i in range(processes.count())))
+        files.remove(own)
     except OSError as error:
         raise UserError(f"could not write {workdir} ({error.strerror or error}): choose another --workdir") from error
     finally:
         with contextlib.suppress(OSError):
-            own.unlink(missing_ok=True)
+            files.remove(own)
     if not all(seen):
         raise UserError(
             f"process {seen.index(False)} does not see in {workdir} what the others write: "

@@ -19,7 +19,7 @@ from configs import base
 from launch import _dry_run, _help
 from maira_jax.errors import UserError, first_line
 from maira_jax.model import sharding
-from maira_jax.run import compilation_cache, processes
+from maira_jax.run import compilation_cache, processes, storage
 from maira_jax.run.config import RunSection, Section
 from maira_jax.run.coordinator import Address
 from maira_jax.run.freed_memory import keep_freed_memory
@@ -34,12 +34,22 @@ DEFAULT_CONFIG = CONFIGS / "phantom.py"
 _DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from others
 _HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 _CONFIG_HELP = "Python file with `get_config()` that describes the whole run; FILE:ARG passes ARG to it."
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run directory. Each stage reads and writes a folder in it.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "runs/demo",
+    "Run directory, in which each stage reads and writes a folder: a folder, gs://BUCKET/PATH or s3://BUCKET/PATH.",
+)
+_SCRATCH = flags.DEFINE_string(
+    "scratch",
+    None,
+    "Folder of this host for the files of a run directory in a bucket while commands work with them; it may be deleted "
+    "afterwards.",
+)
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,
-    "Folder in which compiled programs are kept for the next run; empty: none are kept. The environment variable "
-    "JAX_COMPILATION_CACHE_DIR comes first.",
+    "Folder, or address in a bucket, in which compiled programs are kept for the next run; empty: none are kept. The "
+    "environment variable JAX_COMPILATION_CACHE_DIR comes first.",
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -52,7 +62,16 @@ _DISTRIBUTED = flags.DEFINE_enum(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, which the others connect to.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes of the run.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.", lower_bound=0)
-_RUN_FLAGS = ("workdir", "compilation_cache", "distributed", "coordinator", "processes", "process", "dry_run")
+_RUN_FLAGS = (
+    "workdir",
+    "scratch",
+    "compilation_cache",
+    "distributed",
+    "coordinator",
+    "processes",
+    "process",
+    "dry_run",
+)
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run",
     False,
@@ -128,7 +147,8 @@ def main(
     asks_help = any(argument in _HELP for argument in sys.argv)
     try:
         config = _parse([argument for argument in sys.argv if argument not in _HELP], reads)
-        workdir, address = _workdir(), _address()
+        storage.check_address("--workdir", _WORKDIR.value)
+        address = _address()
     except UserError as error:
         _fail(str(error), BAD_INPUT)
     # A configuration file is a program: it can fail in any way.
@@ -147,6 +167,7 @@ def main(
         processes.silence()
         compilation_cache.keep_programs(_CACHE.value)
         keep_freed_memory()
+        workdir = _workdir()
         with _dry_run.leaving_no_trace(workdir) if _DRY_RUN.value else contextlib.nullcontext():
             processes.check_same(config.to_dict(), workdir)
             result = run(config, workdir) if parallel else processes.first_only(lambda: run(config, workdir))
@@ -168,9 +189,11 @@ def main(
 
 
 def _workdir() -> Path:
-    if "://" in _WORKDIR.value:
-        raise UserError(f"--workdir={_WORKDIR.value} is the address of an object store: choose a folder")
-    return Path(_WORKDIR.value).expanduser()
+    """The run directory, or the folder of this process that stands for it."""
+    if not storage.is_address(_WORKDIR.value):
+        return Path(_WORKDIR.value).expanduser()
+    scratch = storage.default_scratch() if _SCRATCH.value is None else Path(_SCRATCH.value)
+    return storage.attach(_WORKDIR.value, scratch, processes.index())
 
 
 def _address() -> Address | None:
@@ -191,6 +214,7 @@ def _entries() -> dict[str, str]:
     """The flags that `--help` explains, apart from the configuration's fields."""
     entries: dict[str, str] = {name: flags.FLAGS[name].help for name in (*_shortcuts, *_own, *_RUN_FLAGS)}
     entries["workdir"] = f"{entries['workdir']} Default: {_WORKDIR.default}"
+    entries["scratch"] = f"{entries['scratch']} Default: in the user's cache directory."
     entries["compilation_cache"] = f"{entries['compilation_cache']} Default: in the user's cache directory."
     entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
     return entries
@@ -283,7 +307,7 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
 def _leave(sentence: str, code: int) -> NoReturn:
     """Prints the sentence and ends this process."""
     prefix = "" if processes.is_first() else f"[{processes.index()}] "
-    print(f"{prefix}error: {sentence}", file=sys.__stderr__, flush=True)
+    print(f"{prefix}error: {storage.named(sentence)}", file=sys.__stderr__, flush=True)
     if processes.count() == 1:
         sys.exit(code)
     os._exit(code)  # programs on devices may still wait for other processes

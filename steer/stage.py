@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from maira_jax.checkpoint.convert import ModelSection
-from maira_jax.run import files, jsonl, processes
+from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.config import RunSection
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -60,6 +60,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     section, workdir = SteerSection.of(config), Path(workdir)
     if section.dry_run:
+        for name in input_stages(section):
+            storage.fetch(workdir / name)
         return processes.first_only(lambda: estimate(Sweep.load(config, workdir, shared=workdir)))
     identity = {"steer": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
     identity["weights"] = ModelSection.of(config).weights

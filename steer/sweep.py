@@ -12,7 +12,7 @@ from maira_jax.checkpoint import store
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.model.sites import Site
-from maira_jax.run import files, processes
+from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection
 from maira_jax.studies.readers import load_studies, manifest
 from maira_jax.studies.study import Study
@@ -91,10 +91,11 @@ def _of_first(make: Callable[[], list[Direction]], shared: Path) -> list[Directi
             temporary.write_bytes(pickle.dumps(directions))
     processes.barrier()
     if not processes.is_first():
+        storage.fetch(path)
         directions = pickle.loads(path.read_bytes())
     processes.barrier()
     if processes.is_first():
-        path.unlink()
+        files.remove(path)
     return directions
 
 

@@ -1,6 +1,5 @@
 """The atlas stage: gathers the finished stages' results and writes them as one page."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import ml_collections
 from interp.atlas.data import gather
 from interp.atlas.page import render
 from interp.atlas.results import is_finished, optional_folders
-from maira_jax.run import files
+from maira_jax.run import files, storage
 from maira_jax.run.stage import MANIFEST, Stage
 
 _NEEDED = ("model", "activations", "sae", "interp")
@@ -27,6 +26,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: the interpret stage has not finished.
     """
     workdir, sweep = Path(workdir), config.steer.name
+    storage.fetch(workdir, (MANIFEST,))  # of the stages that need not have run
     inputs = (*_NEEDED, *(name for name in optional_folders(sweep).values() if is_finished(workdir / name)))
     _remove_outdated(workdir / "atlas", inputs)
     with Stage(workdir, "atlas", {}, inputs=inputs) as stage:
@@ -43,4 +43,4 @@ def _remove_outdated(directory: Path, inputs: tuple[str, ...]) -> None:
     """Removes an atlas of other stages, such as one from before steering: it is to be made again, not refused."""
     manifest = directory / MANIFEST
     if manifest.is_file() and set(files.read_object(manifest).get("inputs", ())) != set(inputs):
-        shutil.rmtree(directory)
+        files.remove(directory)

@@ -36,7 +36,7 @@ from interp.exemplars.index_pass.streaming_top_k import StreamingTopK
 from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files, processes, profile
+from maira_jax.run import files, processes, profile, storage
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
@@ -133,8 +133,10 @@ def build(
     added = processes.gather([[reads[0].start, reads[-1].stop] for reads in own])
     saved += [range(*ends) for of_process in added for ends in of_process]
     if processes.is_first():
+        storage.fetch(folder)
         _join(folder, parts, sorted(saved, key=lambda part: part.start), contexts, cfg.seed)
     processes.barrier()
+    storage.fetch(folder)
     return load(folder)
 
 
@@ -200,6 +202,7 @@ class _StorePass:
             if part.n_done == stop or (part.n_done is not None and due):
                 found = self._found(device_pass)  # waits for all blocks
                 study_peak.flush()
+                storage.send(path)
                 parts.save(range(begin, part.n_done), _arrays(found))
                 last_save = time.monotonic()
 

@@ -1,14 +1,21 @@
 """Answers of language models, kept on disk: what was answered once is never asked, or paid for, again."""
 
+import contextlib
 import json
 import sqlite3
 import threading
+import time
+import uuid
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from maira_jax.errors import UserError
+from maira_jax.run import storage
 
+# Seconds after which new answers are sent to the bucket that the folder may stand for, and least ratio of these seconds
+# to those that sending takes.
+_SEND_SECONDS, _SEND_RATIO = 60.0, 20.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
   key TEXT NOT NULL,            -- digest of model, parameters, prompt and data
@@ -58,7 +65,8 @@ class AnswerCache:
     """The answers of one run directory, in a SQLite file.
 
     Every answer is a transaction of its own in a write-ahead log: a killed process loses none that `add` has returned
-    from, and a torn last write is dropped when the file is opened again. One process at a time may hold the file.
+    from, and a torn last write is dropped when the file is opened again. One process at a time may hold the file. Where
+    the file stands for one in a bucket, a copy is sent there every minute and by `close`.
 
     Args:
       path: the SQLite file; it and its folder are made.
@@ -71,6 +79,8 @@ class AnswerCache:
         self._path = path
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
+        storage.fetch(path.parent)
+        self._send_at = time.monotonic() + _SEND_SECONDS
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
             # Exclusive: two processes that asked the same questions would pay twice.
@@ -125,7 +135,23 @@ class AnswerCache:
         self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (batch_id, digest, int(fetched)))
 
     def close(self) -> None:
+        self._send()
         self._db.close()
+
+    def _send(self) -> None:
+        """Sends a copy to the bucket, if there is one."""
+        if not storage.is_remote(self._path):
+            return
+        begin = time.monotonic()
+        copy = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with self._lock, contextlib.closing(sqlite3.connect(copy)) as target:
+                self._db.backup(target)
+            storage.send_copy(copy, self._path)
+        finally:
+            copy.unlink(missing_ok=True)
+        now = time.monotonic()
+        self._send_at = now + max(_SEND_SECONDS, _SEND_RATIO * (now - begin))
 
     def _write(self, statement: str, row: tuple[Any, ...]) -> None:
         try:
@@ -133,3 +159,5 @@ class AnswerCache:
                 self._db.execute(statement, row)
         except sqlite3.OperationalError as error:
             raise UserError(f"could not write {self._path} ({error}): free space; nothing paid for is lost") from error
+        if time.monotonic() >= self._send_at:
+            self._send()

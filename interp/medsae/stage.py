@@ -32,7 +32,7 @@ from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files, processes
+from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
@@ -167,9 +167,11 @@ def study_vectors(
     folder.mkdir(exist_ok=True)
     if begin < stop:
         _write_vectors(folder, sae, store, rows, number, range(begin, stop), devices)
+    storage.send(folder)
     processes.barrier()
     if not processes.is_first():
         return None
+    storage.fetch(folder)
     parts = sorted(set(cuts[:-1]))
     embedding, dimension = (
         np.concatenate([np.load(_path(folder, name, begin)) for begin in parts]) for name in ("embedding", "dimension")

@@ -32,7 +32,7 @@ from maira_jax.model.config import Maira2Config
 from maira_jax.model.int8 import Int8Kernel, Weights, input_axis
 from maira_jax.model.layers import FUSED, LAYERS, ParameterPath, Params
 from maira_jax.model.sites import Site
-from maira_jax.run import files, processes
+from maira_jax.run import files, processes, storage
 
 _PARAMS = "params"
 _UNFINISHED = "params.unfinished"
@@ -59,12 +59,14 @@ def save(model_dir: Path, params: Params) -> None:
     files.remove(path)
     with _context(), _quiet():
         ocp.save(path, params)
+    storage.send(path)
 
 
 class CheckpointWriter:
     """Writes parameters piece by piece, as a checkpoint that `load` reads once `finish` was called.
 
-    Every chunk carries a checksum, so that damage to it is found when it is loaded.
+    Every chunk carries a checksum, so that damage to it is found when it is loaded. Where the folder stands for one in
+    a bucket, the arrays are written there, past the local folder.
 
     Attributes:
       written: what `mark` noted, also by an earlier process that was killed.
@@ -85,6 +87,7 @@ class CheckpointWriter:
         self._path = (model_dir / _UNFINISHED).absolute()
         self._pending: deque[tuple[ts.WriteFutures, int]] = deque()
         self._bytes = 0
+        storage.fetch(self._path / _WRITTEN)
         resumed = (self._path / _WRITTEN).is_file() and not _is_older(self._path)
         if resumed:  # the files stay cut as they are, even for another mesh
             opened = {path: _open(self._path, path) for path in maira2.parameter_specs(cfg)}
@@ -95,13 +98,14 @@ class CheckpointWriter:
             small = {path: np.zeros((1,) * len(spec["metadata"]["shape"]), dtype) for path, spec in specs.items()}
             with _context(), _quiet():
                 ocp.save(self._path, traverse_util.unflatten_dict(small))
+            storage.send(self._path)
             opened = {
                 path: ts.open(spec | _kvstore(self._path, path), create=True, delete_existing=True)
                 for path, spec in specs.items()
             }
         self._arrays = {path: future.result() for path, future in opened.items()}
         if not resumed:
-            files.write_json(self._path / _WRITTEN, {})
+            self._write_down({})
         self.written: dict[str, Any] = files.read_json(self._path / _WRITTEN)
 
     def put(self, entry: Entry, value: np.ndarray) -> None:
@@ -117,19 +121,23 @@ class CheckpointWriter:
         while self._pending:
             self._wait()
         self.written[name] = note
-        files.write_json(self._path / _WRITTEN, self.written)
+        self._write_down(self.written)
+
+    def _write_down(self, written: Mapping[str, Any]) -> None:
+        files.write_json(self._path / _WRITTEN, written)
+        storage.send(self._path / _WRITTEN)
 
     def finish(self) -> None:
         """Makes the parameters loadable."""
         while self._pending:
             self._wait()
-        (self._path / _WRITTEN).unlink()
+        files.remove(self._path / _WRITTEN)
         files.remove(self._final)
-        self._path.rename(self._final)
+        storage.move(self._path, self._final)
 
     def discard(self) -> None:
         """Removes what was written, also by an orbax that was killed."""
-        for path in self._path.parent.glob(f"{_UNFINISHED}*"):
+        for path in {self._path, *self._path.parent.glob(f"{_UNFINISHED}*")}:
             files.remove(path)
 
     def _wait(self) -> None:
@@ -239,7 +247,7 @@ class CheckpointReader:
 
     def __init__(self, model_dir: Path):
         self._path = (Path(model_dir) / _PARAMS).absolute()
-        if not self._path.is_dir():
+        if not storage.exists(self._path):
             raise UserError(f"{model_dir} holds no converted model: run launch.convert into it first")
         if _is_older(self._path):
             raise UserError(f"{model_dir} was converted by an older version: delete it and run launch.convert again")
@@ -353,7 +361,7 @@ def load_unembedding(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
       UserError: `model_dir` holds no converted model, or a damaged one.
     """
     path = (Path(model_dir) / _PARAMS).absolute()
-    if not path.is_dir():
+    if not storage.exists(path):
         raise UserError(f"{model_dir} holds no converted model: run launch.convert into it first")
     arrays = [_result(path, _open(path, keys)) for keys in (("language", "norm", "scale"), ("language", "lm_head"))]
     scale, head = (np.asarray(_result(path, array.read()), np.float32) for array in arrays)
@@ -362,7 +370,7 @@ def load_unembedding(model_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _is_older(params: Path) -> bool:
     """Whether parameters have the form of versions that computed queries, keys and values apart."""
-    return (params / _ARRAYS / "language.layers.query.kernel").is_dir()
+    return storage.exists(params / _ARRAYS / "language.layers.query.kernel")
 
 
 def _open(params: Path, path: ParameterPath) -> ts.Future[ts.TensorStore]:
@@ -378,7 +386,7 @@ def _result(params: Path, future: ts.Future[Any]) -> Any:
 
 
 def _kvstore(checkpoint: Path, path: ParameterPath) -> dict[str, Any]:
-    return {"kvstore": {"driver": "file", "path": f"{checkpoint}/{_ARRAYS}/{'.'.join(path)}/"}}
+    return {"kvstore": storage.kvstore(checkpoint / _ARRAYS / ".".join(path))}
 
 
 def _specs(cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, ...]) -> dict[ParameterPath, dict[str, Any]]:
@@ -404,7 +412,7 @@ def _specs(cfg: Maira2Config, dtype: np.dtype, mesh: tuple[int, ...]) -> dict[Pa
 
 def _need(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < size:
+    if not storage.is_remote(folder) and free < size:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free, but the model takes {size / 1e9:.1f} GB: free space or choose "
             "another folder"

@@ -22,7 +22,7 @@ from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.int8 import Weights
-from maira_jax.run import files, jsonl, processes
+from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -236,6 +236,7 @@ def _save_images(directory: Path, studies: Sequence[Study]) -> None:
         for leftover in (directory / IMAGES).glob(".*.tmp"):  # of a run that was killed while it wrote
             files.remove(leftover)
     processes.barrier()
+    storage.fetch(directory)
     records = jsonl.read(directory / RESULT, "generate again")
     pictures = list(enumerate(zip(studies, records, strict=True)))[processes.index() :: processes.count()]
     for number, (study, record) in progress(pictures, unit="image", desc="draw", shared=True):

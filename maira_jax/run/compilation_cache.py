@@ -1,6 +1,7 @@
 """Compiled programs are kept on disk, so that a command that is run again does not compile again."""
 
 import hashlib
+import importlib.util
 import os
 import platform
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 import jax
 
 from maira_jax.errors import UserError
+from maira_jax.run import storage
+
+_DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # with which JAX opens addresses, also the names of the extras
 
 
 def default_directory() -> Path:
@@ -28,12 +32,22 @@ def keep_programs(directory: str | None) -> None:
     for its owner alone.
 
     Args:
-      directory: the folder; None: `default_directory()`; empty: no program is kept.
+      directory: the folder, or an address in a bucket; None: `default_directory()`; empty: no program is kept.
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the folder cannot be written, or JAX cannot open the address.
     """
     if directory == "" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    if directory is not None and storage.is_address(directory):
+        storage.check_address("--compilation_cache", directory)
+        scheme = directory.partition("://")[0]
+        if importlib.util.find_spec(_DRIVERS[scheme]) is None:
+            raise UserError(
+                f"--compilation_cache={directory} needs {_DRIVERS[scheme]}: pip install 'maira-jax[{scheme}]', or give "
+                "a folder"
+            )
+        _keep_in(directory)
         return
     path = default_directory() if directory is None else Path(directory).expanduser()
     try:
@@ -47,6 +61,10 @@ def keep_programs(directory: str | None) -> None:
             ) from error
         print(f"compiled programs are not kept: {error}", file=sys.stderr)
         return
-    jax.config.update("jax_compilation_cache_dir", str(path))
+    _keep_in(str(path))
+
+
+def _keep_in(directory: str) -> None:
+    jax.config.update("jax_compilation_cache_dir", directory)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

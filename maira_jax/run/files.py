@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maira_jax.errors import UserError
+from maira_jax.run import storage
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can be read only by setting it
@@ -21,7 +22,12 @@ _MODE = 0o666 & ~_UMASK
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if there is one."""
+    """Removes a file or a folder, if there is one, here and in the bucket that `path` may stand for."""
+    _remove_here(path)
+    storage.forget(path)
+
+
+def _remove_here(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -32,12 +38,13 @@ def remove(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to `path` (for a file or a folder), which replaces it at the end.
 
-    Nothing is left at `path` when the body raises. A full disk is reported as a `UserError`.
+    Nothing is left at `path` when the body raises. A full disk is reported as a `UserError`. Where `path` stands for
+    one in a bucket, it is then sent there.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # processes of several hosts have one number
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)
+        _remove_here(temporary)
         yield temporary
         if temporary.is_file():
             temporary.chmod(_MODE)  # some libraries create files that only their owner can read
@@ -46,13 +53,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if path.is_dir():
             remove(path)
         os.replace(temporary, path)
+        storage.send_written(path)
     except OSError as error:
         raise UserError(
             f"could not write {path} ({error.strerror or error}): free space or choose another folder"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # where nothing could be written, there is nothing to remove
-            remove(temporary)
+            _remove_here(temporary)
 
 
 def array_on_disk(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maira_jax.errors import UserError
-from maira_jax.run import files, processes
+from maira_jax.run import files, processes, storage
 
 PARTS = "parts"  # the folder of a stage's parts, which `Stage` removes when it is finished
 
@@ -85,6 +85,7 @@ class PartFiles:
         Raises:
           UserError: a part is missing, damaged or of another run.
         """
+        storage.fetch(self._folder)
         for name in self._expected:
             yield from self._read(name)
 

@@ -1,6 +1,8 @@
-"""A lock on a folder that several hosts may share, on any file system that can create a file only if there is none."""
+"""A lock on a folder that several hosts may share, on any file system that can create a file only if there is none, or
+in a bucket."""
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -8,12 +10,16 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from maira_jax.errors import UserError
+import tensorstore as ts
+
+from maira_jax.errors import UserError, first_line
+from maira_jax.run import storage
 
 _REFRESH = 5.0  # seconds between two signs of life of the process that holds a lock
 _EXPIRES = 20.0  # seconds without one after which another host takes the lock over
+_SETTLES = 0.5  # seconds in which S3 may still take a second command's object for the first
 
 
 class FolderLock:
@@ -23,26 +29,27 @@ class FolderLock:
     shown no sign of life for 20 seconds.
 
     Args:
-      folder: the folder; the file is `.NAME.lock`, next to it.
+      folder: the folder; the file is `.NAME.lock`, next to it. In a bucket it is an object.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._path = folder.with_name(f".{folder.name}.lock")
+        path = folder.with_name(f".{folder.name}.lock")
+        self._mark: _LockMark = _LockObject(path) if storage.is_remote(path) else _LockFile(path)
         self._owner: dict[str, Any] = {}
         self._released = threading.Event()
+        self._thread = threading.Thread()
 
     def acquire(self) -> None:
         """Takes the lock.
 
         Raises:
           UserError: another command works in the folder.
-          OSError: the file cannot be written.
+          OSError: the lock cannot be written.
         """
         owner = _this_process()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        while not _create(self._path, owner):
-            there = _read(self._path)
+        while not self._mark.create(owner):
+            there = self._mark.read()
             if there is None:  # it has just been released
                 continue
             if not self._abandoned(there):
@@ -50,71 +57,166 @@ class FolderLock:
                     f"another command works in {self._folder} (process {there.get('process')} on {there.get('host')}): "
                     "wait until it has ended"
                 )
-            self._remove(there)
+            self._mark.remove(there)
         self._owner = owner
         self._released.clear()
-        threading.Thread(target=self._refresh, name="folder-lock", daemon=True).start()
+        self._thread = threading.Thread(target=self._refresh, name="folder-lock", daemon=True)
+        self._thread.start()
 
     def release(self) -> None:
         """Gives the lock back, if it is held."""
         if self._owner:
             self._released.set()
-            if _read(self._path) == self._owner:
-                self._path.unlink(missing_ok=True)
+            self._thread.join()
+            self._mark.remove(self._owner)
             self._owner = {}
 
     def _refresh(self) -> None:
         while not self._released.wait(_REFRESH):
             with contextlib.suppress(OSError):
-                os.utime(self._path)
+                self._mark.show_life()
 
     def _abandoned(self, there: dict[str, Any]) -> bool:
         """Whether the process that holds the lock has ended; waits where only time can tell."""
         if there.get("namespace") == _namespace():
             return there.get("started") != _started(there.get("process"))
-        seen, until = _modified(self._path), time.monotonic() + _EXPIRES
+        seen, until = self._mark.changed(), time.monotonic() + _EXPIRES
         while time.monotonic() < until:
             time.sleep(_EXPIRES / 20)
-            if _modified(self._path) != seen:
+            if self._mark.changed() != seen:
                 return False
         return True
 
-    def _remove(self, abandoned: dict[str, Any]) -> None:
+
+class _LockMark(Protocol):
+    """What says who works in a folder."""
+
+    def create(self, owner: dict[str, Any]) -> bool:
+        """Writes it if there is none, and tells whether it did."""
+
+    def read(self) -> dict[str, Any] | None:
+        """What it says; nothing for one that is just being written or is damaged, None if there is none."""
+
+    def show_life(self) -> None:
+        """Changes what `changed` gives, if it is still the one that was created here."""
+
+    def changed(self) -> Any:
+        """When or how it was last changed."""
+
+    def remove(self, owner: dict[str, Any]) -> None:
+        """Removes it, if it says this."""
+
+
+class _LockFile:
+    def __init__(self, path: Path):
+        self._path = path
+
+    def create(self, owner: dict[str, Any]) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._path.open("x") as file:
+                json.dump(owner, file)
+        except FileExistsError:
+            return False
+        return True
+
+    def read(self) -> dict[str, Any] | None:
+        return _read(self._path)
+
+    def show_life(self) -> None:
+        os.utime(self._path)
+
+    def changed(self) -> int | None:
+        try:
+            return self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def remove(self, owner: dict[str, Any]) -> None:
+        if self.read() != owner:
+            return
         aside = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex}")
         with contextlib.suppress(FileNotFoundError):  # another command was faster
             os.rename(self._path, aside)
-            if _read(aside) == abandoned:
+            if _read(aside) == owner:
                 aside.unlink()
             else:  # that of a command that was faster, and works now
                 os.rename(aside, self._path)
 
 
-def _create(path: Path, owner: dict[str, Any]) -> bool:
-    """Writes the lock if there is none, and tells whether it did."""
-    try:
-        with path.open("x") as file:
-            json.dump(owner, file)
-    except FileExistsError:
-        return False
-    return True
+class _LockObject:
+    """An object of a bucket, which is written only over the version that was seen before.
+
+    Google's store compares versions as it writes. For S3, TensorStore compares them just before, so a command reads
+    back what it has written, when any other one that saw none before must have written too.
+    """
+
+    def __init__(self, path: Path):
+        self._kvstore, self._key = storage.kvstore(path.parent), path.name
+        self._owner: dict[str, Any] = {}
+        self._version = b""
+        self._signs = 0
+
+    def create(self, owner: dict[str, Any]) -> bool:
+        found = self._found()
+        if found.state != "missing" or not self._write(json.dumps(owner), found.stamp.generation):
+            return False
+        time.sleep(_SETTLES)
+        self._owner, self._signs = owner, 0
+        return self.read() == owner
+
+    def read(self) -> dict[str, Any] | None:
+        found = self._found()
+        if found.state == "missing":
+            return None
+        owner = _parsed(found.value)
+        owner.pop("signs", None)
+        return owner
+
+    def show_life(self) -> None:
+        self._signs += 1
+        self._write(json.dumps(self._owner | {"signs": self._signs}), self._version)
+
+    def changed(self) -> bytes:
+        return self._found().stamp.generation
+
+    def remove(self, owner: dict[str, Any]) -> None:
+        version = self.changed()
+        if self.read() == owner:
+            self._write(None, version)
+
+    def _write(self, text: str | None, over: bytes) -> bool:
+        """Writes or removes the object if it has this version."""
+        try:
+            self._version = self._store.write(self._key, text, if_equal=over).result().generation
+        except ValueError as error:
+            raise OSError(first_line(error)) from error
+        return bool(self._version)
+
+    def _found(self) -> Any:
+        try:
+            return self._store.read(self._key).result()
+        except ValueError as error:
+            raise OSError(first_line(error)) from error
+
+    @functools.cached_property
+    def _store(self) -> ts.KvStore:
+        return ts.KvStore.open(self._kvstore).result()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a lock says; nothing for one that is just being written or is damaged, None if there is none."""
     try:
-        found = json.loads(path.read_text())
+        return _parsed(path.read_bytes())
     except FileNotFoundError:
         return None
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _modified(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
 
 
 def _this_process() -> dict[str, Any]:

@@ -26,7 +26,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from maira_jax.errors import UserError
-from maira_jax.run import coordinator, files
+from maira_jax.run import coordinator, files, storage
 from maira_jax.run.coordinator import Address
 
 Result = TypeVar("Result")
@@ -322,26 +322,29 @@ def check_same(config: dict[str, Any], workdir: Path) -> None:
     """
     if count() == 1:
         return
-    told = gather({"host": socket.gethostname(), "config": files.digest(config), "workdir": str(workdir)})
+    told = gather(
+        {"host": socket.gethostname(), "config": files.digest(config), "workdir": storage.named(str(workdir))}
+    )
     for number, other in enumerate(told):
         if other["config"] != told[0]["config"] or other["workdir"] != told[0]["workdir"]:
             raise UserError(
                 f"process {number} (on {other['host']}) was started with another configuration or --workdir than "
                 "process 0: give all the same flags"
             )
-    mark = workdir / f".shared-{broadcast(uuid.uuid4().hex)}"
+    mark = workdir / f"shared-{broadcast(uuid.uuid4().hex)}"
     if is_first():
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
+            storage.send(mark)
         except OSError as error:
             raise UserError(
                 f"could not write {workdir} ({error.strerror or error}): choose another --workdir"
             ) from error
     barrier()
-    seen = gather(mark.exists())
+    seen = gather(storage.exists(mark))
     if is_first():
-        mark.unlink(missing_ok=True)
+        files.remove(mark)
     blind = [f"{number} (on {other['host']})" for number, other in enumerate(told) if not seen[number]]
     if blind:
         raise UserError(

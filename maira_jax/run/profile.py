@@ -10,6 +10,7 @@ from typing import Self, TypeVar
 import jax
 import ml_collections
 
+from maira_jax.run import storage
 from maira_jax.run.config import RunSection
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class StepTrace:
         finally:
             _wait()
             jax.profiler.stop_trace()
+            storage.send(self.directory)
             print(f"{self.name}: traced {done} of {self.n} passes into {self.directory}", file=sys.stderr)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import importlib.metadata
 import math
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Self
 import jax
 
 from maira_jax.errors import UserError
-from maira_jax.run import files, jsonl, processes
+from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.lock import FolderLock
 
 MANIFEST = "manifest.json"
@@ -105,6 +104,9 @@ class Stage:
     In a run of several processes all of them enter it; the first one locks the folder, decides how far it is, and
     writes the manifest.
 
+    Where the folder stands for one in a bucket, entering brings what the stage's inputs and an earlier attempt left
+    there into each process's scratch, and `finish` sends what each process has written, the manifest last.
+
     The folder's content survives a kill: when the same stage with the same section and the same input manifests is run
     again, `dir` holds what the earlier attempt wrote, and the stage resumes. `finish` writes the manifest last.
 
@@ -145,6 +147,8 @@ class Stage:
 
     def __enter__(self) -> Self:
         refusal: UserError | None = None
+        for name in self.inputs:
+            storage.fetch(self.workdir / name)
         if processes.is_first():
             try:
                 self._begin({"section": self.section, "inputs": self._input_digests()})
@@ -158,10 +162,13 @@ class Stage:
         if _stops:
             self.__exit__(None, None, None)
             raise StageReached(self)
+        if not processes.is_first():
+            storage.fetch(self.dir)
         return self
 
     def _begin(self, identity: Mapping[str, Any]) -> None:
         """Locks the folder, unless its result is finished, and reads how far an earlier attempt came."""
+        storage.fetch(self.dir / MANIFEST)
         if not (self.dir / MANIFEST).is_file():
             try:
                 self.dir.mkdir(parents=True, exist_ok=True)
@@ -173,6 +180,7 @@ class Stage:
                     f"could not write {self.dir} ({error.strerror or error}): choose another --workdir"
                 ) from error
         try:
+            storage.fetch(self.dir)  # with the lock in hand, so that nothing there changes any more
             self._open(identity)
         except BaseException:
             self._lock.release()
@@ -192,8 +200,9 @@ class Stage:
             self.manifest = there
             if self.finished:
                 self._remove_parts()
-                print(f"{self.name}: already finished in {self.dir}", file=sys.stderr)
+                print(f"{self.name}: already finished in {storage.named(str(self.dir))}", file=sys.stderr)
             return
+        self.dir.mkdir(exist_ok=True)
         if any(self.dir.iterdir()):
             raise UserError(f"{self.dir} holds files that no stage wrote: choose another --workdir or move them")
         self.manifest = dict(identity) | {
@@ -215,7 +224,7 @@ class Stage:
         if isinstance(error, UserError) and not self.finished:
             left = [path.name for path in self.dir.iterdir()]
             if left == [UNFINISHED]:
-                shutil.rmtree(self.dir)
+                files.remove(self.dir)
         self._lock.release()
 
     def record(self, chosen: Mapping[str, Any]) -> None:
@@ -230,19 +239,20 @@ class Stage:
         Args:
           counts: what the stage did, as plain numbers; the manifest records it.
         """
+        storage.send(self.dir)
         processes.barrier()
         end = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.manifest = self.manifest | {"end": end, "counts": _plain(counts)}
         if processes.is_first():
             files.write_json(self.dir / MANIFEST, self.manifest)
-            (self.dir / UNFINISHED).unlink(missing_ok=True)
+            files.remove(self.dir / UNFINISHED)
             self._remove_parts()
         self.manifest = processes.broadcast(self.manifest)
         self.finished = True
 
     def _remove_parts(self) -> None:
         """Removes what the result has been joined from."""
-        shutil.rmtree(self.dir / jsonl.PARTS, ignore_errors=True)
+        files.remove(self.dir / jsonl.PARTS)
 
     def _input_digests(self) -> dict[str, str]:
         digests = {}

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import files, processes
+from maira_jax.run import files, processes, storage
 from sae.activations.row_ranges import RowRanges
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -164,7 +164,7 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool, readers: in
     }
     spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str((directory / "values.zarr").absolute())},
+        "kvstore": storage.kvstore(directory / "values.zarr"),
         "context": {"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": readers}},
         # A chunk that is not there is an error: zeros are written out like other values.
         "fill_missing_data_reads": False,
@@ -234,6 +234,7 @@ class StoreWriter:
     def missing(self) -> list[int]:
         """Shards that are not finished."""
         # Listed, and not asked for one by one: a network file system may remember for a while that a file was missing.
+        storage.fetch(self._mark(0).parent)
         finished = {int(path.stem) for path in self._mark(0).parent.glob("*.json")}
         return [shard for shard in range(self.layout.n_shards) if shard not in finished]
 

@@ -35,6 +35,7 @@ from maira_jax.model.config import Maira2Config
 from maira_jax.model.int8 import Weights
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
+from maira_jax.run import storage
 from maira_jax.run.progress import progress
 from maira_jax.studies.readers import load_studies
 from maira_jax.studies.study import Study
@@ -257,6 +258,7 @@ def of_run(
     if not n_studies:
         return None
     model_dir = Path(workdir) / "model"
+    storage.fetch(model_dir)
     if not model_dir.is_dir():
         raise UserError(f"{model_dir} does not exist, and train.loss_recovered_studies needs the model: set it to 0")
     held_out = table.filter(pc.equal(table["split"], HELD_OUT))

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import optax
 from orbax.checkpoint import v1 as ocp
 
 from maira_jax.errors import UserError, first_line
+from maira_jax.run import files, processes, storage
 from sae.training.trainer import Trainer, TrainState
+
+_WHOLE = "_CHECKPOINT_METADATA"  # the file that orbax writes last
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
@@ -29,15 +33,22 @@ class Checkpoints:
     """The two latest states of a training run.
 
     States are kept with their features in order, so a run may resume on another mesh. The position in the data is
-    the number of steps. Writing happens in the background; a checkpoint appears whole or not at all.
+    the number of steps. Writing happens in the background; a checkpoint appears whole or not at all. Where the folder
+    stands for one in a bucket, a checkpoint is sent there when it is whole.
 
     Args:
       directory: the folder that holds them.
       trainer: the trainer whose states are saved.
+
+    Raises:
+      UserError: the folder stands for one in a bucket, and there are several processes.
     """
 
     def __init__(self, directory: Path, trainer: Trainer):
         self._trainer, self._directory = trainer, Path(directory)
+        self._sender, self._sent = ThreadPoolExecutor(1), list[Future[None]]()
+        if storage.is_remote(directory):
+            self._fetch()
         self._checkpointer = ocp.training.Checkpointer(
             Path(directory).absolute(),
             # The caller decides when; without this every save but a few would be skipped.
@@ -56,7 +67,10 @@ class Checkpoints:
         placed = jax.device_put(np.float32(scale), self._trainer.shardings.threshold)
         tree = _as_tree(self._trainer.ordered(state)) | {"scale": placed}
         with self._disk():
-            self._checkpointer.save_async(int(tree["step"]), tree)
+            self._await_sent()
+            saving = self._checkpointer.save_async(int(tree["step"]), tree)
+        if storage.is_remote(self._directory):
+            self._sent.append(self._sender.submit(self._send, saving, int(tree["step"])))
 
     def load_latest(self) -> tuple[TrainState, float] | None:
         """The latest state, striped for the trainer's mesh, and the normalisation factor; None if there is none."""
@@ -77,6 +91,30 @@ class Checkpoints:
         """
         with self._disk():
             self._checkpointer.close()
+            self._sender.shutdown()
+            self._await_sent()
+
+    def _fetch(self) -> None:
+        """Brings the checkpoints of the bucket, but not one that was being sent when its process was killed."""
+        if processes.count() > 1:
+            raise UserError(
+                "checkpoints of several processes are not written to a bucket: choose a --workdir that all hosts share"
+            )
+        storage.fetch(self._directory)
+        for step in self._directory.glob("*"):
+            if not (step / _WHOLE).is_file():
+                files.remove(step)
+
+    def _send(self, saving: Any, step: int) -> None:
+        saving.result()
+        parts = list((self._directory / str(step)).iterdir())
+        for part in sorted(parts, key=lambda part: part.name == _WHOLE):
+            storage.send(part)
+        storage.prune(self._directory)
+
+    def _await_sent(self) -> None:
+        while self._sent:
+            self._sent.pop().result()
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:

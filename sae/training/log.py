@@ -69,6 +69,7 @@ class TrainingLog:
         """Writes what is pending, waiting for the device."""
         while self._pending:
             self._pending.popleft()()
+        self._board.flush()
 
     def _take(self, write: Callable[[], None]) -> None:
         self._pending.append(write)
@@ -150,8 +151,12 @@ class TrainingBoard:
         if (density > 0).any():
             self._writer.add_histogram("held_out/log10_density", np.log10(density[density > 0]), step)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Writes what is pending."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is pending, and closes the file."""
         self._writer.close()
 
 

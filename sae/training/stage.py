@@ -14,7 +14,7 @@ import numpy as np
 
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
-from maira_jax.run import files
+from maira_jax.run import files, storage
 from maira_jax.run.config import RunSection
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -137,6 +137,7 @@ class _TrainingRun:
         if self._saved < self.done:
             self._log.drain()
             with self._log.writing():
+                storage.send(self.stage.dir)  # a killed run loses no more of the log than of the steps
                 self._checkpoints.save(self.state, scale)
             self._saved = self.done
 

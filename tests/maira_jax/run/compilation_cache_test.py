@@ -1,11 +1,13 @@
 """A command that is run again, in another process, compiles nothing."""
 
+import importlib.util
 import stat
 from pathlib import Path
 
 import pytest
 
 from maira_jax.errors import UserError
+from maira_jax.run import compilation_cache
 from maira_jax.run.compilation_cache import default_directory, keep_programs
 from tests.helpers.commands import launch
 from tests.helpers.sae import activations, make_store
@@ -53,6 +55,19 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--compilation_cache=.*cannot be written"):
         keep_programs(str(tmp_path / "file" / "cache"))
+
+
+def test_programs_are_kept_in_a_bucket_where_jax_can_open_it(monkeypatch):
+    monkeypatch.delenv(VARIABLES[0], raising=False)
+    kept = []
+    monkeypatch.setattr(compilation_cache, "_keep_in", kept.append)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "s3fs" or None)
+    keep_programs("s3://bucket/programs")
+    with pytest.raises(UserError, match=r"--compilation_cache=gs://.* needs gcsfs: pip install 'maira-jax\[gs\]'"):
+        keep_programs("gs://bucket/programs")
+    with pytest.raises(UserError, match="--compilation_cache=ftp://.* use gs:// or s3://"):
+        keep_programs("ftp://bucket/programs")
+    assert kept == ["s3://bucket/programs"]
 
 
 def test_the_default_is_in_the_users_cache_directory(tmp_path, monkeypatch):

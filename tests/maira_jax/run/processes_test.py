@@ -108,7 +108,7 @@ def test_hosts_that_do_not_share_the_run_directory_are_refused(started, tmp_path
         (["--processes=2"], "belong together"),
         (["--coordinator=here", "--processes=2", "--process=0"], "is not HOST:PORT"),
         (["--coordinator=here:1", "--processes=2", "--process=2"], "numbered from 0 to 1"),
-        (["--workdir=gs://bucket/run"], "object store"),
+        (["--workdir=ftp://bucket/run"], "object store"),
     ],
 )
 def test_flags_that_name_no_run_are_refused(flags, sentence):

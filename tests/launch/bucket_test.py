@@ -1,0 +1,108 @@
+"""Commands whose run directory is in a bucket, killed on the way, each on a host that has never seen the run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sae.activations.store import ActivationStore
+from sae.saved import load_sae
+from tests.helpers import bucket as buckets
+from tests.helpers.paths import ROOT
+
+SHORT = ("convert", "harvest", "train")
+ALL = (*SHORT, "export", "interpret", "label", "steer", "evaluate", "atlas")
+SETTINGS = {
+    "studies.n": 50,
+    "harvest.batch_size": 8,
+    "train.steps": 60,
+    "train.warmup_steps": 10,
+    "train.decay_start": 40,
+    "train.checkpoint_every": 20,
+    "train.batch_size": 256,
+    "train.loss_recovered_studies": 2,
+    "sae.expansion": 1.0,
+    "steer.studies": 2,
+    "steer.top": 2,
+    "steer.max_new_tokens": 24,
+}
+
+
+def command(name, *arguments, environment=(), kill=""):
+    """Runs a command, and returns what it wrote to its standard error."""
+    flags = [f"--config.{field}={value}" for field, value in SETTINGS.items()]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.killed_command", name, *arguments, *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "KILL": kill} | dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == (-signal.SIGKILL if kill else 0), ended.stderr
+    return ended.stderr
+
+
+def run(commands, folder):
+    """Runs the commands in a bucket, two of them killed and run again, and with a local folder.
+
+    Returns:
+      The local run directory, and a copy of what is in the bucket.
+    """
+    local, copy, scratch = folder / "local", folder / "copy", folder / "scratch"
+    with buckets.served() as bucket:
+        flags = (f"--workdir=s3://{buckets.NAME}/runs/one", f"--scratch={scratch}")
+        for name in commands:
+            command(name, f"--workdir={local}")
+            for kill in {"harvest": ("shard", ""), "train": ("checkpoint", "")}.get(name, ("",)):
+                printed = command(name, *flags, environment=bucket.environment.items(), kill=kill)
+                shutil.rmtree(scratch)
+            assert "already finished" not in printed
+        for name, content in bucket.files("runs/one").items():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(content)
+        assert not any(key.endswith((".tmp", ".lock")) for key in bucket.files("runs/one"))
+    return local, copy
+
+
+def files_of(folder):
+    """The bytes of a run directory's files by their names, without times, and what `check_training` compares."""
+    apart = ("manifest.json", "timing.jsonl", "sae/checkpoints/", "sae/weights/", "sae/tensorboard/")
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not any(part in name for part in apart)}
+
+
+def assert_same(local, copy):
+    ours, theirs = files_of(copy), files_of(local)
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+def check_training(local, copy):
+    store = ActivationStore.open(copy / "activations")
+    assert store.n_tokens > 3 * 1024  # so that the killed harvest left some to do
+    np.testing.assert_array_equal(
+        store.read(0, store.n_tokens), ActivationStore.open(local / "activations").read(0, store.n_tokens)
+    )
+    theirs, ours = load_sae(local / "sae"), load_sae(copy / "sae")
+    for name, value in theirs.params.items():
+        np.testing.assert_allclose(ours.params[name], value, atol=1e-5, rtol=1e-5)
+    steps = [len((folder / "sae" / "log.jsonl").read_text().splitlines()) for folder in (local, copy)]
+    assert steps == [60, 60]
+
+
+def test_a_run_in_a_bucket_is_the_local_one_though_harvest_and_training_are_killed(tmp_path):
+    local, copy = run(SHORT, tmp_path)
+    assert_same(local, copy)
+    check_training(local, copy)
+
+
+@pytest.mark.drill
+def test_the_whole_chain_in_a_bucket_is_the_local_one(tmp_path):
+    local, copy = run(ALL, tmp_path)
+    assert_same(local, copy)
+    check_training(local, copy)
