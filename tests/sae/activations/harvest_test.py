@@ -1,5 +1,6 @@
 """The harvest stage, against the model run on each study alone."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -203,6 +204,14 @@ def test_an_open_batch_size_stays_what_the_first_attempt_chose(config, workdir, 
 
 def interrupt(*_):
     raise KeyboardInterrupt
+
+
+def test_all_processes_take_the_batch_size_of_the_first(config, workdir, monkeypatch):
+    monkeypatch.setattr(processes, "broadcast", lambda own: own + 3)  # as if the first one had chosen another
+    with contextlib.closing(harvest.Harvester.open(config, workdir)) as harvester:
+        assert harvester.batch_size == config.harvest.batch_size + 3
+        assert all(len(batch.studies) <= harvester.batch_size for batch in harvester.batches.all())
+        assert any(len(batch.studies) == harvester.batch_size for batch in harvester.batches.all())
 
 
 @pytest.mark.parametrize("missing", [[0, 1, 2, 3, 4, 5, 6, 7], [1, 2, 7], [7], []])
