@@ -14,9 +14,17 @@ from tests.helpers.absent_stage import AbsentStage, compiled, peak, setting_of, 
 
 # A TPU's compiler takes ten times as long: it compiles one of the two decoding loops.
 LOOPS = (("h100", "generate"), ("h100", "steer_decode"), ("v5e:2x2", "steer_decode"))
+# What takes minutes, of which one layer is compiled.
+LONG = tuple((device, program) for device in ("v5e:2x2", "v5p:2x2x2") for program in ("generate", "steer_prefill"))
+LONG += (("v5p:2x2x2", "steer_decode"),)
+DRILLS = {each: pytest.param(*each, marks=pytest.mark.drill) for each in LONG}
 
 
-@pytest.mark.parametrize("device, program", (*LOOPS, ("h100", "steer_prefill")))
+def layers_of(device: str, program: str) -> int:
+    return 1 if (device, program) in LONG else 2
+
+
+@pytest.mark.parametrize("device, program", (*LOOPS, ("h100", "steer_prefill"), DRILLS["v5p:2x2x2", "steer_decode"]))
 def test_it_fits(device, program):
     assert peak(device, program) <= absent_devices.facts(device).memory
 
@@ -37,9 +45,11 @@ def weight_shapes(setting: Setting) -> list[tuple[int, ...]]:
     ]
 
 
-@pytest.mark.parametrize("device, program", LOOPS)
+@pytest.mark.parametrize(
+    "device, program", (*LOOPS, *(drill for (_, program), drill in DRILLS.items() if program != "steer_prefill"))
+)
 def test_no_token_copies_weights(device, program):
-    stage = compiled(device, program, 2)
+    stage = compiled(device, program, layers_of(device, program))
     assert not weight_copies(stage.operations, weight_shapes(stage.setting))
 
 
@@ -82,9 +92,9 @@ def test_studies_and_heads_of_a_sweep_are_split_over_the_devices():
         assert place.is_equivalent_to(leaf.sharding, leaf.ndim), leaf
 
 
-@pytest.mark.parametrize("program", ("generate", "steer_prefill"))
-def test_no_array_holds_the_logits_of_attention(program):
-    stage = compiled("h100", program, 2)
+@pytest.mark.parametrize("device, program", (("h100", "generate"), ("h100", "steer_prefill"), *DRILLS.values()))
+def test_no_array_holds_the_logits_of_attention(device, program):
+    stage = compiled(device, program, layers_of(device, program))
     for operation in stage.operations:
         for buffer in operation.instruction.results:
             assert buffer.dims.count(stage.setting.length) < 2, operation.instruction

@@ -27,7 +27,7 @@ def compiled(name):
     return device_program.add_block.lower(*arguments, cfg=cfg, top_k=None, route=route, mesh=mesh).compile()
 
 
-@pytest.mark.parametrize("name", ["v5e:2x2", "8xh100"])
+@pytest.mark.parametrize("name", ["v5e:2x2", pytest.param("v5p:2x2x2", marks=pytest.mark.drill), "8xh100"])
 def test_devices_do_not_wait_for_each_other_and_move_whole_rows(name):
     program = compiled(name)
     text = program.as_text()

@@ -5,7 +5,7 @@ import pytest
 from launch.benches import absent_devices
 from tests.helpers.absent_stage import compiled
 
-DEVICES = ("h100", "v5e:2x2")
+DEVICES = ("h100", "v5e:2x2", pytest.param("v5p:2x2x2", marks=pytest.mark.drill))
 
 
 @pytest.mark.parametrize("device", DEVICES)
