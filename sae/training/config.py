@@ -146,7 +146,11 @@ class TrainSection(Section, name="train"):
     microbatches: int = setting(
         1, "Parts in which the gradients of a batch are computed, to save memory.", ge=1, decides=False
     )
-    dtype: Dtype = setting("float32", "Dtype of the factors of matrix products; weights and sums are float32.")
+    dtype: Dtype = setting(
+        "float32",
+        "Dtype of the factors of matrix products, and of what devices send each other of gradients and weights; weights and "
+        "other sums are float32.",
+    )
     lr: float | None = setting(None, "Peak learning rate; None: the preset's.", gt=0)
     warmup_steps: int | None = setting(
         None, "Steps over which the learning rate rises from 0; None: the preset's.", ge=0
