@@ -148,7 +148,7 @@ class TrainSection(Section, name="train"):
     )
     dtype: Dtype = setting(
         "float32",
-        "Dtype of the factors of matrix products, and of what devices send each other of gradients and weights; weights and "
+        "Dtype of the factors of products, and of gradients and weights on their way between devices; weights and "
         "other sums are float32.",
     )
     lr: float | None = setting(None, "Peak learning rate; None: the preset's.", gt=0)

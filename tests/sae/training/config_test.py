@@ -91,4 +91,4 @@ def test_groups_are_rounded_down_and_the_last_has_the_rest():
 
 
 def test_how_a_result_is_computed_does_not_decide_it():
-    assert set(TrainSection().computing()) == {"microbatches", "checkpoint_every", "evaluate_every"}
+    assert set(TrainSection().computing()) == {"microbatches", "checkpoint_every", "evaluate_every", "readers"}
