@@ -71,7 +71,8 @@ def run(commands, folder):
 
 def files_of(folder):
     """The bytes of a run directory's files by their names, without times, and what `check_training` compares."""
-    apart = ("manifest.json", "timing.jsonl", "sae/checkpoints/", "sae/weights/", "sae/tensorboard/")
+    apart = ("manifest.json", "timing.jsonl", "_CHECKPOINT_METADATA", "commit_success.txt")  # have times
+    apart += ("sae/checkpoints/", "sae/weights/", "sae/tensorboard/")
     paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in paths.items() if not any(part in name for part in apart)}
 
