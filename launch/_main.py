@@ -183,6 +183,9 @@ def main(
         _fail(f"interrupted: {command} with the same flags resumes from here", INTERRUPTED)
     except _Terminated:
         _fail(f"terminated: {command} with the same flags resumes from here", TERMINATED)
+    except SystemExit:  # of a stage that all processes leave together
+        processes.close()
+        raise
     except Exception as error:
         _fail_unexpectedly(error)
     sys.exit(0)

@@ -13,4 +13,5 @@ if __name__ == "__main__":
         stage.run,
         __doc__ or "",
         reads=("seed", "studies", "harvest", "sae", "train"),
+        parallel=True,
     )

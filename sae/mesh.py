@@ -23,6 +23,13 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
+def local_part(place: NamedSharding, shape: tuple[int, ...], axis: int) -> slice:
+    """The part of one axis of an array that the devices of this process hold."""
+    places = place.addressable_devices_indices_map(shape).values()
+    held = [index[axis].indices(shape[axis]) for index in places if index is not None]
+    return slice(min(start for start, _, _ in held), max(stop for _, stop, _ in held))
+
+
 def param_specs(on: Mesh | AbstractMesh, d_model: int, n_features: int) -> dict[str, PartitionSpec]:
     """How the parameters lie on a mesh while they train."""
     return {

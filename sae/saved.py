@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -17,10 +16,12 @@ _HEADER = "sae.json"
 
 
 def save_sae(directory: Path, sae: Sae) -> None:
-    """Writes a finished autoencoder into the stage's folder."""
+    """Writes a finished autoencoder, the same one on all processes of the run, into the stage's folder."""
     path = (Path(directory) / _WEIGHTS).absolute()
-    with processes.own_checkpoints():
-        ocp.save(path, {name: jnp.asarray(value) for name, value in sae.params.items()}, overwrite=True)
+    # Of arrays in host memory, which every process has, orbax lets one process write the whole.
+    ocp.save(path, {name: np.asarray(value) for name, value in sae.params.items()}, overwrite=True)
+    if not processes.is_first():
+        return
     header = {name: value for name, value in dataclasses.asdict(sae).items() if name != "params"}
     files.write_json(Path(directory) / _HEADER, header | {"d_model": sae.d_model, "n_features": sae.n_features})
 

@@ -197,12 +197,12 @@ def _described(arguments: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     rows = RowRanges.of_split(studies, TRAIN)
     source = ShuffledBatches(store, rows, arguments.batch_size, CHUNK_STEPS, 1 + _TIMED, seed=0)
-    source[0]
+    source.group(0)
     seconds = time.perf_counter() - start
     held, peak = (round(n_bytes / 1e6, 2) for n_bytes in tracemalloc.get_traced_memory())
     tracemalloc.stop()
     start = time.perf_counter()
     for group in range(1, 1 + _TIMED):
-        source[group]
+        source.group(group)
     per_group = (time.perf_counter() - start) / _TIMED
     return {"held_mb": held, "peak_mb": peak, "seconds": round(seconds, 2), "seconds_per_group": round(per_group, 4)}

@@ -1,9 +1,10 @@
 """Meshes of devices, and where each parameter and each batch lies on one.
 
 The mesh axis `data` splits the batch; `model` splits heads, MLP widths and the vocabulary. One device is the mesh of
-size 1. A mesh is of one host's devices: hosts share no pass of the model.
+size 1. A mesh of the model is of one host's devices: hosts share no pass of it.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +31,9 @@ _PARAMETER_SHARE = 0.6
 def make_mesh(
     shape: tuple[int, int], axes: tuple[str, str] = AXES, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh of the first devices.
+    """A mesh of the first devices; of several processes', the first ones of each, which are neighbours in the mesh.
+
+    Each process then holds one part of what is split along the first axis.
 
     Args:
       shape: number of devices along each axis.
@@ -39,14 +42,28 @@ def make_mesh(
         that are only described.
 
     Raises:
-      UserError: there are fewer devices.
+      UserError: there are fewer devices, or the processes cannot share the mesh evenly.
     """
     needed, available = math.prod(shape), jax.local_devices() if devices is None else devices
     if needed > len(available):
         raise UserError(
             f"mesh {shape} needs {needed} devices, but there are {len(available)}: give --mesh=DATA,MODEL for fewer"
         )
-    return Mesh(np.asarray(available[:needed]).reshape(shape), axes, axis_types=(AxisType.Auto,) * 2)
+    ordered = sorted(available, key=lambda device: device.process_index)
+    hosts = [list(host) for _, host in itertools.groupby(ordered, key=lambda device: device.process_index)]
+    if not divides_evenly(shape, len(hosts)):
+        raise UserError(
+            f"mesh {shape} cannot be shared evenly by {len(hosts)} processes: give a --mesh=DATA,MODEL whose product "
+            f"is a multiple of {len(hosts)}, and of which a process holds whole rows or a part of one"
+        )
+    taken = [device for host in hosts for device in host[: needed // len(hosts)]]
+    return Mesh(np.asarray(taken).reshape(shape), axes, axis_types=(AxisType.Auto,) * 2)
+
+
+def divides_evenly(shape: tuple[int, int], hosts: int) -> bool:
+    """Whether each of several hosts holds as many devices of a mesh, and whole rows of it or a part of one row."""
+    each, left = divmod(math.prod(shape), hosts)
+    return not left and (each % shape[1] == 0 or shape[1] % each == 0)
 
 
 def abstract_mesh(data: int, model: int) -> AbstractMesh:

@@ -39,6 +39,7 @@ _LOST_SECONDS = 10.0  # without a sign of life after which a process counts as l
 _START_SECONDS = 20.0  # longer, for its first one
 _UNWIND_SECONDS = 2.0  # for a process to clean up when another one has ended the run
 _WATCHED, _FAILURE = "maira_jax/watched/", "maira_jax/watched/failure"
+_TERMINATION = "maira_jax/watched/termination"
 _TOLD = "maira_jax/told/"
 
 
@@ -66,6 +67,7 @@ class _Group:
         self._closing = threading.Event()
         # Prints and exits where the main thread does not return from a program that waits for a lost process.
         self.exit: Callable[[str, int], None] = lambda sentence, code: os._exit(code)
+        self.terminated = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch-processes", daemon=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, self._raise_failure)
@@ -127,6 +129,8 @@ class _Group:
                 return
             try:
                 self.client.key_value_set(f"{_WATCHED}{self.index:06d}", str(look), allow_overwrite=True)
+                if self.terminated.is_set():
+                    self.client.key_value_set(_TERMINATION, "", allow_overwrite=True)
                 found = dict(self.client.key_value_dir_get(_WATCHED))
             except jax.errors.JaxRuntimeError:
                 self._fail(self._lost(0))  # the service has gone with the first process's host
@@ -134,6 +138,8 @@ class _Group:
             if _FAILURE in found:
                 self._fail(RunEnded(*json.loads(found[_FAILURE])))
                 return
+            if _TERMINATION in found:
+                self.terminated.set()
             now = time.monotonic()
             for name, (before, seen) in signs.items():
                 sign = found.get(name, "")
@@ -285,6 +291,25 @@ def failing_together() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def termination() -> Iterator[threading.Event]:
+    """Within the context SIGTERM ends nothing; it sets the event that is given.
+
+    Of several processes one that is sent SIGTERM soon sets the events of all, but at different moments: a loop in which
+    they stop together asks for the first one's by `broadcast`. Signals come to the main thread alone.
+    """
+    group = _active()
+    event = threading.Event() if group is None else group.terminated
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def end(sentence: str, code: int) -> tuple[str, int]:
     """Ends the run on all processes, whatever they do; this one is to print and exit with what is returned.
 
@@ -357,3 +382,4 @@ def silence() -> None:
     """Keeps a process that is not the first from printing."""
     if not is_first():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+        os.dup2(sys.stdout.fileno(), 1)  # what JAX's own libraries print

@@ -52,31 +52,38 @@ class ShuffledBatches:
         )
         self._per_window = min(max(store.buffer_rows // (group * batch_size), 1), n_groups)
         self._stream = _RowStream(rows, store.chunk_bounds(), seed)
-        self._whole = self._windows(slice(None))
+        self._direct = slice(None), self._windows(slice(None))
         self._latest: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return self._n_groups
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Group `index`, [group, batch_size, d_model] in the stored dtype."""
-        window, place = divmod(int(index), self._per_window)
+    def group(self, index: int, rows: slice = slice(None)) -> np.ndarray:
+        """Group `index`, [group, rows, d_model] in the stored dtype.
+
+        Args:
+          index: number of the group.
+          rows: the part of every batch that is read, without a step.
+        """
+        window, place = divmod(index, self._per_window)
+        if self._direct[0] != rows:
+            self._direct, self._latest = (rows, self._windows(rows)), None
         if self._latest is None or self._latest[0] != window:
-            self._latest = (window, self._whole[window])
+            self._latest = (window, self._direct[1][window])
         return self._latest[1].reshape(-1, self._group, *self._latest[1].shape[1:])[place]
 
     def iterate(self, first: int, rows: slice = slice(None)) -> Iterator[np.ndarray]:
-        """Yields the groups from `first` to the last; threads read windows ahead.
+        """Yields the groups from `first` to the last; threads read windows ahead, where the store allows it.
 
         Args:
           first: the first group.
           rows: the part of every batch that is read, without a step.
         """
-        self._latest, self._whole = None, self._windows(slice(None))  # gives up their memory
-        window, place = divmod(first, self._per_window)
         windows = self._windows(rows)
+        self._latest, self._direct = None, (rows, windows)  # gives up their memory
+        window, place = divmod(first, self._per_window)
         # Large windows are read ahead one at a time, since each of them fills the buffer.
-        ahead = 2 if self._per_window == 1 else 1
+        ahead = (2 if self._per_window == 1 else 1) if self._store.readable_ahead else 0
         dataset = grain.MapDataset.source(windows).slice(slice(window, len(windows)))
         for values in dataset.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)):
             yield from values.reshape(-1, self._group, *values.shape[1:])[place:]
@@ -207,24 +214,30 @@ class _ReusedMemory:
         return flat.reshape(shape)
 
 
-def sequential(store: ActivationRows, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields the given ascending rows in order, [batch_size, d_model] in the stored dtype; the last may be short."""
-    source = _SequentialSource(store, rows, batch_size)
-    dataset = grain.MapDataset.source(source)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
+def sequential(
+    store: ActivationRows, rows: np.ndarray, batch_size: int, part: slice = slice(None)
+) -> Iterator[np.ndarray]:
+    """Yields the given ascending rows in order, or a part of every batch of them, as `ShuffledBatches.iterate`.
+
+    Yields:
+      [batch_size, d_model] in the stored dtype, or of the part; of the last batch there may be fewer.
+    """
+    dataset = grain.MapDataset.source(_SequentialSource(store, rows, batch_size, part))
+    ahead = 2 if store.readable_ahead else 0
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
 
 
 class _SequentialSource:
     """The batches of `sequential`; a grain source with random access."""
 
-    def __init__(self, store: ActivationRows, rows: np.ndarray, batch_size: int):
-        self._store, self._rows, self._batch = store, rows, batch_size
+    def __init__(self, store: ActivationRows, rows: np.ndarray, batch_size: int, part: slice):
+        self._store, self._rows, self._batch, self._part = store, rows, batch_size, part
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        rows = self._rows[index * self._batch : (index + 1) * self._batch]
+        rows = self._rows[index * self._batch : (index + 1) * self._batch][self._part]
         values = np.empty((len(rows), self._store.d_model), self._store.dtype)
         self._store.read_into(values, rows, np.arange(len(rows)))
         return values

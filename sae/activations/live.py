@@ -8,6 +8,8 @@ import ml_collections
 import numpy as np
 import pyarrow as pa
 
+from maira_jax.run import processes
+from maira_jax.run.config import RunSection
 from sae.activations.config import ActivationSource, HarvestSection
 from sae.activations.harvest import Harvester
 from sae.activations.row_ranges import RowRanges
@@ -25,11 +27,14 @@ class LiveActivations:
       directory: the model's folder, for messages.
       source: where the activations come from, as plain values.
       buffer_rows: rows that are shuffled together in host memory.
+      readable_ahead: see `ActivationRows`. Where several processes share the programs of a training, all devices must
+        be given their programs in one order, so the main thread runs the model too.
     """
 
     def __init__(self, harvester: Harvester, directory: Path, buffer_rows: int):
         self._harvester = harvester
         self.directory, self.source, self.buffer_rows = directory, harvester.source, buffer_rows
+        self.readable_ahead = processes.count() == 1
 
     @property
     def studies(self) -> pa.Table:
@@ -85,7 +90,7 @@ class LiveActivations:
 def open_source(
     source: ActivationSource, config: ml_collections.ConfigDict, workdir: Path, readers: int | None = None
 ) -> ActivationRows:
-    """Opens the activations of a run.
+    """Opens the activations of a run. Of several processes each runs the model on its own devices, for its own rows.
 
     Args:
       source: "store" for those of `workdir/activations`, "model" for those of the running model.
@@ -99,7 +104,14 @@ def open_source(
     workdir = Path(workdir)
     if source == "store":
         return ActivationStore.open(workdir / "activations", readers)
-    return LiveActivations(Harvester.open(config, workdir), workdir / "model", BUFFER_TOKENS)
+    on_host = config.copy_and_resolve_references()
+    on_host.mesh = host_mesh(RunSection.of(config).mesh)
+    return LiveActivations(Harvester.open(on_host, workdir), workdir / "model", BUFFER_TOKENS)
+
+
+def host_mesh(mesh: tuple[int, ...]) -> tuple[int, ...]:
+    """The mesh of the model in a training: that of the run, or, of several processes, one that each chooses."""
+    return mesh if processes.count() == 1 else ()
 
 
 def source_identity(

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +55,7 @@ class ActivationRows(Protocol):
       directory: the store's or the model's folder, for messages.
       source: where the activations come from (site, token filter, model), as plain values.
       buffer_rows: rows that training shuffles together in host memory; 0: those of one group of batches.
+      readable_ahead: whether threads may read while the main thread trains.
     """
 
     @property
@@ -65,6 +66,9 @@ class ActivationRows(Protocol):
 
     @property
     def buffer_rows(self) -> int: ...
+
+    @property
+    def readable_ahead(self) -> bool: ...
 
     @property
     def studies(self) -> pa.Table:
@@ -292,6 +296,7 @@ class ActivationStore:
     _values: ts.TensorStore
     readers: int
     buffer_rows: int = 0
+    readable_ahead: ClassVar[bool] = True
 
     @classmethod
     def open(cls, directory: Path, readers: int | None = None) -> "ActivationStore":

@@ -88,14 +88,16 @@ class HeldOutTokens:
     Args:
       on: the mesh.
       n: number of tokens.
-      read: reads them in batches: (first token, tokens in a batch) -> arrays [at most that many, d].
+      read: reads a part of every batch: (first token, tokens in a batch, part) -> arrays [at most the part's size, d].
       largest: maximum number of tokens in a batch.
     """
 
-    def __init__(self, on: Mesh, n: int, read: Callable[[int, int], Iterator[np.ndarray]], largest: int):
-        self.n, self.n_batches, self._on, self._read = n, -(-n // largest), on, read
+    def __init__(self, on: Mesh, n: int, read: Callable[[int, int, slice], Iterator[np.ndarray]], largest: int):
+        self.n, self.n_batches, self._read = n, -(-n // largest), read
         unit = _ROWS * on.shape[mesh.DATA]
         self._size = -(-n // (max(self.n_batches, 1) * unit)) * unit
+        self._place = mesh.sharding(on, mesh.DATA, None)
+        self._part = mesh.local_part(self._place, (self._size, 1), 0)
         self._kept: list[TokenBatch] = []
         self._room: float = _free_bytes(on) / 2 if self.n_batches > 1 else float("inf")
 
@@ -103,9 +105,10 @@ class HeldOutTokens:
         yield from self._kept
         if len(self._kept) == self.n_batches:
             return
-        keeps = True
-        for rows in self._read(len(self._kept) * self._size, self._size):
-            batch = TokenBatch(self._placed(rows), len(rows))
+        keeps, first = True, len(self._kept) * self._size
+        for rows in self._read(first, self._size, self._part):
+            batch = TokenBatch(self._placed(rows), min(self._size, self.n - first))
+            first += self._size
             keeps = keeps and batch.x.nbytes <= self._room
             if keeps:
                 self._kept.append(batch)
@@ -113,14 +116,18 @@ class HeldOutTokens:
             yield batch
 
     def _placed(self, rows: np.ndarray) -> jax.Array:
-        padded = np.pad(rows, ((0, self._size - len(rows)), (0, 0))) if len(rows) < self._size else rows
-        place = mesh.sharding(self._on, mesh.DATA, None)
-        return jax.make_array_from_callback(padded.shape, place, lambda index: padded[index])
+        size, d = self._part.stop - self._part.start, rows.shape[1]
+        padded = np.pad(rows, ((0, size - len(rows)), (0, 0))) if len(rows) < size else rows
+        return jax.make_array_from_process_local_data(self._place, padded, (self._size, d))
 
 
 def in_memory(on: Mesh, x: np.ndarray, largest: int) -> HeldOutTokens:
     """Activations `x [n, d]` in batches of at most `largest` tokens."""
-    return HeldOutTokens(on, len(x), lambda first, size: (x[i : i + size] for i in range(first, len(x), size)), largest)
+
+    def read(first: int, size: int, part: slice) -> Iterator[np.ndarray]:
+        return (x[i : i + size][part] for i in range(first, len(x), size))
+
+    return HeldOutTokens(on, len(x), read, largest)
 
 
 def largest_batch(on: Mesh, n_features: int) -> int:

@@ -74,11 +74,13 @@ class Checkpoints:
 
     def load_latest(self) -> tuple[TrainState, float] | None:
         """The latest state, striped for the trainer's mesh, and the normalisation factor; None if there is none."""
-        if self._checkpointer.latest is None:
+        latest = self._checkpointer.latest
+        step = processes.broadcast(None if latest is None else latest.step)
+        if step is None:
             return None
         abstract = self._trainer.abstract_state()
         abstract_scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=abstract.threshold.sharding)
-        tree = self._checkpointer.load(None, _as_tree(abstract) | {"scale": abstract_scale})
+        tree = self._checkpointer.load(step, _as_tree(abstract) | {"scale": abstract_scale})
         scale = float(tree.pop("scale"))
         state = TrainState(**tree | {"adam": optax.ScaleByAdamState(**tree["adam"])})
         return self._trainer.striped(state), scale

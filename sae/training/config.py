@@ -5,10 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-
 from maira_jax.errors import UserError
-from maira_jax.model.sharding import device_memory
+from maira_jax.model.sharding import device_memory, divides_evenly
+from maira_jax.run import processes
 from maira_jax.run.config import Section, setting
 from sae.activations.config import ActivationSource
 from sae.training.presets import PRESETS
@@ -173,6 +172,9 @@ class TrainSection(Section, name="train"):
         2_000_000, "At most this many held-out tokens measure the finished autoencoder.", ge=1
     )
     checkpoint_every: int = setting(250, "Steps between checkpoints, a multiple of 10.", ge=1, decides=False)
+    checkpoint_minutes: float = setting(
+        30.0, "Minutes after which a checkpoint is written before train.checkpoint_every steps.", gt=0, decides=False
+    )
     evaluate_every: int = setting(
         250,
         "Steps between evaluations on some held-out tokens, a multiple of 10; 0: at the end only.",
@@ -223,6 +225,7 @@ class TrainConfig:
     calibration_tokens: int
     held_out_tokens: int
     checkpoint_every: int
+    checkpoint_minutes: float
     mesh: tuple[int, int]
     seed: int
     microbatches: int
@@ -278,11 +281,21 @@ class TrainConfig:
 
 def chosen_mesh(section: TrainSection, sae: SaeConfig) -> tuple[int, int]:
     """The mesh where none is asked for: the fewest devices along the features whose memory the state fits, and as many
-    of the others along the batch as divide each of its microbatches."""
-    devices, memory = jax.device_count(), device_memory()
+    of the others along the batch as divide each of its microbatches.
+
+    Raises:
+      UserError: the processes of the run cannot share the batch.
+    """
+    devices, memory = len(processes.devices()), device_memory()
     sizes = [size for size in range(1, devices + 1) if all(group % size == 0 for group in sae.group_sizes)]
     state = _STATE_BYTES * 2 * sae.d_model * sae.n_features
     fitting = (size for size in sizes if memory is None or state / size <= _STATE_SHARE * memory)
     feature = next(fitting, sizes[-1])
-    part = section.batch_size // section.microbatches
-    return max(size for size in range(1, devices // feature + 1) if part % size == 0), feature
+    part, shares = section.batch_size // section.microbatches, processes.count()
+    data = [n for n in range(1, devices // feature + 1) if part % n == 0 and divides_evenly((n, feature), shares)]
+    if not data:
+        raise UserError(
+            f"train.batch_size {section.batch_size} in train.microbatches {section.microbatches} cannot be divided "
+            f"over the devices of {shares} processes: give a multiple of both"
+        )
+    return data[-1], feature

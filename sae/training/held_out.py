@@ -1,7 +1,7 @@
 """Held-out activations of a training run, and the autoencoder of a state as they measure it."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -61,9 +61,10 @@ def final_tokens(store: ActivationRows, trainer: Trainer) -> tuple[list[HeldOutT
 
 
 def _on_mesh(store: ActivationRows, trainer: Trainer, rows: np.ndarray, largest: int) -> HeldOutTokens:
-    return HeldOutTokens(
-        trainer.mesh, len(rows), lambda first, size: batches.sequential(store, rows[first:], size), largest
-    )
+    def read(first: int, size: int, part: slice) -> Iterator[np.ndarray]:
+        return batches.sequential(store, rows[first:], size, part)
+
+    return HeldOutTokens(trainer.mesh, len(rows), read, largest)
 
 
 def striped(trainer: Trainer, state: TrainState, scale: float) -> StripedSae:

@@ -1,10 +1,10 @@
 """The train stage: activations in, autoencoders and their metrics out."""
 
 import contextlib
-import signal
+import functools
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
-from maira_jax.run import files, storage
+from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection
 from maira_jax.run.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -36,7 +36,6 @@ from sae.training.trainer import Trainer, TrainState
 
 # Batches that set the normalisation factor, as in dictionary_learning.
 _SCALE_BATCHES = 100
-_TERMINATED = 128 + signal.SIGTERM
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -46,9 +45,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     checkpoints, `log.jsonl` (one line per step), `held_out.jsonl` (one line per evaluation during the training, on a
     sample of held-out tokens), `timing.jsonl` (one line per chunk of steps), the finished autoencoder
     (`sae.saved.load_sae`), `metrics.json` and `density.npy` (the density of each feature on the held-out tokens). A
-    killed run resumes from its latest checkpoints and, on the same mesh and with the same microbatches, ends with the
-    same bits, the times apart, and so does an autoencoder that is trained alone; SIGTERM saves a checkpoint before the
-    process ends.
+    killed run resumes from its latest checkpoints, on any mesh, and on the same one, with the same microbatches, it
+    ends with the same bits, the times apart. So does an autoencoder that is trained alone. SIGTERM saves a checkpoint
+    before the process ends.
+
+    Of several processes each reads its devices' part of every batch, the same one for every number of processes. The
+    first one writes all files but the checkpoints, of which each writes its part.
 
     Returns:
       What the manifest of `sae/` counts.
@@ -74,7 +76,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             store = live.open_source(train.source, config, workdir, train.readers)
             batch_size = HarvestSection.of(config).batch_size or DEFAULT_BATCH_SIZE
             loss = loss_recovered.of_run(
-                workdir, store.studies, config.studies, train.loss_recovered_studies, batch_size, on, weights
+                workdir,
+                store.studies,
+                config.studies,
+                train.loss_recovered_studies,
+                batch_size,
+                live.host_mesh(on),
+                weights,
             )
             saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
             trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed, on)) for sae in saes]
@@ -85,11 +93,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         return stages["sae"].manifest["counts"]
 
 
-def _scale(source: batches.ShuffledBatches) -> float:
-    """The root mean squared norm over the first batches."""
+def _scale(source: batches.ShuffledBatches, rows: slice, batch_size: int) -> float:
+    """The root mean squared norm over the first batches, of which this process reads `rows`."""
     groups = min(-(-_SCALE_BATCHES // CHUNK_STEPS), len(source))
-    means = [np.square(source[i].astype(np.float32)).sum(-1).mean(-1, dtype=np.float64) for i in range(groups)]
-    scale = float(np.float32(np.sqrt(np.concatenate(means)[:_SCALE_BATCHES].mean())))
+    read = (source.group(i, rows).astype(np.float32) for i in range(groups))
+    sums = np.concatenate([np.square(x).sum(-1).sum(-1, dtype=np.float64) for x in read])[:_SCALE_BATCHES]  # [batches]
+    told = processes.gather([rows.start, sums.tolist()])
+    # Processes that share rows, which are split along the features, tell the same.
+    means = np.sum(list(dict(told).values()), axis=0) / batch_size  # [batches]
+    scale = float(np.float32(np.sqrt(means.mean())))
     if not scale > 0:
         raise UserError("all activations are zero: check harvest.site")
     return scale
@@ -104,7 +116,7 @@ class _TrainingRun:
         self.done = 0
         self._checkpoints = Checkpoints(stage.dir / "checkpoints", trainer)
         self._saved = 0
-        self._log: TrainingLog
+        self._log: TrainingLog | None  # of the first process
 
     def start(self, source: batches.ShuffledBatches, scale: float | None) -> float:
         """Resumes from the latest checkpoint, or begins. Returns the normalisation factor: `scale` if it is known."""
@@ -112,38 +124,44 @@ class _TrainingRun:
         if resumed is not None:
             self.state, scale = resumed
         else:
+            rows = self.trainer.rows
             if scale is None:
-                scale = _scale(source) if self.config.normalize else 1.0
-            self.state = self.trainer.init(source[0][0].astype(np.float32), scale)
+                scale = _scale(source, rows, self.config.batch_size) if self.config.normalize else 1.0
+            self.state = self.trainer.init(self.trainer.place(source.group(0, rows)[:1])[0], scale)
         self.done = self._saved = int(self.state.step)
-        self._log = TrainingLog(self.stage.dir, self.done)
+        self._log = TrainingLog(self.stage.dir, self.done) if processes.is_first() else None
         return scale
 
     def advance(self, batches: jax.Array, scale: float, sample: HeldOutTokens | None, clock: StepClock) -> None:
         """Takes one step for each of `batches [steps, B, d]`, and evaluates on `sample` when it is due."""
         self.state, measured = self.trainer.run(self.state, batches, scale)
         self.done += len(batches)
-        self._log.add(measured, clock.sent(measured["loss"]))
+        times = clock.sent(measured["loss"])
+        if self._log:
+            self._log.add(measured, times)
         every = self.config.evaluate_every
         if sample is not None and self.done % every == 0 and self.done < self.config.steps:
             with jax.profiler.TraceAnnotation("evaluate"):
                 sums = held_out.measured(self.trainer, self.state, scale, sample)
-            self._log.held_out(self.done - 1, sums, sample.n, self.trainer.sae.group_sizes)
+            if self._log:
+                self._log.held_out(self.done - 1, sums, sample.n, self.trainer.sae.group_sizes)
         if self.done % self.config.checkpoint_every == 0 or self.done == self.config.steps:
             self.save(scale)
 
     def save(self, scale: float) -> None:
         """Starts to write a checkpoint of the present state, if there is none."""
         if self._saved < self.done:
-            self._log.drain()
-            with self._log.writing():
+            if self._log:
+                self._log.drain()
+            with self._log.writing() if self._log else contextlib.nullcontext():
                 storage.send(self.stage.dir)  # a killed run loses no more of the log than of the steps
                 self._checkpoints.save(self.state, scale)
             self._saved = self.done
 
     def close(self) -> None:
         """Waits for checkpoints that are being written."""
-        self._log.close()
+        if self._log:
+            self._log.close()
         self._checkpoints.close()
 
     def finish(self, scale: float, store: ActivationRows, loss: loss_recovered.Loss | None) -> None:
@@ -153,14 +171,18 @@ class _TrainingRun:
         sae = held_out.calibrated(self.trainer, self.state, scale, setting_it, meta)
         striped = held_out.striped(self.trainer, self.state, scale)
         measured, density = metrics.evaluate(striped, sae.threshold, measuring)
-        measured["loss"] = None if loss is None else loss(sae)
+        measured["loss"] = None if loss is None else processes.first_only(functools.partial(loss, sae))
         save_sae(self.stage.dir, sae)
+        if processes.is_first():
+            self._write(measured, density)
+        self.stage.finish(_counts(sae, self.config, measured))
+
+    def _write(self, measured: dict[str, Any], density: np.ndarray) -> None:
         with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
             np.save(file, density)
         files.write_json(self.stage.dir / "metrics.json", measured)
         with contextlib.closing(TrainingBoard(self.stage.dir / "tensorboard", self.config.steps)) as board:
             board.held_out(self.config.steps, measured, density)
-        self.stage.finish(_counts(sae, self.config, measured))
 
 
 def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str, Any]:
@@ -185,10 +207,10 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace
         raise UserError("there is no held-out token to measure on: raise harvest.held_out_fraction")
     source = batches.ShuffledBatches(store, rows, config.batch_size, CHUNK_STEPS, n_groups, config.seed)
     scale = None
-    with contextlib.ExitStack() as stack, _termination() as terminated:
+    with contextlib.ExitStack() as stack, processes.termination() as terminated:
         for run in runs:
             scale = run.start(source, scale)
-            stack.callback(run.close)
+            _close_at_end(stack, run.close)
         assert scale is not None
         done = min(run.done for run in runs)
         evaluates = config.evaluate_every and done < config.steps
@@ -199,7 +221,9 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace
         )
         stack.enter_context(bar)
         work = sum(flops.per_token(store.d_model, run.trainer.sae.n_features) for run in runs)
-        clock = stack.enter_context(contextlib.closing(StepClock()))
+        clock = StepClock()
+        _close_at_end(stack, clock.close)
+        due = time.monotonic() + 60 * config.checkpoint_minutes
         for placed in trace.over(clock.feed(chunks)):
             for run in runs:
                 if run.done == done:  # one whose checkpoint is ahead of the others' waits for them
@@ -207,12 +231,15 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace
             done += len(placed)
             bar.update(len(placed) * config.batch_size)
             flops.show(bar, work, list(runs[0].trainer.mesh.devices.flat))
-            if terminated.is_set():
+            stops, saves = processes.broadcast([terminated.is_set(), time.monotonic() >= due])
+            if stops or saves:
                 for run in runs:
                     run.save(scale)
+                due = time.monotonic() + 60 * config.checkpoint_minutes
+            if stops:
                 stack.close()
                 print(f"train: terminated after step {done}; the same command resumes from there", file=sys.stderr)
-                raise SystemExit(_TERMINATED)
+                raise SystemExit(processes.TERMINATED)
     print(f"train: {clock.loop.summary('activations')}", file=sys.stderr)
     return scale
 
@@ -220,20 +247,16 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace
 def _placed(source: batches.ShuffledBatches, trainer: Trainer, done: int) -> Iterator[jax.Array]:
     """What comes after the first `done` steps, on the devices. [CHUNK_STEPS, B, d], the last one shorter"""
     left = trainer.config.steps - done
-    for chunk in source.iterate(done // CHUNK_STEPS) if left else ():
+    for chunk in source.iterate(done // CHUNK_STEPS, trainer.rows) if left else ():
         yield trainer.place(chunk[:left])
         left -= CHUNK_STEPS
 
 
-@contextlib.contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets, as long as the body runs in the main thread (the others get no signals)."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], None]) -> None:
+    """Closes at the end of `stack`; of several processes not after an error, when it would wait for the others."""
+
+    def closed(kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None or processes.count() == 1:
+            close()
+
+    stack.push(closed)

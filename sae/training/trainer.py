@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from maira_jax.model.sharding import make_mesh
+from maira_jax.run import processes
 from sae import autoencoder, mesh
 from sae.kernels import nested
 from sae.kernels.kth_largest import Search
@@ -192,7 +194,7 @@ class Trainer:
       sae: the autoencoder.
       config: the training.
       kept_entries: whether the step takes the route of one CPU, see `route`; None for what suits the devices.
-      devices: the devices of the mesh; None for the first ones of this process's backend. For devices that are only
+      devices: the devices of the mesh; None for the first ones of the run's processes. For devices that are only
         described, `chunk.lower(abstract_state(), abstract_batches(steps), scale)` can be compiled.
     """
 
@@ -204,7 +206,7 @@ class Trainer:
         devices: Sequence[jax.Device] | None = None,
     ):
         self.sae, self.config = sae, config
-        self.mesh = make_mesh(config.mesh, (mesh.DATA, mesh.FEATURE), jax.devices() if devices is None else devices)
+        self.mesh = make_mesh(config.mesh, (mesh.DATA, mesh.FEATURE), devices or processes.devices())
         suited = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
         self._route = route(sae, config, suited if kept_entries is None else kept_entries)
         self.shardings = self._state_shardings()
@@ -221,16 +223,28 @@ class Trainer:
         )
 
     def init(self, first: jax.Array, scale: float) -> TrainState:
-        """The state before the first step. `first [B, d]` are raw activations, whose geometric median is `b_dec`."""
+        """The state before the first step. `first [B, d]` are raw activations, whose geometric median is `b_dec`.
+
+        With several processes `first` is a batch that `place` has given, or the same array on all of them.
+        """
         key = jax.random.key(self.config.seed)
         return self._init(key, jnp.asarray(first, jnp.float32) / jnp.float32(scale))
 
-    def place(self, batches: Any) -> jax.Array:
-        """Puts raw activations `[steps, B, d]` on the devices, the batch along the data axis.
+    @property
+    def rows(self) -> slice:
+        """The part of every batch that lies on this process's devices."""
+        return mesh.local_part(self._batches, self._batch_shape(1), 1)
 
-        With several processes, each is given the whole batches and keeps its devices' part.
+    def place(self, batches: np.ndarray) -> jax.Array:
+        """Puts raw activations on the devices, the batch along the data axis.
+
+        Args:
+          batches: this process's `rows` of the batches. [steps, rows, d]
+
+        Returns:
+          The batches of all processes. [steps, B, d]
         """
-        return jax.make_array_from_callback(batches.shape, self._batches, lambda index: batches[index])
+        return jax.make_array_from_process_local_data(self._batches, batches, self._batch_shape(len(batches)))
 
     def run(self, state: TrainState, batches: jax.Array, scale: float) -> tuple[TrainState, Metrics]:
         """Takes one step per batch. The given state is consumed.
@@ -264,8 +278,10 @@ class Trainer:
 
     def abstract_batches(self, steps: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
         """What `place` gives for the raw activations of `steps` steps."""
-        shape = (steps, self.config.batch_size, self.sae.d_model)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._batches)
+        return jax.ShapeDtypeStruct(self._batch_shape(steps), dtype, sharding=self._batches)
+
+    def _batch_shape(self, steps: int) -> tuple[int, int, int]:
+        return steps, self.config.batch_size, self.sae.d_model
 
     def _init_state(self, key: jax.Array, first: jax.Array) -> TrainState:
         median = autoencoder.geometric_median(first)

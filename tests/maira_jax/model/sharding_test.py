@@ -1,5 +1,6 @@
 """A mesh of 8 forced host devices gives what one device gives."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -37,6 +38,24 @@ def test_a_mesh_needs_its_devices():
     assert sharding.make_mesh((1, 1)).shape == {"data": 1, "model": 1}
     with pytest.raises(UserError, match=r"mesh \(16, 8\) needs 128 devices, but there are 1: give --mesh=DATA,MODEL"):
         sharding.make_mesh((16, 8))
+
+
+def hosts(*devices):
+    """Devices that are only described, as many of each host, the hosts' in turn."""
+    by_host = [[types.SimpleNamespace(process_index=host, id=i) for i in range(n)] for host, n in enumerate(devices)]
+    return [device for row in itertools.zip_longest(*by_host) for device in row if device]
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (8, 1), (2, 4), (1, 8), (2, 2)])
+def test_the_devices_of_a_host_are_neighbours(shape):
+    of = [device.process_index for device in sharding.make_mesh(shape, devices=hosts(4, 4)).devices.flat]
+    assert of == sorted(of) and of.count(0) == of.count(1)
+
+
+@pytest.mark.parametrize("shape, devices", [((3, 1), (2, 2)), ((2, 3), (2, 2, 2))])
+def test_a_mesh_that_hosts_cannot_share_is_refused(shape, devices):
+    with pytest.raises(UserError, match=r"cannot be shared evenly by \d processes: give a --mesh"):
+        sharding.make_mesh(shape, devices=hosts(*devices))
 
 
 @pytest.mark.parametrize("data, model", [(1, 8), (2, 4), (8, 1)])

@@ -85,7 +85,7 @@ def test_every_batch_holds_rows_from_all_of_its_window(store):
     """As many different chunks as without lanes, in each batch of 128 rows from 40 chunks."""
     rows = store.rows_of(TRAIN)
     source = batches.ShuffledBatches(store, rows, 128, 10, 1, 5)
-    window = source[0][..., 0].astype(int) // 32
+    window = source.group(0)[..., 0].astype(int) // 32
     apart = np.random.default_rng(0).permutation(window.ravel()).reshape(window.shape)
     with_lanes, without = (np.mean([len(np.unique(batch)) for batch in order]) for order in (window, apart))
     assert with_lanes >= without
@@ -125,7 +125,7 @@ def test_a_missing_shard_ends_the_stream(tmp_path):
 
 def test_every_epoch_gives_every_training_row_once(store, source):
     rows = store.rows_of(TRAIN).numbers()
-    stream = np.concatenate([source[i][..., 0].ravel() for i in range(60)]).astype(int)
+    stream = np.concatenate([source.group(i)[..., 0].ravel() for i in range(60)]).astype(int)
     epochs = len(stream) // len(rows)
     assert epochs >= 3
     # Groups are shuffled inside, so an epoch is complete only at the end of its last group.
@@ -137,10 +137,10 @@ def test_every_epoch_gives_every_training_row_once(store, source):
 
 
 def test_the_order_is_shuffled_and_follows_the_seed(store, source):
-    first = source[0][..., 0].ravel()
+    first = source.group(0)[..., 0].ravel()
     assert np.abs(np.corrcoef(first, np.arange(160))[0, 1]) < 0.3
     other = batches.ShuffledBatches(store, store.rows_of(TRAIN), 16, 10, 60, seed=6)
-    assert (other[0][..., 0].ravel() != first).mean() > 0.9
+    assert (other.group(0)[..., 0].ravel() != first).mean() > 0.9
 
 
 @pytest.mark.parametrize("buffer_rows", [0, 7 * 160 + 5])
@@ -150,7 +150,7 @@ def test_reading_starts_anywhere(store, buffer_rows):
     groups = list(source.iterate(52))
     assert len(groups) == 8
     for index, group in zip(range(52, 60), groups, strict=True):
-        np.testing.assert_array_equal(group, source[index])
+        np.testing.assert_array_equal(group, source.group(index))
 
 
 def test_a_buffer_shuffles_its_groups_together(store):
@@ -158,7 +158,7 @@ def test_a_buffer_shuffles_its_groups_together(store):
     rows = store.rows_of(TRAIN)
     alone = batches.ShuffledBatches(store, rows, 16, 10, 14, 5)
     together = batches.ShuffledBatches(dataclasses.replace(store, buffer_rows=7 * 160), rows, 16, 10, 14, 5)
-    one, seven = (np.stack([source[i][..., 0].ravel() for i in range(14)]) for source in (alone, together))
+    one, seven = (np.stack([source.group(i)[..., 0].ravel() for i in range(14)]) for source in (alone, together))
     np.testing.assert_array_equal(np.sort(one[:7], axis=None), np.sort(seven[:7], axis=None))
     np.testing.assert_array_equal(np.sort(one[7:], axis=None), np.sort(seven[7:], axis=None))
     # A chunk of the store is 32 rows; without the buffer, all of them are in one group.

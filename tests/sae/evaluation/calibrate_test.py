@@ -18,9 +18,9 @@ def counting(x: np.ndarray, largest: int, sae: StripedSae) -> tuple[HeldOutToken
     """The tokens, none of which stay on the device, and a list that grows by an entry for each pass over them."""
     passes = []
 
-    def read(first, size):
+    def read(first, size, part):
         passes.append(first)
-        return (x[i : i + size] for i in range(first, len(x), size))
+        return (x[i : i + size][part] for i in range(first, len(x), size))
 
     tokens = HeldOutTokens(sae.on, len(x), read, largest)
     tokens._room = 0

@@ -58,15 +58,33 @@ def test_a_mesh_that_does_not_divide_is_refused(mesh, message):
 
 
 @pytest.mark.parametrize(
-    "devices, memory, microbatches, mesh",
-    [(8, None, 1, (8, 1)), (6, None, 1, (4, 1)), (8, None, 8, (4, 1)), (8, 50_000, 1, (2, 4)), (8, 1, 1, (1, 8))],
+    "devices, processes, memory, microbatches, mesh",
+    [
+        (8, 1, None, 1, (8, 1)),
+        (6, 1, None, 1, (4, 1)),
+        (8, 1, None, 8, (4, 1)),
+        (8, 1, 50_000, 1, (2, 4)),
+        (8, 1, 1, 1, (1, 8)),
+        (12, 4, None, 1, (8, 1)),
+        (12, 4, 100_000, 1, (4, 2)),
+    ],
 )
-def test_the_chosen_mesh_divides_the_batch_and_holds_the_state(devices, memory, microbatches, mesh, monkeypatch):
-    monkeypatch.setattr(config.jax, "device_count", lambda: devices)
+def test_the_chosen_mesh_divides_the_batch_and_holds_the_state(
+    devices, processes, memory, microbatches, mesh, monkeypatch
+):
+    monkeypatch.setattr(config.processes, "devices", lambda: [None] * devices)
+    monkeypatch.setattr(config.processes, "count", lambda: processes)
     monkeypatch.setattr(config, "device_memory", lambda: memory)
     settings = train_config(batch_size=32, microbatches=microbatches)
     settings.sae.group_fractions = (0.5, 0.5)
     assert resolve(settings)[1].mesh == mesh
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(monkeypatch):
+    monkeypatch.setattr(config.processes, "devices", lambda: [None] * 6)
+    monkeypatch.setattr(config.processes, "count", lambda: 3)
+    with pytest.raises(UserError, match="train.batch_size 32 .* over the devices of 3 processes"):
+        resolve(train_config(batch_size=32))
 
 
 def test_open_fields_are_those_of_the_preset():
@@ -91,4 +109,5 @@ def test_groups_are_rounded_down_and_the_last_has_the_rest():
 
 
 def test_how_a_result_is_computed_does_not_decide_it():
-    assert set(TrainSection().computing()) == {"microbatches", "checkpoint_every", "evaluate_every", "readers"}
+    computing = {"microbatches", "checkpoint_every", "checkpoint_minutes", "evaluate_every"}
+    assert set(TrainSection().computing()) == computing

@@ -1,0 +1,164 @@
+"""Training in several processes equals training in one, and all of them stop, fail and resume together."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from sae.saved import load_sae
+from tests.helpers import pods
+from tests.helpers.sae import activations, make_store
+
+STEPS = 1500
+FIELDS = {
+    "sae.k": 4,
+    "sae.expansion": 4,
+    "train.preset": "scaled",
+    "train.steps": STEPS,
+    "train.batch_size": 64,
+    "train.lr": 5e-3,
+    "train.warmup_steps": 5,
+    "train.decay_start": 1000,
+    "train.dead_tokens": 1000,
+    "train.checkpoint_every": STEPS,
+    "train.evaluate_every": 500,
+    "train.loss_recovered_studies": 0,
+}
+
+
+def flags(workdir, mesh="2,2", **fields):
+    given = FIELDS | {f"train.{name}": value for name, value in fields.items()}
+    return [f"--workdir={workdir}", f"--mesh={mesh}", *(f"--config.{name}={value}" for name, value in given.items())]
+
+
+@pytest.fixture(scope="module")
+def values():
+    return activations(6000, 24)
+
+
+@pytest.fixture(scope="module")
+def one(values, tmp_path_factory):
+    """A run of one process."""
+    workdir = tmp_path_factory.mktemp("one")
+    make_store(workdir, values)
+    pods.launch("train", *flags(workdir), processes=1, devices=4)
+    return workdir / "sae"
+
+
+@pytest.fixture
+def workdir(values, tmp_path):
+    make_store(tmp_path, values)
+    return tmp_path
+
+
+def lines(sae, name="log.jsonl"):
+    return [json.loads(line) for line in (sae / name).read_text().splitlines()]
+
+
+def assert_equal(sae, other):
+    ours, theirs = load_sae(sae), load_sae(other)
+    for name, value in theirs.params.items():
+        assert np.linalg.norm(ours.params[name] - value) <= 1e-5 * np.linalg.norm(value), name
+    losses = [[line["loss"] for line in lines(path)] for path in (sae, other)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    measured, expected = (json.loads((path / "metrics.json").read_text()) for path in (sae, other))
+    assert measured.keys() == expected.keys()
+    for name in ("tokens", "fvu", "explained_variance", "cosine", "l0", "dead", "dense"):
+        np.testing.assert_allclose(measured[name], expected[name], rtol=1e-5, err_msg=name)
+    for ours, theirs in zip(lines(sae, "held_out.jsonl"), lines(other, "held_out.jsonl"), strict=True):
+        np.testing.assert_allclose([ours["step"], ours["fvu"]], [theirs["step"], theirs["fvu"]], rtol=1e-5)
+    np.testing.assert_allclose(np.load(sae / "density.npy"), np.load(other / "density.npy"), atol=1e-6)
+
+
+def assert_same_bytes(sae, other):
+    for name in ("log.jsonl", "held_out.jsonl", "metrics.json", "density.npy"):
+        assert (sae / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def checkpoints(sae):
+    return {int(path.name) for path in (sae / "checkpoints").glob("*") if path.name.isdigit()}
+
+
+def interrupted(workdir, sent, after, **fields):
+    """How two processes end, of which the second one is sent a signal when `after` steps are logged."""
+    both = pods.start(("-m", "launch.train", *flags(workdir, **fields)), processes=2)
+    log = workdir / "sae" / "log.jsonl"
+    try:
+        while all(process.poll() is None for process in both):
+            if log.exists() and len(log.read_bytes().splitlines()) >= after:
+                both[1].send_signal(sent)
+                break
+            time.sleep(0.01)
+        return pods.ended(both, timeout=120)
+    finally:
+        for process in both:
+            process.kill()
+
+
+def test_two_processes_equal_one_however_often_they_are_stopped(one, workdir):
+    sae = workdir / "sae"
+    # Terminated: all save the same step. Checkpoints by steps are far away, those by minutes near.
+    ends = interrupted(workdir, signal.SIGTERM, 20, checkpoint_minutes=1e6)
+    assert [end.code for end in ends] == [143, 143], ends
+    (sentence,) = re.findall(r"train: terminated after step (\d+); the same command resumes from there", ends[0].err)
+    assert checkpoints(sae) == {int(sentence)} and 20 <= int(sentence) < STEPS
+    assert not ends[1].err, ends[1].err
+    # Killed: the other one ends with a sentence.
+    ends = interrupted(workdir, signal.SIGKILL, int(sentence) + 300, checkpoint_minutes=0.01)
+    assert [end.code for end in ends] == [143, -signal.SIGKILL], ends
+    assert "error: process 1 of 2 no longer answers" in ends[0].err and "Traceback" not in ends[0].err
+    assert max(checkpoints(sae)) > int(sentence)
+    pods.launch("train", *flags(workdir), processes=2)
+    assert [line["step"] for line in lines(sae)] == list(range(STEPS))
+    assert json.loads((sae / "manifest.json").read_text())["counts"]["steps"] == STEPS
+    assert_equal(sae, one)
+    assert os.listdir(sae / "tensorboard")
+
+
+def test_an_error_of_the_first_process_ends_both(workdir):
+    both = pods.start(("-m", "launch.train", *flags(workdir, lr=1e30, steps=100, decay_start=50)), processes=2)
+    ends = pods.ended(both, timeout=120)
+    assert [end.code for end in ends] == [1, 1], ends
+    assert re.search(r"^error: the loss is not finite at step \d+: lower train.lr$", ends[0].err, re.MULTILINE)
+    assert re.search(r"^\[1\] error: the loss is not finite at step \d+: lower train.lr$", ends[1].err, re.MULTILINE)
+
+
+def test_a_mesh_of_a_part_of_a_process_is_refused(workdir):
+    both = pods.start(("-m", "launch.train", *flags(workdir, mesh="1,1")), processes=2)
+    ends = pods.ended(both, timeout=120)
+    assert [end.code for end in ends] == [1, 1], ends
+    assert "mesh (1, 1) cannot be shared evenly by 2 processes" in ends[0].err
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("processes, devices, mesh", [(4, 2, "4,2"), (2, 4, "1,8"), (4, 2, "2,4")])
+def test_more_processes_equal_one(processes, devices, mesh, values, workdir, tmp_path_factory):
+    alone = tmp_path_factory.mktemp("alone")
+    make_store(alone, values)
+    short = {"steps": 100, "decay_start": 60, "evaluate_every": 50, "checkpoint_every": 50}
+    pods.launch("train", *flags(alone, mesh, **short), processes=1, devices=processes * devices)
+    pods.launch("train", *flags(workdir, mesh, **short), processes=processes, devices=devices)
+    assert_equal(workdir / "sae", alone / "sae")
+
+
+@pytest.mark.drill
+def test_a_run_resumes_on_other_meshes_and_numbers_of_processes(one, workdir):
+    sae, saved = workdir / "sae", 0
+    for processes, devices, mesh in ((4, 2, "4,2"), (2, 4, "8,1")):
+        both = pods.start(("-m", "launch.train", *flags(workdir, mesh)), processes=processes, devices=devices)
+        log = sae / "log.jsonl"
+        while not log.exists() or len(log.read_bytes().splitlines()) < saved + 100:
+            assert all(process.poll() is None for process in both)
+            time.sleep(0.01)
+        both[1].send_signal(signal.SIGTERM)
+        assert [end.code for end in pods.ended(both, timeout=300)] == [143] * processes
+        assert max(checkpoints(sae)) > saved
+        saved = max(checkpoints(sae))
+    assert saved < STEPS
+    pods.launch("train", *flags(workdir, "1,1"), processes=1, devices=1)
+    losses = [[line["loss"] for line in lines(path)] for path in (sae, one)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
