@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,15 +41,21 @@ def test_a_mesh_needs_its_devices():
         sharding.make_mesh((16, 8))
 
 
+class DescribedDevice(NamedTuple):
+    process_index: int
+    id: int
+
+
 def hosts(*devices):
     """Devices that are only described, as many of each host, the hosts' in turn."""
-    by_host = [[types.SimpleNamespace(process_index=host, id=i) for i in range(n)] for host, n in enumerate(devices)]
+    by_host = [[DescribedDevice(host, i) for i in range(n)] for host, n in enumerate(devices)]
     return [device for row in itertools.zip_longest(*by_host) for device in row if device]
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (8, 1), (2, 4), (1, 8), (2, 2)])
-def test_the_devices_of_a_host_are_neighbours(shape):
-    of = [device.process_index for device in sharding.make_mesh(shape, devices=hosts(4, 4)).devices.flat]
+def test_the_devices_of_a_host_are_neighbours(shape, monkeypatch):
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, *_, **__: devices)  # JAX's takes real devices alone
+    of = [device.process_index for device in sharding.make_mesh(shape, devices=hosts(4, 4)).flat]
     assert of == sorted(of) and of.count(0) == of.count(1)
 
 

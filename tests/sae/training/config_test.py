@@ -109,5 +109,5 @@ def test_groups_are_rounded_down_and_the_last_has_the_rest():
 
 
 def test_how_a_result_is_computed_does_not_decide_it():
-    computing = {"microbatches", "checkpoint_every", "checkpoint_minutes", "evaluate_every"}
+    computing = {"microbatches", "checkpoint_every", "checkpoint_minutes", "evaluate_every", "readers"}
     assert set(TrainSection().computing()) == computing

@@ -13,7 +13,7 @@ from sae.saved import load_sae
 from tests.helpers import pods
 from tests.helpers.sae import activations, make_store
 
-STEPS = 1500
+STEPS = 400
 FIELDS = {
     "sae.k": 4,
     "sae.expansion": 4,
@@ -22,10 +22,10 @@ FIELDS = {
     "train.batch_size": 64,
     "train.lr": 5e-3,
     "train.warmup_steps": 5,
-    "train.decay_start": 1000,
+    "train.decay_start": 300,
     "train.dead_tokens": 1000,
     "train.checkpoint_every": STEPS,
-    "train.evaluate_every": 500,
+    "train.evaluate_every": 200,
     "train.loss_recovered_studies": 0,
 }
 
@@ -108,7 +108,7 @@ def test_two_processes_equal_one_however_often_they_are_stopped(one, workdir):
     assert checkpoints(sae) == {int(sentence)} and 20 <= int(sentence) < STEPS
     assert not ends[1].err, ends[1].err
     # Killed: the other one ends with a sentence.
-    ends = interrupted(workdir, signal.SIGKILL, int(sentence) + 300, checkpoint_minutes=0.01)
+    ends = interrupted(workdir, signal.SIGKILL, int(sentence) + 60, checkpoint_minutes=0.01)
     assert [end.code for end in ends] == [143, -signal.SIGKILL], ends
     assert "error: process 1 of 2 no longer answers" in ends[0].err and "Traceback" not in ends[0].err
     assert max(checkpoints(sae)) > int(sentence)
