@@ -71,6 +71,8 @@ def connect(address: Address, devices: bool) -> Any:
         state = distributed.global_state
         state.process_id, state.num_processes = address.process, address.processes
         state.coordinator_address, state.client = address.coordinator, client
+        # A program that waits on a processor's devices for another one can take the threads that this one needs.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         jax.devices()  # all processes must look at the devices before one of them can use its own
     else:
         jax.config.update("jax_platforms", "cpu")

@@ -1,8 +1,4 @@
-"""Trains on forced host devices and prints what the mesh tests compare, as JSON.
-
-python -m tests.helpers.train_on_mesh                                   on 8 devices, on every mesh
-python -m tests.helpers.train_on_mesh ADDRESS PROCESS_ID CHECKPOINTS    one of two processes of 4 devices each
-"""
+"""Trains on eight forced host devices, on every mesh, and prints what the mesh tests compare, as JSON."""
 
 import json
 import sys
@@ -104,22 +100,5 @@ def _all_meshes() -> dict[str, Any]:
     return results
 
 
-def _one_of_two_processes(address: str, process_id: int, directory: Path) -> dict[str, Any]:
-    jax.config.update("jax_num_cpu_devices", 4)
-    jax.distributed.initialize(address, num_processes=2, process_id=process_id)
-    trainer = trainer_on((4, 2))
-    assert trainer.mesh.size == 8 and jax.local_device_count() == 4
-    state, metrics = _trained(trainer, _batches())
-    checkpoints = Checkpoints(directory, trainer)
-    checkpoints.save(state, 4.0)
-    checkpoints.close()
-    return metrics
-
-
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        json.dump(_all_meshes(), sys.stdout)
-    else:
-        measured = _one_of_two_processes(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
-        if jax.process_index() == 0:
-            print("\n" + json.dumps(measured))
+    json.dump(_all_meshes(), sys.stdout)

@@ -1,20 +1,14 @@
 """Training on eight forced host devices equals training on one, and moves no matrix of features."""
 
-import json
 import re
-import socket
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sae import mesh
-from sae.training.checkpoints import Checkpoints
 from tests.helpers.commands import printed_by
-from tests.helpers.paths import ROOT
-from tests.helpers.train_on_mesh import BATCH, MESHES, STEPS, D, F, trainer_on
+from tests.helpers.train_on_mesh import BATCH, MESHES, STEPS, D, F
 
 PROGRAM = "tests.helpers.train_on_mesh"
 
@@ -77,25 +71,6 @@ def test_a_checkpoint_resumes_on_another_mesh(results, moves):
 
 def test_one_device_needs_no_collective(results):
     assert not results[str((1, 1))]["collectives"]
-
-
-def test_two_processes_equal_one_device_and_hand_over_their_checkpoint(results, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    commands = [[sys.executable, "-m", PROGRAM, address, str(i), str(tmp_path / "checkpoints")] for i in range(2)]
-    both = [subprocess.Popen(c, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
-    outputs = [process.communicate(timeout=1500) for process in both]
-    assert not any(process.returncode for process in both), outputs[0][1] + outputs[1][1]
-    metrics, one = json.loads(outputs[0][0].splitlines()[-1]), results[str((1, 1))]
-    for name in ("loss", "threshold", "gradient_norm"):
-        np.testing.assert_allclose(metrics[name], one["metrics"][name], rtol=1e-5, err_msg=name)
-    # Written on 8 devices, read on 1.
-    state, scale = Checkpoints(tmp_path / "checkpoints", trainer_on((1, 1))).load_latest()
-    assert (int(state.step), scale) == (STEPS, 4.0)
-    for name, value in one["params"].items():
-        assert np.linalg.norm(state.params[name] - np.array(value)) < 1e-4 * np.linalg.norm(value), name
-    np.testing.assert_array_equal(state.tokens_since_fired, one["tokens_since_fired"])
 
 
 def test_stripes():
