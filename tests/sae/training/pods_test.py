@@ -9,11 +9,30 @@ import time
 import numpy as np
 import pytest
 
+from configs import phantom
+from maira_jax.checkpoint import convert
 from sae.saved import load_sae
+from sae.training import stage
 from tests.helpers import pods
-from tests.helpers.sae import activations, make_store
+from tests.helpers.sae import activations, make_model, make_store
 
 STEPS = 400
+LIVE = {
+    "studies.n": 24,
+    "harvest.site": "language.1.resid_mid",
+    "harvest.batch_size": 4,
+    "harvest.held_out_fraction": 0.3,
+    "sae.k": 4,
+    "sae.expansion": 2,
+    "train.source": "model",
+    "train.preset": "scaled",
+    "train.steps": 20,
+    "train.batch_size": 32,
+    "train.warmup_steps": 4,
+    "train.decay_start": 16,
+    "train.evaluate_every": 10,
+    "train.loss_recovered_studies": 2,
+}
 FIELDS = {
     "sae.k": 4,
     "sae.expansion": 4,
@@ -62,7 +81,9 @@ def lines(sae, name="log.jsonl"):
 def assert_equal(sae, other):
     ours, theirs = load_sae(sae), load_sae(other)
     for name, value in theirs.params.items():
-        assert np.linalg.norm(ours.params[name] - value) <= 1e-5 * np.linalg.norm(value), name
+        # It begins at zero, and where a gradient is next to nothing Adam follows its rounding.
+        limit = 1e-3 if name == "b_enc" else 1e-5
+        assert np.linalg.norm(ours.params[name] - value) <= limit * np.linalg.norm(value), name
     losses = [[line["loss"] for line in lines(path)] for path in (sae, other)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     measured, expected = (json.loads((path / "metrics.json").read_text()) for path in (sae, other))
@@ -119,19 +140,32 @@ def test_two_processes_equal_one_however_often_they_are_stopped(one, workdir):
     assert os.listdir(sae / "tensorboard")
 
 
+def test_two_processes_that_run_the_model_equal_one(tmp_path):
+    config = phantom.get_config()
+    config.update_from_flattened_dict(LIVE)
+    make_model(tmp_path / "hf", config.studies)
+    config.model.checkpoint = str(tmp_path / "hf")
+    convert.run(config, tmp_path / "alone")
+    stage.run(config, tmp_path / "alone")
+    two = tmp_path / "two"
+    two.mkdir()
+    (two / "model").symlink_to(tmp_path / "alone" / "model")
+    given = [f"--config.{name}={value}" for name, value in LIVE.items()]
+    pods.launch("train", f"--workdir={two}", "--mesh=2,1", *given, processes=2, devices=1)
+    assert_equal(two / "sae", tmp_path / "alone" / "sae")
+    ours, theirs = (
+        json.loads((path / "sae" / "metrics.json").read_text())["loss"] for path in (two, tmp_path / "alone")
+    )
+    for name in ("tokens", "replaced", "ce", "ce_spliced", "ce_zero", "ce_mean"):
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, err_msg=name)
+
+
 def test_an_error_of_the_first_process_ends_both(workdir):
     both = pods.start(("-m", "launch.train", *flags(workdir, lr=1e30, steps=100, decay_start=50)), processes=2)
     ends = pods.ended(both, timeout=120)
     assert [end.code for end in ends] == [1, 1], ends
     assert re.search(r"^error: the loss is not finite at step \d+: lower train.lr$", ends[0].err, re.MULTILINE)
     assert re.search(r"^\[1\] error: the loss is not finite at step \d+: lower train.lr$", ends[1].err, re.MULTILINE)
-
-
-def test_a_mesh_of_a_part_of_a_process_is_refused(workdir):
-    both = pods.start(("-m", "launch.train", *flags(workdir, mesh="1,1")), processes=2)
-    ends = pods.ended(both, timeout=120)
-    assert [end.code for end in ends] == [1, 1], ends
-    assert "mesh (1, 1) cannot be shared evenly by 2 processes" in ends[0].err
 
 
 @pytest.mark.drill
