@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pyarrow import fs
 
 from maira_jax.generation import stage as generation
 from maira_jax.run.stage import Stage
@@ -14,6 +15,7 @@ from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
 from sae.formats import safetensors as plain_file
 from steer import stage as steering
+from tests.helpers import bucket as buckets
 from tests.helpers import pod_config, pods
 from tests.helpers.phantom_model import D_MODEL, write_model
 from tests.helpers.sae import set_shards
@@ -103,3 +105,27 @@ def test_every_command_in_more_processes(one_process, workdir, tmp_path_factory,
     ours, theirs = (ActivationStore.open(folder / "activations") for folder in (workdir, one_process[0]))
     values = [store.read(0, store.n_tokens) for store in (ours, theirs)]
     np.testing.assert_allclose(*values, rtol=1e-6, atol=1e-6 * np.abs(values[1]).max())
+
+
+@pytest.mark.drill
+def test_two_processes_with_a_run_directory_in_a_bucket(one_process, tmp_path, monkeypatch):
+    """Each with a scratch folder of its own, as on two hosts that share no disk."""
+    with buckets.served() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        store, path = fs.FileSystem.from_uri(f"s3://{buckets.NAME}/run")
+        fs.copy_files(str(one_process[0] / "model"), f"{path}/model", destination_filesystem=store)
+        given = flags(one_process, f"s3://{buckets.NAME}/run")
+        for command, folder in RESULTS.items():
+            ends = pods.ended(
+                pods.start(
+                    ("-m", f"launch.{command}", *given),
+                    processes=2,
+                    devices=1,
+                    flags=lambda process: (f"--scratch={tmp_path / str(process)}",),
+                )
+            )
+            assert [end.code for end in ends] == [0, 0], ends
+            found = bucket.files(f"run/{folder}")
+            del found["manifest.json"]
+            assert found == content(one_process[0], command)
