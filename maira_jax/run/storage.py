@@ -146,6 +146,8 @@ def _driver(address: str, found: fs.FileSystem) -> dict[str, Any]:
     if "endpoint_override" in query:
         endpoint = f"{query.get('scheme', 'https')}://{query['endpoint_override']}"
     driver = {"driver": "s3", "bucket": parts.netloc, "aws_region": found.region}
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # else each file in which credentials could be is complained of
+        driver["aws_credentials"] = {"type": "environment"}
     return driver | ({"endpoint": endpoint} if endpoint else {})
 
 
