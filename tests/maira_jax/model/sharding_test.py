@@ -1,10 +1,10 @@
 """A mesh of 8 forced host devices gives what one device gives."""
 
+import dataclasses
 import itertools
 import math
 import subprocess
 import sys
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,8 @@ def test_a_mesh_needs_its_devices():
         sharding.make_mesh((16, 8))
 
 
-class DescribedDevice(NamedTuple):
+@dataclasses.dataclass
+class DescribedDevice:
     process_index: int
     id: int
 
