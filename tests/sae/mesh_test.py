@@ -59,7 +59,8 @@ def test_collectives(results, shape):
     # A matrix is gathered where the first step of a call begins, and once more in each step.
     gathered = [line for line in lines if " all-gather" in line and max(n for _, n in moved(line)) == F // feature * D]
     assert len(gathered) == (4 if data > 1 else 0), gathered
-    assert len([line for line in lines if "cond/branch" not in line]) <= 26
+    always = [line for line in lines if not re.search("cond/branch|gradients/while", line)]  # without dead features
+    assert len(always) <= 26
 
 
 @pytest.mark.parametrize("moves", ["from (1, 1) to (4, 2)", "from (4, 2) to (1, 1)"])
