@@ -106,6 +106,7 @@ def weight_copies(operations: Iterable[Operation], shapes: Iterable[tuple[int, .
         for operation in operations
         if operation.in_loop
         and operation.only_moves
+        and operation.written  # else it brings the array onto the chip
         and any(
             not buffer.on_chip and tuple(sorted(size for size in buffer.dims if size > 1)) in wanted
             for buffer in operation.instruction.results
