@@ -35,7 +35,6 @@ LIVE = {
 }
 FIELDS = {
     "sae.k": 4,
-    "sae.expansion": 4,
     "train.preset": "scaled",
     "train.steps": STEPS,
     "train.batch_size": 64,
@@ -49,8 +48,8 @@ FIELDS = {
 }
 
 
-def flags(workdir, mesh="2,2", **fields):
-    given = FIELDS | {f"train.{name}": value for name, value in fields.items()}
+def flags(workdir, mesh="2,2", expansion=4, **train):
+    given = FIELDS | {"sae.expansion": expansion} | {f"train.{name}": value for name, value in train.items()}
     return [f"--workdir={workdir}", f"--mesh={mesh}", *(f"--config.{name}={value}" for name, value in given.items())]
 
 
@@ -173,7 +172,7 @@ def test_an_error_of_the_first_process_ends_both(workdir):
 def test_more_processes_equal_one(processes, devices, mesh, values, workdir, tmp_path_factory):
     alone = tmp_path_factory.mktemp("alone")
     make_store(alone, values)
-    short = {"steps": 100, "decay_start": 60, "evaluate_every": 50, "checkpoint_every": 50}
+    short = {"expansion": 16, "steps": 100, "decay_start": 60, "evaluate_every": 50, "checkpoint_every": 50}
     pods.launch("train", *flags(alone, mesh, **short), processes=1, devices=processes * devices)
     pods.launch("train", *flags(workdir, mesh, **short), processes=processes, devices=devices)
     assert_equal(workdir / "sae", alone / "sae")
