@@ -1,6 +1,7 @@
 """Commands whose run directory is in a bucket, killed on the way, each on a host that has never seen the run."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ SETTINGS = {
     "train.loss_recovered_studies": 2,
     "sae.expansion": 1.0,
     "steer.studies": 2,
-    "steer.top": 2,
+    "steer.features": "(4,11)",
     "steer.max_new_tokens": 24,
 }
 
@@ -74,7 +75,8 @@ def files_of(folder):
     apart = ("manifest.json", "timing.jsonl", "_CHECKPOINT_METADATA", "commit_success.txt")  # have times
     apart += ("sae/checkpoints/", "sae/weights/", "sae/tensorboard/")
     paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in paths.items() if not any(part in name for part in apart)}
+    kept = {name: path for name, path in paths.items() if not any(part in name for part in apart)}
+    return {name: re.sub(rb"20\d\d-\d\d-\d\dT[\d:]+", b"", path.read_bytes()) for name, path in kept.items()}
 
 
 def assert_same(local, copy):
