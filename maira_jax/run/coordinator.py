@@ -5,6 +5,7 @@ Here it is a process of its own, which outlives the first one long enough for th
 """
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +82,7 @@ def connect(address: Address, devices: bool) -> Any:
 
 def _connected(address: Address) -> Any:
     until = time.monotonic() + _START_SECONDS
+    _await_service(address, until)
     while True:
         client = _jax.get_distributed_runtime_client(
             address.coordinator,
@@ -103,6 +105,17 @@ def _connected(address: Address) -> Any:
             return client
 
 
+def _await_service(address: Address, until: float) -> None:
+    """Returns when somebody listens there: the runtime tries again only seconds after it has found nobody."""
+    host, _, port = address.coordinator.rpartition(":")
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+
+
 def disconnect(client: Any) -> None:
     """Ends the connection of a process whose run has ended well, and after the first process's the service."""
     client.shutdown()
@@ -120,7 +133,11 @@ def _start(address: Address) -> None:
         f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({port}, {address.processes})"
     )
     service = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # or who reads this command's errors would wait for the service's end
+        process_group=0,
     )
     assert service.stdout
     if not service.stdout.readline():

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from maira_jax.errors import UserError
 from maira_jax.model.sharding import peak_memory
@@ -127,6 +126,8 @@ class TrainingBoard:
     """
 
     def __init__(self, directory: Path, step: int):
+        from tensorboardX import SummaryWriter  # it imports torch where that is installed: a second of every command
+
         self._writer = SummaryWriter(str(directory), purge_step=step, flush_secs=30)
 
     def train(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:

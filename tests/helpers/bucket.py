@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import re
 import urllib.request
 
@@ -33,8 +32,11 @@ class Bucket:
 
     def files(self, folder):
         """The content of every object of a folder, by its path in it."""
-        with _variables(self.environment):
-            store, path = fs.FileSystem.from_uri(f"s3://{NAME}/{folder}")
+        address = self.endpoint.removeprefix("http://")
+        store = fs.S3FileSystem(
+            access_key="testing", secret_key=SECRET, region="us-east-1", scheme="http", endpoint_override=address
+        )
+        path = f"{NAME}/{folder}"
         found = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
         return {
             info.path.removeprefix(f"{path}/"): store.open_input_stream(info.path).read()
@@ -75,14 +77,3 @@ def served():
     finally:
         log.removeHandler(handler)
         server.stop()
-
-
-@contextlib.contextmanager
-def _variables(values):
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
