@@ -1,6 +1,7 @@
 """A sweep: what it needs of the earlier stages, read and checked to fit together."""
 
 import dataclasses
+import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -89,10 +90,13 @@ def _of_first(make: Callable[[], list[Direction]], shared: Path) -> list[Directi
     if processes.is_first():
         with files.atomic_path(path) as temporary:
             temporary.write_bytes(pickle.dumps(directions))
-    processes.barrier()
+    digest = processes.broadcast(files.sha256(path) if processes.is_first() else None)
     if not processes.is_first():
         storage.fetch(path)
-        directions = pickle.loads(path.read_bytes())
+        written = path.read_bytes()
+        if hashlib.sha256(written).hexdigest() != digest:  # others may write into the folder: nothing else is unpickled
+            raise UserError(f"{path} is not what the first process wrote: steer again")
+        directions = pickle.loads(written)
     processes.barrier()
     if processes.is_first():
         files.remove(path)
