@@ -33,9 +33,10 @@ from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import Scorer, ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files, processes, profile
+from maira_jax.run import files, processes
 from maira_jax.run.config import RunSection
-from maira_jax.run.profile import StepTrace
+from maira_jax.run.performance import profile
+from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_stated
 from sae.activations.store import HELD_OUT, TRAIN

@@ -19,10 +19,11 @@ from configs import base
 from launch import _dry_run, _help
 from maira_jax.errors import UserError, first_line
 from maira_jax.model import sharding
-from maira_jax.run import compilation_cache, processes, storage
+from maira_jax.run import processes, storage
 from maira_jax.run.config import RunSection, Section
 from maira_jax.run.coordinator import Address
-from maira_jax.run.freed_memory import keep_freed_memory
+from maira_jax.run.performance import compilation_cache
+from maira_jax.run.performance.freed_memory import keep_freed_memory
 from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, INTERRUPTED, TERMINATED, RunEnded
 from maira_jax.studies.readers import READERS
 

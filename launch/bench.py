@@ -16,7 +16,7 @@ import importlib
 import sys
 
 from maira_jax.errors import UserError
-from maira_jax.run.freed_memory import keep_freed_memory
+from maira_jax.run.performance.freed_memory import keep_freed_memory
 
 NAMES = ("sae_step", "recovery", "exemplars", "steer", "harvest", "feed", "convert", "fits", "scaling")
 

@@ -12,7 +12,7 @@ import numpy as np
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.config import RunSection
-from maira_jax.run.profile import StepTrace
+from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from steer.config import SteerSection

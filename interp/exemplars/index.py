@@ -36,8 +36,9 @@ from interp.exemplars.index_pass.streaming_top_k import StreamingTopK
 from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files, processes, profile, storage
-from maira_jax.run.profile import StepTrace
+from maira_jax.run import files, processes, storage
+from maira_jax.run.performance import profile
+from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
 from sae.activations.store import HELD_OUT, TRAIN, ActivationRows
 from sae.autoencoder import Sae

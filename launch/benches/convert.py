@@ -16,8 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import base
+from launch.benches import child_process
 from launch.benches.random_models import SIZES, write_checkpoint
 from launch.benches.torch_maira2 import TorchMaira2
 from maira_jax.checkpoint import convert
@@ -115,13 +114,8 @@ def _alone(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _child(arguments: argparse.Namespace, who: str, checkpoint: Path, out: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "launch.bench", "convert", "--child", who, f"--checkpoint={checkpoint}"]
-    command += [f"--out={out}", f"--dtype={arguments.dtype}", *(["--reverse"] if arguments.reverse else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the benchmark of {who} failed: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    options = [f"--checkpoint={checkpoint}", f"--out={out}", f"--dtype={arguments.dtype}"]
+    return child_process.measured("convert", [*options, *(["--reverse"] if arguments.reverse else [])], who)
 
 
 def _ours(arguments: argparse.Namespace) -> Callable[[], Any]:

@@ -11,8 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -24,8 +22,7 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 
-from launch.benches import peers
-from maira_jax.errors import UserError
+from launch.benches import child_process, peers
 from sae.activations.batches import ShuffledBatches
 from sae.activations.row_ranges import RowRanges
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore, StoreLayout, StoreWriter
@@ -59,7 +56,10 @@ def main(options: Sequence[str]) -> None:
         peers.torch()  # fails before anything is written where torch is not installed
     with tempfile.TemporaryDirectory() as folder:
         _write(arguments, Path(folder))
-        turns = [{side: _child(options, side, folder) for side in sides} for _ in range(arguments.turns)]
+        turns = [
+            {side: child_process.measured("feed", options, side, folder) for side in sides}
+            for _ in range(arguments.turns)
+        ]
     medians = {
         side: {name: round(statistics.median(turn[side][name] for turn in turns), 3) for name in turns[0][side]}
         for side in sides
@@ -76,15 +76,6 @@ def main(options: Sequence[str]) -> None:
         "described": _described(arguments),
     }
     print(json.dumps(result))
-
-
-def _child(options: Sequence[str], side: str, folder: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "launch.bench", "feed", *options, "--child", side, folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the benchmark of {side} failed: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _studies(tokens: int) -> Iterator[pa.RecordBatch]:

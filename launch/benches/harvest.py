@@ -14,8 +14,6 @@ import functools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
+from launch.benches import child_process
 from launch.benches.random_models import SIZES, config_of, write_checkpoint
 from launch.benches.torch_maira2 import TorchMaira2
 from maira_jax.checkpoint import convert
@@ -68,7 +67,10 @@ def _compare(arguments: argparse.Namespace, options: Sequence[str], size: str, f
     write_checkpoint(size, folder / "checkpoint")
     convert.run(_config(size, folder), folder)
     programs = ("ours", *arguments.peers.split(","))
-    turns = [{who: _child(options, who, size, folder) for who in programs} for _ in range(arguments.turns)]
+    turns = [
+        {who: child_process.measured("harvest", options, who, size, folder) for who in programs}
+        for _ in range(arguments.turns)
+    ]
     rates = {who: statistics.median(turn[who]["tokens_per_second"] for turn in turns) for who in programs}
     ours = np.load(folder / "ours.npy")
     return {
@@ -97,15 +99,6 @@ def _config(size: str, folder: Path) -> ConfigDict:
     # As far into the model as layer 15 of MAIRA-2's 32.
     config.harvest.site = f"language.{cfg.text.num_hidden_layers // 2 - 1}.resid_post"
     return config
-
-
-def _child(options: Sequence[str], who: str, size: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "launch.bench", "harvest", *options, "--child", who, size, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the benchmark of {who} failed: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _timed(run: Callable[[], list[np.ndarray]], tokens: int, path: Path) -> float:

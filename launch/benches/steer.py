@@ -12,8 +12,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.benches import child_process
 from launch.benches.random_models import SIZES, config_of
 from maira_jax.checkpoint import convert
 from maira_jax.errors import UserError
@@ -64,7 +63,10 @@ def main(options: Sequence[str]) -> None:
             raise UserError(f"--sizes {size!r} is not one of {', '.join(SIZES)}: choose one")
         with tempfile.TemporaryDirectory() as folder:
             _prepare(arguments, size, Path(folder))
-            found = {who: _child(options, who, folder) for who in ("ours", *arguments.peers.split(","))}
+            found = {
+                who: child_process.measured("steer", options, who, folder)
+                for who in ("ours", *arguments.peers.split(","))
+            }
             wrote = {who: np.load(Path(folder) / f"{who}.npy") for who in found}
         ours = found["ours"]["tokens_per_second"]
         print(
@@ -105,15 +107,6 @@ def _prepare(arguments: argparse.Namespace, size: str, folder: Path) -> None:
     embeds = np.asarray(maira2.embed(params, cfg, jnp.asarray(tokens), features))
     vectors = rng.normal(size=(arguments.rows, cfg.text.hidden_size)).astype(np.float32)
     np.savez(folder / "inputs.npz", tokens=tokens, mask=mask, pixels=pixels, embeds=embeds, vectors=vectors)
-
-
-def _child(options: Sequence[str], who: str, folder: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "launch.bench", "steer", *options, "--child", who, folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the benchmark of {who} failed: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _peak() -> float:

@@ -24,7 +24,7 @@ from maira_jax.model import maira2
 from maira_jax.model.int8 import Weights
 from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.config import RunSection, Section, setting
-from maira_jax.run.profile import StepTrace
+from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import jax
 import numpy as np
 
-from maira_jax.run.loop_clock import LoopClock
+from maira_jax.run.performance.loop_clock import LoopClock
 
 Label = TypeVar("Label")
 Given = TypeVar("Given")

@@ -29,9 +29,10 @@ from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
-from maira_jax.run import files, processes, profile
+from maira_jax.run import files, processes
 from maira_jax.run.config import RunSection
-from maira_jax.run.profile import StepTrace
+from maira_jax.run.performance import profile
+from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies

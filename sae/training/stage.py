@@ -16,7 +16,7 @@ from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection
-from maira_jax.run.profile import StepTrace
+from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from sae.activations import batches, live

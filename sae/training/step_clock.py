@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
-from maira_jax.run.loop_clock import LoopClock
+from maira_jax.run.performance.loop_clock import LoopClock
 
 T = TypeVar("T")
 

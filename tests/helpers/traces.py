@@ -1,4 +1,4 @@
-"""What a trace of `maira_jax.run.profile` holds."""
+"""What a trace of `maira_jax.run.performance.profile` holds."""
 
 import gzip
 import json

@@ -94,11 +94,6 @@ def assert_equal(sae, other):
     np.testing.assert_allclose(np.load(sae / "density.npy"), np.load(other / "density.npy"), atol=1e-6)
 
 
-def assert_same_bytes(sae, other):
-    for name in ("log.jsonl", "held_out.jsonl", "metrics.json", "density.npy"):
-        assert (sae / name).read_bytes() == (other / name).read_bytes(), name
-
-
 def checkpoints(sae):
     return {int(path.name) for path in (sae / "checkpoints").glob("*") if path.name.isdigit()}
 

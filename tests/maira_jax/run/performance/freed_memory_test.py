@@ -12,7 +12,7 @@ _PROGRAM = """
 import resource
 from concurrent.futures import ThreadPoolExecutor
 
-from maira_jax.run.freed_memory import keep_freed_memory
+from maira_jax.run.performance.freed_memory import keep_freed_memory
 
 if {keeps}:
     keep_freed_memory()

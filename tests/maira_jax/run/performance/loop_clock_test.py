@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maira_jax.run import loop_clock
-from maira_jax.run.loop_clock import LoopClock
+from maira_jax.run.performance import loop_clock
+from maira_jax.run.performance.loop_clock import LoopClock
 
 
 class SetClock:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.run import compilation_cache
-from maira_jax.run.compilation_cache import default_directory, keep_programs
+from maira_jax.run.performance import compilation_cache
+from maira_jax.run.performance.compilation_cache import default_directory, keep_programs
 from tests.helpers.commands import launch
 from tests.helpers.sae import activations, make_store
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from maira_jax.run.profile import OFF, StepTrace
+from maira_jax.run.performance.profile import OFF, StepTrace
 from tests.helpers.traces import names_in
 
 
