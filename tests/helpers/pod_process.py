@@ -1,6 +1,7 @@
 """A command of several processes, which does what the environment variable SCENARIO names."""
 
 import os
+import signal
 import time
 
 from launch import _main
@@ -47,5 +48,6 @@ def locked(workdir):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has started the tests to ignore it
     scenario = globals()[os.environ["SCENARIO"]]
     _main.main(lambda config, workdir: scenario(workdir) or {}, "", reads=("seed",), parallel=True)

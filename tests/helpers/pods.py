@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,11 +23,6 @@ def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-def _take_interrupts():
-    """Has a process end at SIGINT, also where a shell has started the tests to ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(program, *, processes, devices=2, cwds=None, flags=lambda process: ()):
@@ -55,7 +49,6 @@ def start(program, *, processes, devices=2, cwds=None, flags=lambda process: ())
             ],
             cwd=cwds[process] if cwds else ROOT,
             env=environment,
-            preexec_fn=_take_interrupts,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
