@@ -156,9 +156,7 @@ def main(
     except Exception as error:
         _fail(f"{_sentence(error)} (see {command} --help)", BAD_FLAGS)
     if asks_help:
-        given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config=", "-config="))]
-        file = (given or [DEFAULT_CONFIG.name])[-1]
-        print(_help.text(command, doc, _entries(), sections(config, reads), config, file))
+        print(_help.text(command, doc, _entries(), sections(config, reads), config, _config_file()))
         sys.exit(0)
     if _DRY_RUN.value:
         run, parallel = functools.partial(_dry_run.rehearse, stages or (run,), estimates), True
@@ -198,6 +196,12 @@ def _workdir() -> Path:
         return Path(_WORKDIR.value).expanduser()
     scratch = storage.default_scratch() if _SCRATCH.value is None else Path(_SCRATCH.value)
     return storage.attach(_WORKDIR.value, scratch, processes.index())
+
+
+def _config_file() -> str:
+    """The configuration file as the command line names it."""
+    given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config=", "-config="))]
+    return (given or [DEFAULT_CONFIG.name])[-1]
 
 
 def _address() -> Address | None:
