@@ -1,0 +1,47 @@
+"""MedSAE (arXiv 2510.26411): autoencoders of an image encoder's embeddings, measured against labels.
+
+DATA is phantom, or READER:PATH, the name of a reader of studies (see maira_jax/studies/readers/) and what it reads:
+
+  python -m launch.demo --config=configs/medsae.py --workdir=runs/medsae
+  python -m launch.demo --config=configs/medsae.py:nih_cxr14:FOLDER --workdir=runs/medsae_nih
+
+sae/ holds the paper's autoencoder, ReLU with an L1 penalty, and sae-matryoshka/ a Matryoshka BatchTopK of the same
+width. What the paper fixes is marked; the rest is our choice.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(data: str = "phantom") -> ConfigDict:
+    source, _, path = data.partition(":")
+    config = base.get_config()
+    # Studies of another seed than those that the phantom's model was trained on.
+    config.studies = base.studies(source, path=path) if path else base.studies("phantom", n=3000, seed=1)
+    config.harvest.update({"site": "language.embed", "token_filter": "frontal", "held_out_fraction": 0.2})
+    config.sae.update(
+        {
+            "kind": "relu",  # paper
+            "expansion": 16,  # paper: 8,192 features for embeddings of 512
+            "l1": 0.05,
+            "group_fractions": (1.0,),
+            "companions": {
+                "matryoshka": {
+                    "kind": "batch_top_k",
+                    "k": 32,
+                    "l1": 0.0,
+                    "group_fractions": (0.0625, 0.0625, 0.125, 0.25, 0.5),
+                }
+            },
+        }
+    )
+    config.train.update(
+        {
+            "preset": "scaled",  # its lengths scale with train.steps
+            "steps": 1000,
+            "resample_every": 250,
+            "loss_recovered_studies": 0,  # no report is written from an embedding
+        }
+    )
+    return config
