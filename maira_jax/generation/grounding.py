@@ -16,7 +16,7 @@ _BOX = re.compile(r"<box><x([0-9]{1,2})><y([0-9]{1,2})><x([0-9]{1,2})><y([0-9]{1
 
 
 @dataclasses.dataclass(frozen=True)
-class Box:
+class PhraseBox:
     """A rectangle, in fractions of the image's width (x) and height (y) from the top left corner."""
 
     x_min: float
@@ -30,7 +30,7 @@ class Phrase:
     """One finding; `boxes` is None where it was written without a location."""
 
     text: str
-    boxes: tuple[Box, ...] | None = None
+    boxes: tuple[PhraseBox, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +84,12 @@ def _parse_phrase(inner: str) -> tuple[Phrase, list[str]]:
     start = re.search(r"</?box>", inner)
     if start is None:
         return Phrase(inner.lstrip()), []
-    boxes = tuple(Box(*((int(n) + 0.5) / N_BINS for n in match.groups())) for match in _BOX.finditer(inner))
+    boxes = tuple(PhraseBox(*((int(n) + 0.5) / N_BINS for n in match.groups())) for match in _BOX.finditer(inner))
     broken = _BOX.split(inner[start.start() :])[:: _BOX.groups + 1]
     return Phrase(inner[: start.start()].strip(), boxes or None), broken
 
 
-def adjust_to_original(box: Box, width: int, height: int) -> Box:
+def adjust_to_original(box: PhraseBox, width: int, height: int) -> PhraseBox:
     """From the centre-cropped square that the model sees to the original image.
 
     Args:
@@ -105,7 +105,7 @@ def adjust_to_original(box: Box, width: int, height: int) -> Box:
     def pixel(fraction: float, offset: int) -> int:
         return int(fraction * side + offset)
 
-    return Box(
+    return PhraseBox(
         pixel(box.x_min, left) / width,
         pixel(box.y_min, top) / height,
         pixel(box.x_max, left) / width,

@@ -13,7 +13,7 @@ from maira_jax.checkpoint import store
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.generation import grounding
-from maira_jax.generation.grounding import Box, GroundedReport, Phrase
+from maira_jax.generation.grounding import GroundedReport, Phrase, PhraseBox
 from maira_jax.generation.overlay import draw
 from maira_jax.generation.report_writer import GeneratedText, ReportWriter
 from maira_jax.inputs.batches import GenerationRequest, reporting_request
@@ -245,7 +245,8 @@ def _save_images(directory: Path, studies: Sequence[Study]) -> None:
             continue
         assert study.frontal is not None
         phrases = [
-            Phrase(row["text"], row["boxes"] and tuple(Box(*box) for box in row["boxes"])) for row in record["phrases"]
+            Phrase(row["text"], row["boxes"] and tuple(PhraseBox(*box) for box in row["boxes"]))
+            for row in record["phrases"]
         ]
         notes = [f"[unparsed] {piece}" for piece in record["unparsed"]]
         with files.atomic_path(path) as temporary:

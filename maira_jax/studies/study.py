@@ -1,5 +1,6 @@
 """What every reader yields: a study with its images, its report sections and what is known about it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -66,6 +67,51 @@ class Finding:
 
 FINDING_FIELDS = tuple(f.name for f in fields(Finding))
 
+_ROUNDING = 1e-3  # tables round their fractions, so that a box at the border may end just outside
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a finding is in the frontal image, as a radiologist or a program marked it.
+
+    Attributes:
+      name: the label's concept, as in `Study.labels`, e.g. "pneumonia".
+      x, y: left and upper border, as fractions of the full image's width and height, from its upper left corner.
+      width, height: as fractions of the full image's width and height.
+
+    Raises:
+      ValueError: the name is empty, a number is not finite, or the box is empty or leaves the image.
+    """
+
+    name: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def __post_init__(self) -> None:
+        numbers = (self.x, self.y, self.width, self.height)
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a box has the name {self.name!r}, which is not a label")
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
+            raise ValueError(f"the box of {self.name!r} is {numbers}, not four finite numbers")
+        right, bottom = self.x + self.width, self.y + self.height
+        if min(self.width, self.height) <= 0 or min(self.x, self.y) < 0 or max(right, bottom) > 1 + _ROUNDING:
+            raise ValueError(
+                f"the box of {self.name!r} is x, y, width, height = {numbers}, not an area of the image in fractions"
+            )
+
+
+def parse_boxes(value: object) -> tuple[Box, ...]:
+    """Boxes from what JSON gives for them: a list of `[label, x, y, width, height]`, as `Box`.
+
+    Raises:
+      ValueError: it is something else, or as `Box`.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, list) and len(item) == 5 for item in value):
+        raise ValueError("boxes is not a list of [label, x, y, width, height]")
+    return tuple(Box(*item) for item in value)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -88,6 +134,7 @@ class Study:
       findings_origin: "report" when a radiologist wrote `findings`; "phantom" and "labels" when a
         program wrote it, from the phantom's latents or from a data set's labels.
       stated: sentence of the report or the prior report -> everything that it states; empty where nobody knows.
+      boxes: where findings are in `frontal`; none is known where it is empty, and none is complete.
     """
 
     study_id: str
@@ -105,3 +152,4 @@ class Study:
     labels: Mapping[str, bool] = field(default_factory=dict)
     findings_origin: str = "report"
     stated: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()

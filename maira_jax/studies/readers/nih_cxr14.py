@@ -5,16 +5,18 @@ from the real reports and are known to be noisy; `Study.findings_origin` says "l
 listed is taken as absent. Source: Wang et al., "ChestX-ray8", CVPR 2017.
 """
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.studies.readers.registry import READERS, FilesSection
-from maira_jax.studies.study import Study
+from maira_jax.studies.study import Box, Study, parse_boxes
 from maira_jax.studies.table import rows
 
 FILE = "studies.csv"
-_COLUMNS = ("image_id", "patient_id", "view", "labels", "prior_image_id")
+_COLUMNS = ("image_id", "patient_id", "view", "labels", "prior_image_id", "boxes_xywh_fraction")
 
 _CONCEPTS = {
     "Atelectasis": "atelectasis",
@@ -33,6 +35,7 @@ _CONCEPTS = {
     "Pneumonia": "pneumonia",
     "Pneumothorax": "pneumothorax",
 }
+_BOX_CONCEPTS = _CONCEPTS | {"Infiltrate": "infiltration"}  # the boxes' file has this word of its own
 _LUNGS = {
     "consolidation": "consolidation",
     "oedema": "pulmonary edema",
@@ -58,13 +61,14 @@ def read(folder: Path, n: int | None = None) -> list[Study]:
     """Reads the studies of a folder, one image per study.
 
     Args:
-      folder: holds `studies.csv` (columns image_id, patient_id, view, labels separated by "|", and
-        prior_image_id, the patient's newest earlier image or nothing) and `images/<image_id>.jpg`.
+      folder: holds `studies.csv` (columns image_id, patient_id, view, labels separated by "|", prior_image_id, the
+        patient's newest earlier image or nothing, and boxes_xywh_fraction, radiologists' boxes as JSON or nothing) and
+        `images/<image_id>.jpg`.
       n: at most this many studies are read; None: all.
 
     Raises:
-      UserError: the table is missing, empty or ill-formed, has an unknown label, or names an image that is not
-        there.
+      UserError: the table is missing, empty or ill-formed, has an unknown label or a box that is none, or names an
+        image that is not there.
     """
     studies: list[Study] = []
     for row in rows(folder / FILE, _COLUMNS):
@@ -115,7 +119,32 @@ def _study(folder: Path, row: dict[str, str]) -> Study:
         findings=write_findings(labels),
         labels=labels,
         findings_origin="labels",
+        boxes=_boxes(folder, row),
     )
+
+
+def concept_of_box(label: str, path: Path) -> str:
+    """The concept that a label of the boxes' table `path` means.
+
+    Raises:
+      UserError: the label is not one of the data set's.
+    """
+    if label not in _BOX_CONCEPTS:
+        raise UserError(f"{path}: a box has the unknown label {label!r}: use the data set's own")
+    return _BOX_CONCEPTS[label]
+
+
+def _boxes(folder: Path, row: dict[str, str]) -> tuple[Box, ...]:
+    """The boxes of an image, named by the concepts of their labels."""
+    text = row["boxes_xywh_fraction"]
+    if not text:
+        return ()
+    try:
+        found = parse_boxes(json.loads(text))
+    except ValueError as error:
+        where = f"{folder / FILE}: the boxes of {row['image_id']}"
+        raise UserError(f"{where} cannot be read ({first_line(error)}): restore the table") from error
+    return tuple(dataclasses.replace(box, name=concept_of_box(box.name, folder / FILE)) for box in found)
 
 
 def _image(folder: Path, image_id: str) -> Path:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maira_jax.generation.grounding import (
-    Box,
     GroundedReport,
     Phrase,
+    PhraseBox,
     adjust_to_original,
     parse,
 )
@@ -21,7 +21,7 @@ CARD = (
     "<obj>The left lung is clear.</obj>"
 )
 PHRASES = (
-    Phrase("There is a large right pleural effusion.", (Box(0.055, 0.275, 0.445, 0.665),)),
+    Phrase("There is a large right pleural effusion.", (PhraseBox(0.055, 0.275, 0.445, 0.665),)),
     Phrase("The left lung is clear."),
 )
 
@@ -49,7 +49,7 @@ def test_plain_text_is_one_phrase():
 
 def test_several_boxes():
     (phrase,) = parse("<obj>Two.<box><x0><y1><x2><y3></box><box><x4><y5><x98><y99></box></obj>").phrases
-    assert phrase == Phrase("Two.", (Box(0.005, 0.015, 0.025, 0.035), Box(0.045, 0.055, 0.985, 0.995)))
+    assert phrase == Phrase("Two.", (PhraseBox(0.005, 0.015, 0.025, 0.035), PhraseBox(0.045, 0.055, 0.985, 0.995)))
 
 
 @pytest.mark.parametrize("n", range(len(CARD)))
@@ -73,7 +73,7 @@ def test_a_text_cut_anywhere_keeps_what_is_whole_and_names_the_rest(n):
         ("<obj>A.<box><x1><y2><x3></box></obj>", (Phrase("A."),), ("<box><x1><y2><x3></box>",)),
         (
             "<obj>A.<box><x1><y2><x3><y4></box><box><x1></obj>",
-            (Phrase("A.", (Box(0.015, 0.025, 0.035, 0.045),)),),
+            (Phrase("A.", (PhraseBox(0.015, 0.025, 0.035, 0.045),)),),
             ("<box><x1>",),
         ),
         ("text </obj>", (), ("text </obj>",)),
@@ -94,16 +94,16 @@ def test_parsing_never_raises_and_loses_no_letter(pieces):
 @given(st.tuples(*[st.integers(0, 99)] * 4))
 def test_every_bin_survives_the_way_through_text(bins):
     x0, x1, y0, y1 = *sorted(bins[:2]), *sorted(bins[2:])
-    box = Box(*((value + 0.5) / 100 for value in (x0, y0, x1, y1)))
+    box = PhraseBox(*((value + 0.5) / 100 for value in (x0, y0, x1, y1)))
     assert parse(to_text([Phrase("A.", (box,))])).phrases[0].boxes == (box,)
 
 
 def test_adjustment_as_in_maira2():
     # side = 400, offset = ((600 - 400) // 2, 0): int(0.105 * 400 + 100) = 142, int(0.905 * 400 + 100) = 462, ...
-    adjusted = adjust_to_original(Box(0.105, 0.205, 0.905, 0.505), width=600, height=400)
-    assert adjusted == Box(142 / 600, 82 / 400, 462 / 600, 202 / 400)
-    tall = adjust_to_original(Box(0.105, 0.205, 0.905, 0.505), width=400, height=601)
-    assert tall == Box(42 / 400, 182 / 601, 362 / 400, 302 / 601)
+    adjusted = adjust_to_original(PhraseBox(0.105, 0.205, 0.905, 0.505), width=600, height=400)
+    assert adjusted == PhraseBox(142 / 600, 82 / 400, 462 / 600, 202 / 400)
+    tall = adjust_to_original(PhraseBox(0.105, 0.205, 0.905, 0.505), width=400, height=601)
+    assert tall == PhraseBox(42 / 400, 182 / 601, 362 / 400, 302 / 601)
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (100, 173), (300, 101), (64, 65)])
@@ -115,8 +115,8 @@ def test_a_box_lies_where_the_pixels_that_the_model_sees_come_from(height, width
     grey = np.zeros((height, width), np.uint8)
     grey[top:bottom, left:right] = 255
     rows, columns = np.nonzero(to_grey_square(grey, 518) > 127)
-    seen = Box(columns.min() / 518, rows.min() / 518, (columns.max() + 1) / 518, (rows.max() + 1) / 518)
+    seen = PhraseBox(columns.min() / 518, rows.min() / 518, (columns.max() + 1) / 518, (rows.max() + 1) / 518)
     found = adjust_to_original(seen, width, height)
-    drawn = Box(left / width, top / height, right / width, bottom / height)
+    drawn = PhraseBox(left / width, top / height, right / width, bottom / height)
     for name, length in (("x_min", width), ("x_max", width), ("y_min", height), ("y_max", height)):
         assert abs(getattr(found, name) - getattr(drawn, name)) * length <= 1.01

@@ -8,7 +8,7 @@ import pytest
 
 from maira_jax.errors import UserError
 from maira_jax.studies.readers import manifest
-from maira_jax.studies.study import Finding
+from maira_jax.studies.study import Box, Finding
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_reads_every_field(folder: Path) -> None:
             prior_report="Normal.",
             truth=truth,
             labels={"pneumothorax": False},
+            boxes=[["pleural effusion", 0.5, 0.6, 0.4, 0.3]],
         ),
         "",
         {"study_id": "s2", "patient_id": "p1", "frontal": "images/a.png"},
@@ -59,6 +60,7 @@ def test_reads_every_field(folder: Path) -> None:
     )
     assert first.truth == (Finding("pneumothorax", "absent"), Finding("pleural effusion", "present", side="left"))
     assert (second.study_id, second.patient_id, second.findings, second.truth) == ("s2", "p1", None, None)
+    assert (first.boxes, second.boxes) == ((Box("pleural effusion", 0.5, 0.6, 0.4, 0.3),), ())
     assert first.findings_origin == "report"
 
 
@@ -75,6 +77,7 @@ def test_reads_every_field(folder: Path) -> None:
         (_row(labels={"pneumothorax": 1}), "labels is not an object of booleans"),
         (_row(labels=["pneumothorax"]), "labels is not an object of booleans"),
         (_row(truth={"name": "x"}), "truth is not a list"),
+        (_row(boxes=[["x", 100, 100, 50, 50]]), "not an area of the image in fractions"),
         (_row(truth=[{"name": "x", "status": "maybe"}]), "status='maybe'"),
         (_row(truth=[{"name": "x", "status": "present", "colour": "red"}]), "unknown field 'colour'"),
         (_row(truth=[{"name": "x", "status": "present", "change": "resolved"}]), "status='absent'"),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from maira_jax.errors import UserError
 from maira_jax.studies.readers import nih_cxr14
+from maira_jax.studies.study import Box
 
 _HEADER = "image_id,patient_id,follow_up,age_years,sex,view,labels,prior_image_id,boxes_xywh_fraction\n"
 
@@ -40,6 +41,12 @@ def test_reads_images_priors_and_labels(tmp_path: Path) -> None:
     assert len(nih_cxr14.read(folder, n=1)) == 1
 
 
+def test_reads_boxes_by_concept(tmp_path: Path) -> None:
+    boxes = '"[[""Infiltrate"", 0.1, 0.2, 0.3, 0.4], [""Effusion"", 0.5, 0.5, 0.5, 0.5]]"'
+    (study,) = nih_cxr14.read(_folder(tmp_path, f"1_0,1,0,50,M,PA,Effusion,,{boxes}"))
+    assert study.boxes == (Box("infiltration", 0.1, 0.2, 0.3, 0.4), Box("pleural effusion", 0.5, 0.5, 0.5, 0.5))
+
+
 def test_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         nih_cxr14.read(tmp_path)
@@ -51,6 +58,13 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         nih_cxr14.read(_folder(tmp_path, "9_9,1,0,50,M,PA,Edema,,"))
     with pytest.raises(UserError, match=r"8_8\.jpg does not exist"):
         nih_cxr14.read(_folder(tmp_path, "1_0,1,0,50,M,PA,Edema,8_8,"))
+    for boxes, says in (
+        ("0.1", "not a list"),
+        ('"[[""Mass"", 0.9, 0, 0.9, 1]]"', "boxes of 1_0 cannot be read.*not an area"),
+        ('"[[""Cold"", 0, 0, 1, 1]]"', "unknown label 'Cold'"),
+    ):
+        with pytest.raises(UserError, match=says):
+            nih_cxr14.read(_folder(tmp_path, f"1_0,1,0,50,M,PA,Edema,,{boxes}"))
 
 
 def test_reads_the_real_images(shared_data: Path) -> None:
@@ -59,6 +73,8 @@ def test_reads_the_real_images(shared_data: Path) -> None:
     assert len({study.patient_id for study in studies}) == 617
     assert sum(study.prior_frontal is not None for study in studies) == 293
     assert sum(study.labels["pneumonia"] for study in studies) == 410
+    assert sum(bool(study.boxes) for study in studies) == 33
+    assert {box.name for study in studies for box in study.boxes if not study.labels[box.name]} == set()
     assert isinstance(studies[0].frontal, Path)
     with Image.open(studies[0].frontal) as image:
         assert min(image.size) == 518 and image.mode == "L"
