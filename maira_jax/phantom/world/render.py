@@ -10,8 +10,10 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from maira_jax.phantom.world.latents import SLOTS, Latents, uniforms
+from maira_jax.studies.study import Box
 
 UNITS = 112
 BODIES = 16
@@ -119,12 +121,10 @@ def render(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.nd
     Returns:
       uint8 [n, size, size].
     """
-    sprites, bank, margin = _sprite_set(size), _noise(size), _margin(size)
+    sprites, bank = _sprite_set(size), _noise(size)
     levels = latents.prior_levels if prior else latents.levels
-    build = uniforms(latents.start, latents.start + len(latents), latents.seed, 1, 1)
-    bodies = (build[:, 0] * BODIES).astype(int)
-    pose = uniforms(latents.start, latents.start + len(latents), latents.seed, 3 if prior else 2, 5)
-    shifts = (pose[:, :2] * (2 * margin + 1)).astype(int)  # [n, 2]
+    bodies, pose = _bodies(latents), _pose(latents, prior)
+    shifts = _shifts(pose, size)
     gain = (0.90 + 0.20 * pose[:, 2]).astype(np.float32)
     lift = (0.02 + 0.06 * pose[:, 3]).astype(np.float32)
     grain = (pose[:, 4] * _BANK).astype(int)
@@ -140,6 +140,57 @@ def render(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.nd
         image += 255 * lift[rows, None, None]
         out[rows] = np.clip(image, 0, 255, out=image)
     return out
+
+
+def places(latents: Latents, size: int = UNITS) -> list[tuple[Box, ...]]:
+    """Where the findings of each study are in its current image.
+
+    A finding's boxes hold what covers at least half as much as its densest pixel, one box for each connected part, such
+    as the two lungs of oedema; what other findings paint over it counts.
+
+    Args:
+      latents: states of the studies.
+      size: side of the images in pixels.
+    """
+    shifts, bodies = _shifts(_pose(latents, prior=False), size), _bodies(latents)
+    out = []
+    for body, (down, across), levels in zip(bodies.tolist(), shifts, latents.levels, strict=True):
+        boxes = []
+        for column in np.flatnonzero(levels).tolist():
+            for part in _parts(size, column, int(levels[column]), body):
+                edges = np.clip(part - [across, down, across, down], 0, size) / size  # left, top, right, bottom
+                if (edges[2:] > edges[:2]).all():
+                    x, y, right, bottom = edges.tolist()
+                    boxes.append(Box(SLOTS[column].finding, x, y, right - x, bottom - y))
+        out.append(tuple(boxes))
+    return out
+
+
+@functools.lru_cache(maxsize=None)
+def _parts(size: int, column: int, level: int, body: int) -> np.ndarray:
+    """Left, top, right and bottom of each connected part of a finding on the canvas, in pixels. [parts, 4]"""
+    sprite = _sprite_set(size).findings[column, level]
+    cover = 1 - sprite.keep[body]
+    parts, n = ndimage.label(cover >= cover.max() / 2, structure=np.ones((3, 3)))
+    areas = np.bincount(parts.ravel(), minlength=n + 1)[1:]
+    found = [box for box, area in zip(ndimage.find_objects(parts), areas, strict=True) if area >= areas.sum() / 20]
+    top, left = sprite.rows.start, sprite.cols.start
+    return np.array([[cols.start, rows.start, cols.stop, rows.stop] for rows, cols in found]) + [left, top, left, top]
+
+
+def _bodies(latents: Latents) -> np.ndarray:
+    """The number of each study's body, int [n]."""
+    return (uniforms(latents.start, latents.start + len(latents), latents.seed, 1, 1)[:, 0] * BODIES).astype(int)
+
+
+def _pose(latents: Latents, prior: bool) -> np.ndarray:
+    """Random numbers of each image: its shift down and across, contrast, brightness and noise. [n, 5]"""
+    return uniforms(latents.start, latents.start + len(latents), latents.seed, 3 if prior else 2, 5)
+
+
+def _shifts(pose: np.ndarray, size: int) -> np.ndarray:
+    """Upper left corner of each image on its canvas, in pixels down and across. int [n, 2]"""
+    return (pose[:, :2] * (2 * _margin(size) + 1)).astype(int)
 
 
 def _paint(sprites: _SpriteSet, bodies: np.ndarray, levels: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from maira_jax.errors import UserError
 from maira_jax.phantom.world.latents import SLOTS, sample, truth
-from maira_jax.phantom.world.render import UNITS, render
+from maira_jax.phantom.world.render import UNITS, places, render
 from maira_jax.phantom.world.write import has_communication, write_sections
 from maira_jax.run.config import setting
 from maira_jax.studies.concepts import study_labels
@@ -74,7 +74,7 @@ class _FirstChoice(random.Random):
 
 
 def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: bool = True) -> list[Study]:
-    """Makes studies `start` to `stop - 1`: images, sections, truth and labels.
+    """Makes studies `start` to `stop - 1`: images, sections, truth, labels and boxes.
 
     Args:
       start, stop: range of study indices.
@@ -84,6 +84,7 @@ def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: boo
     """
     latents = sample(start, stop, seed)
     images, priors = render(latents, size), render(latents, size, prior=True)
+    boxes = places(latents, size)
     out = []
     for i in range(len(latents)):
         rng = random.Random(f"phantom {seed} {start + i}") if varied else _FirstChoice()
@@ -105,6 +106,7 @@ def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: boo
                 labels=study_labels(facts, has_prior, has_communication(written.findings)),
                 findings_origin="phantom",
                 stated=written.stated,
+                boxes=boxes[i],
             )
         )
     return out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maira_jax.phantom.world.latents import COLUMN, SLOTS, Latents
-from maira_jax.phantom.world.render import render
+from maira_jax.phantom.world.render import places, render
 from maira_jax.studies.readers import phantom
 
 TRAIN, TEST = 6000, 1000
@@ -77,3 +77,25 @@ def test_a_linear_probe_reads_every_slot() -> None:
         columns = [column for column, (name, _) in enumerate(steps) if name == slot.name]
         accuracy = (guessed[:, columns].sum(1) == test.truth[slot.name]).mean()
         assert accuracy > (0.86 if slot.name == "cardiomegaly" else 0.95), (slot.name, accuracy)
+
+
+@pytest.mark.parametrize("column", range(len(SLOTS)), ids=[slot.name for slot in SLOTS])
+def test_boxes_hold_what_a_finding_changes(column: int) -> None:
+    """Most of the change, and no edge of a box beyond it; the haze of oedema has the widest margin."""
+    levels = np.zeros((40, len(SLOTS)), np.int8)
+    plain = Latents(0, 9, np.zeros(40, bool), levels, levels)
+    level = levels.copy()
+    level[:, column] = SLOTS[column].levels - 1
+    found = Latents(0, 9, np.zeros(40, bool), level, levels)
+    change = np.abs(render(found).astype(float) - render(plain))
+    assert places(plain) == [()] * 40
+    for boxes, here in zip(places(found), change, strict=True):
+        inside = np.zeros_like(here, bool)
+        for box in boxes:
+            assert box.name == SLOTS[column].finding
+            x, y, right, bottom = (round(v * 112) for v in (box.x, box.y, box.x + box.width, box.y + box.height))
+            inside[y:bottom, x:right] = True
+            strong = here[y:bottom, x:right] > 20
+            assert strong[:3].any() and strong[-3:].any() and strong[:, :3].any() and strong[:, -3:].any()
+        assert here[inside].sum() > 0.65 * here.sum()
+    assert len(boxes) == (2 if SLOTS[column].name == "oedema" else 1)
