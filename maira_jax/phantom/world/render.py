@@ -166,7 +166,7 @@ def places(latents: Latents, size: int = UNITS) -> list[tuple[Box, ...]]:
     return out
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _parts(size: int, column: int, level: int, body: int) -> np.ndarray:
     """Left, top, right and bottom of each connected part of a finding on the canvas, in pixels. [parts, 4]"""
     sprite = _sprite_set(size).findings[column, level]
