@@ -38,6 +38,14 @@ def test_no_file_adds_a_section(config):
 
 
 def test_a_reader_names_its_own_fields():
-    assert set(base.studies("mimic_cxr", path="somewhere")) == {"source", "n", "path", "reports", "split"}
+    assert set(base.studies("mimic_cxr", path="somewhere")) == {
+        "source",
+        "n",
+        "balanced",
+        "path",
+        "uncertain",
+        "reports",
+        "split",
+    }
     with pytest.raises(UserError, match="studies.source is 'elsewhere'"):
         base.studies("elsewhere")

@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maira_jax.studies.readers import iu_xray, manifest, mimic_cxr, nih_cxr14, nih_iu, phantom
+from maira_jax.studies.balanced import balanced_subset
+from maira_jax.studies.readers import chexpert, iu_xray, manifest, mimic_cxr, nih_cxr14, nih_iu, phantom
 from maira_jax.studies.readers.registry import READERS, StudiesSection
 from maira_jax.studies.study import Study
 
 __all__ = [
     "READERS",
     "StudiesSection",
+    "chexpert",
     "iu_xray",
     "load_stated",
     "load_studies",
@@ -30,7 +32,9 @@ def load_studies(section: Mapping[str, Any]) -> Sequence[Study]:
     Raises:
       UserError: the source is unknown, a field is missing or wrong, or the reader refuses the data.
     """
-    return _parse(section).load()
+    parsed = _parse(section)
+    studies = parsed.load()
+    return balanced_subset(studies, parsed.balanced) if parsed.balanced else studies
 
 
 def load_stated(section: Mapping[str, Any]) -> Mapping[str, Mapping[str, frozenset[str]]]:

@@ -17,7 +17,8 @@ from absl import logging
 
 from maira_jax.errors import UserError
 from maira_jax.run.config import setting
-from maira_jax.studies.readers.registry import READERS, FilesSection
+from maira_jax.studies.readers.chexpert import CONCEPTS, ChexpertLabelsSection, labels_of
+from maira_jax.studies.readers.registry import READERS
 from maira_jax.studies.sections import split_sections
 from maira_jax.studies.study import Study
 from maira_jax.studies.table import rows
@@ -25,26 +26,10 @@ from maira_jax.studies.table import rows
 SPLITS = ("train", "validate", "test")
 _FRONTAL = ("PA", "AP")  # the first is preferred
 _LATERAL = ("LATERAL", "LL")
-_LABELS = {
-    "Atelectasis": "atelectasis",
-    "Cardiomegaly": "cardiomegaly",
-    "Consolidation": "consolidation",
-    "Edema": "oedema",
-    "Enlarged Cardiomediastinum": "enlarged cardiomediastinum",
-    "Fracture": "fracture",
-    "Lung Lesion": "lung lesion",
-    "Lung Opacity": "lung opacity",
-    "No Finding": "no finding",
-    "Pleural Effusion": "pleural effusion",
-    "Pleural Other": "pleural other",
-    "Pneumonia": "pneumonia",
-    "Pneumothorax": "pneumothorax",
-    "Support Devices": "support devices",
-}
 
 
 @READERS.register("mimic_cxr")
-class MimicCxrSection(FilesSection):
+class MimicCxrSection(ChexpertLabelsSection):
     """MIMIC-CXR; `path` is MIMIC-CXR-JPG's folder."""
 
     reports: str | None = setting(None, "Folder that holds the reports' `files/`; None: `path`.")
@@ -52,7 +37,7 @@ class MimicCxrSection(FilesSection):
 
     def load(self) -> list[Study]:
         reports = Path(self.reports).expanduser() if self.reports else None
-        return read(self.folder, reports=reports, split=self.split, n=self.n)
+        return read(self.folder, reports=reports, split=self.split, uncertain=self.uncertain, n=self.n)
 
 
 @dataclass
@@ -75,17 +60,24 @@ class _MimicStudy:
         return Path("files", f"p{self.subject[:2]}", f"p{self.subject}", f"s{self.study}")
 
 
-def read(root: Path, *, reports: Path | None = None, split: str | None = None, n: int | None = None) -> list[Study]:
+def read(
+    root: Path,
+    *,
+    reports: Path | None = None,
+    split: str | None = None,
+    uncertain: str = "unknown",
+    n: int | None = None,
+) -> list[Study]:
     """Reads the studies that have a frontal image on disk, by subject and time.
 
-    The prior is the same patient's previous study that has a frontal image on disk. The labels are CheXpert's:
-    1 is True, 0 is False, uncertain and blank are unknown. Studies whose frontal image was not downloaded are
-    left out, with a warning that says how many.
+    The prior is the same patient's previous study that has a frontal image on disk. The labels are those of
+    CheXpert's labeller. Studies whose frontal image was not downloaded are left out, with a warning that says how many.
 
     Args:
       root: MIMIC-CXR-JPG's folder.
       reports: the folder that holds the reports' `files/`; None: `root`.
       split: one of `SPLITS`, or None for all.
+      uncertain: as `chexpert.labels_of`.
       n: at most this many studies are read; None: all.
 
     Raises:
@@ -94,7 +86,7 @@ def read(root: Path, *, reports: Path | None = None, split: str | None = None, n
     """
     by_subject = _metadata(root)
     wanted = _split(root, split) if split else None
-    labels = _labels(root)
+    labels = _labels(root, uncertain)
     reports = reports or root
     out: list[Study] = []
     left_out = 0
@@ -179,11 +171,12 @@ def _split(root: Path, split: str) -> set[str]:
     return {row["study_id"] for row in table if row["split"] == split}
 
 
-def _labels(root: Path) -> dict[str, dict[str, bool]]:
-    table = rows(_table(root, "chexpert"), ("study_id", *_LABELS))
-    return {
-        row["study_id"]: {
-            name: float(row[column]) == 1 for column, name in _LABELS.items() if row[column] in ("0.0", "1.0", "0", "1")
-        }
-        for row in table
-    }
+def _labels(root: Path, uncertain: str) -> dict[str, dict[str, bool]]:
+    path = _table(root, "chexpert")
+    found = {}
+    for row in rows(path, ("study_id", *CONCEPTS)):
+        try:
+            found[row["study_id"]] = labels_of(row, uncertain)
+        except ValueError as error:
+            raise UserError(f"{path}: study {row['study_id']}: {error}: restore the file") from error
+    return found

@@ -2,15 +2,18 @@
 
 The data set has no reports. The findings of these studies are written here from the labels, which were mined
 from the real reports and are known to be noisy; `Study.findings_origin` says "labels". A label that is not
-listed is taken as absent. Source: Wang et al., "ChestX-ray8", CVPR 2017.
+listed is taken as absent. Source: Wang et al., "ChestX-ray8", CVPR 2017. The data set's own files are read by
+`nih_release`; here it is a smaller table with boxes in fractions, priors named, and images of any size.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from maira_jax.errors import UserError, first_line
+from maira_jax.run.config import setting
+from maira_jax.studies.readers import nih_release
+from maira_jax.studies.readers.nih_labels import concept_of_box, concepts_of, write_findings
 from maira_jax.studies.readers.registry import READERS, FilesSection
 from maira_jax.studies.study import Box, Study, parse_boxes
 from maira_jax.studies.table import rows
@@ -18,42 +21,22 @@ from maira_jax.studies.table import rows
 FILE = "studies.csv"
 _COLUMNS = ("image_id", "patient_id", "view", "labels", "prior_image_id", "boxes_xywh_fraction")
 
-_CONCEPTS = {
-    "Atelectasis": "atelectasis",
-    "Cardiomegaly": "cardiomegaly",
-    "Consolidation": "consolidation",
-    "Edema": "oedema",
-    "Effusion": "pleural effusion",
-    "Emphysema": "emphysema",
-    "Fibrosis": "fibrosis",
-    "Hernia": "hernia",
-    "Infiltration": "infiltration",
-    "Mass": "mass",
-    "No Finding": "no finding",
-    "Nodule": "nodule",
-    "Pleural_Thickening": "pleural thickening",
-    "Pneumonia": "pneumonia",
-    "Pneumothorax": "pneumothorax",
-}
-_BOX_CONCEPTS = _CONCEPTS | {"Infiltrate": "infiltration"}  # the boxes' file has this word of its own
-_LUNGS = {
-    "consolidation": "consolidation",
-    "oedema": "pulmonary edema",
-    "atelectasis": "atelectasis",
-    "infiltration": "a lung infiltrate",
-    "pneumonia": "pneumonia",
-    "emphysema": "emphysema",
-    "fibrosis": "fibrosis",
-    "mass": "a lung mass",
-    "nodule": "a lung nodule",
-}
-
 
 @READERS.register("nih_cxr14")
 class NihCxr14Section(FilesSection):
-    """NIH ChestX-ray14; `path` is the folder that holds `studies.csv` and `images/`."""
+    """NIH ChestX-ray14; `path` is its folder as it is distributed, or a folder with `studies.csv` and `images/`."""
+
+    split: str | None = setting(
+        None,
+        "Official split of the patients of the data set as it is distributed; None: all.",
+        choices=lambda: nih_release.SPLITS,
+    )
 
     def load(self) -> list[Study]:
+        if not (self.folder / FILE).exists():
+            return nih_release.read(self.folder, self.split, self.n)
+        if self.split is not None:
+            raise UserError(f"studies.split is {self.split!r}, but {self.folder / FILE} has no splits: leave it out")
         return read(self.folder, self.n)
 
 
@@ -80,34 +63,8 @@ def read(folder: Path, n: int | None = None) -> list[Study]:
     return studies
 
 
-def write_findings(labels: Mapping[str, bool]) -> str:
-    """The findings text for a study's labels, concept -> bool."""
-    seen = [text for name, text in _LUNGS.items() if labels[name]]
-    out = [f"There is {text}." for text in seen]
-    if not seen:
-        out.append("The lungs are clear without consolidation or edema.")
-    else:
-        unseen = [text for name, text in (("consolidation", "consolidation"), ("oedema", "edema")) if not labels[name]]
-        out += [f"No {' or '.join(unseen)}."] if unseen else []
-    if not labels["pleural effusion"] and not labels["pneumothorax"]:
-        out.append("No pleural effusion or pneumothorax.")
-    else:
-        for name in ("pleural effusion", "pneumothorax"):
-            out.append(f"There is a {name}." if labels[name] else f"No {name}.")
-    if labels["pleural thickening"]:
-        out.append("There is pleural thickening.")
-    out.append("The heart is enlarged." if labels["cardiomegaly"] else "Heart size is normal.")
-    if labels["hernia"]:
-        out.append("There is a hiatal hernia.")
-    return " ".join(out)
-
-
 def _study(folder: Path, row: dict[str, str]) -> Study:
-    named = set(row["labels"].split("|"))
-    if not named <= set(_CONCEPTS):
-        unknown = sorted(named - set(_CONCEPTS))[0]
-        raise UserError(f"{folder / FILE}: {row['image_id']} has the unknown label {unknown!r}: use the data set's own")
-    labels = {concept: label in named for label, concept in _CONCEPTS.items()}
+    labels = concepts_of(row["labels"], row["image_id"], folder / FILE)
     prior = row["prior_image_id"]
     return Study(
         study_id=f"nih-{row['image_id']}",
@@ -121,17 +78,6 @@ def _study(folder: Path, row: dict[str, str]) -> Study:
         findings_origin="labels",
         boxes=_boxes(folder, row),
     )
-
-
-def concept_of_box(label: str, path: Path) -> str:
-    """The concept that a label of the boxes' table `path` means.
-
-    Raises:
-      UserError: the label is not one of the data set's.
-    """
-    if label not in _BOX_CONCEPTS:
-        raise UserError(f"{path}: a box has the unknown label {label!r}: use the data set's own")
-    return _BOX_CONCEPTS[label]
 
 
 def _boxes(folder: Path, row: dict[str, str]) -> tuple[Box, ...]:

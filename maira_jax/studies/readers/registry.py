@@ -27,8 +27,15 @@ class StudiesSection(Section, name="studies"):
     source: str = setting("manifest", "Reader of the studies.", choices=READERS.names)
     n: int | None = setting(None, "At most this many studies, from the first; None: all.", ge=1)
 
+    balanced: int | None = setting(
+        None,
+        "Of the studies that are read, at most this many for each of MedSAE's eight classes, positive for it and, "
+        "where possible, for no other; None: all.",
+        ge=1,
+    )
+
     def load(self) -> Sequence[Study]:
-        """Reads the studies.
+        """Reads the studies, all of those that `balanced` chooses from.
 
         Raises:
           UserError: the data are missing or ill-formed.

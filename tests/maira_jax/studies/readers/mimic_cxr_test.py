@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.studies.readers import mimic_cxr
+from maira_jax.studies.readers import chexpert, load_studies, mimic_cxr
 
 _REPORT = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -63,10 +63,10 @@ def root(tmp_path: Path) -> Path:
     _gzip_csv(tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz", header, metadata)
     split = [[dicom, study, subject, _SPLIT[subject]] for dicom, subject, study, *_ in _IMAGES]
     _gzip_csv(tmp_path / "mimic-cxr-2.0.0-split.csv.gz", ["dicom_id", "study_id", "subject_id", "split"], split)
-    columns = list(mimic_cxr._LABELS)
+    columns = list(chexpert.CONCEPTS)
     values = {"Edema": "1.0", "Pneumothorax": "0.0", "Pneumonia": "-1.0"}
-    chexpert = [["10000001", "50000001", *(values.get(column, "") for column in columns)]]
-    _gzip_csv(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", ["subject_id", "study_id", *columns], chexpert)
+    labels = [["10000001", "50000001", *(values.get(column, "") for column in columns)]]
+    _gzip_csv(tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz", ["subject_id", "study_id", *columns], labels)
     return tmp_path
 
 
@@ -83,6 +83,8 @@ def test_reads_images_sections_and_labels(root: Path) -> None:
     assert first.findings.startswith("There is no focal consolidation, pleural effusion or pneumothorax: the heart")
     assert "acute" not in first.findings
     assert first.labels == {"oedema": True, "pneumothorax": False}
+    (as_present,) = load_studies({"source": "mimic_cxr", "path": str(root), "uncertain": "present", "n": 1})
+    assert as_present.labels == {**first.labels, "pneumonia": True}
 
 
 def test_the_prior_is_the_previous_study_with_a_frontal_image_by_date_and_time(root: Path) -> None:
@@ -119,7 +121,11 @@ def test_says_what_is_missing(root: Path) -> None:
         mimic_cxr.read(root, split="validate")
     table = root / "mimic-cxr-2.0.0-chexpert.csv.gz"
     table.write_bytes(gzip.compress(b"study_id,Edema\n1,1.0\n"))
-    with pytest.raises(UserError, match="chexpert.csv.gz has no column 'Atelectasis'"):
+    with pytest.raises(UserError, match="chexpert.csv.gz has no column 'No Finding'"):
+        mimic_cxr.read(root)
+    columns = ",".join(chexpert.CONCEPTS)
+    table.write_bytes(gzip.compress(f"study_id,{columns}\n50000001,2.0{',' * 13}\n".encode()))
+    with pytest.raises(UserError, match="study 50000001: no finding is 2, not 1, 0 or -1"):
         mimic_cxr.read(root)
     table.write_bytes(b"plain")
     with pytest.raises(UserError, match="not a readable CSV"):

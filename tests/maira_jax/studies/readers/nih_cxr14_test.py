@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from maira_jax.errors import UserError
-from maira_jax.studies.readers import nih_cxr14
+from maira_jax.studies.readers import load_studies, nih_cxr14
 from maira_jax.studies.study import Box
 
 _HEADER = "image_id,patient_id,follow_up,age_years,sex,view,labels,prior_image_id,boxes_xywh_fraction\n"
@@ -50,6 +50,10 @@ def test_reads_boxes_by_concept(tmp_path: Path) -> None:
 def test_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         nih_cxr14.read(tmp_path)
+    with pytest.raises(UserError, match="has none of studies.csv, Data_Entry_2017_v2020.csv, Data_Entry_2017.csv"):
+        load_studies({"source": "nih_cxr14", "path": str(tmp_path)})
+    with pytest.raises(UserError, match="split is 'test', but .*studies.csv has no splits"):
+        load_studies({"source": "nih_cxr14", "path": str(_folder(tmp_path)), "split": "test"})
     with pytest.raises(UserError, match="lists no studies"):
         nih_cxr14.read(_folder(tmp_path))
     with pytest.raises(UserError, match="unknown label 'Cold'"):
