@@ -1,4 +1,4 @@
-"""Measures how well single features, and single raw dimensions, predict the studies' labels (MedSAE's measures).
+"""Measures how well features, raw dimensions and random directions predict the studies' labels (MedSAE's measures).
 
 Result: WORKDIR/label.
 """
@@ -7,4 +7,4 @@ from interp.medsae import stage
 from launch import _main
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("label",), parallel=True)
+    _main.main(stage.run, __doc__ or "", reads=("seed", "label"), parallel=True)

@@ -1,22 +1,21 @@
 """MedSAE's measures (arXiv 2510.26411) of single neurons: features of an autoencoder, or raw dimensions.
 
-All are exact, computed in float64 for a block of neurons at a time, and cost one product of activations [n, neurons]
-with embeddings [n, d] and labels [n, classes]; no pair of images is ever visited.
+All are exact, computed in float64, and cost one product of activations [n, neurons] with embeddings [n, d] and labels
+[n, classes]; no pair of images is ever visited.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 
 # A neuron fires above this quantile of its positive activations.
 FIRING_QUANTILE = 0.7
 # Neurons whose correlation with every label is at most this are left out of means over neurons.
 MIN_CORRELATION = 0.2
-_NEURONS = 512  # at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +38,34 @@ class NeuronMeasures:
     recall: np.ndarray
     f1: np.ndarray
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["NeuronMeasures"]) -> "NeuronMeasures":
+        """The measures of the neurons of all parts, one after the other."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-def measure(activation: np.ndarray | StudyPeaks, embedding: np.ndarray, labels: StudyLabels) -> NeuronMeasures:
-    """All measures of every neuron.
+    def kept(self) -> np.ndarray:
+        """Which neurons count in means over neurons: those that correlate with some label. bool [F]"""
+        return np.abs(np.nan_to_num(self.correlation)).max(1, initial=0.0) > MIN_CORRELATION
+
+    def best_of_classes(self) -> dict[int, int]:
+        """The kept neuron with the highest signed r for each class that has one."""
+        signed = np.where(self.kept()[:, None], np.nan_to_num(self.correlation, nan=-np.inf), -np.inf)  # [F, C]
+        best = {c: int(signed[:, c].argmax()) for c in range(signed.shape[1]) if len(signed)}
+        return {c: neuron for c, neuron in best.items() if np.isfinite(signed[neuron, c])}
+
+
+def measure(activation: np.ndarray, embedding: np.ndarray, labels: StudyLabels) -> NeuronMeasures:
+    """All measures of every neuron, in memory.
 
     Args:
-      activation: activations of either sign, which are read in blocks of neurons. [n, F]
+      activation: activations of either sign. [n, F]
       embedding: the embeddings of the same studies; none is zero. [n, d]
       labels: the labels of the same studies; each class is measured on the studies whose label is known.
     """
-    parts = []
-    for begin in range(0, activation.shape[1], _NEURONS):
-        a = np.asarray(activation[:, begin : begin + _NEURONS], np.float64)
-        r = correlation(a, labels)
-        parts.append((monosemanticity(a, embedding), r, entropy(r), *_firing(a, labels)))
-    return NeuronMeasures(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    a = np.asarray(activation, np.float64)
+    r = correlation(a, labels)
+    return NeuronMeasures(monosemanticity(a, embedding), r, entropy(r), *_firing(a, labels))
 
 
 def monosemanticity(activation: np.ndarray, embedding: np.ndarray) -> np.ndarray:
@@ -86,18 +98,15 @@ def monosemanticity(activation: np.ndarray, embedding: np.ndarray) -> np.ndarray
 
 def correlation(activation: np.ndarray, labels: StudyLabels) -> np.ndarray:
     """Pearson's r of every neuron with every label over the studies that have it, [F, C]; NaN if either is constant."""
-    columns = []
-    for c in range(len(labels.concepts)):
-        known = labels.known[:, c]
-        x, y = activation[known], labels.value[known, c].astype(np.float64)
-        if not len(x):
-            columns.append(np.full(activation.shape[1], np.nan))
-            continue
-        x, y = x - x.mean(0), y - y.mean()
-        scale = np.sqrt((x * x).sum(0) * (y @ y))
-        varies = (np.ptp(x, axis=0) > 0) & (np.ptp(y) > 0)
-        columns.append(np.divide(y @ x, scale, out=np.full(len(scale), np.nan), where=varies))
-    return np.stack(columns, axis=1) if columns else np.zeros((activation.shape[1], 0))
+    x = activation - activation.mean(0)  # [n, F]
+    known, value = labels.known.astype(np.float64), (labels.known & labels.value).astype(np.float64)  # [n, C]
+    n, positive = np.maximum(known.sum(0), 1), value.sum(0)  # [C]
+    total, square = x.T @ known, (x * x).T @ known  # [F, C]
+    variance, label_variance = square - total**2 / n, positive - positive**2 / n
+    # The variance of a neuron that is constant where the label is known is rounding.
+    varies = (np.ptp(activation, axis=0) > 0)[:, None] & (variance > 1e-12 * square) & (label_variance > 0)  # [F, C]
+    scale = np.sqrt(np.where(varies, variance * label_variance, 1.0))
+    return np.where(varies, (x.T @ value - total * positive / n) / scale, np.nan)
 
 
 def entropy(r: np.ndarray) -> np.ndarray:
@@ -111,13 +120,14 @@ def entropy(r: np.ndarray) -> np.ndarray:
 
 def _firing(activation: np.ndarray, labels: StudyLabels) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Threshold [F] and precision, recall and F1 [F, C] of firing; ratios without cases are 0, without labels NaN."""
-    positive = np.where(activation > 0, activation, np.nan)
     alive = (activation > 0).any(0)
     threshold = np.full(activation.shape[1], np.nan)
-    threshold[alive] = np.nanquantile(positive[:, alive], FIRING_QUANTILE, axis=0)
-    fires = activation > np.where(alive, threshold, np.inf)  # [n, F]
-    known, value = labels.known.astype(np.float64), (labels.known & labels.value).astype(np.float64)
-    hits, fired = fires.T.astype(np.float64) @ value, fires.T.astype(np.float64) @ known  # [F, C]
+    for neuron in np.flatnonzero(alive):
+        a = activation[:, neuron]
+        threshold[neuron] = np.quantile(a[a > 0], FIRING_QUANTILE)
+    fires = (activation > np.where(alive, threshold, np.inf)).T.astype(np.float32)  # [F, n]
+    known, value = labels.known.astype(np.float32), (labels.known & labels.value).astype(np.float32)
+    hits, fired = (fires @ value).astype(np.float64), (fires @ known).astype(np.float64)  # [F, C]
     true = value.sum(0)
     precision, recall = hits / np.maximum(fired, 1), hits / np.maximum(true, 1)
     f1 = 2 * hits / np.maximum(fired + true, 1)
@@ -132,16 +142,12 @@ def summary(found: NeuronMeasures, concepts: tuple[str, ...]) -> dict[str, Any]:
 
     For each class it takes the kept neuron with the highest signed r; the means are over the classes.
     """
-    best_r = np.abs(np.nan_to_num(found.correlation)).max(1, initial=0.0)
-    kept = best_r > MIN_CORRELATION
-    classes = {}
-    for c, concept in enumerate(concepts):
-        signed = np.where(kept, np.nan_to_num(found.correlation[:, c], nan=-np.inf), -np.inf)
-        neuron = int(signed.argmax()) if len(signed) else -1
-        if neuron < 0 or not np.isfinite(signed[neuron]):
-            continue
-        columns = {"r": found.correlation, "precision": found.precision, "recall": found.recall, "f1": found.f1}
-        classes[concept] = {"neuron": neuron} | {name: _number(part[neuron, c]) for name, part in columns.items()}
+    kept = found.kept()
+    columns = {"r": found.correlation, "precision": found.precision, "recall": found.recall, "f1": found.f1}
+    classes = {
+        concepts[c]: {"neuron": neuron} | {name: _number(part[neuron, c]) for name, part in columns.items()}
+        for c, neuron in found.best_of_classes().items()
+    }
     return {
         "neurons": len(kept),
         "alive": int(np.isfinite(found.monosemanticity).sum()),

@@ -13,14 +13,14 @@ from interp.exemplars import index
 from interp.exemplars.index_pass import blocks
 from interp.exemplars.index_pass.pass_parts import PassParts
 from interp.explainers import explainer
-from interp.medsae import stage as label_stage
+from interp.medsae import vectors
 
 # What the tests also set for the one process that they compare with.
 SIZES = (
     (blocks, "_BLOCKS_PER_READ", 1),
     (interp.stage, "BLOCK_TOKENS", 512),
     (explainer, "FEATURE_BATCH", 5),
-    (label_stage, "_BLOCK_TOKENS", 100),
+    (vectors, "_BLOCK_TOKENS", 100),
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from interp.exemplars import index
 from interp.exemplars.index_pass import by_tiles, device_program, running_index, shared_sae
-from interp.medsae import stage
+from interp.medsae.vectors import study_vectors
 from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 from tests.helpers.exemplar_world import build, make_world
@@ -46,9 +46,9 @@ def assert_equal_vectors(directory, devices):
     workdir = make_workdir(directory / "run", 20)
     sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
     found = [
-        stage.study_vectors(sae, store, ("findings",), directory / f"{number}", devices[:number]) for number in (1, 8)
+        study_vectors(sae, store, ("findings",), directory / f"{number}", devices[:number], 0) for number in (1, 8)
     ]
-    for name in ("study", "embedding", "dimension"):
+    for name in ("study", "embedding", "dimension", "direction"):
         np.testing.assert_array_equal(*(getattr(vectors, name) for vectors in found), err_msg=name)
     np.testing.assert_array_equal(*(vectors.feature[:, :] for vectors in found))
 

@@ -1,4 +1,4 @@
-"""The label stage on planted features: vectors of studies against a loop, tables, and what it refuses."""
+"""The label stage on planted features: its tables, and what it refuses."""
 
 import jax
 import numpy as np
@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from interp.features.concepts import StudyLabels
-from interp.medsae import monosemanticity, stage
+from interp.medsae import comparison, monosemanticity, stage
+from interp.medsae.vectors import study_vectors
 from maira_jax.errors import UserError
-from maira_jax.inputs.tokens import Kind
-from maira_jax.run import files, processes
+from maira_jax.run import files
 from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 from tests.helpers.interp_run import config, make_workdir
@@ -20,68 +20,56 @@ def run_dir(tmp_path_factory):
     return make_workdir(tmp_path_factory.mktemp("label"), 120)
 
 
-def test_study_vectors_equal_a_loop(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "_BLOCK_TOKENS", 100)
-    sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    found = stage.study_vectors(sae, store, ("findings", "technique"), tmp_path / "vectors", jax.devices())
-    x, tokens = store.read(0, store.n_tokens), store.tokens
-    kind, study = tokens["kind"].to_numpy(), tokens["study"].to_numpy()
-    f = np.asarray(sae.encode(x))
-    counted = np.isin(kind, [Kind.FINDINGS, Kind.TECHNIQUE])
-    assert found.study.tolist() == sorted(set(study[counted].tolist()))
-    for i in (0, 7, len(found.study) - 1):
-        rows = counted & (study == found.study[i])
-        np.testing.assert_allclose(found.embedding[i], x[rows].mean(0), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.dimension[i], x[rows].max(0), rtol=1e-6)
-        np.testing.assert_allclose(found.feature[:, :][i], f[rows].max(0), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("count", [3, 200])
-def test_processes_give_what_one_gives(run_dir, tmp_path, monkeypatch, count):
-    """Each writes its studies; of 200 processes some have none. Blocks are so small that studies lie in several."""
-    monkeypatch.setattr(stage, "_BLOCK_TOKENS", 7)
-    sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    given = (sae, store, ("findings",))
-    one = stage.study_vectors(*given, tmp_path / "one", jax.devices())
-    monkeypatch.setattr(processes, "count", lambda: count)
-    monkeypatch.setattr(processes, "barrier", lambda: None)
-    for number in reversed(range(count)):
-        monkeypatch.setattr(processes, "index", lambda number=number: number)
-        several = stage.study_vectors(*given, tmp_path / "several", jax.devices())
-        assert (several is None) == (number > 0)
-    for name in ("study", "embedding", "dimension"):
-        np.testing.assert_array_equal(getattr(several, name), getattr(one, name))
-    np.testing.assert_array_equal(several.feature[:, 2:9], one.feature[:, :][:, 2:9])
-    assert 2 < len(list((tmp_path / "several").glob("feature-*"))) <= min(count, len(one.study))
+def column(rows, name, concept=None):
+    values = [row[name] if concept is None else row[name][concept] for row in rows]
+    return [np.nan if value is None else value for value in values]
 
 
 def test_results_are_those_of_the_measures(run_dir, tmp_path):
     cfg = config()
-    cfg.label.sections = ("findings",)
+    cfg.label.sections, cfg.label.bootstrap = ("findings",), 50
     counts = stage.run(cfg, run_dir)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    vectors = stage.study_vectors(sae, store, ("findings",), tmp_path / "vectors", jax.devices())
+    vectors = study_vectors(sae, store, ("findings",), tmp_path / "vectors", jax.devices(), cfg.seed)
     labels = StudyLabels.from_json(store.studies["labels"].to_pylist())
     rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()
-    for basis, activation in (("features", vectors.feature), ("raw dimensions", vectors.dimension)):
-        measured = monosemanticity.measure(activation, vectors.embedding, labels)
-        own = [row for row in rows if row["basis"] == basis]
+    n_active = (vectors.feature[:, :] > 0).sum(0)
+    for basis, activation in comparison.activations_of(vectors).items():
+        activation, own = activation[:, :], [row for row in rows if row["basis"] == basis]
         assert [row["neuron"] for row in own] == list(range(activation.shape[1]))
-        for name in ("monosemanticity", "entropy"):
-            np.testing.assert_allclose(
-                [np.nan if row[name] is None else row[name] for row in own], getattr(measured, name), rtol=1e-6
-            )
-        c = labels.concepts.index("communication")
-        np.testing.assert_allclose(
-            [np.nan if row["f1"]["communication"] is None else row["f1"]["communication"] for row in own],
-            measured.f1[:, c],
-        )
-    summary = files.read_json(run_dir / "label" / "summary.json")
-    assert counts["studies"] == summary["studies"] == 120
-    # Feature 4 is active where somebody is told.
-    assert summary["bases"]["features"]["classes"]["communication"]["neuron"] == 4
-    assert not (run_dir / "label" / "vectors").exists()
+        if basis != "features":
+            assert set(column(own, "active_by_rank")) <= set(n_active[n_active > 0].tolist()) | {len(labels.value) - 1}
+        cut = np.sort(activation, axis=0)[
+            len(activation) - 1 - np.array(column(own, "active_by_rank"), int), range(len(own))
+        ]
+        for suffix, counted in (("", activation), ("_by_rank", np.maximum(activation - cut, 0))):
+            measured = monosemanticity.measure(counted, vectors.embedding, labels)
+            for name in ("monosemanticity", "entropy"):
+                np.testing.assert_allclose(column(own, name + suffix), getattr(measured, name), rtol=1e-6)
+            c = labels.concepts.index("communication")
+            np.testing.assert_allclose(column(own, f"f1{suffix}", "communication"), measured.f1[:, c])
     assert stage.run(cfg, run_dir) == counts
+    assert not (run_dir / "label" / "vectors").exists()
+
+
+def test_the_summary_has_intervals_and_paired_differences(run_dir):
+    cfg = config()
+    cfg.label.sections, cfg.label.bootstrap = ("findings",), 50
+    assert stage.run(cfg, run_dir)["studies"] == 120
+    summary = files.read_json(run_dir / "label" / "summary.json")
+    assert summary["studies"] == summary["patients"] == 120
+    bases = summary["bases"]
+    # Feature 4 is active where somebody is told.
+    assert bases["features"]["classes"]["communication"]["neuron"] == 4
+    for part in (bases["features"], bases["raw dimensions"], bases["random directions"]["by_rank"]):
+        low, high = part["intervals"]["monosemanticity"]
+        assert low < high and low - 0.1 < part["monosemanticity"]["mean"] < high + 0.1
+    found = summary["differences"]["features minus random directions"]
+    for rule, part in (("medsae", bases), ("by_rank", {name: part["by_rank"] for name, part in bases.items()})):
+        r = part["features"]["mean_over_classes"]["r"] - part["random directions"]["mean_over_classes"]["r"]
+        assert found[rule]["r"]["difference"] == pytest.approx(r)
+        low, high = found[rule]["r"]["interval"]
+        assert low < r < high and r > 0
 
 
 def test_wrong_configs_are_refused(run_dir, tmp_path):

@@ -1,0 +1,230 @@
+"""The measures of all neurons of a basis, with what their intervals over patients need.
+
+The mean of a measure over neurons or classes is computed again in every resample of the patients; which neurons are
+kept, which one is a class's best, its threshold, and each neuron's smallest activation stay those of all studies. A
+patient's studies that a resample holds several times are no pairs of similar images: a pair is of two studies, and
+counts as often as both are drawn.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from interp.exemplars.study_peaks import StudyPeaks
+from interp.features.concepts import StudyLabels
+from interp.medsae import monosemanticity
+from interp.medsae.monosemanticity import NeuronMeasures
+from interp.medsae.patient_groups import PatientGroups
+
+_NEURONS = 256  # at a time
+_RESAMPLED = 64  # neurons whose vectors are resampled together: [resamples, _RESAMPLED * d]
+CLASS_FIGURES = ("r", "precision", "recall", "f1")
+
+
+@dataclasses.dataclass(frozen=True)
+class BasisMeasures:
+    """What is measured of the F neurons of a basis for C classes.
+
+    Attributes:
+      measures: of each neuron.
+      n_active: the number of studies on which each neuron is above its smallest activation. int64 [F]
+      resampled: the mean over neurons or classes of each measure, in every resample. float64 [resamples] each
+      train_correlation: r of each neuron with each class on each split's training patients; 0 where it is not defined.
+        float32 [splits, F, C]
+    """
+
+    measures: NeuronMeasures
+    n_active: np.ndarray
+    resampled: dict[str, np.ndarray]
+    train_correlation: np.ndarray
+
+
+def measure_basis(
+    activation: np.ndarray | StudyPeaks,
+    embedding: np.ndarray,
+    labels: StudyLabels,
+    groups: PatientGroups,
+    train: np.ndarray,
+) -> BasisMeasures:
+    """Measures every neuron of a basis.
+
+    Args:
+      activation: activations of either sign, which are read in blocks of neurons. [n, F]
+      embedding: the embeddings of the same studies; none is zero. [n, d]
+      labels: their labels.
+      groups: their patients.
+      train: the groups of the training patients of each split. bool [splits, groups]
+    """
+    order, starts = groups.order()
+    sorted_labels = StudyLabels(labels.concepts, labels.value[order], labels.known[order])
+    e = embedding[order]
+    unit = (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32)
+    parts, active, correlations = [], [], []
+    means = {
+        name: _ResampledMean(len(groups.weights))
+        for name in ("monosemanticity", "monosemanticity_kept", "entropy_kept")
+    }
+    for begin in range(0, activation.shape[1], _NEURONS):
+        a = np.asarray(activation[order, begin : begin + _NEURONS], np.float64)
+        found = monosemanticity.measure(a, e, sorted_labels)
+        sums = _GroupSums.of(a, unit, sorted_labels, starts)
+        kept, defined = found.kept(), np.isfinite(found.monosemanticity)
+        scores = sums.monosemanticity(groups.weights, defined)
+        means["monosemanticity"].add(scores[:, defined])
+        means["monosemanticity_kept"].add(scores[:, defined & kept])
+        means["entropy_kept"].add(_entropies(sums, groups.weights, np.flatnonzero(kept)))
+        parts.append(found)
+        active.append((a > a.min(0)).sum(0))
+        correlations.append(np.nan_to_num(sums.correlation(train, slice(None))).astype(np.float32))
+    measures = NeuronMeasures.concatenate(parts)
+    resampled = {name: mean.values() for name, mean in means.items()}
+    resampled |= _class_resamples(activation, measures, labels, groups)
+    return BasisMeasures(measures, np.concatenate(active), resampled, np.concatenate(correlations, axis=1))
+
+
+def cut_by_rank(activation: np.ndarray, n_active: np.ndarray, seed: int) -> np.ndarray:
+    """Activations of signed neurons that are active on as many studies as features are, and 0 elsewhere.
+
+    Every neuron is given the number of active studies of a feature that is drawn at random; what is left of its
+    activation is what exceeds that of the next study by rank.
+
+    Args:
+      activation: of either sign. float32 [n, D]
+      n_active: on how many studies each alive feature is active. [features]
+      seed: seed of the draw.
+
+    Returns:
+      float32 [n, D], none below 0.
+    """
+    n, width = activation.shape
+    if not len(n_active):
+        return np.zeros_like(activation)
+    drawn = np.random.default_rng((seed, width)).choice(n_active, width)
+    rank = np.maximum(n - 1 - drawn, 0)  # of the strongest study that is not active
+    cut = np.sort(activation, axis=0)[rank, np.arange(width)]  # [D]
+    return np.maximum(activation - cut, 0)
+
+
+class _ResampledMean:
+    """The mean over neurons in every resample, of which blocks of neurons are added; NaN is left out."""
+
+    def __init__(self, n_resamples: int):
+        self._total, self._count = np.zeros(n_resamples), np.zeros(n_resamples)
+
+    def add(self, values: np.ndarray) -> None:
+        """Adds the values of some neurons, [resamples, neurons]."""
+        self._total += np.nansum(values, axis=1)
+        self._count += np.isfinite(values).sum(1)
+
+    def values(self) -> np.ndarray:
+        """The means, NaN without neurons. [resamples]"""
+        return np.divide(self._total, self._count, out=np.full_like(self._total, np.nan), where=self._count > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupSums:
+    """Sums over the studies of each of G groups, of activations a that are scaled to [0, 1] for each of F neurons.
+
+    Attributes:
+      active: the number of studies with a > 0. [G, F]
+      total, square: of a, and of a squared. [G, F]
+      vector: of a times the embedding's direction. float32 [G, F, d]
+      known, value: studies whose label is known, and those of them that have it. [G, 1, C]
+      total_known, square_known, total_value: of a and a squared over those studies. [G, F, C]
+    """
+
+    active: np.ndarray
+    total: np.ndarray
+    square: np.ndarray
+    vector: np.ndarray
+    known: np.ndarray
+    value: np.ndarray
+    total_known: np.ndarray
+    square_known: np.ndarray
+    total_value: np.ndarray
+
+    @classmethod
+    def of(cls, activation: np.ndarray, unit: np.ndarray, labels: StudyLabels, starts: np.ndarray) -> "_GroupSums":
+        """Sums of activations [n, F] and directions [n, d], group by group from the rows `starts [G]` on."""
+        low, span = activation.min(0), np.ptp(activation, axis=0)
+        a = ((activation - low) / np.where(span > 0, span, 1.0)).astype(np.float32)  # [n, F]
+        known, value = labels.known.astype(np.float32), (labels.known & labels.value).astype(np.float32)
+        right = np.concatenate([unit, known, value], axis=1)  # [n, d + 2C]
+        (n_neurons, n_classes, d), n_groups = (a.shape[1], known.shape[1], unit.shape[1]), len(starts)
+        products = np.empty((n_groups, n_neurons, d + 2 * n_classes), np.float32)
+        squares = np.empty((n_groups, n_neurons, n_classes))
+        for g, (begin, stop) in enumerate(zip(starts, [*starts[1:], len(a)], strict=True)):
+            np.matmul(a[begin:stop].T, right[begin:stop], out=products[g])
+            squares[g] = (a[begin:stop] ** 2).T @ known[begin:stop]
+
+        def sums(values: np.ndarray) -> np.ndarray:
+            return np.add.reduceat(values, starts, axis=0, dtype=np.float64)
+
+        vector, total_known, total_value = np.split(products, [d, d + n_classes], axis=2)
+        known, value = sums(known)[:, None], sums(value)[:, None]
+        return cls(sums(a > 0), sums(a), sums(a * a), vector, known, value, total_known, squares, total_value)
+
+    def monosemanticity(self, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """The score of the neurons `chosen [F]` in resamples; NaN for others and undefined ones. [resamples, F]"""
+        squares = np.square(weights) @ self.square  # [resamples, F]
+        denominator = np.square(weights @ self.total) - squares
+        defined = (np.minimum(weights, 1) @ self.active >= 2) & chosen
+        length = np.zeros_like(squares)  # squared, of the sum of vectors
+        w = weights.astype(np.float32)
+        for begin in range(0, len(chosen), _RESAMPLED):
+            own = begin + np.flatnonzero(chosen[begin : begin + _RESAMPLED])
+            vector = self.vector[:, own]  # [G, own, d]
+            sums = (w @ vector.reshape(len(vector), -1)).reshape(len(w), len(own), vector.shape[2])
+            length[:, own] = np.einsum("bfd,bfd->bf", sums, sums)
+        return np.divide(length - squares, denominator, out=np.full_like(squares, np.nan), where=defined)
+
+    def correlation(self, weights: np.ndarray, chosen: np.ndarray | slice) -> np.ndarray:
+        """r of the neurons `chosen` with each label in resamples, NaN if either is constant. [resamples, chosen, C]"""
+
+        def over(values: np.ndarray) -> np.ndarray:
+            return np.tensordot(weights.astype(np.float64), values.astype(np.float64), axes=1)
+
+        n, positive = over(self.known), over(self.value)  # [resamples, 1, C]
+        total, square, hit = (
+            over(part[:, chosen]) for part in (self.total_known, self.square_known, self.total_value)
+        )  # [resamples, chosen, C]
+        n = np.maximum(n, 1)
+        variance = (square - total * total / n) * (positive - positive * positive / n)
+        # Sums in float32 of a constant leave a variance that is not quite 0.
+        varies = (square * n - total * total > 1e-6 * square * n) & (positive > 0) & (positive < n)
+        return np.divide(
+            hit - total * positive / n, np.sqrt(np.maximum(variance, 0)), out=np.full_like(hit, np.nan), where=varies
+        )
+
+
+def _entropies(sums: _GroupSums, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The entropy of the correlations of some neurons in resamples. [resamples, chosen]"""
+    r = sums.correlation(weights, chosen)  # [resamples, chosen, C]
+    return monosemanticity.entropy(r.reshape(-1, r.shape[2])).reshape(r.shape[:2])
+
+
+def _class_resamples(
+    activation: np.ndarray | StudyPeaks, measures: NeuronMeasures, labels: StudyLabels, groups: PatientGroups
+) -> dict[str, np.ndarray]:
+    """The figures of each class's best neuron in every resample, as means over the classes. [resamples] each"""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in CLASS_FIGURES}
+    for c, neuron in measures.best_of_classes().items():
+        known, value = labels.known[:, c], labels.known[:, c] & labels.value[:, c]
+        a = np.asarray(activation[:, neuron : neuron + 1], np.float64)[:, 0]
+        fires = (a > measures.threshold[neuron]) & known
+        a = np.where(known, a - a.mean(), 0.0)
+        columns = np.stack([known, value, fires, fires & value, a, a * a, a * value], axis=1)
+        n, true, fired, hits, total, square, hit = (groups.weights @ groups.sums(columns)).T  # [resamples] each
+        deviation = np.sqrt(np.maximum(n * square - total**2, 0)) * np.sqrt(true * (n - true))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found["r"].append((n * hit - total * true) / deviation)
+        missing = np.where(true > 0, 0.0, np.nan)
+        found["precision"].append(hits / np.maximum(fired, 1) + missing)
+        found["recall"].append(hits / np.maximum(true, 1) + missing)
+        found["f1"].append(2 * hits / np.maximum(fired + true, 1) + missing)
+    out = {}
+    for name, values in found.items():
+        mean = _ResampledMean(len(groups.weights))
+        mean.add(np.stack(values, axis=1) if values else np.zeros((len(groups.weights), 0)))
+        out[name] = mean.values()
+    return out

@@ -1,0 +1,98 @@
+"""Bases of neurons side by side: MedSAE's figures of each, their intervals over patients, and what features gain.
+
+The measures of raw dimensions and random directions depend on what "active" means, since both are signed and rarely 0.
+Each is therefore measured twice: as MedSAE does, with the activations as they are, and "by rank", where each neuron is
+active on as many studies as some feature is (`basis_measures.cut_by_rank`). For features both are the same.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from interp.exemplars.study_peaks import StudyPeaks
+from interp.features.concepts import StudyLabels
+from interp.medsae import monosemanticity
+from interp.medsae.basis_measures import CLASS_FIGURES, BasisMeasures, cut_by_rank, measure_basis
+from interp.medsae.patient_groups import PatientGroups
+from interp.medsae.vectors import StudyVectors
+from interp.scorers.bootstrap import percentile_interval
+
+FEATURES, DIMENSIONS, DIRECTIONS = "features", "raw dimensions", "random directions"
+MEDSAE, BY_RANK = "medsae", "by_rank"
+_NEURON_FIGURES = ("monosemanticity", "monosemanticity_kept", "entropy_kept")
+
+Measured = dict[str, dict[str, BasisMeasures]]
+"""basis -> rule ("medsae" or "by_rank") -> its measures"""
+
+
+def measure_bases(
+    vectors: StudyVectors, labels: StudyLabels, groups: PatientGroups, train: np.ndarray, seed: int
+) -> Measured:
+    """Measures all bases under both rules.
+
+    Args:
+      vectors: of n studies.
+      labels, groups: of the same studies.
+      train: the groups of the training patients of each split. bool [splits, groups]
+      seed: seed of what is drawn by rank.
+    """
+    rest = vectors.embedding, labels, groups, train
+    features = measure_basis(vectors.feature, *rest)
+    n_active = features.n_active[features.n_active > 0]
+    found = {FEATURES: {MEDSAE: features, BY_RANK: features}}
+    for number, (basis, activation) in enumerate(((DIMENSIONS, vectors.dimension), (DIRECTIONS, vectors.direction))):
+        cut = cut_by_rank(activation, n_active, seed + number)
+        found[basis] = {MEDSAE: measure_basis(activation, *rest), BY_RANK: measure_basis(cut, *rest)}
+    return found
+
+
+def activations_of(vectors: StudyVectors) -> dict[str, np.ndarray | StudyPeaks]:
+    """Each basis's activations as they are, [n, neurons]."""
+    return {FEATURES: vectors.feature, DIMENSIONS: vectors.dimension, DIRECTIONS: vectors.direction}
+
+
+def bases(found: Measured, concepts: tuple[str, ...]) -> dict[str, Any]:
+    """The figures of each basis with 95 % intervals; those by rank are under "by_rank"."""
+
+    def figures(measured: BasisMeasures) -> dict[str, Any]:
+        intervals = {name: interval(values) for name, values in measured.resampled.items()}
+        return monosemanticity.summary(measured.measures, concepts) | {"intervals": intervals}
+
+    return {basis: figures(rules[MEDSAE]) | {BY_RANK: figures(rules[BY_RANK])} for basis, rules in found.items()}
+
+
+def differences(found: Measured, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What features have more than each other basis: rule -> measure -> the difference and its paired interval.
+
+    Args:
+      found: the measures.
+      summary: what `bases` says of them.
+    """
+    out: dict[str, Any] = {}
+    for basis in found:
+        if basis == FEATURES:
+            continue
+        rules = out[f"{FEATURES} minus {basis}"] = {}
+        for rule, own in ((MEDSAE, summary), (BY_RANK, {name: part[BY_RANK] for name, part in summary.items()})):
+            one, other = _means(own[FEATURES]), _means(own[basis])
+            resampled = found[FEATURES][rule].resampled, found[basis][rule].resampled
+            rules[rule] = {
+                name: {
+                    "difference": one[name] - other[name],
+                    "interval": interval(resampled[0][name] - resampled[1][name]),
+                }
+                for name in one
+                if one[name] is not None and other[name] is not None
+            }
+    return out
+
+
+def interval(values: np.ndarray) -> tuple[float, float] | None:
+    """The percentile interval of a measure in the resamples; None where no resample defines it."""
+    return percentile_interval(values) if np.isfinite(values).any() else None
+
+
+def _means(figures: Mapping[str, Any]) -> dict[str, Any]:
+    means = {name: figures[name]["mean"] for name in _NEURON_FIGURES}
+    return means | {name: figures["mean_over_classes"][name] for name in CLASS_FIGURES}

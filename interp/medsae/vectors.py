@@ -1,0 +1,219 @@
+"""One vector per study: what stands for its tokens where features are compared with its labels."""
+
+import dataclasses
+import functools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interp.exemplars.contexts import SECTION_NAMES
+from interp.exemplars.index_pass.blocks import read_ahead
+from interp.exemplars.index_pass.shared_sae import SharedSae, everywhere, features
+from interp.exemplars.study_peaks import StudyPeaks
+from maira_jax.errors import UserError
+from maira_jax.inputs.tokens import Kind
+from maira_jax.run import files, processes, storage
+from maira_jax.run.progress import progress
+from sae.activations.store import ActivationStore
+from sae.autoencoder import Params, Sae
+
+# Tokens encoded at a time: enough to fill the device, and few enough that [tokens, features] stays small.
+_BLOCK_TOKENS = 4096
+_READ_ROWS = 1 << 16  # rows of the store from which the wanted ones are read together
+_BEHIND = 2  # blocks whose results are not waited for
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyVectors:
+    """What represents each of n studies.
+
+    Attributes:
+      study: rows of the store's study table: the studies with a token of the sections. int64 [n]
+      embedding: the mean activation of those tokens. float32 [n, d_model]
+      dimension: each raw dimension's largest activation on those tokens. float32 [n, d_model]
+      direction: the largest product of those tokens with each of d_model random directions. float32 [n, d_model]
+      feature: each feature's largest activation on those tokens. float32 [n, F]
+    """
+
+    study: np.ndarray
+    embedding: np.ndarray
+    dimension: np.ndarray
+    direction: np.ndarray
+    feature: StudyPeaks
+
+
+def study_vectors(
+    sae: Sae, store: ActivationStore, sections: tuple[str, ...], folder: Path, devices: Sequence[jax.Device], seed: int
+) -> StudyVectors | None:
+    """Represents each study by one vector, in one pass over the store, in which all processes of the run take part.
+
+    Args:
+      sae: autoencoder of raw activations.
+      store: the activations.
+      sections: tokens of these sections are counted; those of users' own arrays, which have no section, always are.
+      folder: where each process writes the vectors of its studies.
+      devices: they share the features.
+      seed: seed of the random directions.
+
+    Returns:
+      The vectors; None on processes that are not the first.
+
+    Raises:
+      UserError: the store has no tokens of the sections.
+    """
+    kinds = [int(kind) for kind in Kind if SECTION_NAMES[kind] in sections]
+    tokens = store.tokens
+    kind = tokens["kind"].to_numpy()
+    rows = np.flatnonzero(np.isin(kind, kinds) | (kind < 0))
+    if not len(rows):
+        raise UserError(f"{store.directory} has no tokens of the sections {', '.join(sections)}: name others")
+    study, number = np.unique(tokens["study"].to_numpy()[rows], return_inverse=True)
+    share = len(rows) * np.arange(processes.count()) // processes.count()  # rows
+    cuts = [*number[share].tolist(), len(study)]  # no study is divided
+    begin, stop = cuts[processes.index() : processes.index() + 2]
+    folder.mkdir(exist_ok=True)
+    if begin < stop:
+        _write_vectors(folder, sae, store, rows, number, range(begin, stop), devices, seed)
+    storage.send(folder)
+    processes.barrier()
+    if not processes.is_first():
+        return None
+    storage.fetch(folder)
+    parts = sorted(set(cuts[:-1]))
+    embedding, dimension, direction = (
+        np.concatenate([np.load(_path(folder, name, begin)) for begin in parts])
+        for name in ("embedding", "dimension", "direction")
+    )
+    feature = StudyPeaks((len(study), sae.n_features), [(_path(folder, "feature", begin), begin) for begin in parts])
+    return StudyVectors(study, embedding, dimension, direction, feature)
+
+
+def _write_vectors(
+    folder: Path,
+    sae: Sae,
+    store: ActivationStore,
+    rows: np.ndarray,
+    number: np.ndarray,
+    own: range,
+    devices: Sequence[jax.Device],
+    seed: int,
+) -> None:
+    """Writes the arrays of the studies `own`, of those that the store's rows `rows [n]` belong to, `number [n]`.
+
+    On disk, because the largest activations of features grow with studies x features.
+    """
+    shape = {"feature": sae.n_features, "dimension": sae.d_model, "direction": sae.d_model}
+    arrays = {
+        name: files.array_on_disk(_path(folder, name, own.start), np.float32, (len(own), width))
+        for name, width in (shape | {"embedding": sae.d_model}).items()
+    }
+    arrays["dimension"][:] = arrays["direction"][:] = -np.inf
+    total = np.zeros((len(own), sae.d_model))
+    shared = SharedSae.of(sae, devices)
+    directions = jax.device_put(random_directions(sae.d_model, seed), everywhere(shared.mesh))  # [d_model, d_model]
+
+    def look(sent: tuple[_StudyTokens, tuple[jax.Array, ...]]) -> None:
+        part, largest = sent
+        for name, found in zip(shape, largest, strict=True):
+            kept = arrays[name][part.studies]
+            np.maximum(kept, np.asarray(found)[part.places], out=kept)
+
+    waiting: deque[tuple[_StudyTokens, tuple[jax.Array, ...]]] = deque()
+    for part in read_ahead(_blocks(store, rows, number, own)):
+        total[part.studies] += part.total[part.places]
+        n_slots = 1 << (len(part.total) - 1).bit_length()  # few sizes, so that few programs compile
+        largest = _largest(shared.params, shared.threshold, directions, part.x, part.slot, sae.top_k, n_slots)
+        waiting.append((part, largest))
+        if len(waiting) > _BEHIND:
+            look(waiting.popleft())
+    for sent in waiting:
+        look(sent)
+    arrays["embedding"][:] = total / np.bincount(number)[own.start : own.stop, None]
+    for array in arrays.values():
+        array.flush()
+
+
+def random_directions(d_model: int, seed: int) -> np.ndarray:
+    """As many directions as there are raw dimensions, of length 1: float32 [d_model, d_model], one per column."""
+    drawn = np.random.default_rng((seed, d_model)).normal(size=(d_model, d_model))
+    return (drawn / np.linalg.norm(drawn, axis=0)).astype(np.float32)
+
+
+def _path(folder: Path, name: str, begin: int) -> Path:
+    """Where the arrays of the studies from `begin` on are."""
+    return folder / f"{name}-{begin:09d}.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class _StudyTokens:
+    """A block of tokens of consecutive studies, of which the process has some.
+
+    Attributes:
+      studies: those that it has, counted from its first one.
+      places: their places in the block.
+      total: the sum of each study's activations in the block. float64 [studies, d_model]
+      x: activations, zeros in padding. float32 [_BLOCK_TOKENS, d_model]
+      slot: the place of each token's study among them; out of range in padding. int32 [_BLOCK_TOKENS]
+    """
+
+    studies: slice
+    places: slice
+    total: np.ndarray
+    x: np.ndarray
+    slot: np.ndarray
+
+
+def _blocks(store: ActivationStore, rows: np.ndarray, number: np.ndarray, chosen: range) -> Iterator[_StudyTokens]:
+    """Those blocks of the store's rows `rows [n]` that have tokens of the studies `chosen`.
+
+    The rows belong to the studies `number [n]`, never falling and without gaps. A block is the same for every share of
+    the studies, also with tokens of others, and so is what a study's vector is computed from.
+    """
+    low, high = np.searchsorted(number, (chosen.start, chosen.stop)).tolist()
+    for begin in progress(range(low - low % _BLOCK_TOKENS, high, _BLOCK_TOKENS), unit="block", desc="label"):
+        wanted, own = rows[begin : begin + _BLOCK_TOKENS], number[begin : begin + _BLOCK_TOKENS]
+        x = np.zeros((_BLOCK_TOKENS, store.d_model), np.float32)
+        for low in range(int(wanted[0]), int(wanted[-1]) + 1, _READ_ROWS):
+            here = np.flatnonzero((wanted >= low) & (wanted < low + _READ_ROWS))
+            if len(here):
+                start, stop = int(wanted[here[0]]), int(wanted[here[-1]]) + 1
+                x[here] = store.read(start, stop)[wanted[here] - start]
+        slot = np.full(_BLOCK_TOKENS, _BLOCK_TOKENS, np.int32)
+        slot[: len(own)] = own - own[0]
+        first = np.flatnonzero(np.diff(own, prepend=-1))  # each study's first token
+        total = np.add.reduceat(x[: len(own)], first, axis=0, dtype=np.float64)
+        inside = max(own[0], chosen.start), min(own[-1] + 1, chosen.stop)
+        studies, places = (slice(*(end - origin for end in inside)) for origin in (chosen.start, own[0]))
+        yield _StudyTokens(studies, places, total, x, slot)
+
+
+@functools.partial(jax.jit, static_argnames=("top_k", "n_slots"))
+def _largest(
+    params: Params,
+    threshold: jax.Array,
+    directions: jax.Array,
+    x: jax.Array,
+    slot: jax.Array,
+    top_k: int | None,
+    n_slots: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The largest activations of each study of a block of T tokens.
+
+    Args:
+      params, threshold, top_k: the autoencoder, as `interp.exemplars.index_pass.shared_sae.features` takes it.
+      directions: one per column. [d_model, R]
+      x: activations. [T, d_model]
+      slot: the place of each token's study in the block, never falling; `n_slots` or more in padding. int32 [T]
+      n_slots: number of places.
+
+    Returns:
+      Each study's largest feature activations [n_slots, F], raw activations [n_slots, d_model], and products with the
+      directions [n_slots, R].
+    """
+    largest = functools.partial(jax.ops.segment_max, segment_ids=slot, num_segments=n_slots, indices_are_sorted=True)
+    along = jnp.matmul(x, directions, precision=jax.lax.Precision.HIGHEST)  # [T, R]
+    return largest(features(params, x, threshold, top_k)), largest(x), largest(along)
