@@ -25,6 +25,7 @@ ROOMS = {
         "model",
         "inputs",
         "checkpoint",
+        "encoders",
         "generation",
         "reports",
         "phantom",

@@ -1,20 +1,24 @@
-"""The one table that maps every tensor of a Hugging Face MAIRA-2 checkpoint to its parameter, in both directions."""
+"""The tables that map every tensor of a PyTorch checkpoint to its parameter, in both directions.
+
+MAIRA-2's and DINOv2's are written out; that of a model whose modules have the names of the PyTorch modules follows from
+its parameters.
+"""
 
 import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from maira_jax.model import maira2
-from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import ParameterPath
+from maira_jax.model import layers, maira2, vision
+from maira_jax.model.config import Maira2Config, VisionConfig
+from maira_jax.model.layers import ParameterPath, ParameterSpec
 
 # name in the checkpoint | path of the parameter | how the one is turned into the other
-#   same: no change; linear: transposed; conv: patches as rows
+#   same: no change; linear: transposed; conv: output channels last, with patches as rows where they do not overlap
 #   row, token: without one or two leading axes of size 1
 #   linear :-2 and the like: transposed, that part of the parameter's axis of layers that are computed together
 # "{L}" is a layer: its tensors are stacked on the parameter's leading axis.
@@ -68,12 +72,14 @@ _RENAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^model\.language_model\.", "language_model.model."),
         (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
         (r"^lm_head\.", "language_model.lm_head."),
-        (r"^(vision_tower\..*\.attention)\.q_proj\.", r"\1.attention.query."),
-        (r"^(vision_tower\..*\.attention)\.k_proj\.", r"\1.attention.key."),
-        (r"^(vision_tower\..*\.attention)\.v_proj\.", r"\1.attention.value."),
-        (r"^(vision_tower\..*\.attention)\.o_proj\.", r"\1.output.dense."),
+        (r"^((vision_tower\.)?encoder\..*\.attention)\.q_proj\.", r"\1.attention.query."),
+        (r"^((vision_tower\.)?encoder\..*\.attention)\.k_proj\.", r"\1.attention.key."),
+        (r"^((vision_tower\.)?encoder\..*\.attention)\.v_proj\.", r"\1.attention.value."),
+        (r"^((vision_tower\.)?encoder\..*\.attention)\.o_proj\.", r"\1.output.dense."),
     )
 )
+# PyTorch's names of the parameters of a layer, where they are others.
+_TORCH = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _LEADING = {"row": 1, "token": 2}  # leading axes of size 1 that the checkpoint has and the parameter has not
 _BLOCK = (16, 1024)  # rows and columns that are transposed together; measured
 
@@ -128,7 +134,7 @@ class Entry:
         """The tensor as the parameter holds it at `index`, contiguous, rounded to `dtype`."""
         if self.kind == "linear":
             return _transposed(tensor, dtype).reshape(self.parameter_shape)
-        if self.kind == "conv":  # [d, channels, height, width] -> [height * width * channels, d]
+        if self.kind == "conv":  # [d, channels, height, width] -> [height, width, channels, d], the first three in one
             tensor = tensor.transpose(2, 3, 1, 0)
         return np.ascontiguousarray(tensor.reshape(self.parameter_shape), dtype)
 
@@ -142,24 +148,27 @@ class Entry:
         return np.ascontiguousarray(parameter.reshape(self.shape), dtype)
 
 
-def _shape(kind: str, parameter: tuple[int, ...], cfg: Maira2Config) -> tuple[int, ...]:
+def _shape(kind: str, parameter: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in the checkpoint of a tensor that has the given shape in its parameter."""
     if kind == "linear":
         return (math.prod(parameter[1:]), parameter[0])
     if kind == "conv":
-        return (parameter[1], 3, cfg.vision.patch_size, cfg.vision.patch_size)
+        *inner, d = parameter
+        side = math.isqrt(inner[0] // 3)  # of a patch of three channels
+        height, width, channels = inner if len(inner) == 3 else (side, side, 3)
+        return (d, channels, height, width)
     return (*(1,) * _LEADING.get(kind, 0), *parameter)
 
 
 def _rows(cfg: Maira2Config) -> Iterator[tuple[str, str, str, int | None]]:
     """Name in the checkpoint, the parameter's dotted path, kind and layer of every tensor."""
     depths = cfg.vision.num_hidden_layers, cfg.text.num_hidden_layers
-    yield from _expand(_VISION, "vision_tower", depths[0])
+    yield from _expand(_VISION, "vision_tower.", depths[0])
     for layer in range(cfg.projector_n_layers):
         name, path = f"multi_modal_projector.layers.{2 * layer}", f"projector.linear_{layer}"
         yield f"{name}.weight", f"{path}.kernel", "linear", None
         yield f"{name}.bias", f"{path}.bias", "same", None
-    yield from _expand(_LANGUAGE, "language_model", depths[1])
+    yield from _expand(_LANGUAGE, "language_model.", depths[1])
 
 
 def _expand(table: str, prefix: str, n_layers: int) -> Iterator[tuple[str, str, str, int | None]]:
@@ -168,7 +177,7 @@ def _expand(table: str, prefix: str, n_layers: int) -> Iterator[tuple[str, str, 
         together = list(group)
         for layer in range(n_layers) if in_layers else (None,):
             for name, path, kind in together:
-                yield f"{prefix}.{name}".replace("{L}", str(layer)), path, kind, layer
+                yield f"{prefix}{name}".replace("{L}", str(layer)), path, kind, layer
 
 
 def _slice(text: str, size: int) -> slice:
@@ -179,12 +188,39 @@ def _slice(text: str, size: int) -> slice:
 
 def entries(cfg: Maira2Config) -> list[Entry]:
     """Every tensor that a checkpoint of this architecture holds (522 for MAIRA-2), in the order of its modules."""
-    specs, table = maira2.parameter_specs(cfg), []
-    for name, dotted, kind, layer in _rows(cfg):
+    return _entries(maira2.parameter_specs(cfg), _rows(cfg))
+
+
+def dinov2_entries(cfg: VisionConfig) -> list[Entry]:
+    """Every tensor of a checkpoint of DINOv2 alone, as transformers names them, and its parameter of `VisionTower`."""
+    specs = layers.parameter_specs(vision.VisionTower, cfg)
+    rows = _expand(_VISION, "", cfg.num_hidden_layers)
+    return _entries(specs, ((name, path.removeprefix("vision."), kind, layer) for name, path, kind, layer in rows))
+
+
+def torch_entries(specs: Mapping[ParameterPath, ParameterSpec]) -> list[Entry]:
+    """The tensors of a model whose modules have the names that they have in PyTorch.
+
+    Args:
+      specs: its parameters, of which a kernel with four axes is a convolution's, [height, width, channels, d].
+    """
+
+    def row(path: ParameterPath, spec: ParameterSpec) -> tuple[str, str, str, None]:
+        kind = {"kernel": "conv" if len(spec.shape) == 4 else "linear"}.get(path[-1], "same")
+        return ".".join((*path[:-1], _TORCH.get(path[-1], path[-1]))), ".".join(path), kind, None
+
+    return _entries(specs, (row(path, spec) for path, spec in specs.items()))
+
+
+def _entries(
+    specs: Mapping[ParameterPath, ParameterSpec], rows: Iterable[tuple[str, str, str, int | None]]
+) -> list[Entry]:
+    table = []
+    for name, dotted, kind, layer in rows:
         path, (kind, *part) = tuple(dotted.split(".")), kind.split()
         shape = specs[path].shape if layer is None else specs[path].shape[1:]
         taken = _slice(part[0], shape[-2]) if part else None
         if taken is not None:
             shape = (*shape[:-2], taken.stop - taken.start, shape[-1])
-        table.append(Entry(name, path, layer, taken, _shape(kind, shape, cfg), shape, kind))
+        table.append(Entry(name, path, layer, taken, _shape(kind, shape), shape, kind))
     return table

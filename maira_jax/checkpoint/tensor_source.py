@@ -3,33 +3,24 @@
 import hashlib
 import math
 import os
-import re
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from maira_jax.checkpoint import digests, shards
 from maira_jax.checkpoint.layout import Entry, published_name
+from maira_jax.checkpoint.tensor_check import FoundTensor, listed, refuse_others
 from maira_jax.errors import UserError
 from maira_jax.run import files
 
 _PIECE = 1 << 24  # bytes that are read, then hashed, at a time
 _BLOCK = 1 << 18  # values that are checked together, so that they stay in the cache
 _AHEAD = 1  # tensors that are read while one is worked on
-
-
-class _FoundTensor(NamedTuple):
-    """A tensor as the header of a file describes it: name and type are those of the file."""
-
-    file: str
-    name: str
-    code: str
-    shape: tuple[int, ...]
 
 
 class TensorSource:
@@ -44,8 +35,13 @@ class TensorSource:
       digests: SHA-256 of the files that were read to their end.
     """
 
-    def __init__(self, directory: Path, table: list[Entry]):
+    def __init__(self, directory: Path, table: list[Entry], model: str = "MAIRA-2"):
         """Reads the files' headers.
+
+        Args:
+          directory: the checkpoint's folder.
+          table: the model's tensors.
+          model: the model's name, for messages.
 
         Raises:
           UserError: a file is missing or damaged, or the tensors are not exactly those of the table, with one
@@ -56,13 +52,13 @@ class TensorSource:
         self.digests: dict[str, str] = {}
         names, weight_map = _shard_names(directory)
         found = [tensor for name in names for tensor in _tensors(directory / name)]
-        by_name: dict[str, _FoundTensor] = {}
+        by_name: dict[str, FoundTensor] = {}
         twice = [tensor.name for tensor in found if by_name.setdefault(published_name(tensor.name), tensor) != tensor]
         counts: dict[str, int] = defaultdict(int)
         for tensor in found:
             counts[tensor.code] += math.prod(tensor.shape)
         code = max(counts, key=lambda code: counts[code], default="")
-        _refuse(directory, table, by_name, twice, code)
+        refuse_others(directory, model, table, by_name, twice, code)
         if weight_map is not None:
             _check_index(directory, weight_map, found)
         self.dtype = shards.TYPES[code]
@@ -146,74 +142,26 @@ def _shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     raise UserError(f"{directory} has neither {shards.INDEX} nor {shards.SINGLE}: give a checkpoint's folder")
 
 
-def _tensors(path: Path) -> list[_FoundTensor]:
+def _tensors(path: Path) -> list[FoundTensor]:
     """What the header of a file says, in the order of the bytes; the file is as long as the header asks for."""
     try:
         with safe_open(path, framework="numpy") as file:
             slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
-            return [_FoundTensor(path.name, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
+            return [FoundTensor(path.name, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
     except FileNotFoundError as error:
         raise UserError(f"{path}, named in {shards.INDEX}, is missing: download the checkpoint again") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}): download the file again") from error
 
 
-def _refuse(directory: Path, table: list[Entry], found: dict[str, _FoundTensor], twice: list[str], code: str) -> None:
-    wanted = {entry.name: entry for entry in table}
-    shared = [name for name in wanted if name in found]
-    misshapen = defaultdict(list)
-    mistyped = defaultdict(list)
-    for name in shared:
-        if found[name].shape != wanted[name].shape:
-            misshapen[f"with shape {found[name].shape} instead of {wanted[name].shape}"].append(found[name].name)
-        if found[name].code != code or code not in shards.TYPES:
-            instead = f"instead of {code}" if code in shards.TYPES else "not a floating-point type"
-            mistyped[f"of type {found[name].code}, {instead}"].append(found[name].name)
-    problems = {
-        "missing": [name for name in wanted if name not in found],
-        "not of MAIRA-2": [tensor.name for name, tensor in found.items() if name not in wanted],
-        "there twice, under two names": twice,
-        **misshapen,
-        **mistyped,
-    }
-    listed = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
-    if listed:
-        raise UserError(
-            f"{directory} does not hold the tensors that its config.json describes; {'; '.join(listed)}; "
-            "use a whole MAIRA-2 checkpoint"
-        )
-
-
-def _check_index(directory: Path, weight_map: dict[str, str], found: list[_FoundTensor]) -> None:
+def _check_index(directory: Path, weight_map: dict[str, str], found: list[FoundTensor]) -> None:
     there = {tensor.name: tensor.file for tensor in found}
     wrong = [name for name in there.keys() | weight_map.keys() if there.get(name) != weight_map.get(name)]
     if wrong:
         raise UserError(
-            f"{directory / shards.INDEX} does not say where these tensors are: {_listed(sorted(wrong))}; "
+            f"{directory / shards.INDEX} does not say where these tensors are: {listed(sorted(wrong))}; "
             "download the checkpoint again"
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    """All names, those of a stack of layers as one: a.{0-3,7}.b."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for name in names:
-        number = re.search(r"\.(\d+)\.", name)
-        groups[re.sub(r"\.\d+\.", ".{}.", name, count=1)] += [int(number[1])] if number else []
-    return ", ".join(_with_ranges(pattern, sorted(numbers)) for pattern, numbers in groups.items())
-
-
-def _with_ranges(pattern: str, numbers: list[int]) -> str:
-    if not numbers:
-        return pattern
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return pattern.replace("{}", text if len(numbers) == 1 else f"{{{text}}}", 1)
 
 
 def _forget(file: BinaryIO) -> None:

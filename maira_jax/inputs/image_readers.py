@@ -13,9 +13,11 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,6 +25,12 @@ from maira_jax.errors import UserError, first_line
 from maira_jax.inputs.image import to_grey_square
 from maira_jax.studies.study import ImageSource
 
+Label = TypeVar("Label")
+Square: TypeAlias = Callable[[ImageSource, int], np.ndarray]
+"""Makes a square uint8 array [size, size] of an image and a size: `to_grey_square`, or another function of a module."""
+
+# Images that are being read, or have been, before those that are needed first are given; at least a group of them.
+_IMAGES_AHEAD = 64
 # Threads that resize arrays, and read files where there are no worker processes.
 _THREADS = 2
 # Memory for resized images that may be asked for again: those of a patient's studies are each other's prior images.
@@ -49,13 +57,14 @@ class ImageReaders:
       size: side of the square that images are resized to, in pixels.
       processes: number of worker processes, each started when it is first needed; 0: files are read by threads of this
         process.
+      square: what is made of each image. The worker processes import it, so it must be a function of a module.
 
     Attributes:
       close: ends threads and processes; called, too, when the object is no longer used.
     """
 
-    def __init__(self, size: int, processes: int):
-        self._size, self._processes = size, processes
+    def __init__(self, size: int, processes: int, square: Square = to_grey_square):
+        self._size, self._processes, self._square = size, processes, square
         self._threads = ThreadPoolExecutor(max(processes, _THREADS), "image-reader")
         self._idle: list[_Worker] = []
         self._kept: OrderedDict[str | int, tuple[ImageSource, Future[np.ndarray]]] = OrderedDict()
@@ -63,7 +72,7 @@ class ImageReaders:
         self.close = weakref.finalize(self, _close, self._threads, self._idle)
 
     def submit(self, image: ImageSource) -> Future[np.ndarray]:
-        """Begins to read an image: `to_grey_square`, uint8 [size, size]. One that was read lately is not read again.
+        """Begins to read an image: its square, uint8 [size, size]. One that was read lately is not read again.
 
         The future raises UserError for a file that cannot be read, and where a worker ends while it reads.
         """
@@ -75,10 +84,28 @@ class ImageReaders:
             self._kept.popitem(last=False)
         return entry[1]
 
+    def ahead(self, groups: Iterable[tuple[Label, Sequence[ImageSource]]]) -> Iterator[tuple[Label, list[np.ndarray]]]:
+        """Yields each group's label with the squares of its images, while those of the next groups are read.
+
+        Raises:
+          UserError: an image cannot be read.
+        """
+        reading: deque[tuple[Label, list[Future[np.ndarray]]]] = deque()
+        n_images = 0
+        for label, images in groups:
+            reading.append((label, [self.submit(image) for image in images]))
+            n_images += len(images)
+            while reading and n_images > _IMAGES_AHEAD:
+                first, squares = reading.popleft()
+                n_images -= len(squares)
+                yield first, [square.result() for square in squares]
+        for label, squares in reading:
+            yield label, [square.result() for square in squares]
+
     def _read(self, image: ImageSource) -> np.ndarray:
         if not self._processes or isinstance(image, np.ndarray):
-            return to_grey_square(image, self._size)
-        worker = self._idle.pop() if self._idle else _Worker(self._size)
+            return self._square(image, self._size)
+        worker = self._idle.pop() if self._idle else _Worker(self._size, self._square)
         try:
             return worker.read(image)
         finally:
@@ -95,8 +122,9 @@ def _close(threads: ThreadPoolExecutor, workers: "list[_Worker]") -> None:
 class _Worker:
     """One worker process, for one caller at a time."""
 
-    def __init__(self, size: int):
-        program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({size})"
+    def __init__(self, size: int, square: Square):
+        imports = f"from {__name__} import serve; from {square.__module__} import {square.__qualname__} as square"
+        program = f"import sys; sys.path[:] = {sys.path!r}; {imports}; serve({size}, square)"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
@@ -130,11 +158,12 @@ class _Worker:
         self._process.communicate()
 
 
-def serve(size: int) -> None:
-    """The worker's program: answers each path with its `to_grey_square`, or with the sentence that says what is wrong.
+def serve(size: int, square: Square) -> None:
+    """The worker's program: answers each path with its square, or with the sentence that says what is wrong.
 
     Args:
       size: side of the squares.
+      square: what is made of each image.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the caller has gone: end without a word
     with os.fdopen(os.dup(1), "wb") as answers, contextlib.suppress(EOFError):
@@ -143,7 +172,7 @@ def serve(size: int) -> None:
             path = Path(pickle.load(sys.stdin.buffer))
             answer: np.ndarray | str
             try:
-                answer = to_grey_square(path, size)
+                answer = square(path, size)
             except UserError as error:
                 answer = str(error)
             except Exception as error:  # a decoder's, of a kind that `read_grey` does not know

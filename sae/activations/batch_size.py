@@ -1,4 +1,4 @@
-"""The batch size of a harvest that its configuration leaves open."""
+"""The batch sizes of a harvest that its configuration leaves open."""
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -12,6 +12,8 @@ _MAX_TOKENS = 2**15
 _MAX_BATCH = 64
 # Of the memory that the parameters leave, the part that is planned for; the rest is for what XLA adds.
 _USED = 0.8
+# What a pass of an image encoder takes on one device so that it is as busy as it gets.
+_IMAGE_BYTES = 2**32
 
 
 def automatic_batch_size(
@@ -43,4 +45,19 @@ def automatic_batch_size(
     if size > 2:  # flash attention is for 16 bits: logits and probabilities
         token_bytes += 2 * size * text.num_attention_heads * length / split
     fitting = min(_USED * (memory - parameter_bytes) / (length * token_bytes), _MAX_TOKENS / length, _MAX_BATCH)
+    return data * 2 ** max(int(np.log2(max(fitting, 1))), 0)
+
+
+def automatic_image_batch(image_bytes: int, parameter_bytes: int, memory: int | None, data: int) -> int:
+    """The number of images in a pass of an encoder: a power of two on each part of the mesh's `data`.
+
+    Args:
+      image_bytes: bytes that a pass takes for each image.
+      parameter_bytes: bytes of the parameters on one device.
+      memory: bytes of one device, None where it has no limit.
+      data: number of devices along `data`.
+    """
+    if memory is None:
+        return -(-DEFAULT_BATCH_SIZE // data) * data
+    fitting = min(_USED * (memory - parameter_bytes), _IMAGE_BYTES) / image_bytes
     return data * 2 ** max(int(np.log2(max(fitting, 1))), 0)

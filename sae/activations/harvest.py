@@ -7,10 +7,7 @@ rows are computed, and a killed harvest resumes with the batches that hold rows 
 
 import contextlib
 import functools
-import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,25 +29,24 @@ from maira_jax.model.sites import Site
 from maira_jax.run import files, processes
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance import profile
+from maira_jax.run.performance.device_queue import DeviceQueue
 from maira_jax.run.performance.profile import StepTrace
-from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
-from sae.activations import imported
+from sae.activations import imported, open_shards
 from sae.activations.batch_size import automatic_batch_size
 from sae.activations.config import HarvestSection
-from sae.activations.device_queue import DeviceQueue
 from sae.activations.harvest_batches import HarvestBatch, HarvestBatches, HarvestInputs
-from sae.activations.harvest_plan import make_plan
+from sae.activations.harvest_plan import make_plan, study_table
+from sae.activations.images import stage as encoded
 from sae.activations.store import StoreLayout, StoreWriter
 
-# Images that are being read, or have been, before the batch that needs them is assembled; at least a batch's.
-_IMAGES_AHEAD = 64
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Stores the activations of `config.studies` at `config.harvest.site`, or those in `config.harvest.arrays`.
+    """Stores the activations of `config.studies` at `config.harvest.site`, or those in `config.harvest.arrays`, or what
+    `config.harvest.encoder` makes of the frontal images.
 
     Prompt and findings go through the model together (teacher forced); the tokens that `config.harvest.token_filter`
     names are kept. The processes of a run share the missing shards out, and each runs the model on its own devices.
@@ -64,7 +60,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     harvest = HarvestSection.of(config)
     if harvest.arrays:
         return processes.first_only(lambda: imported.run(config, workdir))
-    section = {"harvest": harvest.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
+    if harvest.encoder:
+        return encoded.run(config, workdir)
+    section = {"harvest": harvest.of_model(), "studies": config.studies.to_dict(), "seed": config.seed}
     section["weights"] = ModelSection.of(config).weights
     computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
     with Stage(Path(workdir), "activations", section, inputs=("model",), computing=computing) as stage:
@@ -76,7 +74,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             plan = harvester.plan
             layout = StoreLayout.of(plan.n_tokens, harvester.d_model, harvest.dtype)
             writer = StoreWriter(stage.dir, layout, plan.token_table(), harvester.studies, harvester.source)
-            _fill(writer, harvester, StepTrace.of_run(config, workdir, "harvest"))
+            read = functools.partial(harvester.read, trace=StepTrace.of_run(config, workdir, "harvest"))
+            open_shards.fill(
+                writer, plan.starts, harvester.batches.all(), read, lambda: harvester.queue.clock, unit="tok"
+            )
         stage.finish(writer.counts())
         return stage.manifest["counts"]
 
@@ -118,7 +119,7 @@ class Harvester:
         site = language_site(harvest.site, model)
         tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
         self.plan = make_plan(load_studies(config.studies), tokenizer, harvest)
-        self.studies = self.plan.study_table(harvest.held_out_fraction, config.seed)
+        self.studies = study_table(self.plan.studies, self.plan.starts, harvest.held_out_fraction, config.seed)
         self.d_model, self.dtype = model.text.hidden_size, np.dtype(_DTYPES[harvest.dtype])
         self.source = {
             "checkpoint": files.read_json(model_dir / "manifest.json")["section"]["checkpoint"],
@@ -174,21 +175,8 @@ class Harvester:
 
     def _inputs(self, batches: Iterable[HarvestBatch]) -> Iterator[tuple[HarvestBatch, HarvestInputs]]:
         """What the model is given for each batch, while the images of the next ones are read."""
-        ahead: deque[tuple[HarvestBatch, list[Future[np.ndarray]]]] = deque()
-        n_images = 0
-        for batch in batches:
-            ahead.append((batch, [self._readers.submit(image) for image in batch.images]))
-            n_images += len(batch.images)
-            while ahead and n_images > _IMAGES_AHEAD:
-                n_images -= len(ahead[0][0].images)
-                yield self._assembled(*ahead.popleft())
-        for batch, squares in ahead:
-            yield self._assembled(batch, squares)
-
-    def _assembled(
-        self, batch: HarvestBatch, squares: Sequence[Future[np.ndarray]]
-    ) -> tuple[HarvestBatch, HarvestInputs]:
-        return batch, self.batches.inputs(batch, [square.result() for square in squares])
+        for batch, squares in self._readers.ahead((batch, batch.images) for batch in batches):
+            yield batch, self.batches.inputs(batch, squares)
 
 
 def language_site(name: str, model: Maira2Config) -> Site:
@@ -223,84 +211,3 @@ def kept_activations(
     x = output.sites[site.name]  # [B, T, D]
     by_group = x.reshape(len(kept), -1, x.shape[-1])  # [groups, B / groups * T, D]
     return jax.vmap(lambda rows, places: rows[places])(by_group, kept).astype(_DTYPES[dtype])
-
-
-def _fill(writer: StoreWriter, harvester: Harvester, trace: StepTrace) -> None:
-    """Computes and writes this process's share of the shards that are missing."""
-    plan, queue = harvester.plan, harvester.queue
-    missing = processes.broadcast(writer.missing() if processes.is_first() else None)
-    mine = _share(writer.layout, missing)
-    shards = _OpenShards(writer, plan.starts, mine)
-    batches = [batch for batch in harvester.batches.all() if any(map(shards.wants, batch.studies))]
-    done, to_do = plan.n_tokens - sum(_sizes(writer.layout, missing)), sum(_sizes(writer.layout, mine))
-    with progress(total=done + to_do, initial=done, unit="tok", desc="harvest", shared=True) as bar:
-        for batch, activations in harvester.read(batches, trace):
-            copied = sum(map(shards.place, batch.studies, activations))
-            bar.set_postfix_str(f"device busy {queue.clock.share():.0%}", refresh=False)
-            bar.update(copied)
-    print(f"harvest: {queue.clock.summary('images')}", file=sys.stderr)
-    processes.barrier()
-    # Not by the first one, whose view of a network file system may be that of the start.
-    if processes.index() == processes.count() - 1 and writer.missing():
-        raise UserError(
-            f"{writer.directory} lacks shard {writer.missing()[0]}, which a process of this run has written: see that "
-            "all hosts share the folder, and harvest again"
-        )
-
-
-def _share(layout: StoreLayout, missing: Sequence[int]) -> list[int]:
-    """The missing shards that this process writes.
-
-    They are neighbours: studies are batched with their neighbours, and a batch that has rows of two processes' shards
-    is computed by both.
-    """
-    sizes = np.array(_sizes(layout, missing))  # [missing]
-    middles = np.cumsum(sizes) - sizes / 2
-    owners = middles * processes.count() // sizes.sum()
-    return [shard for shard, owner in zip(missing, owners, strict=True) if owner == processes.index()]
-
-
-def _sizes(layout: StoreLayout, shards: Sequence[int]) -> list[int]:
-    """Number of rows of each shard."""
-    return [stop - start for start, stop in map(layout.rows, shards)]
-
-
-class _OpenShards:
-    """Missing shards, each written when all of its rows are there.
-
-    Args:
-      writer: writes a whole shard.
-      starts: first row of each study, and the number of all rows. int64 [studies + 1]
-      missing: numbers of the shards.
-    """
-
-    def __init__(self, writer: StoreWriter, starts: np.ndarray, missing: Sequence[int]):
-        self._writer, self._starts = writer, starts
-        self._to_come = dict(zip(missing, _sizes(writer.layout, missing), strict=True))
-        self._values: dict[int, np.ndarray] = {}  # [rows of the shard, d_model]
-
-    def _of(self, study: int) -> list[int]:
-        """The missing shards that hold rows of a study."""
-        rows = self._writer.layout.shard_rows
-        start, stop = self._starts[study : study + 2]
-        return [shard for shard in range(start // rows, -(-stop // rows)) if shard in self._to_come]
-
-    def wants(self, study: int) -> bool:
-        """Whether rows of a study are missing."""
-        return bool(self._of(study))
-
-    def place(self, study: int, activations: np.ndarray) -> int:
-        """Copies a study's activations, [kept, d_model], to their rows; returns how many were missing."""
-        layout, first, copied = self._writer.layout, int(self._starts[study]), 0
-        for shard in self._of(study):
-            start, stop = layout.rows(shard)
-            if shard not in self._values:
-                self._values[shard] = np.empty((stop - start, layout.d_model), activations.dtype)
-            low, high = max(start, first), min(stop, first + len(activations))
-            self._values[shard][low - start : high - start] = activations[low - first : high - first]
-            self._to_come[shard] -= high - low
-            copied += high - low
-            if not self._to_come[shard]:
-                self._writer.write(shard, self._values.pop(shard))
-                del self._to_come[shard]
-        return copied

@@ -62,18 +62,23 @@ class HarvestPlan:
             }
         )
 
-    def study_table(self, held_out_fraction: float, seed: int) -> pa.Table:
-        """The study table of the store; see `STUDY_SCHEMA`."""
-        return pa.table(
-            {
-                "study_id": [study.study_id for study in self.studies],
-                "patient_id": [study.patient_id for study in self.studies],
-                "split": [split_of(study.patient_id, held_out_fraction, seed) for study in self.studies],
-                "labels": [json.dumps(dict(study.labels)) for study in self.studies],
-                "start": self.starts[:-1],
-                "stop": self.starts[1:],
-            }
-        )
+
+def study_table(studies: Sequence[Study], starts: np.ndarray, held_out_fraction: float, seed: int) -> pa.Table:
+    """The study table of a store; see `STUDY_SCHEMA`.
+
+    Args:
+      starts: first row of each study, and the number of all rows. int64 [studies + 1]
+    """
+    return pa.table(
+        {
+            "study_id": [study.study_id for study in studies],
+            "patient_id": [study.patient_id for study in studies],
+            "split": [split_of(study.patient_id, held_out_fraction, seed) for study in studies],
+            "labels": [json.dumps(dict(study.labels)) for study in studies],
+            "start": starts[:-1],
+            "stop": starts[1:],
+        }
+    )
 
 
 def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: HarvestSection) -> HarvestPlan:

@@ -158,7 +158,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         studies = _study_table(_names(harvest.table, arrays, n), n, tokens, harvest.held_out_fraction, config.seed)
         layout = StoreLayout.of(n * tokens, d_model, harvest.dtype)
         source = {"arrays": {str(path): files.content_digest(path) for path in paths}}
-        writer = StoreWriter(stage.dir, layout, _token_table(n, tokens), studies, source)
+        writer = StoreWriter(stage.dir, layout, token_table(n, tokens), studies, source)
         with progress(total=layout.n_tokens, unit="tok", desc="arrays") as bar:
             missing = set(writer.missing())
             for shard in range(layout.n_shards):
@@ -192,7 +192,8 @@ def _rows(arrays: Sequence[ArrayFile], tokens: int, start: int, stop: int) -> np
     return np.concatenate(parts)[start - first * tokens :][: stop - start]
 
 
-def _token_table(n: int, tokens: int) -> pa.Table:
+def token_table(n: int, tokens: int) -> pa.Table:
+    """The token table (see `TOKEN_SCHEMA`) of `n` studies with `tokens` rows each, none of them a word."""
     return pa.table(
         {
             "study": np.repeat(np.arange(n, dtype=np.int32), tokens),

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from maira_jax.checkpoint import torch_file
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.autoencoder import Sae
-from sae.formats import raw_units, torch_file
+from sae.formats import raw_units
 from sae.formats.registry import FORMATS, FormatWriter, SaeFormat
 
 _FILE, _CONFIG = "ae.pt", "config.json"

@@ -23,7 +23,7 @@ from maira_jax.model import maira2
 from maira_jax.model.sites import Site
 from maira_jax.run import processes
 from maira_jax.studies.readers import load_studies
-from sae.activations import harvest
+from sae.activations import harvest, open_shards
 from sae.activations.config import HarvestSection
 from sae.activations.harvest_plan import make_plan
 from sae.activations.store import HELD_OUT, ActivationStore, StoreLayout
@@ -221,7 +221,7 @@ def test_every_missing_shard_is_of_one_process_and_shares_are_even(monkeypatch, 
     monkeypatch.setattr(processes, "count", lambda: n)
     for process in range(n):
         monkeypatch.setattr(processes, "index", lambda process=process: process)
-        shares.append(harvest._share(layout, missing))
+        shares.append(open_shards.share(layout, missing))
     assert [shard for share in shares for shard in share] == missing
     sizes = [sum(stop - start for start, stop in map(layout.rows, share)) for share in shares]
     assert max(sizes) <= sum(sizes) / n + 128
@@ -230,6 +230,6 @@ def test_every_missing_shard_is_of_one_process_and_shares_are_even(monkeypatch, 
 def test_a_harvest_that_lacks_a_shard_is_not_finished(config, workdir, tmp_path, monkeypatch):
     (tmp_path / "model").symlink_to(workdir / "model")
     with monkeypatch.context() as patch, pytest.raises(UserError, match="activations lacks shard 0"):
-        patch.setattr(harvest, "_share", lambda *_: [])
+        patch.setattr(open_shards, "share", lambda *_: [])
         harvest.run(config, tmp_path)
     assert not (tmp_path / "activations" / "manifest.json").exists()

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from maira_jax.checkpoint import torch_file
 from maira_jax.errors import UserError
-from sae import formats
-from sae.formats import torch_file
 
 
 class _Malicious:
@@ -31,7 +30,7 @@ class _MaliciousState:
 def test_no_object_is_unpickled(tmp_path, capsys, value):
     torch.save({"W_enc": value}, tmp_path / "ae.pt")
     with pytest.raises(UserError, match="cannot be read as tensors"):
-        formats.load(tmp_path / "ae.pt")
+        torch_file.read(tmp_path / "ae.pt")
     assert "executed" not in capsys.readouterr().out
 
 

@@ -1,13 +1,15 @@
-"""The price of needing no torch and executing no pickle: torch's files of named tensors (`ae.pt`), read and written.
+"""The price of needing no torch and executing no pickle: torch's files of named tensors, read and written.
 
-Such a file is a zip archive: a pickle that describes the tensors, and one member with the bytes of each tensor. The
-pickle is read by an unpickler that knows the few names of torch that describe tensors and refuses every other name, so
-that nothing in a file is executed. A tensor may have any strides inside its bytes.
+Such a file (`ae.pt`, `pytorch_model.bin`) is a zip archive: a pickle that describes the tensors, and one member with
+the bytes of each tensor. Before version 1.6 torch wrote pickles and bytes one after the other. The pickle is read by an
+unpickler that knows the few names of torch that describe tensors and refuses every other name, so that nothing in a
+file is executed. A tensor may have any strides inside its bytes.
 """
 
 import io
 import math
 import pickle
+import pickletools
 import struct
 import sys
 import zipfile
@@ -36,6 +38,8 @@ _DTYPES = {
 _STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
 _PICKLE, _BYTE_ORDER, _VERSION, _DATA = "data.pkl", "byteorder", "version", "data/"
 _MAX_PICKLE_BYTES = 2**24
+# The pickle of the number that begins a file of the format before 1.6.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # Torch pads its archives so that the bytes of a tensor can be mapped into memory.
 _ALIGNMENT = 64
 
@@ -44,10 +48,14 @@ def read(path: Path) -> Any:
     """What `torch.save` wrote: dicts of numpy arrays and plain values. bfloat16 arrays have the dtype of ml_dtypes.
 
     Raises:
-      UserError: the file is damaged, is of torch's format before 1.6, or holds anything but tensors and plain values.
+      UserError: the file is missing, is damaged, or holds anything but tensors and plain values.
     """
     path = Path(path)
     try:
+        with path.open("rb") as file:
+            legacy = file.read(len(_LEGACY)) == _LEGACY
+        if legacy:
+            return _LegacyFile(path.read_bytes()).load()
         with zipfile.ZipFile(path) as archive:
             return _TorchArchive(archive).load()
     except UserError:
@@ -86,13 +94,57 @@ class _TorchArchive:
 
     def _storage(self, description: Any) -> np.ndarray:
         """The one-dimensional array of a persistent id."""
-        kind, storage, key, _, count = description
-        if kind != "storage" or not isinstance(storage, _StorageType) or not isinstance(key, str):
-            raise ValueError("it refers to something that is not a tensor's bytes")
-        values = np.frombuffer(self._bytes(f"{_DATA}{key}"), storage.dtype)
+        dtype, key, count = _described(description)
+        values = np.frombuffer(self._bytes(f"{_DATA}{key}"), dtype)
         if len(values) != count:
             raise ValueError(f"a tensor of {count} values has {len(values)}")
         return values
+
+
+class _LegacyFile:
+    """The content of a file of the format before 1.6: five pickles, then the count and the values of each storage."""
+
+    def __init__(self, content: bytes):
+        self._content, self._at = content, len(_LEGACY)
+        self._dtypes: dict[str, np.dtype] = {}
+        self._storages: dict[str, np.ndarray] = {}
+
+    def load(self) -> Any:
+        self._pickle()  # the format's version
+        if _TensorUnpickler(self._pickle(), _described).load().get("little_endian") is not True:
+            raise ValueError("its bytes are not in little-endian order")
+        description = self._pickle()
+        _StorageLister(description, self._list).load()
+        for key in _TensorUnpickler(self._pickle(), _described).load():
+            count, start = int.from_bytes(self._content[self._at : self._at + 8], "little"), self._at + 8
+            self._storages[key] = np.frombuffer(self._content, self._dtypes[key], count, start)
+            self._at = start + self._storages[key].nbytes
+        return _TensorUnpickler(description, self._storage).load()
+
+    def _pickle(self) -> bytes:
+        """The next pickle, which is not executed: its end alone is sought."""
+        start, part = self._at, io.BytesIO(self._content[self._at : self._at + _MAX_PICKLE_BYTES])
+        for _ in pickletools.genops(part):
+            self._at = start + part.tell()
+        return self._content[start : self._at]
+
+    def _list(self, description: Any) -> None:
+        dtype, key, _ = _described(description)
+        self._dtypes[key] = dtype
+
+    def _storage(self, description: Any) -> np.ndarray:
+        dtype, key, count = _described(description)
+        if (self._dtypes[key], len(self._storages[key])) != (dtype, count):
+            raise ValueError(f"a tensor of {count} values has {len(self._storages[key])}")
+        return self._storages[key]
+
+
+def _described(description: Any) -> tuple[np.dtype, str, int]:
+    """The type of a tensor's bytes, their name and the number of values, of a persistent id."""
+    kind, storage, key, _, count, *view = description
+    if kind != "storage" or not isinstance(storage, _StorageType) or not isinstance(key, str) or any(view):
+        raise ValueError("it refers to something that is not a tensor's bytes")
+    return storage.dtype, key, count
 
 
 class _StorageType:
@@ -147,6 +199,14 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         return self._storage(pid)
+
+
+class _StorageLister(_TensorUnpickler):
+    """Calls `storage` for each of a description's tensors, and makes none."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return (lambda *_: None) if isinstance(found, _TensorBuilder) else found
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,51 @@
+"""The harvest of an image encoder, as a stage."""
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from maira_jax.run.config import RunSection
+from maira_jax.run.performance.profile import StepTrace
+from maira_jax.run.stage import Stage
+from sae.activations import open_shards
+from sae.activations.config import HarvestSection
+from sae.activations.harvest_plan import study_table
+from sae.activations.images.harvester import ImageHarvester
+from sae.activations.imported import token_table
+from sae.activations.store import StoreLayout, StoreWriter
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Stores what `config.harvest.encoder` makes of the frontal images of `config.studies`.
+
+    The processes of a run share the missing shards out, and each runs the encoder on its own devices.
+
+    Returns:
+      What the manifest counts.
+
+    Raises:
+      UserError: a field is out of range, a checkpoint, a study or an image cannot be read, or the disk is full.
+    """
+    harvest = HarvestSection.of(config)
+    section = {"harvest": harvest.of_encoder(), "studies": config.studies.to_dict(), "seed": config.seed}
+    inputs = ("model",) if harvest.encoder == "maira2_vision" else ()
+    computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
+    with Stage(Path(workdir), "activations", section, inputs=inputs, computing=computing) as stage:
+        if stage.finished:
+            return stage.manifest["counts"]
+        begun_with = stage.manifest.get("chosen", {}).get("batch_size")
+        with contextlib.closing(ImageHarvester.open(config, workdir, begun_with)) as harvester:
+            stage.record({"batch_size": harvester.batch_size})
+            n, rows = len(harvester.studies), harvester.rows_per_image
+            layout = StoreLayout.of(n * rows, harvester.d_model, harvest.dtype)
+            studies = study_table(harvester.studies, harvester.starts, harvest.held_out_fraction, config.seed)
+            writer = StoreWriter(stage.dir, layout, token_table(n, rows), studies, harvester.source)
+            read = functools.partial(harvester.read, trace=StepTrace.of_run(config, workdir, "harvest"))
+            open_shards.fill(
+                writer, harvester.starts, harvester.batches(), read, lambda: harvester.queue.clock, unit="row"
+            )
+        stage.finish(writer.counts())
+        return stage.manifest["counts"]

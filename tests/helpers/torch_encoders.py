@@ -1,0 +1,68 @@
+"""Image encoders of transformers with random weights, and their tensors under the names of MedCLIP's checkpoint."""
+
+import re
+
+import numpy as np
+import torch
+from transformers import ResNetConfig, ResNetModel
+
+from maira_jax.encoders import medclip_resnet50
+
+RESNET = medclip_resnet50.ResNetConfig(size=64, stem=8, widths=(4, 8), depths=(2, 1), embedding=6)
+# torchvision's names of the parts of transformers' ResNet.
+_RESNET = (
+    (r"^embedder\.embedder\.convolution", "conv1"),
+    (r"^embedder\.embedder\.normalization", "bn1"),
+    (r"^encoder\.stages\.(\d+)\.layers\.(\d+)", lambda m: f"layer{int(m[1]) + 1}.{m[2]}"),
+    (r"\.layer\.(\d)\.convolution", lambda m: f".conv{int(m[1]) + 1}"),
+    (r"\.layer\.(\d)\.normalization", lambda m: f".bn{int(m[1]) + 1}"),
+    (r"\.shortcut\.convolution", ".downsample.0"),
+    (r"\.shortcut\.normalization", ".downsample.1"),
+)
+
+
+def _renamed(name: str, patterns) -> str:
+    for pattern, new in patterns:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def _randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
+    """No norm, and no stored statistic, keeps its initial value."""
+    for module in model.modules():
+        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.LayerNorm)):
+            torch.nn.init.normal_(module.weight, 1.0, 0.3, generator)
+            torch.nn.init.normal_(module.bias, 0.0, 0.3, generator)
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0.0, 0.5, generator)
+            torch.nn.init.uniform_(module.running_var, 0.3, 3.0, generator)
+
+
+class TorchResNet:
+    """transformers' ResNet and a last layer.
+
+    Attributes:
+      state: its tensors as MedCLIP's file has them.
+    """
+
+    def __init__(self, cfg: medclip_resnet50.ResNetConfig, seed: int = 0):
+        torch.manual_seed(seed)
+        self._model = ResNetModel(
+            ResNetConfig(
+                embedding_size=cfg.stem,
+                hidden_sizes=[4 * width for width in cfg.widths],
+                depths=list(cfg.depths),
+                layer_type="bottleneck",
+            )
+        ).eval()
+        _randomise(self._model, torch.Generator().manual_seed(seed))
+        self._fc = torch.nn.Linear(4 * cfg.widths[-1], cfg.embedding, bias=False)
+        tensors = {_renamed(name, _RESNET): tensor for name, tensor in self._model.state_dict().items()}
+        self.state = {f"vision_model.model.{name}": tensor for name, tensor in tensors.items()}
+        self.state |= {"vision_model.model.fc.weight": self._fc.weight.detach()}
+
+    @torch.no_grad()
+    def embedding(self, pixels: np.ndarray) -> np.ndarray:
+        """pixels: [batch, size, size, 3]; the embedding before it is divided by its length."""
+        found = self._model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooler_output.flatten(1)
+        return self._fc(found).numpy()
