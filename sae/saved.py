@@ -1,29 +1,30 @@
-"""The finished autoencoder in a run directory: an orbax checkpoint of its arrays and a JSON file of everything else."""
+"""The finished autoencoder in a run directory: `weights.safetensors`, and a JSON file of everything else."""
 
 import dataclasses
 from pathlib import Path
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file, save_file
 
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files, processes
 from sae.autoencoder import Sae
 
-_WEIGHTS = "weights"
+_WEIGHTS = "weights.safetensors"
 _HEADER = "sae.json"
 
 
 def save_sae(directory: Path, sae: Sae) -> None:
-    """Writes a finished autoencoder, the same one on all processes of the run, into the stage's folder."""
-    path = (Path(directory) / _WEIGHTS).absolute()
-    # Of arrays in host memory, which every process has, orbax lets one process write the whole.
-    ocp.save(path, {name: np.asarray(value) for name, value in sae.params.items()}, overwrite=True)
+    """Has the first process write a finished autoencoder, which every one has, into the stage's folder."""
     if not processes.is_first():
         return
+    weights = Path(directory) / _WEIGHTS
+    with files.atomic_path(weights) as path:
+        save_file({name: np.array(value, order="C") for name, value in sae.params.items()}, path)
     header = {name: value for name, value in dataclasses.asdict(sae).items() if name != "params"}
-    files.write_json(Path(directory) / _HEADER, header | {"d_model": sae.d_model, "n_features": sae.n_features})
+    header |= {"d_model": sae.d_model, "n_features": sae.n_features, "weights_sha256": files.sha256(weights)}
+    files.write_json(Path(directory) / _HEADER, header)
 
 
 def load_sae(directory: Path) -> Sae:
@@ -35,12 +36,14 @@ def load_sae(directory: Path) -> Sae:
     directory = Path(directory)
     header = files.read_object(directory / _HEADER)
     try:
-        d, f = header.pop("d_model"), header.pop("n_features")
+        d, f, digest = (header.pop(name) for name in ("d_model", "n_features", "weights_sha256"))
+        if files.sha256(directory / _WEIGHTS) != digest:
+            raise ValueError(f"{_WEIGHTS} is another file than {_HEADER} was written for")
+        arrays = load_file(directory / _WEIGHTS)
         shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = {name: jax.ShapeDtypeStruct(s, np.float32, sharding=place) for name, s in shapes.items()}
-        with processes.own_checkpoints():
-            params = ocp.load((directory / _WEIGHTS).absolute(), abstract)
+        if {name: array.shape for name, array in arrays.items()} != shapes:
+            raise ValueError(f"{_WEIGHTS} has other shapes than {_HEADER} says")
+        params = jax.device_put(arrays, jax.local_devices()[0])
         return Sae(params=params, **header | {"group_sizes": tuple(header["group_sizes"])})
-    except Exception as error:  # orbax raises many classes for a damaged folder
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory} holds no readable autoencoder ({first_line(error)}): train again") from error

@@ -1,7 +1,7 @@
 """A command that kills itself: python -m tests.helpers.killed_command COMMAND FLAGS...
 
 The environment variable KILL says when: `shard` after the first shard of a harvest, `checkpoint` when the second one of
-a training is whole but has not reached the bucket. Shards are small whether it is set or not.
+a training is there but for its mark. Shards are small whether it is set or not.
 """
 
 import os
@@ -23,12 +23,12 @@ if __name__ == "__main__":
         write = store.StoreWriter.write
         store.StoreWriter.write = lambda self, *shard: (write(self, *shard), _killed())
     if os.environ.get("KILL") == "checkpoint":
-        send, sent = Checkpoints._send, []
+        mark, marked = Checkpoints._mark, []
 
-        def first(self, saving, step):
-            (_killed if sent else send)(self, saving, step)
-            sent.append(step)
+        def first(self, step, scale):
+            (_killed if marked else mark)(self, step, scale)
+            marked.append(step)
 
-        Checkpoints._send = first
+        Checkpoints._mark = first
     del sys.argv[0]
     runpy.run_module(f"launch.{sys.argv[0]}", run_name="__main__", alter_sys=True)

@@ -135,6 +135,19 @@ def long_config() -> ml_collections.ConfigDict:
     return config
 
 
+def large_config() -> ml_collections.ConfigDict:
+    """An autoencoder with arrays that are larger than the files of its log."""
+    config = train_config()
+    config.sae.expansion = 16
+    return config
+
+
+def whole_checkpoints(sae: Path) -> set[int]:
+    """The steps of the checkpoints that all processes have written to the end."""
+    marks = {int(folder.name): list(folder.glob("whole.*")) for folder in (sae / "checkpoints").glob("[0-9]*")}
+    return {step for step, found in marks.items() if found and found[0].stem.endswith(f"-of-{len(found)}")}
+
+
 def make_model(directory: Path, studies: ml_collections.ConfigDict, heads: int = 4) -> None:
     """A checkpoint with random weights and a tokenizer for the phantom's `studies`, in the Hugging Face layout."""
     directory.mkdir(parents=True)

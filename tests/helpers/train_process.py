@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sae.training import stage
 from sae.training.trainer import Trainer
-from tests.helpers.sae import long_config, train_config
+from tests.helpers.sae import large_config, long_config
 
 # Bytes of a file, from which on it cannot grow.
 _FULL = 20_000
@@ -31,4 +31,4 @@ if __name__ == "__main__":
     workdir, name = Path(sys.argv[1]), sys.argv[2]
     if name == "full_disk":
         _fill_the_disk_at_step_20()
-    stage.run(long_config() if name == "long" else train_config(), workdir)
+    stage.run(long_config() if name == "long" else large_config(), workdir)

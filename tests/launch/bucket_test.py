@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 from tests.helpers import bucket as buckets
+from tests.helpers import pods
 from tests.helpers.paths import ROOT
+from tests.helpers.sae import activations
 
 SHORT = ("convert", "harvest", "train")
 ALL = (*SHORT, "export", "interpret", "label", "steer", "evaluate", "atlas")
@@ -73,7 +76,7 @@ def run(commands, folder):
 def files_of(folder):
     """The bytes of a run directory's files by their names, without times, and what `check_training` compares."""
     apart = ("manifest.json", "timing.jsonl", "_CHECKPOINT_METADATA", "commit_success.txt")  # have times
-    apart += ("sae/checkpoints/", "sae/weights/", "sae/tensorboard/")
+    apart += ("sae/checkpoints/", "sae/tensorboard/")
     paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     kept = {name: path for name, path in paths.items() if not any(part in name for part in apart)}
     return {name: re.sub(rb"20\d\d-\d\d-\d\dT[\d:]+", b"", path.read_bytes()) for name, path in kept.items()}
@@ -109,3 +112,37 @@ def test_the_whole_chain_in_a_bucket_is_the_local_one(tmp_path):
     local, copy = run(ALL, tmp_path)
     assert_same(local, copy)
     check_training(local, copy)
+
+
+@pytest.mark.drill
+def test_two_processes_train_in_a_bucket_and_one_ends_what_they_began(tmp_path, monkeypatch):
+    np.save(tmp_path / "rows.npy", activations(6000, 24))
+    config = f"--config=configs/embeddings.py:{tmp_path / 'rows.npy'}"
+    fields = {"steps": 400, "batch_size": 64, "checkpoint_every": 50, "lr": 5e-3, "decay_start": 300, "warmup_steps": 5}
+    flags = [config, "--mesh=2,2", "--config.sae.k=4", *(f"--config.train.{name}={fields[name]}" for name in fields)]
+    local = tmp_path / "local"
+    pods.launch("harvest", config, f"--workdir={local}", processes=1, devices=1)
+    pods.launch("train", *flags, f"--workdir={local}", processes=1, devices=4)
+    with buckets.served() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        workdir, scratch = f"--workdir=s3://{buckets.NAME}/runs/one", tmp_path / "scratch"
+        pods.launch("harvest", config, workdir, f"--scratch={scratch}", processes=1, devices=1)
+        two = pods.start(("-m", "launch.train", *flags, workdir, f"--scratch={scratch}"), processes=2)
+        while not any("whole.1-of-2" in key for key in bucket.written()):
+            assert all(process.poll() is None for process in two)
+            time.sleep(0.1)
+        two[1].send_signal(signal.SIGTERM)
+        ends = pods.ended(two)
+        assert [end.code for end in ends] == [143, 143], ends
+        saved = int(re.findall(r"terminated after step (\d+)", ends[0].err)[0])
+        assert {f"sae/checkpoints/{saved}/whole.{i}-of-2.json" for i in (0, 1)} <= bucket.files("runs/one").keys()
+        shutil.rmtree(scratch)
+        pods.launch("train", *flags, workdir, f"--scratch={scratch}", processes=1, devices=4)
+        (tmp_path / "copy").mkdir()
+        for name in ("sae.json", "weights.safetensors", "log.jsonl"):
+            (tmp_path / "copy" / name).write_bytes(bucket.files("runs/one")[f"sae/{name}"])
+    ours, theirs = load_sae(tmp_path / "copy"), load_sae(local / "sae")
+    for name, value in theirs.params.items():
+        np.testing.assert_allclose(ours.params[name], value, atol=1e-5, rtol=1e-5)
+    assert len((tmp_path / "copy" / "log.jsonl").read_text().splitlines()) == 400 > saved

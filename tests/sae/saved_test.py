@@ -22,8 +22,17 @@ def test_a_missing_or_damaged_autoencoder_is_refused(tmp_path):
     with pytest.raises(UserError, match="sae.json"):
         load_sae(tmp_path)
     save_sae(tmp_path, random_sae(activations(50, 8), (16,), 3, 0.0))
-    for path in (tmp_path / "weights").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
+    weights, header = tmp_path / "weights.safetensors", tmp_path / "sae.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"\0")
+    with pytest.raises(UserError, match="holds no readable autoencoder .*another file than sae.json .*: train again"):
+        load_sae(tmp_path)
+    weights.write_bytes(whole)
+    header.write_text(header.read_text().replace('"n_features": 16', '"n_features": 8'))
+    with pytest.raises(
+        UserError, match="holds no readable autoencoder .*other shapes than sae.json says.*: train again"
+    ):
+        load_sae(tmp_path)
+    weights.unlink()
     with pytest.raises(UserError, match="holds no readable autoencoder .*: train again"):
         load_sae(tmp_path)

@@ -14,7 +14,7 @@ from maira_jax.checkpoint import convert
 from sae.saved import load_sae
 from sae.training import stage
 from tests.helpers import pods
-from tests.helpers.sae import activations, make_model, make_store
+from tests.helpers.sae import activations, make_model, make_store, whole_checkpoints
 
 STEPS = 400
 LIVE = {
@@ -94,10 +94,6 @@ def assert_equal(sae, other):
     np.testing.assert_allclose(np.load(sae / "density.npy"), np.load(other / "density.npy"), atol=1e-6)
 
 
-def checkpoints(sae):
-    return {int(path.name) for path in (sae / "checkpoints").glob("*") if path.name.isdigit()}
-
-
 def interrupted(workdir, sent, after, **fields):
     """How two processes end, of which the second one is sent a signal when `after` steps are logged."""
     both = pods.start(("-m", "launch.train", *flags(workdir, **fields)), processes=2)
@@ -120,13 +116,13 @@ def test_two_processes_equal_one_however_often_they_are_stopped(one, workdir):
     ends = interrupted(workdir, signal.SIGTERM, 20, checkpoint_minutes=1e6)
     assert [end.code for end in ends] == [143, 143], ends
     (sentence,) = re.findall(r"train: terminated after step (\d+); the same command resumes from there", ends[0].err)
-    assert checkpoints(sae) == {int(sentence)} and 20 <= int(sentence) < STEPS
+    assert whole_checkpoints(sae) == {int(sentence)} and 20 <= int(sentence) < STEPS
     assert not ends[1].err, ends[1].err
     # Killed: the other one ends with a sentence.
     ends = interrupted(workdir, signal.SIGKILL, int(sentence) + 60, checkpoint_minutes=0.01)
     assert [end.code for end in ends] == [143, -signal.SIGKILL], ends
     assert "error: process 1 of 2 no longer answers" in ends[0].err and "Traceback" not in ends[0].err
-    assert max(checkpoints(sae)) > int(sentence)
+    assert max(whole_checkpoints(sae)) > int(sentence)
     pods.launch("train", *flags(workdir), processes=2)
     assert [line["step"] for line in lines(sae)] == list(range(STEPS))
     assert json.loads((sae / "manifest.json").read_text())["counts"]["steps"] == STEPS
@@ -184,8 +180,8 @@ def test_a_run_resumes_on_other_meshes_and_numbers_of_processes(one, workdir):
             time.sleep(0.01)
         both[1].send_signal(signal.SIGTERM)
         assert [end.code for end in pods.ended(both, timeout=300)] == [143] * processes
-        assert max(checkpoints(sae)) > saved
-        saved = max(checkpoints(sae))
+        assert max(whole_checkpoints(sae)) > saved
+        saved = max(whole_checkpoints(sae))
     assert saved < STEPS
     pods.launch("train", *flags(workdir, "1,1"), processes=1, devices=1)
     losses = [[line["loss"] for line in lines(path)] for path in (sae, one)]

@@ -16,7 +16,7 @@ from sae.activations.store import HELD_OUT, ActivationStore
 from sae.saved import load_sae
 from sae.training import stage
 from tests.helpers.paths import ROOT
-from tests.helpers.sae import activations, long_config, make_store, train_config
+from tests.helpers.sae import activations, large_config, long_config, make_store, train_config, whole_checkpoints
 from tests.helpers.traces import names_in
 
 # At how many random moments a run is killed: SAE_TEST_KILLS=10 pytest -s tests/sae/training/stage_test.py -k stopped
@@ -101,7 +101,7 @@ def kill_when(process: subprocess.Popen, reached, limit: float = 600) -> None:
 
 def latest_checkpoint(sae: Path) -> int:
     """The step of the latest whole checkpoint, 0 if there is none."""
-    return max((int(path.name) for path in (sae / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+    return max(whole_checkpoints(sae), default=0)
 
 
 def assert_same_bits(sae: Path, whole: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     assert done.returncode and "UserError: could not write a checkpoint" in done.stderr, done.stderr
     # The one of step 20 was perhaps still being written.
     assert latest_checkpoint(tmp_path / "full" / "sae") in (10, 20)
-    assert stage.run(train_config(), tmp_path / "full")["steps"] == 60
+    assert stage.run(large_config(), tmp_path / "full")["steps"] == 60
 
 
 def test_infinite_activations_are_refused(tmp_path, monkeypatch):
