@@ -44,4 +44,7 @@ def get_config(data: str = "phantom") -> ConfigDict:
             "loss_recovered_studies": 0,  # no report is written from an embedding
         }
     )
+    # Paper: 15 strong and 15 weaker images to explain a feature, 30 active and 30 inactive ones to score it.
+    config.interpret.update({"n_top": 15, "n_explain": 30, "n_score": 30})
+    config.judge.images = 30
     return config

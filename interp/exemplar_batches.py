@@ -24,18 +24,20 @@ class ExemplarBatches:
       path: the parquet file of exemplars.
       n_features: number of features in it.
       phases: folder of the results that are saved batch by batch.
+      not_read: columns of the file that `read` leaves out.
     """
 
     path: Path
     n_features: int
     phases: Path
+    not_read: tuple[str, ...] = ()
 
     def read(self, batches: Iterable[range], wanted: pc.Expression) -> Iterator[tuple[int, Records]]:
         """Each feature of the batches, with those of its exemplars that are wanted."""
         for batch in batches:
             rows: dict[int, Records] = {feature: [] for feature in batch}
             table = exemplar_table.read(self.path, batch.start, batch.stop)
-            for row in table.filter(wanted).to_pylist():
+            for row in table.filter(wanted).drop_columns(list(self.not_read)).to_pylist():
                 rows[row["feature"]].append(row)
             yield from rows.items()
 

@@ -3,10 +3,14 @@
 Each phase leaves a file, and explanations and scores are saved in batches of features, so that a killed run resumes.
 The steps are the rooms of this package in their order: exemplars, explainers, scorers, features. Only the controls pass
 through the first three a second time: they are matched to scored features, so they are built after scoring.
+
+Features of images go the same way as features of text. What differs is how exemplars are chosen, who explains, and who
+judges.
 """
 
 import contextlib
 import dataclasses
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +22,17 @@ import pyarrow.compute as pc
 
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
 from interp.exemplar_batches import ExemplarBatches, Records
-from interp.exemplars import contexts, exemplar_table, index, neighbours
-from interp.exemplars.corpus import Corpus
+from interp.exemplars import contexts, exemplar_table, image_exemplars, index, neighbours
+from interp.exemplars.corpus import Corpus, is_of_images
 from interp.exemplars.index_pass import running_index
 from interp.exemplars.index_pass.shared_sae import devices_of
-from interp.explainers import EXPLAINERS
+from interp.explainers import EXPLAINERS, IMAGE_EXPLAINERS
 from interp.explainers.chat_model import ChatModel
-from interp.explainers.evidence import ExplainTask, explain_task, top_tokens
+from interp.explainers.evidence import ExplainTask, explain_task, image_task, top_tokens
 from interp.explainers.explainer import FEATURE_BATCH, Explainer
 from interp.features import columns, concepts, table
 from interp.features.summary import JudgeOrigin
-from interp.scorers import JUDGES, SCORERS, controls, ground_truth
+from interp.scorers import IMAGE_JUDGES, JUDGES, SCORERS, controls, ground_truth
 from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import Scorer, ScoreTask
 from maira_jax.errors import UserError
@@ -39,7 +43,7 @@ from maira_jax.run.performance import profile
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_stated
-from sae.activations.store import HELD_OUT, TRAIN
+from sae.activations.store import HELD_OUT, TRAIN, ActivationStore, source_of
 from sae.autoencoder import Sae
 from sae.saved import load_sae
 
@@ -59,28 +63,46 @@ class _Interpreters:
 
     Attributes:
       explainer: explains.
-      scorers: scorer of each name in `interpret.scorers`.
+      task_of: what it is shown of a feature, or the reason why it cannot be (see `explain_task`).
+      scorers: scorer of each name in `interpret.scorers`; for images, of those that score them.
       judge_name: who answers the scorers' questions.
       versions: names of the prompts or rules of all of them.
       model: the language model that any of them asks, or None.
     """
 
     explainer: Explainer
+    task_of: Callable[[int, Records, int, int], ExplainTask | str]
     scorers: Mapping[str, Scorer]
     judge_name: str
     versions: tuple[str, ...]
     model: ChatModel | None
 
     @classmethod
-    def of(cls, section: InterpretSection, seed: int, open_language_model: Callable[[], ChatModel]) -> "_Interpreters":
+    def of(
+        cls,
+        section: InterpretSection,
+        seed: int,
+        open_language_model: Callable[[], ChatModel],
+        activations: Path,
+        of_images: bool,
+    ) -> "_Interpreters":
         opened: list[ChatModel] = []
 
         def open_once() -> ChatModel:
             opened[:] = opened or [open_language_model()]
             return opened[0]
 
-        explainer = EXPLAINERS.get(section.explainer or section.judge)(open_once)
-        judge = JUDGES.get(section.judge)(open_once)
+        def read_labels() -> Mapping[str, Mapping[str, bool]]:
+            studies = ActivationStore.open(activations).studies
+            labels = map(json.loads, studies["labels"].to_pylist())
+            return dict(zip(studies["study_id"].to_pylist(), labels, strict=True))
+
+        explainer_name = section.explainer or section.judge
+        if of_images:
+            explainer = IMAGE_EXPLAINERS.get(explainer_name)(open_once, read_labels)
+            judge = IMAGE_JUDGES.get(section.judge)(open_once, read_labels)
+        else:
+            explainer, judge = EXPLAINERS.get(explainer_name)(open_once), JUDGES.get(section.judge)(open_once)
         scorers = {
             name: SCORERS.get(name)(
                 judge,
@@ -90,9 +112,11 @@ class _Interpreters:
                 seed=seed,
             )
             for name in section.scorers
+            if SCORERS.get(name).scores_images or not of_images
         }
         versions = tuple(dict.fromkeys((*explainer.versions, *judge.versions)))
-        return cls(explainer, scorers, judge.name, versions, opened[0] if opened else None)
+        task_of = image_task if of_images else explain_task
+        return cls(explainer, task_of, scorers, judge.name, versions, opened[0] if opened else None)
 
     def origin(self) -> JudgeOrigin:
         return JudgeOrigin(self.judge_name, " ".join(self.versions), self.model.client.usage() if self.model else {})
@@ -111,6 +135,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: the config is invalid, an input stage is not finished, or there is nothing held out to score on.
     """
     section, workdir = InterpretSection.of(config), Path(workdir)
+    of_images = is_of_images(source_of(workdir / "activations"))
     with contextlib.ExitStack() as stack:
         interpreters = None
         identity: dict[str, Any] = {"interpret": section.deciding(), "seed": config.seed}
@@ -120,14 +145,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
                 section,
                 config.seed,
                 lambda: stack.enter_context(contextlib.closing(ChatModel.open(config, workdir))),
+                workdir / "activations",
+                of_images,
             )
             if interpreters.model is not None:
                 judge = interpreters.model.client.section
                 identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
                 computing |= judge.computing()
-        stage = stack.enter_context(
-            Stage(workdir, "interp", identity, inputs=("model", "activations", "sae"), computing=computing)
-        )
+        inputs = ("activations", "sae") if of_images else ("model", "activations", "sae")
+        stage = stack.enter_context(Stage(workdir, "interp", identity, inputs=inputs, computing=computing))
         if not stage.finished:
             _interpret(section, interpreters, config, workdir, stage.dir)
             stage.finish(processes.first_only(lambda: _counts(files.read_json(stage.dir / "summary.json"))))
@@ -155,15 +181,18 @@ def _interpret(
     """
     sae, corpus = load_sae(workdir / "sae"), Corpus.open(workdir, section.context_length)
     _check(section, sae, corpus, workdir)
-    exemplars = ExemplarBatches(out / "exemplars.parquet", sae.n_features, out / "phases")
+    not_read = ("activations",) if corpus.of_images else ()
+    exemplars = ExemplarBatches(out / "exemplars.parquet", sae.n_features, out / "phases", not_read)
     trace = StepTrace.of_run(config, workdir, "interpret")
     found = _collect(section, config, sae, corpus, exemplars, trace)
     scored = interpreters and _scored(section, interpreters, exemplars, config.seed)
     eligible = processes.broadcast(scored and scored.eligible())
-    control_exemplars = _collect_controls(section, config, sae, corpus, found, eligible, exemplars.phases)
+    control_exemplars = _collect_controls(section, config, sae, corpus, found, eligible, exemplars)
     if not interpreters or not scored:
         return
-    stated = ground_truth.statements(corpus, load_stated(config.studies), section.min_contexts)
+    stated = None
+    if not corpus.of_images:
+        stated = ground_truth.statements(corpus, load_stated(config.studies), section.min_contexts)
     true = ground_truth.feature_columns(found, stated, section.min_contexts, sae.n_features)
     tables = {}
     if stated:
@@ -175,7 +204,7 @@ def _interpret(
     fit = concepts.fit(peaks, labels, corpus.held_out)
     tables["concepts"], left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
     known = true | columns.of_activity(sae, found) | columns.of_relatives(sae, found)
-    known |= columns.of_logit_lens(workdir, sae, corpus.store.source["site"]) | columns.of_concepts(labels, fit)
+    known |= columns.of_logit_lens(workdir, sae, corpus.store.source.get("site", "")) | columns.of_concepts(labels, fit)
     tables |= table.tables(known, interpreters.origin(), scored.explained, scored.scores, controlled)
     table.write(out, tables, left_out, interpreters.origin(), section.bootstrap)
 
@@ -206,11 +235,18 @@ def _collect(
     else:
         sizes = running_index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, config.seed)
         kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
+        if corpus.of_images:
+            kinds = frozenset({Kind.IMAGE})
         devices, folder = devices_of(RunSection.of(config).mesh), exemplars.phases
         cut, held_out = corpus.contexts, corpus.held_out
         found = index.build(sae, corpus.store, cut, held_out, sizes, kinds, devices, folder, trace=trace)
     if processes.is_first() and not exemplars.path.is_file():
         n_activating = {TRAIN: section.n_explain, HELD_OUT: section.n_score}
+        if corpus.of_images:
+            peaks = index.study_peaks(exemplars.phases, len(corpus.held_out), sae.n_features)
+            chosen = (peaks, section.n_top, n_activating, config.seed)
+            image_exemplars.collect(exemplars.path, sae, corpus, *chosen, FEATURE_BATCH)
+            return found
         similar, _ = neighbours.coactive(found, _N_NEIGHBOURS)
         exemplar_table.collect(exemplars.path, sae, corpus, found, similar, n_activating, config.seed, FEATURE_BATCH)
     return found
@@ -238,7 +274,7 @@ def _scored(
 ) -> _ScoredFeatures:
     wanted = section.features or range(exemplars.n_features)
     _announce(section, interpreters, exemplars, wanted)
-    explained = _explain(section, interpreters.explainer, exemplars, frozenset(wanted))
+    explained = _explain(section, interpreters, exemplars, frozenset(wanted))
     scores = {name: _score(scorer, name, exemplars, explained) for name, scorer in interpreters.scorers.items()}
     scores[SHUFFLED] = _score(interpreters.scorers["detection"], SHUFFLED, exemplars, _shuffled(explained, seed))
     return _ScoredFeatures(explained, scores)
@@ -256,7 +292,7 @@ def _announce(
     with client.counting() as count:
         explained = []  # features
         for feature, rows in exemplars.read(sample, _TO_EXPLAIN):
-            task = explain_task(feature, rows, section.n_explain, section.min_contexts)
+            task = interpreters.task_of(feature, rows, section.n_explain, section.min_contexts)
             if isinstance(task, ExplainTask):
                 explained += [feature for _ in interpreters.explainer.explain([task])]
         for scorer in (*interpreters.scorers.values(), interpreters.scorers["detection"]):
@@ -268,7 +304,7 @@ def _announce(
 
 
 def _explain(
-    section: InterpretSection, explainer: Explainer, exemplars: ExemplarBatches, wanted: frozenset[int]
+    section: InterpretSection, interpreters: _Interpreters, exemplars: ExemplarBatches, wanted: frozenset[int]
 ) -> Records:
     """One record per feature: name, text, cost and top tokens, or the reason why there is no explanation."""
     nothing = {"name": None, "text": None, "cost": 0.0}
@@ -280,13 +316,13 @@ def _explain(
             for feature, rows in exemplars.read(batches, _TO_EXPLAIN):
                 task: ExplainTask | str = "not asked for"
                 if feature in wanted:
-                    task = explain_task(feature, rows, section.n_explain, section.min_contexts)
+                    task = interpreters.task_of(feature, rows, section.n_explain, section.min_contexts)
                 reason = task if isinstance(task, str) else None
                 records.append({"feature": feature, "reason": reason, "top_tokens": top_tokens(rows)})
                 if isinstance(task, ExplainTask):
                     yield task
 
-        for explanation in explainer.explain(tasks()):
+        for explanation in interpreters.explainer.explain(tasks()):
             while records[0]["reason"] is not None:
                 yield records.popleft() | nothing
             if explanation is None:
@@ -347,7 +383,7 @@ def _collect_controls(
     corpus: Corpus,
     found: Mapping[str, index.SplitIndex],
     eligible: Sequence[int],
-    phases: Path,
+    exemplars: ExemplarBatches,
 ) -> list[_ControlExemplars]:
     """Has all processes find the exemplars of controls; none if no feature was scored that they could be like."""
     if not eligible:
@@ -355,8 +391,8 @@ def _collect_controls(
     collected = []
     made = controls.build(sae, corpus.store, found[TRAIN], np.array(eligible), section.n_control, config.seed)
     for number, control in enumerate(made):
-        folder = phases / "controls" / str(number)
-        own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder)
+        folder = exemplars.phases / "controls" / str(number)
+        own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder, exemplars.not_read)
         activity = _collect(section, config, control.sae, dataclasses.replace(corpus, store=control.store), own)
         collected.append(_ControlExemplars(control, activity, own))
     return collected
@@ -373,7 +409,7 @@ def _controls(
     for part in collected:
         control, own, activity = part.made, part.exemplars, part.activity
         true = ground_truth.feature_columns(activity, stated, section.min_contexts, own.n_features)
-        explained = _explain(section, interpreters.explainer, own, frozenset(range(own.n_features)))
+        explained = _explain(section, interpreters, own, frozenset(range(own.n_features)))
         scores = _score(interpreters.scorers["detection"], "detection", own, explained)
         n_active = sum(split.n_tokens.sum(1) for split in activity.values())
         density = n_active / sum(split.total_tokens for split in activity.values())

@@ -65,6 +65,22 @@ class Contexts:
         return np.repeat(begins, lengths), np.repeat(ends, lengths)
 
 
+def image_contexts(start: np.ndarray, stop: np.ndarray) -> Contexts:
+    """A context per image of a store of an image encoder: its one row, or all its patches.
+
+    Args:
+      start, stop: the columns of the store's study table. [n_studies] each
+
+    Returns:
+      The contexts of the studies that have rows, all of the kind `Kind.IMAGE`.
+    """
+    length = (stop - start).astype(np.int32)  # [n_studies]
+    study = np.flatnonzero(length)  # [n]
+    zeros = np.zeros(len(study), np.int32)
+    kind = np.full(len(study), Kind.IMAGE, np.int8)
+    return Contexts(start[study].astype(np.int64), length[study], study.astype(np.int32), zeros, kind)
+
+
 def split_into_contexts(
     study: np.ndarray,
     position: np.ndarray,

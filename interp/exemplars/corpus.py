@@ -1,26 +1,35 @@
-"""The text that features are found in: an activation store, its tokens divided into contexts, and its splits."""
+"""What features are found in: an activation store, its rows divided into contexts of text or images, and its splits."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from interp.exemplars.contexts import Contexts, split_into_contexts
+from interp.exemplars.contexts import Contexts, image_contexts, split_into_contexts
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
 from sae.activations.store import HELD_OUT, ActivationStore
 
 
+def is_of_images(source: Mapping[str, Any]) -> bool:
+    """Whether the rows of a store with this `source` are images or their patches, and not tokens of a language model.
+
+    Arrays that somebody else computed count as images: nothing is known of their tokens.
+    """
+    return not source.keys().isdisjoint(("encoder", "arrays"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """All tokens of a store.
+    """All tokens, or all images, of a store.
 
     Attributes:
       store: the activations.
       studies: the store's study table.
-      token_id: the id of every token. int32 [n_tokens]
+      token_id: the id of every token; empty for images. int32 [n_tokens]
       pieces: the text of every token id that occurs, with a word boundary as a leading space; empty for the others.
       contexts: the contexts of all tokens.
       held_out: which studies are held out. bool [n_studies]
@@ -37,6 +46,8 @@ class Corpus:
     def open(cls, workdir: Path, max_length: int) -> "Corpus":
         """Reads the tokens of `workdir/activations` and divides them into contexts of at most `max_length` tokens.
 
+        The contexts of a store of images are whole images.
+
         Raises:
           UserError: the store cannot be read, or all its studies are of one split.
         """
@@ -48,10 +59,18 @@ class Corpus:
                 f"{workdir / 'activations'} holds studies of one split only, and scores need both: "
                 "harvest again with more studies or another harvest.held_out_fraction"
             )
+        if is_of_images(store.source):
+            start, stop = (studies[name].to_numpy() for name in ("start", "stop"))
+            return cls(store, studies, np.zeros(0, np.int32), (), image_contexts(start, stop), held_out)
         tokens = {name: store.tokens[name].to_numpy() for name in ("study", "position", "token_id", "kind")}
         pieces = _pieces(Tokenizer.from_dir(workdir / "model"), tokens["token_id"])
         cut = split_into_contexts(**tokens, pieces=pieces, max_length=max_length)
         return cls(store, studies, tokens["token_id"], pieces, cut, held_out)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the contexts are whole images."""
+        return is_of_images(self.store.source)
 
     def text(self, number: int) -> str:
         """The text of the context with this number, with single spaces."""

@@ -3,3 +3,4 @@
 from interp.explainers import llm_explainer as llm_explainer
 from interp.explainers import offline_explainer as offline_explainer
 from interp.explainers.explainer import EXPLAINERS as EXPLAINERS
+from interp.explainers.image_explainers import IMAGE_EXPLAINERS as IMAGE_EXPLAINERS

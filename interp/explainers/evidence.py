@@ -96,10 +96,37 @@ def explain_task(
     return ExplainTask(feature, activating, others)
 
 
+def image_task(feature: int, rows: Sequence[Mapping[str, Any]], n_explain: int, min_contexts: int) -> ExplainTask | str:
+    """The task that explains a feature of images, or the reason why there is none; only train images are shown.
+
+    The strongest images are among those shown, as MedSAE shows them.
+
+    Args:
+      feature, rows, n_explain, min_contexts: as for `explain_task`.
+
+    Returns:
+      A task whose activating examples are in falling order of activation, each with one activation and no words.
+    """
+    if not any(row["kind"] == "top" for row in rows):
+        return "never active"
+    shown = [row for row in rows if row["split"] == TRAIN]
+    largest = max((row["max_activation"] for row in shown), default=0.0) or 1.0
+    by_group: dict[bool, dict[str, Example]] = {True: {}, False: {}}  # by study: an image may be of several kinds
+    for row in sorted(shown, key=lambda row: -row["max_activation"]):
+        example = Example(row["section"], (), (row["max_activation"] / largest,), image_at(row))
+        by_group[row["kind"] in ("top", "decile")].setdefault(row["study_id"], example)
+    activating, others = (tuple(by_group[group].values()) for group in (True, False))
+    if sum(row["kind"] == "decile" for row in shown) < min_contexts:
+        return f"active in fewer than {min_contexts} train images"
+    if len(others) < min_contexts:
+        return f"inactive in fewer than {min_contexts} train images"
+    return ExplainTask(feature, activating, others[:n_explain])
+
+
 def top_tokens(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The peak tokens of a feature's train exemplars, by the sum of their activations."""
+    """The peak tokens of a feature's train exemplars, by the sum of their activations; none for images."""
     weight: Counter[str] = Counter()
     for row in rows:
-        if row["split"] == TRAIN and row["peak"] is not None:
+        if row["split"] == TRAIN and row["peak"] is not None and row["tokens"]:
             weight[row["tokens"][row["peak"]].strip()] += row["max_activation"]
     return [token for token, _ in sorted(weight.items(), key=lambda item: (-item[1], item[0]))[:_N_TOP_TOKENS]]

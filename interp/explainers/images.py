@@ -60,7 +60,14 @@ class StudyImages:
 
     @functools.cached_property
     def _studies(self) -> dict[str, Study]:
-        return {study.study_id: study for study in load_studies(self._section)}
+        found = {study.study_id: study for study in load_studies(self._section)}
+        for study_id in ActivationStore.open(self._activations).studies["study_id"].to_pylist():
+            if study_id not in found:
+                raise UserError(
+                    f"study {study_id} of {self._activations} is not among config.studies: use the studies that the "
+                    "activations were harvested from"
+                )
+        return found
 
     @functools.cached_property
     def _last_positions(self) -> dict[str, Any]:

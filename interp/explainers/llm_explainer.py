@@ -17,10 +17,10 @@ PROMPT = Path(__file__).parent / "prompts" / "explain-1.txt"
 N_EXAMPLES = 40
 # Strengths listed with an example, as delphi does.
 _MAX_STRENGTHS = 11
-_MAX_NAME, _MAX_EXPLANATION = 200, 2000  # characters
+MAX_NAME, MAX_EXPLANATION = 200, 2000  # characters
 
 
-def _one_line(max_length: int) -> pydantic.AfterValidator:
+def one_line(max_length: int) -> pydantic.AfterValidator:
     """Puts a text on one line; refuses one that is then empty or longer."""
 
     def check(text: str) -> str:
@@ -33,8 +33,8 @@ def _one_line(max_length: int) -> pydantic.AfterValidator:
 
 
 class Explained(ChatAnswer):
-    label: Annotated[str, _one_line(_MAX_NAME)]
-    explanation: Annotated[str, _one_line(_MAX_EXPLANATION)]
+    label: Annotated[str, one_line(MAX_NAME)]
+    explanation: Annotated[str, one_line(MAX_EXPLANATION)]
 
 
 @EXPLAINERS.register("llm")
@@ -53,14 +53,14 @@ class LlmExplainer:
 
     def request(self, task: ExplainTask) -> ChatRequest:
         """The request for a task, with X-rays spread evenly over its examples of images."""
-        examples = _spread(task.activating, N_EXAMPLES)
-        pictured = _spread([example.image for example in examples if example.image is not None], self._model.n_images)
+        examples = spread(task.activating, N_EXAMPLES)
+        pictured = spread([example.image for example in examples if example.image is not None], self._model.n_images)
         entries = [{"text": example.marked(), "strengths": _strengths(example)} for example in examples]
         images = [example.image if example.image in pictured else None for example in examples]
         return self._model.request(PROMPT, Explained, {}, entries, images)
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
+def spread(items: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the items, evenly spaced, the first and the last among them."""
     if len(items) <= count:
         return list(items)

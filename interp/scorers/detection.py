@@ -20,6 +20,8 @@ SHUFFLED = "detection_shuffled"  # name of the scores of detection with another 
 class DetectionScorer(Scorer):
     """Balanced accuracy of a judge that says in which contexts a feature is active."""
 
+    scores_images = True
+
     def examples(self, feature: int, rows: Rows) -> ScoringExamples | str:
         activating = [row for row in rows if row["kind"] == "decile"]
         others = shown_non_activating(rows, len(activating))

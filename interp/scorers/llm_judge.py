@@ -61,11 +61,11 @@ class LlmJudge:
 
     def detect(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         for reply in self._model.client.answer(map(self.detect_request, questions), "interpret: detect"):
-            yield _verdict([(one.example, one.fires) for one in reply.answer.answers], reply.cost) if reply else None
+            yield verdict([(one.example, one.fires) for one in reply.answer.answers], reply.cost) if reply else None
 
     def fuzz(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         for reply in self._model.client.answer(map(self.fuzz_request, questions), "interpret: fuzz"):
-            yield _verdict([(one.example, one.right) for one in reply.answer.answers], reply.cost) if reply else None
+            yield verdict([(one.example, one.right) for one in reply.answer.answers], reply.cost) if reply else None
 
     def detect_request(self, question: Question) -> ChatRequest:
         """The request for a question, with the X-rays of its contexts if the model reads images."""
@@ -80,5 +80,6 @@ class LlmJudge:
         return self._model.request(FUZZ, Fuzzed, {"explanation": safe(question.explanation)}, entries, images)
 
 
-def _verdict(answers: Sequence[tuple[int, int]], cost: float) -> Verdict:
+def verdict(answers: Sequence[tuple[int, int]], cost: float) -> Verdict:
+    """The verdict of pairs of an example's number and its answer."""
     return Verdict(tuple(answer for _, answer in sorted(answers)), cost)

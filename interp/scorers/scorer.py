@@ -20,7 +20,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -109,6 +109,9 @@ class ScoreResult:
 class Scorer(abc.ABC):
     """Scores explanations.
 
+    Attributes:
+      scores_images: whether it scores explanations of features of images, too; it is left out for those otherwise.
+
     Args:
       judge: answers questions about contexts.
       min_contexts: activating and non-activating examples that a score needs, each.
@@ -116,6 +119,8 @@ class Scorer(abc.ABC):
       n_bootstrap: resamples of the studies for each interval.
       seed: seed of the examples' order and of the resamples.
     """
+
+    scores_images: ClassVar[bool] = False
 
     def __init__(self, judge: Judge, *, min_contexts: int, n_prompt: int, n_bootstrap: int, seed: int):
         self.judge = judge

@@ -189,6 +189,14 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool, readers: in
         raise UserError(f"{directory / 'values.zarr'} cannot be opened ({first_line(error)}): harvest again") from error
 
 
+def source_of(directory: Path) -> Mapping[str, Any]:
+    """Where the activations of a store come from (see `ActivationStore`); empty where no store was begun."""
+    header = Path(directory) / _HEADER
+    storage.fetch(header.parent, (_HEADER,))
+    found: Mapping[str, Any] = files.read_object(header).get("source", {}) if header.is_file() else {}
+    return found
+
+
 class StoreWriter:
     """Writes a store shard by shard, in any order, and resumes one that was left unfinished.
 

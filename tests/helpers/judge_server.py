@@ -40,6 +40,7 @@ class ServerSettings:
     fault_text: str = ""  # requests with this text always fail
     fault_status: int = 500
     fault_code: str = ""
+    concept: str = ""  # what images are said to show
     wrong_text: str = ""  # requests with this text always get an answer of another form
     redirect: str = ""
     batch_polls: int = 2  # how often a batch is still in progress
@@ -54,6 +55,13 @@ def explain(data):
     )  # fmt: skip
     word = max(sorted(words), key=words.__getitem__) if words else "nothing"
     return {"label": word, "explanation": f'Text that mentions "{word}".'}
+
+
+def describe(data, pictures, concept):
+    """Whether the strong images are bright, as a careless model would say it: `concept` is what it was made to say."""
+    strong = [pictures[example["picture"] - 1] for example in data["examples"] if example["group"] == "strong"]
+    seen = "bright" if np.mean(strong) > 128 else "dark"
+    return {"concept": concept or f"{seen} images", "description": f'Images that are "{seen}".'}
 
 
 def detect(data, text, pictures, name):
@@ -82,8 +90,8 @@ def compare(data):
     return {"changes": changes, "concept": 2 * (word in after), "report": 2, "fluency": 1}
 
 
-def respond(body):
-    """The message that answers a chat request."""
+def respond(body, concept=""):
+    """The message that answers a chat request; see `describe` for `concept`."""
     system, content = body["messages"][0]["content"], body["messages"][-1]["content"]
     pictures = []
     if not isinstance(content, str):
@@ -100,6 +108,8 @@ def respond(body):
         return json.dumps(compare(data))
     if '"label"' in system:
         return json.dumps(explain(data))
+    if '"concept"' in system:
+        return json.dumps(describe(data, pictures, concept))
     return json.dumps(detect(data, content, pictures, "right" if '"right"' in system else "fires"))
 
 
@@ -141,7 +151,7 @@ class ServerState:
                 refusal = self.done(str(status or "dropped"), status, retry, {"error": {"message": "no"}})
                 return refusal if status else None
             luck -= share
-        message = respond(body)
+        message = respond(body, s.concept)
         if luck < s.malformed:
             self.outcomes["malformed"] += 1
             if self.rng.random() < 0.5:
