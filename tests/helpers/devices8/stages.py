@@ -1,6 +1,10 @@
-"""Every stage that runs the model gives on a mesh what it gives on one device. Argument: an empty folder."""
+"""Every stage that runs the model gives on a mesh what it gives on one device.
+
+Arguments: an empty folder, and the meshes, such as 2x4.
+"""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,6 @@ from steer import stage as steering
 from tests.helpers.sae import make_model, random_sae
 from tests.helpers.tiny_model import relative
 
-MESHES = ((8, 1), (2, 4), (1, 8))
 SITE = "language.1.resid_mid"
 
 
@@ -82,20 +85,20 @@ def autoencoder(stored: ActivationStore) -> Sae:
     return random_sae(stored.read(0, stored.n_tokens), (32, 32), 4, 0.1, meta=meta)
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, meshes: Sequence[str]) -> None:
     config = make_config(directory)
     config.mesh = (1, 8)
     convert.run(config, directory)
     model, activations = directory / "model", directory / "1x1" / "activations"
     config.mesh = (1, 1)
     expected = results(config, directory / "1x1", model, activations)
-    for data, split in MESHES:
-        config.mesh = (data, split)
-        found = results(config, directory / f"{data}x{split}", model, activations)
+    for mesh in meshes:
+        config.mesh = tuple(map(int, mesh.split("x")))
+        found = results(config, directory / mesh, model, activations)
         for name in ("steered", "generated"):
             assert found[name] == expected[name], name
         differences = {name: relative(found[name], expected[name]) for name in ("stored", "losses", "nll")}
-        print(data, "x", split, differences)
+        print(mesh, differences)
         assert max(differences.values()) < 1e-6, differences
     params, _ = store.load(model)
     assert sharding.mesh_of(params).shape == {"data": 1, "model": 1} and jax.device_count() == 8
@@ -103,4 +106,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

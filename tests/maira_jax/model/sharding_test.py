@@ -19,10 +19,17 @@ from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import CFG
 
 
-@pytest.mark.parametrize("program", ["model_parity", "stages"])
-def test_a_mesh_gives_what_one_device_gives(tmp_path, program):
+@pytest.mark.parametrize(
+    "program, meshes",
+    [
+        ("model_parity", []),
+        ("stages", ["2x4"]),
+        pytest.param("stages", ["8x1", "1x8"], marks=pytest.mark.drill),
+    ],
+)
+def test_a_mesh_gives_what_one_device_gives(tmp_path, program, meshes):
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.helpers.devices8.{program}", str(tmp_path)],
+        [sys.executable, "-m", f"tests.helpers.devices8.{program}", str(tmp_path), *meshes],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     print(done.stdout)
