@@ -11,4 +11,4 @@ _main.define_shortcut(
 )
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("steer",))
+    _main.main(stage.run, __doc__ or "", reads=("studies", "steer"))

@@ -5,16 +5,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_collections
 import numpy as np
 import pyarrow as pa
 
-from interp.atlas import steering_data
+from interp.atlas import image_data, steering_data
 from interp.atlas.results import is_finished, json_if_finished, optional_folders, read_table
 from interp.exemplars import exemplar_table
+from interp.exemplars.corpus import is_of_images
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import MANIFEST
-from sae.activations.store import TRAIN
+from sae.activations.store import TRAIN, source_of
 
 # These bound the size of the page: with them, 16,384 features make a file that a browser still opens at once.
 _MAX_FEATURES = 4096  # features with exemplars; all are in the list
@@ -29,46 +31,62 @@ _NOT_SHOWN = {"judge", "prompt_version", "cost", "accuracy", "kinds", "parent_sh
 }
 
 
-def gather(workdir: Path, sweep: str) -> dict[str, Any]:
+def gather(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Everything that the page shows.
 
     Args:
-      workdir: run directory with at least the stages model, activations, sae and interp.
-      sweep: name of the steering sweep to show.
+      config: names the steering sweep to show, and the studies whose images are shown.
+      workdir: run directory with at least the stages activations, sae and interp, and model for features of text.
 
     Raises:
-      UserError: a file is missing or cannot be read.
+      UserError: a file is missing or cannot be read, or a study is not among `config.studies`.
     """
-    folders = {stage: workdir / folder for stage, folder in optional_folders(sweep).items()}
+    folders = {stage: workdir / folder for stage, folder in optional_folders(config.steer.name).items()}
     table = read_table(workdir / "interp" / "features.parquet")
     concepts = read_table(workdir / "interp" / "concepts.parquet").to_pylist()
     evaluation = json_if_finished(folders["evaluation"] / "summary.json")
     steering = steering_data.steered_features(folders["steer"], folders["evaluation"], evaluation)
     shown = _shown_features(table, concepts, steering)
+    run, exemplars = _run_facts(workdir, folders), workdir / "interp" / "exemplars.parquet"
+    images: dict[str, Any] = {}
+    if run["encoder"]:
+        pictures = image_data.Pictures(config, workdir / "activations")
+        contexts = image_data.exemplars(exemplars, table, shown, pictures)
+        images = {"pictures": pictures.found, "no_pictures": pictures.reason}
+    else:
+        contexts = _exemplars(exemplars, table, frozenset(shown))
     return {
-        "run": _run_facts(workdir, folders),
+        "run": run,
         "summary": files.read_json(workdir / "interp" / "summary.json"),
         "concepts": [row | {"steering": steering_data.of_concept(evaluation, row)} for row in concepts],
         "statements": _statements(workdir / "interp" / "statements.parquet"),
         "label": _label(folders["label"]),
         "features": _features(table),
-        "exemplars": _exemplars(workdir / "interp" / "exemplars.parquet", table, shown),
+        "exemplars": contexts,
         "steering": steering,
         "evaluation": steering_data.rates(evaluation),
-    }
+    } | images
 
 
 def _run_facts(workdir: Path, folders: Mapping[str, Path]) -> dict[str, Any]:
     """Facts for the head of the page; None where a stage's manifest does not tell."""
-    manifests = {name: files.read_json(workdir / name / MANIFEST) for name in ("model", "activations", "sae", "interp")}
+    source = source_of(workdir / "activations")
+    names = ("activations", "sae", "interp") if is_of_images(source) else ("model", "activations", "sae", "interp")
+    manifests = {name: files.read_json(workdir / name / MANIFEST) for name in names}
     activations, counts = manifests["activations"]["section"], manifests["activations"]["counts"]
     harvest, studies = activations.get("harvest", {}), activations.get("studies", {})
     metrics = workdir / "sae" / "metrics.json"
     sae = manifests["sae"]["counts"] | (files.read_json(metrics) if metrics.is_file() else {})
-    return {
-        "model": manifests["model"]["section"].get("checkpoint"),
-        "parameters": manifests["model"]["counts"].get("parameters"),
-        "site": harvest.get("site"),
+    if is_of_images(source):
+        encoder = {"name": "arrays", "weights": None, "rows": "embedding", "grid": None}
+        encoder |= {name: source.get(name, default) for name, default in encoder.items()}
+        encoder["name"] = source.get("encoder", "arrays")
+        read = {"model": encoder["name"], "parameters": None, "site": encoder["rows"], "encoder": encoder}
+    else:
+        model = manifests["model"]
+        read = {"model": model["section"].get("checkpoint"), "parameters": model["counts"].get("parameters")}
+        read |= {"site": harvest.get("site"), "encoder": None}
+    return read | {
         "token_filter": harvest.get("token_filter"),
         "source": studies.get("source"),
         **{name: counts.get(name) for name in ("tokens", "studies", "studies_held_out")},
@@ -86,17 +104,18 @@ def _statements(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _label(folder: Path) -> dict[str, Any] | None:
-    """MedSAE's figures of features and of raw dimensions, and each feature's monosemanticity."""
+    """MedSAE's figures of features and of raw dimensions, and each feature's monosemanticity and correlations."""
     summary = json_if_finished(folder / "summary.json")
     if summary is None:
         return None
-    neurons = read_table(folder / "neurons.parquet").select(["basis", "monosemanticity"]).to_pylist()
+    neurons = read_table(folder / "neurons.parquet").select(["basis", "monosemanticity", "correlation"]).to_pylist()
+    own = [row for row in neurons if row["basis"] == "features"]
     bases = {
         basis: {name: _rounded(part[name]) for name in part if name != "classes"}
         for basis, part in summary["bases"].items()
     }
-    own = [_rounded(row["monosemanticity"]) for row in neurons if row["basis"] == "features"]
-    return {"studies": summary["studies"], "sections": summary["sections"], "bases": bases, "monosemanticity": own}
+    found = {"studies": summary["studies"], "sections": summary["sections"], "bases": bases}
+    return found | {name: [_rounded(row[name]) for row in own] for name in ("monosemanticity", "correlation")}
 
 
 def _features(table: pa.Table) -> dict[str, list[Any]]:
@@ -126,16 +145,16 @@ def _trimmed(counts: list[int]) -> list[Any]:
 
 def _shown_features(
     table: pa.Table, concepts: Iterable[Mapping[str, Any]], steering: Mapping[str, Any] | None
-) -> set[int]:
+) -> list[int]:
     """The features whose exemplars are in the page: those of concepts, steered ones, then by detection score."""
     first = [row["feature"] for row in concepts]
     first += [int(feature) for feature in (steering or {"features": {}})["features"]]
     score = np.array([-1.0 if value is None else value for value in table["detection"].to_pylist()])
     order = dict.fromkeys([*first, *np.argsort(-score, kind="stable").tolist()])
-    return set(list(order)[:_MAX_FEATURES])
+    return list(order)[:_MAX_FEATURES]
 
 
-def _exemplars(path: Path, table: pa.Table, shown: set[int]) -> dict[str, Any]:
+def _exemplars(path: Path, table: pa.Table, shown: frozenset[int]) -> dict[str, Any]:
     """Contexts of the shown features, all from studies that scoring did not see.
 
     Returns:
@@ -159,7 +178,7 @@ def _exemplars(path: Path, table: pa.Table, shown: set[int]) -> dict[str, Any]:
     return {"tokens": list(numbers), "contexts": contexts}
 
 
-def _distinct(rows: Iterable[Mapping[str, Any]], shown: set[int]) -> Iterable[Mapping[str, Any]]:
+def _distinct(rows: Iterable[Mapping[str, Any]], shown: frozenset[int]) -> Iterable[Mapping[str, Any]]:
     """The rows of exemplars.parquet that the page shows: those of train studies, each sentence once."""
     taken: dict[tuple[int, str, int | None], int] = defaultdict(int)
     sentences: set[tuple[Any, ...]] = set()

@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 _HERE = Path(__file__).parent
+_PARTS = ("atlas.css", "components.js", "images.js", "pages.js")
 
 
 def render(data: dict[str, Any]) -> str:
@@ -25,11 +26,9 @@ def render(data: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, components, pages = (
-        (_HERE / name).read_text(encoding="utf-8") for name in ("atlas.css", "components.js", "pages.js")
-    )
+    style, *scripts = ((_HERE / name).read_text(encoding="utf-8") for name in _PARTS)
     # One scope of its own: nothing in it collides with the names of the window.
-    script = f'"use strict";\n(() => {{\n{components}\n{pages}}})();\n'
+    script = '"use strict";\n(() => {\n' + "\n".join(scripts) + "})();\n"
     return environment.get_template("page.html.jinja").render(
         run=data["run"],
         # Hashes instead of 'unsafe-inline': a script that came in with a study's text could not run.

@@ -5,47 +5,47 @@ function overview() {
   const headline = D.evaluation && D.evaluation.headline, head = headline && (headline.add || Object.values(headline)[0]);
   const tiles = [
     tile(fixed(run.sae.fvu, 3), "variance unexplained", "Fraction of the held-out activations' variance that the autoencoder misses"),
-    tile(fixed(run.sae.l0, 1), `active per token (k = ${run.sae.k ?? DASH})`),
+    tile(fixed(run.sae.l0, 1), `active per ${OF_IMAGES ? "row" : "token"} (k = ${run.sae.k ?? DASH})`),
     tile(`${count(S.alive)}`, `of ${count(S.features)} features are ever active`),
     tile(count(S.scored), "features scored"),
-    tile(count(S.detection.above_075), "score above 0.75", `with random negatives alone ${count(S.detection_random.above_075)}`),
-    tile(count(S.detection.below_05), "score below 0.5 (chance)", `with random negatives alone ${count(S.detection_random.below_05)}`),
+    tile(count(S.detection.above_075), "score above 0.75", OF_IMAGES ? null : `with random negatives alone ${count(S.detection_random.above_075)}`),
+    tile(count(S.detection.below_05), "score below 0.5 (chance)", OF_IMAGES ? null : `with random negatives alone ${count(S.detection_random.below_05)}`),
     tile(fixed(S.detection.mean), "mean detection score", between(S.detection.interval)),
     tile(fixed(control.mean), "mean with shuffled explanations (control)", between(control.interval)),
     tile(`${S.concepts.f1_08} / ${S.concepts.tested}`, "concepts with a feature of F1 ≥ 0.8"),
     ...(head ? [tile(percent(head.on_target.rate), "steered on target", rateTitle(head.on_target)),
       tile(percent(head.off_target.rate), "steered off target", rateTitle(head.off_target)),
       tile(percent(head.no_change.rate), "steered without change", rateTitle(head.no_change))]
-      : [tile("not run", D.steering ? "evaluation of steering" : "steering")]),
+      : OF_IMAGES ? [] : [tile("not run", D.steering ? "evaluation of steering" : "steering")]),
   ];
   return [
     h("h1", {}, "What this autoencoder has found"),
-    h("p", { class: "lead" }, `${count(run.tokens)} tokens of ${count(run.studies)} studies (${run.source ?? "unknown source"}, tokens kept: ${run.token_filter ?? DASH}), read at ${run.site ?? DASH} of ${run.model ?? DASH}`
+    OF_IMAGES ? encoderLead() : h("p", { class: "lead" }, `${count(run.tokens)} tokens of ${count(run.studies)} studies (${run.source ?? "unknown source"}, tokens kept: ${run.token_filter ?? DASH}), read at ${run.site ?? DASH} of ${run.model ?? DASH}`
       + (run.parameters ? ` (${(run.parameters / 1e6).toFixed(1)} million parameters)` : "") + "."),
     h("p", { class: "note" }, h("b", {}, "Explained and scored by: " + S.judge + ". "), judgeNote()),
     h("div", { class: "tiles" }, tiles),
     panel("Concepts and the features that detect them", h("p", { class: "soft small" },
       "For every label, the feature and threshold with the best F1 on the training studies; F1, precision and recall are measured on held-out studies. "
-      + "Steering adds the feature's direction while the report is written; its strength was chosen on one half of the studies and is reported on the other. "
-      + "Rates: on target / off target, at that strength."), conceptTable(),
+      + (OF_IMAGES ? "" : "Steering adds the feature's direction while the report is written; its strength was chosen on one half of the studies and is reported on the other. "
+      + "Rates: on target / off target, at that strength.")), conceptTable(),
       Object.keys(S.concepts.left_out).length ? h("details", { class: "small soft" }, h("summary", {}, "Concepts that were left out"),
         Object.entries(S.concepts.left_out).map(([concept, why]) => h("div", {}, `${concept}: ${why}`))) : null),
     panel("Detection scores", scoreChart(), h("div", { class: "key" },
       h("span", {}, h("i"), "own explanation"), h("span", {}, h("i", { class: "ghost" }), "another feature's explanation (control)")),
-      h("p", { class: "small soft" }, "Balanced accuracy on held-out contexts; chance is 0.5.")),
+      h("p", { class: "small soft" }, `Balanced accuracy on held-out ${THINGS}; chance is 0.5.`)),
     panel("Features and controls", controlTable()),
     D.statements ? panel("Statements and the features that detect them", h("p", { class: "soft small" },
       "It is known what every sentence of these studies states. For each statement, the feature with the best F1 on the contexts of training studies; F1, precision and recall are measured on those of held-out studies. "
       + `Over ${count(S.truth.features)} features, detection scores and true F1 have a rank correlation of ${fixed(S.truth.spearman)} (with random negatives alone ${fixed(S.truth.spearman_random)}) for the best description by up to three statements or words, `
       + `and of ${fixed(S.truth.spearman_facts)} (${fixed(S.truth.spearman_facts_random)}) for that by statements alone.`), statementTable()) : null,
     D.label ? panel("Features and raw dimensions, against the labels", h("p", { class: "soft small" },
-      `MedSAE's measures over ${count(D.label.studies)} studies (tokens of: ${D.label.sections.join(", ")}). Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good.`), labelTable()) : null,
+      `MedSAE's measures over ${count(D.label.studies)} studies${OF_IMAGES ? "" : ` (tokens of: ${D.label.sections.join(", ")})`}. Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good.`), labelTable()) : null,
     panel("Not scored", notScored()),
     panel("How to read this", reading()),
   ];
 }
 const judgeNote = () => S.judge.startsWith("offline judge")
-  ? "It is a baseline: explanations are rules over words and sections, and scoring tests those words, literally. It knows no synonyms and sees no images."
+  ? OF_IMAGES ? "It is a baseline: explanations are combinations of the studies' labels, and scoring tests those labels. It looks at no image." : "It is a baseline: explanations are rules over words and sections, and scoring tests those words, literally. It knows no synonyms and sees no images."
   : `Prompts: ${S.prompt_version}. Cost: ${short(S.cost)} US dollars.`;
 function conceptTable() {
   const steered = (row, intended) => row.steering && row.steering[intended];
@@ -68,7 +68,7 @@ function conceptTable() {
     { title: "Recall", num: true, value: (r) => r.recall, cell: (r) => fixed(r.recall) },
     { title: "Explanation", wide: true, value: (r) => F.name[r.feature], cell: (r) => h("span", { class: "small", title: F.explanation[r.feature] || "" }, F.name[r.feature] || F.reason[r.feature]) },
     { title: "Detection", num: true, value: (r) => F.detection[r.feature], cell: (r) => fixed(F.detection[r.feature]) },
-    outcome("added", "Steered in"), outcome("removed", "Steered out"),
+    ...(OF_IMAGES ? [] : [outcome("added", "Steered in"), outcome("removed", "Steered out")]),
   ], D.concepts, 3);
 }
 function scoreChart() {
@@ -84,11 +84,12 @@ function controlTable() {
   return [table([
     { title: "What is scored", value: (r) => r.control, cell: (r) => (r === own ? h("b", {}, r.control) : r.control) },
     { title: "Scored", num: true, value: (r) => r.detection.scored, cell: (r) => count(r.detection.scored) },
-    score("detection", "Mean"), score("detection_random", "Random negatives"), score("detection_hard", "Hard negatives", "Contexts of the nearest features, and other sentences of the same studies"),
+    score("detection", "Mean"),
+    ...(OF_IMAGES ? [] : [score("detection_random", "Random negatives"), score("detection_hard", "Hard negatives", "Contexts of the nearest features, and other sentences of the same studies")]),
     { title: "Above 0.75", num: true, value: (r) => r.detection.above_075, cell: (r) => (r.detection.scored ? percent(r.detection.above_075 / r.detection.scored) : DASH) },
     ...(S.truth ? [{ title: "True F1", num: true, hint: "Mean of the best descriptions by what is known of the contexts", value: (r) => r.true_f1, cell: (r) => fixed(r.true_f1) }] : []),
     { title: "Features above control", num: true, hint: "Mean of the features minus this mean", value: (r) => S.above_controls[r.control], cell: (r) => fixed(S.above_controls[r.control]) },
-  ], rows, 2), h("p", { class: "small soft" }, "Raw dimensions, columns of the encoder with shuffled weights, and columns on activations of other tokens are thresholded to the densities of the features, and explained and scored like them. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the text: their scores are chance. Raw dimensions and shuffled weights read what the features read.")];
+  ], rows, 2), h("p", { class: "small soft" }, `Raw dimensions, columns of the encoder with shuffled weights, and columns on activations of other ${OF_IMAGES ? "images" : "tokens"} are thresholded to the densities of the features, and explained and scored like them. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the ${OF_IMAGES ? "images" : "text"}: their scores are chance. Raw dimensions and shuffled weights read what the features read.`)];
 }
 const statementTable = () => table([
   { title: "Statement", value: (r) => r.statement, cell: (r) => h("b", {}, r.statement) },
@@ -113,9 +114,10 @@ const notScored = () => Object.keys(S.not_scored).length
     h("tr", {}, h("td", {}, why), h("td", { class: "num" }, count(n))))))
   : h("p", { class: "soft" }, "Every feature was scored.");
 const reading = () => [
-  h("p", {}, h("b", {}, "Detection. "), "The judge sees an explanation and held-out contexts: some on which the feature fires, from each tenth of its activation range, and as many non-activating ones, half of them hard: contexts of the nearest other features, and other sentences of the same studies. It says of each whether the feature fires on it, five at a time. The score is its balanced accuracy."),
-  h("p", {}, h("b", {}, "Held-out studies. "), "Explanations were made from training studies and tested on studies of other patients. The contexts in this page are from the training studies."),
-  h("p", {}, h("b", {}, "Colours. "), "The stronger a token's tint, the stronger the feature there; the underlined token is the peak."),
+  OF_IMAGES ? h("p", {}, h("b", {}, "Detection. "), "The judge is given an explanation and held-out images: some in which the feature is active, from each tenth of them by rank, and as many inactive ones. It says of each whether the feature is active, five at a time. The score is its balanced accuracy.")
+    : h("p", {}, h("b", {}, "Detection. "), "The judge sees an explanation and held-out contexts: some on which the feature fires, from each tenth of its activation range, and as many non-activating ones, half of them hard: contexts of the nearest other features, and other sentences of the same studies. It says of each whether the feature fires on it, five at a time. The score is its balanced accuracy."),
+  h("p", {}, h("b", {}, "Held-out studies. "), "Explanations were made from training studies and tested on studies of other patients. " + `The ${THINGS} in this page are from the training studies.`),
+  OF_IMAGES ? null : h("p", {}, h("b", {}, "Colours. "), "The stronger a token's tint, the stronger the feature there; the underlined token is the peak."),
   h("p", {}, h("b", {}, "Keys. "), h("kbd", {}, "/"), " search, ", h("kbd", {}, "↑"), " ", h("kbd", {}, "↓"), " ", h("kbd", {}, "Enter"), " in the list, ", h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " next and previous feature."),
   h("p", { class: "small soft" }, `Interpreted ${D.run.finished ?? ""} on ${D.run.device ?? "unknown device"}; `
     + Object.entries(D.run.versions).filter(([k]) => ["python", "jax", "flax", "maira-jax"].includes(k)).map(([k, v]) => `${k} ${v}`).join(", ") + ". "
@@ -142,7 +144,7 @@ function matching() {
 }
 function features() {
   let rows = [], current = 0;
-  const columns = [["feature", "#", false], ["name", "Explanation", false], ["top_tokens", "Peak tokens", false], ["detection", "Detection", true],
+  const columns = [["feature", "#", false], ["name", "Explanation", false], OF_IMAGES ? ["concept", "Best label", false] : ["top_tokens", "Peak tokens", false], ["detection", "Detection", true],
     ["f1", "F1", true], ["density", "Density", true], ["max_activation", "Max", true], ["group", "Prefix", true]];
   const counter = h("span", { class: "count", role: "status" });
   const canvas = h("div", { vars: { position: "relative" } });
@@ -174,7 +176,7 @@ function features() {
     "aria-selected": at === current ? "true" : "false", vars: { transform: `translateY(${at * ROW}px)` } },
     h("span", { class: "id" }, String(i)),
     h("span", { class: "name", title: F.explanation[i] || "" }, name(i), h("span", { class: "sub" }, F.reason[i] || (F.concept[i] ? `best concept: ${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : ""))),
-    h("span", { class: "soft small" }, F.top_tokens[i].slice(0, 5).join(" · ")),
+    h("span", { class: "soft small" }, OF_IMAGES ? F.concept[i] : F.top_tokens[i].slice(0, 5).join(" · ")),
     h("span", { class: "num" }, meter(F.detection[i], 0.75)), h("span", { class: "num" }, fixed(F.f1[i])),
     h("span", { class: "num" }, density(F.density[i])), h("span", { class: "num" }, short(F.max_activation[i])), h("span", { class: "num" }, String(F.group[i] + 1)));
   function keys(event) {
@@ -193,7 +195,7 @@ function features() {
     h("h1", {}, "Features"),
     h("div", { class: "filters" },
       pick("Show", "status", [["", "all"], ["scored", "scored"], ["not scored", "not scored"], ...(D.steering ? [["steered", "steered"]] : [])]),
-      pick("Mostly in", "section", [["", "any section"], ...sections.map((x) => [x, x])]),
+      OF_IMAGES ? null : pick("Mostly in", "section", [["", "any section"], ...sections.map((x) => [x, x])]),
       pick("Matryoshka prefix", "group", [["", "any"], ...groups.map((g) => [String(g), String(g + 1)])]),
       counter),
     h("section", { class: "panel list" }, h("div", { class: "head", role: "row" }, heads), view),
@@ -209,12 +211,13 @@ function feature(i) {
   const scoreOf = (value, interval) => fixed(value) + (interval ? ` (${fixed(interval[0])}–${fixed(interval[1])})` : "");
   const negatives = Object.entries(F.by_negative[i] || {}).filter(([, v]) => isNumber(v)).map(([kind, v]) => `${kind} ${percent(v)}`);
   const facts = [["Detection", F.detection[i] === null ? F.reason[i] : scoreOf(F.detection[i], F.detection_interval[i])], ["F1", scoreOf(F.f1[i], F.f1_interval[i])],
-    ["Against random negatives", fixed(F.detection_random[i])], ["Against hard negatives", fixed(F.detection_hard[i])],
-    ["Non-activating contexts recognised", negatives.join(", ") || DASH],
-    ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ["Fuzzing", fixed(F.fuzzing[i])], ["Control (explanation of another feature)", fixed(F.detection_shuffled[i])],
+    ...(OF_IMAGES ? [] : [["Against random negatives", fixed(F.detection_random[i])], ["Against hard negatives", fixed(F.detection_hard[i])],
+      ["Non-activating contexts recognised", negatives.join(", ") || DASH]]),
+    ["Precision", fixed(F.precision[i])], ["Recall", fixed(F.recall[i])], ...(OF_IMAGES ? [] : [["Fuzzing", fixed(F.fuzzing[i])]]), ["Control (explanation of another feature)", fixed(F.detection_shuffled[i])],
     ["Density", density(F.density[i])], ["Largest activation", short(F.max_activation[i])],
-    ["Activating contexts", `${count(F.n_contexts_train[i])} train, ${count(F.n_contexts_held_out[i])} held out`],
-    ["Mean position", short(F.mean_position[i])], ["Matryoshka prefix", prefixText(i)], ["Peak tokens", F.top_tokens[i].join(" · ") || DASH],
+    [`Activating ${THINGS}`, `${count(F.n_contexts_train[i])} train, ${count(F.n_contexts_held_out[i])} held out`],
+    ["Matryoshka prefix", prefixText(i)],
+    ...(OF_IMAGES ? [] : [["Mean position", short(F.mean_position[i])], ["Peak tokens", F.top_tokens[i].join(" · ") || DASH]]),
     ...(F.promoted[i] ? [["Promotes", F.promoted[i].join(" · ")], ["Suppresses", F.suppressed[i].join(" · ")]] : []),
     ...(D.label ? [["Monosemanticity", fixed(D.label.monosemanticity[i], 3)]] : []),
     ["Best concept", F.concept[i] ? `${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : DASH],
@@ -226,9 +229,8 @@ function feature(i) {
     F.explanation[i] ? h("p", { class: "explanation" }, F.explanation[i]) : h("p", { class: "explanation soft" }, `No explanation: ${F.reason[i]}.`),
     mine.length ? h("p", {}, mine.map((row) => [chip(`best feature for ${row.concept}: F1 ${fixed(row.f1)}`, row.f1 >= 0.8 ? "good" : ""), " "])) : null,
     panel(null, h("dl", { class: "facts" }, facts.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))))),
-    h("div", { class: "cols stack" }, histogramPanel(i), decilePanel(i), sectionPanel(i)),
-    contextsPanel(i),
-    steeringPanel(i),
+    h("div", { class: "cols stack" }, histogramPanel(i), decilePanel(i), OF_IMAGES ? correlationPanel(i) : sectionPanel(i)),
+    OF_IMAGES ? gallery(i) : [contextsPanel(i), steeringPanel(i)],
     familyPanel(i),
     h("div", { class: "cols stack" }, nearest("Nearest features by decoder direction", "Cosine", F.similar[i], F.similar_cosine[i]),
       nearest("Nearest features by co-activation", "Correlation", F.coactive[i], F.coactive_correlation[i])),
@@ -256,15 +258,15 @@ function histogramPanel(i) {
   if (!counts.length) return panel("Peak activations", h("p", { class: "soft" }, "Never active."));
   const low = (b) => (b === 0 ? 0 : edges[b - 1]), high = (b) => (b < edges.length ? edges[b] : Infinity);
   return panel("Peak activations", bars(counts, { labels: counts.map((_, n) => (counts.length < 8 || n % 2 === 0 ? short(low(first + n)) : "")),
-    titles: counts.map((n, b) => `${short(low(first + b))} to ${short(high(first + b))}: ${n} contexts`), label: "Histogram of peak activations" }),
-    h("p", { class: "small soft" }, "Number of contexts by their largest activation, in half-octave bins."));
+    titles: counts.map((n, b) => `${short(low(first + b))} to ${short(high(first + b))}: ${n} ${THINGS}`), label: "Histogram of peak activations" }),
+    h("p", { class: "small soft" }, `Number of ${THINGS} by their largest activation, in half-octave bins.`));
 }
 function decilePanel(i) {
   const values = F.by_decile[i];
   if (!values) return panel("Detection by activation decile", h("p", { class: "soft" }, "Not scored."));
   return panel("Detection by activation decile", bars(values, { top: 1, line: 0.5, labels: values.map((_, n) => String(n + 1)),
-    titles: values.map((v, n) => `decile ${n + 1}: ${v === null ? "no examples" : percent(v) + " recognised"}`), label: "Share of activating contexts recognised, by decile" }),
-    h("p", { class: "small soft" }, "Share of held-out activating contexts that the explanation recognised, weakest tenth first."));
+    titles: values.map((v, n) => `decile ${n + 1}: ${v === null ? "no examples" : percent(v) + " recognised"}`), label: `Share of activating ${THINGS} recognised, by decile` }),
+    h("p", { class: "small soft" }, `Share of held-out activating ${THINGS} that the explanation recognised, weakest tenth first.`));
 }
 function sectionPanel(i) {
   const shares = Object.entries(F.sections[i]).sort((a, b) => b[1] - a[1]);
@@ -359,8 +361,9 @@ function show() {
   const [, page = "", argument = ""] = location.hash.split("/");
   const i = Number(argument);
   refreshList = null;
+  const id = decodeURIComponent(argument), pictured = page === "study" && OF_IMAGES && Object.hasOwn(D.pictures, id);
   const known = page === "feature" && argument !== "" && Number.isInteger(i) && i >= 0 && i < N;
-  const parts = known ? feature(i) : page === "features" ? features() : page === "steering" ? steering() : overview();
+  const parts = known ? feature(i) : pictured ? study(id) : page === "features" ? features() : page === "steering" ? steering() : overview();
   main.replaceChildren(...parts.flat(Infinity).filter((part) => part));
   const tab = known ? "features" : page === "features" || page === "steering" ? page : "overview";
   for (const item of document.querySelectorAll("nav a")) item.dataset.page === tab ? item.setAttribute("aria-current", "page") : item.removeAttribute("aria-current");

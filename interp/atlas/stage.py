@@ -8,10 +8,12 @@ import ml_collections
 from interp.atlas.data import gather
 from interp.atlas.page import render
 from interp.atlas.results import is_finished, optional_folders
+from interp.exemplars.corpus import is_of_images
 from maira_jax.run import files, storage
 from maira_jax.run.stage import MANIFEST, Stage
+from sae.activations.store import source_of
 
-_NEEDED = ("model", "activations", "sae", "interp")
+_NEEDED = ("activations", "sae", "interp")
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -27,12 +29,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     workdir, sweep = Path(workdir), config.steer.name
     storage.fetch(workdir, (MANIFEST,))  # of the stages that need not have run
-    inputs = (*_NEEDED, *(name for name in optional_folders(sweep).values() if is_finished(workdir / name)))
+    model = () if is_of_images(source_of(workdir / "activations")) else ("model",)
+    inputs = (*model, *_NEEDED, *(name for name in optional_folders(sweep).values() if is_finished(workdir / name)))
     _remove_outdated(workdir / "atlas", inputs)
     with Stage(workdir, "atlas", {}, inputs=inputs) as stage:
         page = stage.dir / "index.html"
         if not stage.finished:
-            data = gather(workdir, sweep)
+            data = gather(config, workdir)
             with files.atomic_path(page) as path:
                 path.write_text(render(data), encoding="utf-8")
             stage.finish({"features": len(data["features"]["feature"]), "bytes": page.stat().st_size})

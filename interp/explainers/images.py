@@ -36,7 +36,15 @@ class StudyImages:
         self.png = functools.lru_cache(maxsize=_KEPT)(self._png)
 
     def _png(self, at: ImageAt) -> bytes:
-        """The PNG file, 8-bit grey, of an image.
+        """The PNG file, 8-bit grey, of an image; raises as `picture`."""
+        picture = self.picture(at)
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
+
+    def picture(self, at: ImageAt) -> Image.Image:
+        """The whole image, 8-bit grey; of a store of an image encoder, the frontal one.
 
         Raises:
           UserError: the studies are not those of the store, or the image cannot be read.
@@ -51,12 +59,7 @@ class StudyImages:
             )
         image = images[number]
         name = f"an image of study {at.study_id}"
-        grey = stretch(image if isinstance(image, np.ndarray) else read_grey(image), name)
-        picture = Image.fromarray(grey)
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        return file.getvalue()
+        return Image.fromarray(stretch(image if isinstance(image, np.ndarray) else read_grey(image), name))
 
     @functools.cached_property
     def _studies(self) -> dict[str, Study]:

@@ -5,6 +5,7 @@ import re
 from interp.atlas import page as page_lib
 from interp.atlas.data import gather
 from tests.helpers.atlas_page import ATTACK, Page, data_of, page_of, scripts
+from tests.helpers.interp_run import config
 
 
 def test_page_refers_to_nothing_outside_itself(run_dir):
@@ -33,7 +34,7 @@ def test_policy_allows_only_the_pages_own_style_and_script(run_dir):
 
 
 def test_text_of_studies_cannot_leave_its_place(run_dir):
-    data = gather(run_dir, "concepts")
+    data = gather(config(), run_dir)
     data["run"]["model"] = ATTACK
     data["exemplars"]["tokens"][0] = ATTACK
     data["features"]["explanation"][0] = ATTACK

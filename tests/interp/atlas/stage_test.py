@@ -25,3 +25,5 @@ def test_an_atlas_is_made_again_when_another_stage_has_run(run_dir, tmp_path):
     label.run(cfg, workdir)
     data = data_of(Page(page_of(workdir)[0]))
     assert data["run"]["stages"]["label"] and len(data["label"]["monosemanticity"]) == 12
+    correlation = data["label"]["correlation"][4]
+    assert max(correlation, key=lambda label: correlation[label] or 0) == "communication"
