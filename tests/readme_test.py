@@ -24,6 +24,8 @@ NOT_RUN = {
     "python -m launch.train --workdir=runs/maira2 --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
     "python -m launch.interpret --workdir=runs/first --config.interpret.judge=llm --config.judge.model=NAME "
     "--config.judge.base_url=http://127.0.0.1:8000/v1": "needs a language model's server",
+    "python -m launch.harvest --workdir=runs/encoder --config.harvest.encoder=medclip_resnet50 "
+    "--config.harvest.weights=~/medclip": "needs MedCLIP's weights",
     "python -m launch.pretrain --workdir=runs/pretrain": "takes 45 minutes",
 }
 # Runs that are shortened here.

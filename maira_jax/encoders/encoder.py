@@ -35,10 +35,12 @@ class ImageEncoder(abc.ABC):
     Attributes:
       rows: what it gives of an image; the first where nothing else is asked for.
       view: how an image is made square.
+      of_model: whether it is a part of the converted MAIRA-2.
     """
 
     rows: ClassVar[tuple[ImageRows, ...]]
     view: ClassVar[View]
+    of_model: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

@@ -22,7 +22,7 @@ stage_names suppress_tokens task_specific_params temperature tf_legacy_loss toke
 torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_mask_token
 """
 _IGNORED = frozenset(_IGNORED_TEXT.split())
-_FIX = "use a MAIRA-2 checkpoint's file"
+_FIX = "use the file of a published checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,22 @@ class VisionConfig:
     @property
     def patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def from_dir(cls, checkpoint_dir: Path) -> "VisionConfig":
+        """Reads the `config.json` of a checkpoint of DINOv2 alone.
+
+        Raises:
+          UserError: the file is missing, or a field is missing, unknown or has a value that this port lacks.
+        """
+        path = Path(checkpoint_dir) / "config.json"
+        problems: list[str] = []
+        # What a backbone does with its output does not matter to the model that is read.
+        config = _vision(
+            _FieldReader(files.read_object(path) | {"reshape_hidden_states": False}, str(path), "", problems)
+        )
+        _refuse(problems, str(path), "DINOv2")
+        return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +114,16 @@ class Maira2Config:
         top.refuse_rest()
         if config.image_token_id >= text.vocab_size:
             problems.append(f"image_token_index = {config.image_token_id} of {text.vocab_size} tokens")
-        if problems:
-            raise UserError(
-                f"{origin} has fields that this port of MAIRA-2 does not understand: {', '.join(problems)}; "
-                "use a MAIRA-2 checkpoint"
-            )
+        _refuse(problems, origin, "MAIRA-2")
         return config
+
+
+def _refuse(problems: list[str], origin: str, model: str) -> None:
+    if problems:
+        raise UserError(
+            f"{origin} has fields that this port of {model} does not understand: {', '.join(problems)}; "
+            f"use a {model} checkpoint"
+        )
 
 
 class _FieldReader:
@@ -172,7 +192,7 @@ def _vision(reader: _FieldReader) -> VisionConfig:
     )
     if hidden_size % config.num_attention_heads:
         raise UserError(
-            f"{reader.origin}: vision_config.num_attention_heads is {config.num_attention_heads}, which does not "
+            f"{reader.origin}: {reader.prefix}num_attention_heads is {config.num_attention_heads}, which does not "
             f"divide hidden_size {hidden_size}: {_FIX}"
         )
     reader.refuse_rest()

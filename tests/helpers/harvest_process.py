@@ -1,5 +1,6 @@
 """Harvests in a process of its own: python -m tests.helpers.harvest_process MANIFEST SITE WORKDIR READERS [--kill].
 
+SITE is a site of the language model, or the name of an image encoder, each of whose patches is harvested.
 With --kill it kills itself as soon as its first shard is written.
 """
 
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from configs import base
+from maira_jax.encoders import ENCODERS
 from sae.activations import harvest, store
 
 if __name__ == "__main__":
@@ -16,7 +18,8 @@ if __name__ == "__main__":
     store.SHARD_ROWS, store.CHUNK_ROWS = 128, 64
     config = base.get_config()
     config.studies = base.studies("manifest", path=manifest)
-    config.harvest.update({"site": site, "batch_size": 4, "readers": int(readers)})
+    config.harvest.update({"batch_size": 4, "readers": int(readers)})
+    config.harvest.update({"encoder": site, "rows": "patches"} if site in ENCODERS.names() else {"site": site})
     if kill:
         write = store.StoreWriter.write
 

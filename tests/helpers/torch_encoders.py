@@ -1,12 +1,14 @@
-"""Image encoders of transformers with random weights, and their tensors under the names of MedCLIP's checkpoint."""
+"""Image encoders of transformers with random weights, and their tensors under the names of published checkpoints."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import ResNetConfig, ResNetModel
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from maira_jax.encoders import medclip_resnet50
+from maira_jax.run import files
 
 RESNET = medclip_resnet50.ResNetConfig(size=64, stem=8, widths=(4, 8), depths=(2, 1), embedding=6)
 # torchvision's names of the parts of transformers' ResNet.
@@ -66,3 +68,37 @@ class TorchResNet:
         """pixels: [batch, size, size, 3]; the embedding before it is divided by its length."""
         found = self._model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooler_output.flatten(1)
         return self._fc(found).numpy()
+
+
+class TorchDinov2:
+    """transformers' DINOv2.
+
+    Args:
+      folder: its checkpoint is written there, under the names of the running version of transformers.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0, **config):
+        torch.manual_seed(seed)
+        self._model = Dinov2Model(Dinov2Config(**config)).eval()
+        generator = torch.Generator().manual_seed(seed)
+        _randomise(self._model, generator)
+        for name, parameter in self._model.named_parameters():
+            if "lambda1" in name:
+                torch.nn.init.normal_(parameter, 0.5, 0.2, generator)
+        self._model.save_pretrained(folder)
+        size = config["image_size"]
+        preprocessor = {
+            "size": {"shortest_edge": size},
+            "crop_size": {"height": size, "width": size},
+            "image_mean": [0.5307] * 3,
+            "image_std": [0.2583] * 3,
+        }
+        files.write_json(folder / "preprocessor_config.json", preprocessor)
+
+    @torch.no_grad()
+    def rows(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """What is given of images, pixels: [batch, size, size, 3]; each [batch, rows, width]."""
+        found = self._model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        patches = found.last_hidden_state[:, 1:]
+        rows = {"cls": found.pooler_output[:, None], "mean": patches.mean(1, keepdim=True), "patches": patches}
+        return {name: value.numpy() for name, value in rows.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from maira_jax.encoders import ENCODERS
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.stage import Stage
@@ -31,7 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     harvest = HarvestSection.of(config)
     section = {"harvest": harvest.of_encoder(), "studies": config.studies.to_dict(), "seed": config.seed}
-    inputs = ("model",) if harvest.encoder == "maira2_vision" else ()
+    inputs = ("model",) if ENCODERS.get(harvest.encoder).of_model else ()
     computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
     with Stage(Path(workdir), "activations", section, inputs=inputs, computing=computing) as stage:
         if stage.finished:

@@ -62,6 +62,13 @@ def results(config: ml_collections.ConfigDict, workdir: Path, model: Path, activ
     sae = autoencoder(ActivationStore.open(activations))
     recovered = loss_recovered.measure(sae, model, load_studies(config.studies)[:5], 3, config.mesh)
     generation.run(config, workdir)
+    encoded = config.copy_and_resolve_references()
+    encoded.harvest.update({"encoder": "maira2_vision", "rows": "patches"})
+    images = workdir.with_name(f"{workdir.name}-images")
+    images.mkdir()
+    (images / "model").symlink_to(model)
+    harvest.run(encoded, images)
+    patches = ActivationStore.open(images / "activations")
     again = workdir.with_name(f"{workdir.name}-steer")
     again.mkdir()
     plain_file.save(again, sae)
@@ -72,6 +79,7 @@ def results(config: ml_collections.ConfigDict, workdir: Path, model: Path, activ
     steered = jsonl.read(again / steering.folder(config.steer.name) / steering.GENERATIONS, "")
     return {
         "stored": stored.read(0, stored.n_tokens),
+        "encoded": patches.read(0, patches.n_tokens),
         "losses": np.array([value for name, value in recovered.items() if name.startswith("ce")]),
         "nll": np.array([line.pop("mean_nll") for line in steered]),
         "steered": steered,
@@ -97,7 +105,7 @@ def main(directory: Path, meshes: Sequence[str]) -> None:
         found = results(config, directory / mesh, model, activations)
         for name in ("steered", "generated"):
             assert found[name] == expected[name], name
-        differences = {name: relative(found[name], expected[name]) for name in ("stored", "losses", "nll")}
+        differences = {name: relative(found[name], expected[name]) for name in ("stored", "encoded", "losses", "nll")}
         print(mesh, differences)
         assert max(differences.values()) < 1e-6, differences
     params, _ = store.load(model)

@@ -1,0 +1,55 @@
+"""What encoders with the architecture of DINOv2 share: what they give of an image, and how its pixels are made.
+
+The tower is MAIRA-2's (`maira_jax/model/vision.py`), and so is the preprocessing: grey levels are stretched before they
+are resized, as Rad-DINO's training images were.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from maira_jax.encoders.encoder import ImageEncoder, ImageRows
+from maira_jax.inputs.regions import View
+from maira_jax.model import vision
+from maira_jax.model.config import VisionConfig
+from maira_jax.model.layers import Params
+
+# Positions that attention takes together in a long row of float32.
+_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Dinov2Encoder(ImageEncoder):
+    """The class token (transformers' `pooler_output`), the mean of the patches, or each; after the last LayerNorm."""
+
+    cfg: VisionConfig
+    rows: ClassVar[tuple[ImageRows, ...]] = ("cls", "mean", "patches")
+    view: ClassVar[View] = "crop"
+
+    @property
+    def size(self) -> int:
+        return self.cfg.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.cfg.image_size // self.cfg.patch_size
+        return side, side
+
+    @property
+    def bytes_per_image(self) -> int:
+        positions, heads = 1 + self.cfg.patches, self.cfg.num_attention_heads
+        # The residual stream, queries, keys and values, and the MLP; logits and probabilities of attention.
+        return (
+            4
+            * positions
+            * (6 * self.cfg.hidden_size + 2 * self.cfg.intermediate_size + 2 * heads * min(positions, _BLOCK))
+        )
+
+    def encode(self, params: Params, pixels: jax.Array, rows: ImageRows) -> jax.Array:
+        x, _ = vision.forward(params, self.cfg, pixels)  # [B, 1 + P, D]
+        if rows == "cls":
+            return x[:, :1]  # [B, 1, D]
+        patches = x[:, 1:]  # [B, P, D]
+        return jnp.mean(patches, axis=1, keepdims=True) if rows == "mean" else patches
