@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from maira_jax.errors import UserError
+from maira_jax.inputs import dicom
 from maira_jax.run import files
 from maira_jax.studies.study import ImageSource
 
@@ -127,6 +128,8 @@ def width_height(image: ImageSource) -> tuple[int, int]:
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[0]
     try:
+        if dicom.is_dicom(image):
+            return dicom.dicom_width_height(image)
         with Image.open(image) as opened:
             return opened.size
     except _BROKEN as error:
@@ -138,29 +141,27 @@ def read_grey(path: Path) -> np.ndarray:
 
     Returns:
       uint8 for files of 8 bits per channel (colour is converted by PIL's luma), the file's own integers or floats for
-      deeper grey, such as 16-bit PNG or TIFF; inverted where the file says that zero is white.
+      deeper grey, such as 16-bit PNG or TIFF; inverted where the file says that zero is white. DICOM as `read_dicom`.
 
     Raises:
-      UserError: the file is missing, empty, broken or DICOM, holds several images, or is colour of more than 8 bits.
+      UserError: the file is missing, empty or broken, holds several images, or is colour of more than 8 bits; DICOM as
+        `read_dicom`.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"image {path} does not exist: check the path")
+    if dicom.is_dicom(path):
+        return dicom.read_dicom(path)
     try:
         with Image.open(path) as image:
             _refuse_unclear(image, path)
             image.load()
             if image.mode not in _DEEP_MODES:
                 return np.asarray(image.convert("L"))
-            # PIL turns grey around where zero is white (MONOCHROME1 in DICOM), but only up to 8 bits.
+            # PIL turns grey around where zero is white, but only up to 8 bits.
             tags = getattr(image, "tag_v2", {})
             return _inverted(np.asarray(image)) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else np.asarray(image)
     except _BROKEN as error:
-        if _is_dicom(path):
-            raise UserError(
-                f"image {path} is DICOM, which is not read: export it as 16-bit grey PNG with its rescale slope and "
-                "intercept applied, inverted if it is MONOCHROME1"
-            ) from error
         raise UserError(f"image {path} cannot be read ({error}): replace the file or leave the study out") from error
 
 
@@ -176,16 +177,11 @@ def _inverted(grey: np.ndarray) -> np.ndarray:
     return np.iinfo(grey.dtype).max - grey if np.issubdtype(grey.dtype, np.unsignedinteger) else -grey
 
 
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def stretch(grey: np.ndarray, name: str = "the image") -> np.ndarray:
     """Spreads grey levels over the full 8-bit range, truncating fractions.
 
     Deeper images (16-bit, float) are stretched from their own minimum to their own maximum in one step, where MAIRA-2's
-    code would clip them at 255. Where white means air (DICOM's MONOCHROME1), invert the image before.
+    code would clip them at 255. Where white means air, invert the image before.
 
     Args:
       grey: [height, width], integers or floats.

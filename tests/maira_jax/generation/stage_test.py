@@ -18,6 +18,7 @@ from maira_jax.inputs import batches
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from tests.helpers.commands import launch
+from tests.helpers.dicom_file import write_dicom
 from tests.helpers.phantom_model import write_model
 from tests.helpers.traces import names_in
 
@@ -108,6 +109,18 @@ def test_a_line_a_study_in_their_order(inputs, written):
     assert all(line.keys() == {"study_id", "prompt", "findings", "tokens", "finished"} for line in lines)
     assert len({line["findings"] for line in lines}) == 5
     assert sorted(path.name for path in (inputs[0] / "reports").iterdir()) == ["generations.jsonl", "manifest.json"]
+
+
+def test_dicom_is_read_as_the_equal_image(inputs, written, workdir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dicom")
+    manifest = write_studies(folder)
+    for name in ("0.png", "4.png"):  # which is lateral too, and 16-bit
+        grey = np.asarray(Image.open(folder / name)).astype(np.uint16)
+        inverted = {"PhotometricInterpretation": "MONOCHROME1"} if name == "4.png" else {}
+        write_dicom(folder / f"{name}.dcm", grey.max() - grey if inverted else grey, bits=16, **inverted)
+    manifest.write_text(manifest.read_text().replace('0.png"', '0.png.dcm"').replace('4.png"', '4.png.dcm"'))
+    stage.run(make_config(manifest), workdir)
+    assert lines_of(workdir / "reports") == written[1]
 
 
 def test_a_batch_is_traced(inputs, written):

@@ -15,19 +15,20 @@ from maira_jax.errors import UserError
 from maira_jax.inputs import image_readers
 from maira_jax.inputs.image import to_grey_square
 from maira_jax.inputs.image_readers import ImageReaders
+from tests.helpers.dicom_file import write_dicom
 from tests.helpers.paths import ROOT
 
 
 @pytest.fixture
 def images(tmp_path):
-    """A JPEG, an 8-bit and a 16-bit PNG."""
+    """A JPEG, an 8-bit and a 16-bit PNG, and DICOM."""
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 4096, (3, 90, 70)).astype(np.uint16)
     paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.png")]
     for path, values in zip(paths[:2], grey[:2], strict=True):
         Image.fromarray((values // 16).astype(np.uint8)).save(path)
     Image.fromarray(grey[2]).save(paths[2])
-    return paths
+    return [*paths, write_dicom(tmp_path / "d.dcm", grey[2])]
 
 
 @pytest.fixture(params=[0, 2], ids=["threads", "processes"])

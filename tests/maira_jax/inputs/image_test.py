@@ -92,7 +92,7 @@ def test_sixteen_bits_are_scaled_by_their_own_range(tmp_path, suffix):
 
 @pytest.mark.parametrize("kind", ["uint16", "float32"])
 def test_white_is_zero_is_turned_around(tmp_path, kind):
-    """DICOM's MONOCHROME1, as TIFF has it; Pillow does this itself for 8 bits, reading and writing."""
+    """As TIFF has it; Pillow does this itself for 8 bits, reading and writing."""
     grey = np.random.default_rng(5).integers(7, 250, (70, 90)).astype(kind)
     path = tmp_path / "image.tiff"
     Image.fromarray(grey).save(path, tiffinfo={262: 0})
@@ -187,7 +187,7 @@ def test_unusable_files_are_refused_by_name(tmp_path):
         with pytest.raises(UserError, match=name):
             preprocess(tmp_path / name, SMALL)
     (tmp_path / "study.dcm").write_bytes(bytes(128) + b"DICM" + bytes(500))
-    with pytest.raises(UserError, match="study.dcm is DICOM.*MONOCHROME1"):
+    with pytest.raises(UserError, match="study.dcm is DICOM"):
         preprocess(tmp_path / "study.dcm", SMALL)
     Image.fromarray(grey).save(tmp_path / "two.tiff", save_all=True, append_images=[Image.fromarray(grey)])
     with pytest.raises(UserError, match="two.tiff holds 2 images"):

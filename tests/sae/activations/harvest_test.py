@@ -27,8 +27,11 @@ from sae.activations import harvest, open_shards
 from sae.activations.config import HarvestSection
 from sae.activations.harvest_plan import make_plan
 from sae.activations.store import HELD_OUT, ActivationStore, StoreLayout
+from tests.helpers.dicom_file import write_dicom
 from tests.helpers.paths import ROOT
 from tests.helpers.traces import names_in
+
+M1 = "MONOCHROME1"
 
 
 def alone(config, workdir, study):
@@ -144,7 +147,7 @@ def test_fields_out_of_range(config, workdir, tmp_path, field, value, message):
     assert not (tmp_path / "activations").exists()
 
 
-def manifest_of(studies, folder):
+def manifest_of(studies, folder, dicom=False):
     """The studies with their images as files, three times as large as the model takes them."""
     folder.mkdir()
     lines = []
@@ -153,11 +156,29 @@ def manifest_of(studies, folder):
         for name in ("frontal", "prior_frontal"):
             image = getattr(study, name)
             if image is not None:
-                line[name] = f"{study.study_id}-{name}.png"
-                Image.fromarray(np.kron(image, np.ones((3, 3), np.uint8))).save(folder / line[name])
+                line[name] = f"{study.study_id}-{name}.{'dcm' if dicom else 'png'}"
+                large = np.kron(image, np.ones((3, 3), np.uint8))
+                if dicom:
+                    write_dicom(folder / line[name], 4095 - 10 * large.astype(np.uint16), PhotometricInterpretation=M1)
+                else:
+                    Image.fromarray(large).save(folder / line[name])
         lines.append(json.dumps(line))
     (folder / "studies.jsonl").write_text("\n".join(lines))
     return folder / "studies.jsonl"
+
+
+def test_dicom_gives_the_bits_of_the_equal_image(config, workdir, tmp_path):
+    found = []
+    for name in ("png", "dcm"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").symlink_to(workdir / "model")
+        changed = config.copy_and_resolve_references()
+        manifest = manifest_of(load_studies(config.studies)[:4], tmp_path / name / "studies", name == "dcm")
+        changed.studies = base.studies("manifest", path=str(manifest))
+        harvest.run(changed, tmp_path / name)
+        stored = ActivationStore.open(tmp_path / name / "activations")
+        found.append(stored.read(0, stored.n_tokens))
+    np.testing.assert_array_equal(*found)
 
 
 def test_killed_with_worker_processes_it_resumes_to_the_same_bits(config, workdir, tmp_path):
