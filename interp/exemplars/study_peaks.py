@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class StudyPeaks:
-    """An array of n studies and F features, float32 [n, F], that is read by columns: `peaks[:, 512:1024]`.
+    """An array of n studies and F features, float32 [n, F]: `peaks[:, 512:1024]`, `peaks[[3, 7], :]`.
 
     Attributes:
       shape: n and F.
@@ -27,10 +27,10 @@ class StudyPeaks:
 
     def __getitem__(self, key: tuple[Any, slice]) -> np.ndarray:
         rows, columns = key
-        width = len(range(self.shape[1])[columns])
-        found = np.zeros((self.shape[0], width), np.float32)  # [n, width]
+        wanted = np.arange(self.shape[0])[rows]
+        found = np.zeros((len(wanted), len(range(self.shape[1])[columns])), np.float32)  # [rows, columns]
         for path, first in self.parts:
-            part = np.load(path, mmap_mode="r")[:, columns]  # [rows, width]
-            own = found[first : first + len(part)]
-            np.maximum(own, part, out=own)
-        return found[rows]
+            part = np.load(path, mmap_mode="r")
+            own = np.flatnonzero((wanted >= first) & (wanted < first + len(part)))
+            found[own] = np.maximum(found[own], part[wanted[own] - first, columns])
+        return found

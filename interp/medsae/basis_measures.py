@@ -218,8 +218,8 @@ def _class_resamples(
         deviation = np.sqrt(np.maximum(n * square - total**2, 0)) * np.sqrt(true * (n - true))
         with np.errstate(invalid="ignore", divide="ignore"):
             found["r"].append((n * hit - total * true) / deviation)
-        missing = np.where(true > 0, 0.0, np.nan)
-        found["precision"].append(hits / np.maximum(fired, 1) + missing)
+        missing = np.where((true > 0) & np.isfinite(measures.threshold[neuron]), 0.0, np.nan)
+        found["precision"].append(np.where(fired > 0, hits / np.maximum(fired, 1), np.nan) + missing)
         found["recall"].append(hits / np.maximum(true, 1) + missing)
         found["f1"].append(2 * hits / np.maximum(fired + true, 1) + missing)
     out = {}

@@ -56,8 +56,9 @@ def bases(found: Measured, concepts: tuple[str, ...]) -> dict[str, Any]:
     """The figures of each basis with 95 % intervals; those by rank are under "by_rank"."""
 
     def figures(measured: BasisMeasures) -> dict[str, Any]:
-        intervals = {name: interval(values) for name, values in measured.resampled.items()}
-        return monosemanticity.summary(measured.measures, concepts) | {"intervals": intervals}
+        found = monosemanticity.summary(measured.measures, concepts)
+        means = _means(found)
+        return found | {"intervals": {name: interval(means[name], part) for name, part in measured.resampled.items()}}
 
     return {basis: figures(rules[MEDSAE]) | {BY_RANK: figures(rules[BY_RANK])} for basis, rules in found.items()}
 
@@ -78,19 +79,29 @@ def differences(found: Measured, summary: Mapping[str, Any]) -> dict[str, Any]:
             one, other = _means(own[FEATURES]), _means(own[basis])
             resampled = found[FEATURES][rule].resampled, found[basis][rule].resampled
             rules[rule] = {
-                name: {
-                    "difference": one[name] - other[name],
-                    "interval": interval(resampled[0][name] - resampled[1][name]),
-                }
+                name: difference(one[name] - other[name], resampled[0][name] - resampled[1][name])
                 for name in one
                 if one[name] is not None and other[name] is not None
             }
     return out
 
 
-def interval(values: np.ndarray) -> tuple[float, float] | None:
-    """The percentile interval of a measure in the resamples; None where no resample defines it."""
-    return percentile_interval(values) if np.isfinite(values).any() else None
+def difference(value: float, resampled: np.ndarray) -> dict[str, Any]:
+    """A difference with its interval, from the differences in the resamples."""
+    return {"difference": value, "interval": interval(value, resampled)}
+
+
+def interval(value: float | None, resampled: np.ndarray) -> tuple[float, float] | None:
+    """The percentile interval of a measure from its resamples, moved so that their mean is its value on all studies.
+
+    Resamples of entropies are higher on average, since every correlation that is 0 becomes another number.
+
+    Returns:
+      None where the measure is not defined.
+    """
+    if value is None or not np.isfinite(resampled).any():
+        return None
+    return percentile_interval(resampled - np.nanmean(resampled) + value)
 
 
 def _means(figures: Mapping[str, Any]) -> dict[str, Any]:

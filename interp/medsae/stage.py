@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from interp.exemplars.contexts import SECTIONS
 from interp.exemplars.index_pass.shared_sae import devices_of
 from interp.features.concepts import StudyLabels
-from interp.medsae import comparison
+from interp.medsae import comparison, probes
 from interp.medsae.monosemanticity import NeuronMeasures
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.vectors import study_vectors
@@ -91,6 +91,10 @@ def _run(section: LabelSection, devices: Sequence[jax.Device], seed: int, workdi
     found = comparison.measure_bases(vectors, labels, groups, splits, seed)
     with files.atomic_path(out / "neurons.parquet") as path:
         pq.write_table(pa.concat_tables([_table(basis, found[basis], labels.concepts) for basis in found]), path)
+    activations = comparison.activations_of(vectors)
+    probing, probes_table = probes.probe_bases(activations, found, labels, groups, splits, seed)
+    with files.atomic_path(out / "probing.parquet") as path:
+        pq.write_table(probes_table, path)
     bases = comparison.bases(found, labels.concepts)
     summary = {
         "studies": len(vectors.study),
@@ -98,6 +102,7 @@ def _run(section: LabelSection, devices: Sequence[jax.Device], seed: int, workdi
         "sections": section.sections,
         "bases": bases,
         "differences": comparison.differences(found, bases),
+        "probing": probing,
     }
     files.write_json(out / "summary.json", summary)
     files.remove(out / "vectors")

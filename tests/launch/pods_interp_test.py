@@ -65,6 +65,7 @@ def program(command, workdir, cfg):
     """What starts a command with a configuration."""
     given = {f"interpret.{name}": cfg.interpret[name] for name in (*SETTINGS, "judge")}
     given |= {f"judge.{name}": cfg.judge[name] for name in ("base_url", "model")}
+    given |= {f"label.{name}": cfg.label[name] for name in ("bootstrap", "probe_seeds")}
     given |= {"studies.n": cfg.studies.n, "studies.seed": cfg.studies.seed}
     flags = [f"--config.{name}={value}" for name, value in given.items()]
     flags += [f"--config.label.sections={cfg.label.sections!r}", "--config.steer.name=test", f"--workdir={workdir}"]

@@ -27,7 +27,7 @@ def column(rows, name, concept=None):
 
 def test_results_are_those_of_the_measures(run_dir, tmp_path):
     cfg = config()
-    cfg.label.sections, cfg.label.bootstrap = ("findings",), 50
+    cfg.label.sections = ("findings",)
     counts = stage.run(cfg, run_dir)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
     vectors = study_vectors(sae, store, ("findings",), tmp_path / "vectors", jax.devices(), cfg.seed)
@@ -54,10 +54,13 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
 
 def test_the_summary_has_intervals_and_paired_differences(run_dir):
     cfg = config()
-    cfg.label.sections, cfg.label.bootstrap = ("findings",), 50
+    cfg.label.sections = ("findings",)
     assert stage.run(cfg, run_dir)["studies"] == 120
     summary = files.read_json(run_dir / "label" / "summary.json")
     assert summary["studies"] == summary["patients"] == 120
+    assert summary["probing"]["bases"]["features"]["1"]["auroc"] > 0.5
+    rows = pq.read_table(run_dir / "label" / "probing.parquet").to_pylist()
+    assert {row["neurons"][0] for row in rows if (row["k"], row["concept"]) == ("1", "communication")} >= {4}
     bases = summary["bases"]
     # Feature 4 is active where somebody is told.
     assert bases["features"]["classes"]["communication"]["neuron"] == 4

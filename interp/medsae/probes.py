@@ -1,0 +1,250 @@
+"""k-sparse probing of all bases: how well the labels are read from few neurons, and from all.
+
+Neurons are chosen and probes are fitted on training patients, by the largest |r|, which is the standardised difference
+of the classes' means; the area under the ROC curve and F1 are those on the other patients. Figures are means over the
+labels and over several random splits of the patients; their intervals are over the patients that are scored.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from interp.exemplars.study_peaks import StudyPeaks
+from interp.features.concepts import StudyLabels
+from interp.medsae.comparison import FEATURES, MEDSAE, Measured, difference, interval
+from interp.medsae.patient_groups import PatientGroups
+from maira_jax.run.progress import progress
+from sae.evaluation import probing
+
+SIZES = (1, 2, 4, 8, 16)
+DENSE = "dense"
+# A label is left out if a split has fewer studies with it, or without it, on either side.
+MIN_STUDIES = 5
+_BLOCK = 4096  # studies scored at a time
+_COLUMNS = 256  # neurons read at a time
+_BATCH_VALUES = 1 << 24  # activations of probes that are fitted together
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeScore:
+    """One probe on the patients that it was not fitted on.
+
+    Attributes:
+      concept, k, split: the label, the number of neurons or "dense", and the number of the split.
+      neurons: those that the probe reads; () for all.
+      auroc, f1: on all scored studies.
+      resampled: the same two in every resample, NaN where one class is missing. float64 [resamples] each
+    """
+
+    concept: str
+    k: int | str
+    split: int
+    neurons: tuple[int, ...]
+    auroc: float
+    f1: float
+    resampled: tuple[np.ndarray, np.ndarray]
+
+
+def probe_bases(
+    activations: dict[str, np.ndarray | StudyPeaks],
+    found: Measured,
+    labels: StudyLabels,
+    groups: PatientGroups,
+    splits: np.ndarray,
+    seed: int,
+) -> tuple[dict[str, Any], pa.Table]:
+    """Probes every label in every basis.
+
+    Args:
+      activations: of each basis. [n, neurons] each
+      found: the measures of the bases, with the correlations on the training patients of these splits.
+      labels, groups: of the same studies.
+      splits: the groups of the training patients of each split. bool [splits, groups]
+      seed: seed of the dense probes.
+
+    Returns:
+      The part of the summary, and a table with one row per basis, label, size and split.
+    """
+    probed, left_out = _probed_labels(labels, groups, splits)
+    scores = {}
+    for basis, activation in activations.items():
+        correlation = found[basis][MEDSAE].train_correlation[:, :, probed]  # [splits, F, labels]
+        chosen = StudyLabels(
+            tuple(labels.concepts[c] for c in probed), labels.value[:, probed], labels.known[:, probed]
+        )
+        scores[basis] = [
+            *_sparse_probes(activation, correlation, chosen, groups, splits),
+            *_dense_probes(activation, chosen, groups, splits, seed),
+        ]
+    summary = {
+        "concepts": [labels.concepts[c] for c in probed],
+        "left_out": left_out,
+        "splits": len(splits),
+        "bases": {basis: _figures(rows) for basis, rows in scores.items()},
+    }
+    names = ("concept", "split", "neurons", "auroc", "f1")
+    table = pa.Table.from_pylist(
+        [
+            {"basis": basis, "k": str(row.k)} | {name: getattr(row, name) for name in names}
+            for basis, rows in scores.items()
+            for row in rows
+        ]
+    )
+    return summary | {"differences": _differences(scores)}, table
+
+
+def _probed_labels(labels: StudyLabels, groups: PatientGroups, splits: np.ndarray) -> tuple[list[int], dict[str, str]]:
+    """The numbers of the labels that are probed, and for the others the reason."""
+    probed, left_out = [], {}
+    for c, concept in enumerate(labels.concepts):
+        known, value = labels.known[:, c], labels.value[:, c]
+        fewest = min(
+            int((known & (value == wanted) & (train[groups.of_study] == side)).sum())
+            for train in splits
+            for side in (False, True)
+            for wanted in (False, True)
+        )
+        if fewest >= MIN_STUDIES:
+            probed.append(c)
+        else:
+            left_out[concept] = f"a split has {fewest} studies with or without it, {MIN_STUDIES} are needed"
+    return probed, left_out
+
+
+def _sparse_probes(
+    activation: np.ndarray | StudyPeaks,
+    correlation: np.ndarray,
+    labels: StudyLabels,
+    groups: PatientGroups,
+    splits: np.ndarray,
+) -> Iterator[ProbeScore]:
+    order = np.argsort(-np.abs(correlation), axis=1, kind="stable")[:, : SIZES[-1]]  # [splits, 16, labels]
+    neurons = np.unique(order)
+    values = np.concatenate(
+        [
+            np.asarray(activation[:, begin : begin + _COLUMNS])[:, own - begin]
+            for begin in range(0, activation.shape[1], _COLUMNS)
+            if len(own := neurons[(neurons >= begin) & (neurons < begin + _COLUMNS)])
+        ]
+        or [np.zeros((len(labels.value), 0), np.float32)],
+        axis=1,
+    )  # [n, neurons]
+    batch = max(1, _BATCH_VALUES // (len(values) * SIZES[-1]))  # labels
+    for split, train in enumerate(progress(splits, total=len(splits), unit="split", desc="label: probes")):
+        fitted = train[groups.of_study]
+        for k in (size for size in SIZES if size <= correlation.shape[1]):
+            for begin in range(0, len(labels.concepts), batch):
+                classes = slice(begin, begin + batch)
+                own = order[split, :k, classes].T  # [labels, k]
+                x = values[:, np.searchsorted(neurons, own)].swapaxes(0, 1)  # [labels, n, k]
+                known, y = labels.known[:, classes].T, labels.value[:, classes].T
+                weights, biases = probing.fit_sparse(x, y, known & fitted)
+                score = np.einsum("cnk,ck->cn", x, weights) + biases[:, None]
+                for c, concept in enumerate(labels.concepts[classes]):
+                    yield _scored(concept, k, split, own[c], score[c], y[c], known[c], fitted, groups)
+
+
+def _dense_probes(
+    activation: np.ndarray | StudyPeaks, labels: StudyLabels, groups: PatientGroups, splits: np.ndarray, seed: int
+) -> Iterator[ProbeScore]:
+    n, n_classes = labels.value.shape
+    if not n_classes:
+        return
+    fitted = splits[:, groups.of_study].T  # [n, splits]
+    counted = (fitted[:, :, None] & labels.known[:, None]).reshape(n, -1)  # [n, splits * labels]
+    total, square = np.zeros(activation.shape[1]), np.zeros(activation.shape[1])
+    blocks = [slice(begin, begin + _BLOCK) for begin in range(0, n, _BLOCK)]
+    for block in blocks:
+        x = np.asarray(activation[block, :], np.float64)
+        total, square = total + x.sum(0), square + (x * x).sum(0)
+    mean = total / n
+    scale = np.sqrt(np.maximum(square / n - mean**2, 0))
+    standard = mean.astype(np.float32), np.where(scale > 1e-6 * np.abs(mean), scale, 1.0).astype(np.float32)
+    value = np.tile(labels.value, (1, len(splits)))
+    weights, bias = probing.fit_dense(lambda rows: np.asarray(activation[rows, :]), *standard, value, counted, seed)
+    score = np.concatenate(
+        [(np.asarray(activation[block, :]) - standard[0]) / standard[1] @ weights for block in blocks]
+    )
+    score = (score + bias).reshape(n, len(splits), n_classes)
+    for split in range(len(splits)):
+        for c, concept in enumerate(labels.concepts):
+            y, known = labels.value[:, c], labels.known[:, c]
+            yield _scored(concept, DENSE, split, (), score[:, split, c], y, known, fitted[:, split], groups)
+
+
+def _scored(
+    concept: str,
+    k: int | str,
+    split: int,
+    neurons: np.ndarray | tuple[()],
+    score: np.ndarray,
+    value: np.ndarray,
+    known: np.ndarray,
+    fitted: np.ndarray,
+    groups: PatientGroups,
+) -> ProbeScore:
+    """Scores the known studies that were not fitted, at the threshold with the best F1 on those that were."""
+    threshold = probing.best_f1_threshold(score[known & fitted], value[known & fitted])
+    test = np.flatnonzero(known & ~fitted)
+    own, group = np.unique(groups.of_study[test], return_inverse=True)
+    y, fires = value[test], score[test] > threshold
+    wins = probing.pair_wins(score[test], y, group, len(own))
+    counts = np.stack([np.bincount(group, part, len(own)) for part in (y, ~y, fires, fires & y)], axis=1)
+
+    def measures(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        true, false, fired, hits = (weights @ counts).T
+        both = (true > 0) & (false > 0)
+        won = ((weights @ wins) * weights).sum(1)
+        auroc = np.divide(won, true * false, out=np.full_like(won, np.nan), where=both)
+        return auroc, np.where(true > 0, 2 * hits / np.maximum(fired + true, 1), np.nan)
+
+    auroc, f1 = (float(part[0]) for part in measures(np.ones((1, len(own)))))
+    return ProbeScore(concept, k, split, tuple(int(i) for i in neurons), auroc, f1, measures(groups.weights[:, own]))
+
+
+def _figures(rows: list[ProbeScore]) -> dict[str, Any]:
+    """size -> means over labels and splits, their intervals over patients, and the spread of the splits."""
+    out: dict[str, Any] = {}
+    for k in dict.fromkeys(row.k for row in rows):
+        part = out[str(k)] = {}
+        for number, name in enumerate(("auroc", "f1")):
+            of_split: dict[int, list[float]] = {}
+            for row in rows:
+                if row.k == k:
+                    of_split.setdefault(row.split, []).append(getattr(row, name))
+            means = [float(np.mean(values)) for values in of_split.values()]
+            part[name] = float(np.mean(means))
+            part[f"{name}_interval"] = interval(part[name], _mean_resampled(rows, k, number))
+            part[f"{name}_deviation_of_splits"] = float(np.std(means))
+    return out
+
+
+def _differences(scores: dict[str, list[ProbeScore]]) -> dict[str, Any]:
+    """What features have more than each other basis: size -> measure -> the difference and its paired interval."""
+    out: dict[str, Any] = {}
+    own, shared = _figures(scores[FEATURES]), {row.k for row in scores[FEATURES]}
+    for basis, rows in scores.items():
+        if basis == FEATURES:
+            continue
+        other, sizes = _figures(rows), [k for k in dict.fromkeys(row.k for row in rows) if k in shared]
+        out[f"{FEATURES} minus {basis}"] = {
+            str(k): {
+                name: difference(
+                    own[str(k)][name] - other[str(k)][name],
+                    _mean_resampled(scores[FEATURES], k, number) - _mean_resampled(rows, k, number),
+                )
+                for number, name in enumerate(("auroc", "f1"))
+            }
+            for k in sizes
+        }
+    return out
+
+
+def _mean_resampled(rows: list[ProbeScore], k: int | str, number: int) -> np.ndarray:
+    """The mean of AUROC (`number` 0) or F1 (1) over labels and splits, in every resample. [resamples]"""
+    values = np.stack([row.resampled[number] for row in rows if row.k == k])
+    count = np.isfinite(values).sum(0)
+    return np.divide(np.nansum(values, axis=0), count, out=np.full(len(count), np.nan), where=count > 0)
