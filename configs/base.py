@@ -17,6 +17,7 @@ from maira_jax.run.config import RunSection, Section
 from maira_jax.studies.readers import READERS, StudiesSection
 from sae.activations.config import HarvestSection
 from sae.formats.export import ExportSection
+from sae.sweep.section import SweepSection
 from sae.training.config import SaeSection, TrainSection
 from steer.config import SteerSection
 from steer.evaluate import EvaluateSection
@@ -30,6 +31,7 @@ SECTIONS: tuple[type[Section], ...] = (
     HarvestSection,
     SaeSection,
     TrainSection,
+    SweepSection,
     ExportSection,
     InterpretSection,
     JudgeSection,

@@ -5,6 +5,7 @@ recovery   true features recovered from synthetic activations: ours, dictionary_
 exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 steer      tokens/s and memory of a steering sweep, ours and transformers' generate with a hook
 harvest    tokens/s of reading activations at a layer: ours and transformers with a hook
+sweep      seconds of a sweep of autoencoders, and of a command for each of them
 feed       tokens/s of shuffled batches from the activation store: ours, a NumPy memory map and torch's DataLoader
 convert    bytes/s and memory of a conversion: ours and transformers' from_pretrained and save_pretrained
 fits       what each stage takes on devices that are not there, as their compilers say
@@ -18,7 +19,7 @@ import sys
 from maira_jax.errors import UserError
 from maira_jax.run.performance.freed_memory import keep_freed_memory
 
-NAMES = ("sae_step", "recovery", "exemplars", "steer", "harvest", "feed", "convert", "fits", "scaling")
+NAMES = ("sae_step", "recovery", "sweep", "exemplars", "steer", "harvest", "feed", "convert", "fits", "scaling")
 
 
 def main() -> int:

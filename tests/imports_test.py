@@ -41,6 +41,7 @@ ROOMS = {
         "evaluation",
         "formats",
         "training",
+        "sweep",
     ),
     "interp": (
         "llm",

@@ -52,7 +52,7 @@ class SaeSection(Section, name="sae"):
                 f"sae.group_weights has {len(weights)} entries for {len(fractions)} groups: "
                 "give one weight for each group, or none for those of train.preset"
             )
-        known = self.deciding().keys() - {"companions"}
+        known = self.deciding_alone().keys()
         for name, fields in self.companions.items():
             if not isinstance(fields, Mapping):
                 raise UserError(
@@ -64,6 +64,10 @@ class SaeSection(Section, name="sae"):
                     f"sae.companions.{name} {'sets ' + unknown[0] if unknown else 'is not a name'}: give a name of "
                     f"letters and digits, and fields of sae ({', '.join(sorted(known))})"
                 )
+
+    def deciding_alone(self) -> dict[str, Any]:
+        """The fields that decide the autoencoder itself, whatever its companions are."""
+        return {name: value for name, value in self.deciding().items() if name != "companions"}
 
     def autoencoders(self) -> dict[str, "SaeSection"]:
         """The section of each autoencoder, without companions, by the name of its folder.

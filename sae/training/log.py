@@ -85,7 +85,7 @@ class TrainingLog:
         host = {name: np.asarray(value) for name, value in measured.items()}  # waits for the devices
         with self.writing():
             for i, loss in enumerate(host["loss"]):
-                if not np.isfinite(loss):
+                if not np.isfinite(loss).all():
                     raise UserError(f"the loss is not finite at step {self._step}: lower train.lr")
                 line = {"step": self._step} | {name: value[i].tolist() for name, value in host.items()}
                 self._file.write(jsonl.line(line))

@@ -61,36 +61,54 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     train, seed, on = TrainSection.of(config), int(config.seed), RunSection.of(config).mesh
     autoencoders = SaeSection.of(config).autoencoders()
-    identity, inputs = live.source_identity(train.source, config)
-    weights = ModelSection.of(config).weights  # of the model that is harvested live, and that the loss is measured in
-    identity |= {"weights": weights}
     with contextlib.ExitStack() as stack:
-        stages = {}
-        for folder, sae in autoencoders.items():
-            own = {name: value for name, value in sae.deciding().items() if name != "companions"}
-            section = {"sae": own, "train": train.deciding(), "seed": seed} | identity
-            stage = Stage(workdir, folder, section, inputs=inputs, computing={"train": train.computing(), "mesh": on})
-            stages[folder] = stack.enter_context(stage)
+        stages = {
+            folder: stack.enter_context(stage_of(config, workdir, folder, train, {"sae": sae.deciding_alone()}))
+            for folder, sae in autoencoders.items()
+        }
         unfinished = [folder for folder, stage in stages.items() if not stage.finished]
         if unfinished:
             store = live.open_source(train.source, config, workdir, train.readers)
-            batch_size = HarvestSection.of(config).batch_size or DEFAULT_BATCH_SIZE
-            loss = loss_recovered.of_run(
-                workdir,
-                store.studies,
-                config.studies,
-                train.loss_recovered_studies,
-                batch_size,
-                live.host_mesh(on),
-                weights,
-            )
+            loss = loss_of(config, workdir, store)
             saes = [SaeConfig.resolve(autoencoders[folder], store.d_model, train.preset) for folder in unfinished]
             trainers = [Trainer(sae, TrainConfig.resolve(train, sae, seed, on)) for sae in saes]
-            runs = [_TrainingRun(stages[folder], trainer) for folder, trainer in zip(unfinished, trainers, strict=True)]
-            scale = _train(runs, store, StepTrace.of_run(config, workdir, "train", CHUNK_STEPS))
-            for run in runs:
-                run.finish(scale, store, loss)
+            runs = [TrainingRun(workdir / folder, one) for folder, one in zip(unfinished, trainers, strict=True)]
+            scale = train_all(runs, store, StepTrace.of_run(config, workdir, "train", CHUNK_STEPS))
+            for folder, run in zip(unfinished, runs, strict=True):
+                finish(stages[folder], run.trainer, run.state, scale, store, loss)
         return stages["sae"].manifest["counts"]
+
+
+def stage_of(
+    config: ml_collections.ConfigDict, workdir: Path, folder: str, train: TrainSection, sections: dict[str, Any]
+) -> Stage:
+    """The stage of autoencoders that `train` describes, and `sections` that say which ones.
+
+    Args:
+      config: the whole configuration.
+      workdir: the run directory.
+      folder: the stage's folder.
+      train: how they are trained.
+      sections: further sections that decide the result.
+    """
+    identity, inputs = live.source_identity(train.source, config)
+    # The weights of the model that is harvested live, and that the loss is measured in.
+    identity |= {"weights": ModelSection.of(config).weights, "train": train.deciding(), "seed": int(config.seed)}
+    computing = {"train": train.computing(), "mesh": RunSection.of(config).mesh}
+    return Stage(workdir, folder, sections | identity, inputs=inputs, computing=computing)
+
+
+def loss_of(config: ml_collections.ConfigDict, workdir: Path, store: ActivationRows) -> loss_recovered.Loss | None:
+    """Measures the loss recovered of an autoencoder, as the configuration says; None where it says so."""
+    return loss_recovered.of_run(
+        workdir,
+        store.studies,
+        config.studies,
+        TrainSection.of(config).loss_recovered_studies,
+        HarvestSection.of(config).batch_size or DEFAULT_BATCH_SIZE,
+        live.host_mesh(RunSection.of(config).mesh),
+        ModelSection.of(config).weights,
+    )
 
 
 def _scale(source: batches.ShuffledBatches, rows: slice, batch_size: int) -> float:
@@ -107,14 +125,19 @@ def _scale(source: batches.ShuffledBatches, rows: slice, batch_size: int) -> flo
     return scale
 
 
-class _TrainingRun:
-    """The training of one autoencoder, one chunk of the stream after the other."""
+class TrainingRun:
+    """The training of one autoencoder, or of those of one `Trainer`, one chunk of the stream after the other.
 
-    def __init__(self, stage: Stage, trainer: Trainer):
-        self.stage, self.trainer, self.config = stage, trainer, trainer.config
+    Args:
+      directory: the folder of its checkpoints and logs, in that of a stage.
+      trainer: the trainer.
+    """
+
+    def __init__(self, directory: Path, trainer: Trainer):
+        self.trainer, self.config, self._directory = trainer, trainer.config, directory
         self.state: TrainState
         self.done = 0
-        self._checkpoints = Checkpoints(stage.dir / "checkpoints", trainer)
+        self._checkpoints = Checkpoints(directory / "checkpoints", trainer)
         self._saved = 0
         self._log: TrainingLog | None  # of the first process
 
@@ -129,7 +152,7 @@ class _TrainingRun:
                 scale = _scale(source, rows, self.config.batch_size) if self.config.normalize else 1.0
             self.state = self.trainer.init(self.trainer.place(source.group(0, rows)[:1])[0], scale)
         self.done = self._saved = int(self.state.step)
-        self._log = TrainingLog(self.stage.dir, self.done) if processes.is_first() else None
+        self._log = TrainingLog(self._directory, self.done) if processes.is_first() else None
         return scale
 
     def advance(self, batches: jax.Array, scale: float, sample: HeldOutTokens | None, clock: StepClock) -> None:
@@ -154,7 +177,7 @@ class _TrainingRun:
             if self._log:
                 self._log.drain()
             with self._log.writing() if self._log else contextlib.nullcontext():
-                storage.send(self.stage.dir)  # a killed run loses no more of the log than of the steps
+                storage.send(self._directory)  # a killed run loses no more of the log than of the steps
                 self._checkpoints.save(self.state, scale)
             self._saved = self.done
 
@@ -164,25 +187,43 @@ class _TrainingRun:
             self._log.close()
         self._checkpoints.close()
 
-    def finish(self, scale: float, store: ActivationRows, loss: loss_recovered.Loss | None) -> None:
-        """Sets the threshold, measures, writes the autoencoder and ends the stage."""
-        setting_it, measuring = held_out.final_tokens(store, self.trainer)
-        meta = {"source": dict(store.source), "calibration_tokens": sum(part.n for part in setting_it)}
-        sae = held_out.calibrated(self.trainer, self.state, scale, setting_it, meta)
-        striped = held_out.striped(self.trainer, self.state, scale)
-        measured, density = metrics.evaluate(striped, sae.threshold, measuring)
-        measured["loss"] = None if loss is None else processes.first_only(functools.partial(loss, sae))
-        save_sae(self.stage.dir, sae)
-        if processes.is_first():
-            self._write(measured, density)
-        self.stage.finish(_counts(sae, self.config, measured))
 
-    def _write(self, measured: dict[str, Any], density: np.ndarray) -> None:
-        with files.atomic_path(self.stage.dir / "density.npy") as path, path.open("wb") as file:
+def measure(
+    trainer: Trainer,
+    state: TrainState,
+    scale: float,
+    store: ActivationRows,
+    tokens: tuple[Sequence[HeldOutTokens], Sequence[HeldOutTokens]],
+) -> tuple[Sae, dict[str, Any], np.ndarray]:
+    """The autoencoder of a state, its metrics, and the density of each feature.
+
+    `tokens` are those that set its threshold and those that it is measured on; see `held_out.final_tokens`.
+    """
+    setting_it, measuring = tokens
+    meta = {"source": dict(store.source), "calibration_tokens": sum(part.n for part in setting_it)}
+    sae = held_out.calibrated(trainer, state, scale, setting_it, meta)
+    return sae, *metrics.evaluate(held_out.striped(trainer, state, scale), sae.threshold, measuring)
+
+
+def finish(
+    stage: Stage,
+    trainer: Trainer,
+    state: TrainState,
+    scale: float,
+    store: ActivationRows,
+    loss: loss_recovered.Loss | None,
+) -> None:
+    """Measures a trained autoencoder, writes it and ends its stage."""
+    sae, measured, density = measure(trainer, state, scale, store, held_out.final_tokens(store, trainer))
+    measured["loss"] = None if loss is None else processes.first_only(functools.partial(loss, sae))
+    save_sae(stage.dir, sae)
+    if processes.is_first():
+        with files.atomic_path(stage.dir / "density.npy") as path, path.open("wb") as file:
             np.save(file, density)
-        files.write_json(self.stage.dir / "metrics.json", measured)
-        with contextlib.closing(TrainingBoard(self.stage.dir / "tensorboard", self.config.steps)) as board:
-            board.held_out(self.config.steps, measured, density)
+        files.write_json(stage.dir / "metrics.json", measured)
+        with contextlib.closing(TrainingBoard(stage.dir / "tensorboard", trainer.config.steps)) as board:
+            board.held_out(trainer.config.steps, measured, density)
+    stage.finish(_counts(sae, trainer.config, measured))
 
 
 def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +239,7 @@ def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str
     return counts | ({} if measured["loss"] is None else {"loss_recovered": measured["loss"]["recovered_zero"]})
 
 
-def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace) -> float:
+def train_all(runs: Sequence[TrainingRun], store: ActivationRows, trace: StepTrace) -> float:
     """Takes all `runs` to their last step. Returns the normalisation factor."""
     config = runs[0].config
     n_groups = -(-config.steps // CHUNK_STEPS)
@@ -213,14 +254,14 @@ def _train(runs: Sequence[_TrainingRun], store: ActivationRows, trace: StepTrace
             _close_at_end(stack, run.close)
         assert scale is not None
         done = min(run.done for run in runs)
-        evaluates = config.evaluate_every and done < config.steps
+        evaluates = config.evaluate_every and done < config.steps and all(run.trainer.count == 1 for run in runs)
         sample = held_out.sample(store, runs[0].trainer) if evaluates else None
         chunks = _placed(source, runs[0].trainer, done)
         bar = progress(
             total=config.steps * config.batch_size, initial=done * config.batch_size, unit="tok", desc="train"
         )
         stack.enter_context(bar)
-        work = sum(flops.per_token(store.d_model, run.trainer.sae.n_features) for run in runs)
+        work = sum(run.trainer.count * flops.per_token(store.d_model, run.trainer.sae.n_features) for run in runs)
         clock = StepClock()
         _close_at_end(stack, clock.close)
         due = time.monotonic() + 60 * config.checkpoint_minutes

@@ -167,7 +167,11 @@ def _resampled(state: TrainState, x: jax.Array, config: TrainConfig) -> TrainSta
         params, adam, replaced = resample.replace_dead(state.params, state.adam, dead, x, key, config.mesh[1])
         return TrainState(params, adam, state.threshold, jnp.where(replaced, 0, state.tokens_since_fired), state.step)
 
-    return lax.cond((state.step % config.resample_every == 0) & dead.any(), replace, lambda: state)
+    def replace_any() -> TrainState:
+        return lax.cond(dead.any(), replace, lambda: state)
+
+    # Apart from the other condition, since all members of a sweep are at the same step.
+    return lax.cond(state.step % config.resample_every == 0, replace_any, lambda: state)
 
 
 def step(
@@ -187,6 +191,19 @@ def step(
         return StepCarry(state, _factors(state.params, config), smallest), metrics
 
 
+def take_steps(
+    state: TrainState, batches: jax.Array, scale: jax.Array, sae: SaeConfig, config: TrainConfig, route: Route
+) -> tuple[TrainState, Metrics]:
+    """One update for each of `batches [steps, B, d]`, raw activations, which are divided by `scale []`."""
+
+    def body(carry: StepCarry, x: jax.Array) -> tuple[StepCarry, Metrics]:
+        return step(carry, x.astype(jnp.float32) / scale, sae, config, route)
+
+    first = StepCarry(state, _factors(state.params, config), jnp.maximum(state.threshold, 0.0))
+    carry, metrics = lax.scan(body, first, batches)
+    return carry.state, metrics
+
+
 class Trainer:
     """The compiled functions of a training run on its mesh.
 
@@ -196,7 +213,13 @@ class Trainer:
       kept_entries: whether the step takes the route of one CPU, see `route`; None for what suits the devices.
       devices: the devices of the mesh; None for the first ones of the run's processes. For devices that are only
         described, `chunk.lower(abstract_state(), abstract_batches(steps), scale)` can be compiled.
+
+    Attributes:
+      count: number of autoencoders that a state holds.
+      on_one_cpu: whether the mesh is one CPU.
     """
+
+    count = 1
 
     def __init__(
         self,
@@ -207,8 +230,8 @@ class Trainer:
     ):
         self.sae, self.config = sae, config
         self.mesh = make_mesh(config.mesh, (mesh.DATA, mesh.FEATURE), devices or processes.devices())
-        suited = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
-        self._route = route(sae, config, suited if kept_entries is None else kept_entries)
+        self.on_one_cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
+        self._route = route(sae, config, self.on_one_cpu if kept_entries is None else kept_entries)
         self.shardings = self._state_shardings()
         self._batches = mesh.sharding(self.mesh, None, mesh.DATA, None)
         single = mesh.sharding(self.mesh)
@@ -297,13 +320,8 @@ class Trainer:
         return jax.tree.map(jnp.copy, moved)
 
     def _chunk(self, state: TrainState, batches: jax.Array, scale: jax.Array) -> tuple[TrainState, Metrics]:
-        def body(carry: StepCarry, x: jax.Array) -> tuple[StepCarry, Metrics]:
-            return step(carry, x.astype(jnp.float32) / scale, self.sae, self.config, self._route)
-
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            first = StepCarry(state, _factors(state.params, self.config), jnp.maximum(state.threshold, 0.0))
-            carry, metrics = lax.scan(body, first, batches)
-            return carry.state, metrics
+            return take_steps(state, batches, scale, self.sae, self.config, self._route)
 
     def _state_shardings(self) -> Any:
         """A `TrainState` of shardings."""

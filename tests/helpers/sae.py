@@ -174,3 +174,12 @@ def random_sae(x: np.ndarray, group_sizes: tuple[int, ...], k: int, threshold: f
     params = autoencoder.init(jax.random.key(1), x.shape[1], sum(group_sizes), jnp.asarray(x.mean(0)))
     params["b_enc"] = jnp.asarray(np.random.default_rng(0).normal(size=sum(group_sizes)), jnp.float32)
     return Sae(params, threshold, k, group_sizes, **fields)
+
+
+def sweep_config() -> ml_collections.ConfigDict:
+    """A short sweep of ReLU autoencoders: two widths, two learning rates, two sparsities."""
+    config = train_config(steps=20, decay_start=15, batch_size=64, auxk_alpha=0.0)
+    config.sae.update({"kind": "relu", "group_fractions": (1.0,)})
+    rates = {"expansions": (2, 4), "learning_rates": (2e-3, 5e-3), "l1s": (0.02, 0.2)}
+    config.sweep.update(rates | {"max_l0": 24.0})
+    return config
