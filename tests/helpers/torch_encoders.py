@@ -5,12 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel, SwinConfig, SwinModel
 
-from maira_jax.encoders import medclip_resnet50
+from maira_jax.encoders import medclip_resnet50, medclip_swin
 from maira_jax.run import files
 
 RESNET = medclip_resnet50.ResNetConfig(size=64, stem=8, widths=(4, 8), depths=(2, 1), embedding=6)
+SWIN = medclip_swin.SwinConfig(size=64, window=4, width=8, depths=(2, 3, 2), heads=(2, 4, 4), embedding=6)
+# The names of transformers' Swin before version 5.
+_SWIN = (
+    (r"\.attention\.q_proj", ".attention.self.query"),
+    (r"\.attention\.k_proj", ".attention.self.key"),
+    (r"\.attention\.v_proj", ".attention.self.value"),
+    (r"\.attention\.o_proj", ".attention.output.dense"),
+    (r"\.attention\.relative_position_bias\.", ".attention.self."),
+    (r"\.mlp\.fc1", ".intermediate.dense"),
+    (r"\.mlp\.fc2", ".output.dense"),
+)
 # torchvision's names of the parts of transformers' ResNet.
 _RESNET = (
     (r"^embedder\.embedder\.convolution", "conv1"),
@@ -68,6 +79,45 @@ class TorchResNet:
         """pixels: [batch, size, size, 3]; the embedding before it is divided by its length."""
         found = self._model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooler_output.flatten(1)
         return self._fc(found).numpy()
+
+
+class TorchSwin:
+    """transformers' Swin and a last layer.
+
+    Attributes:
+      state: its tensors as MedCLIP's file has them.
+    """
+
+    def __init__(self, cfg: medclip_swin.SwinConfig, seed: int = 0):
+        torch.manual_seed(seed)
+        self._model = SwinModel(
+            SwinConfig(
+                image_size=cfg.size,
+                patch_size=cfg.patch,
+                embed_dim=cfg.width,
+                depths=list(cfg.depths),
+                num_heads=list(cfg.heads),
+                window_size=cfg.window,
+            )
+        ).eval()
+        generator = torch.Generator().manual_seed(seed)
+        _randomise(self._model, generator)
+        for name, parameter in self._model.named_parameters():
+            if "relative_position_bias" in name or name.endswith("bias"):
+                torch.nn.init.normal_(parameter, 0.0, 0.5, generator)
+        self._projection = torch.nn.Linear(cfg.width * 2 ** (len(cfg.depths) - 1), cfg.embedding, bias=False)
+        tensors = {_renamed(name, _SWIN): tensor for name, tensor in self._model.state_dict().items()}
+        self.state = {f"vision_model.model.{name}": tensor for name, tensor in tensors.items()}
+        self.state |= {"vision_model.projection_head.weight": self._projection.weight.detach()}
+        # A buffer that older versions of transformers saved.
+        index = "vision_model.model.encoder.layers.0.blocks.0.attention.self.relative_position_index"
+        self.state |= {index: torch.zeros(cfg.window**2, cfg.window**2, dtype=torch.int64)}
+
+    @torch.no_grad()
+    def embedding(self, pixels: np.ndarray) -> np.ndarray:
+        """pixels: [batch, size, size, 3]; the embedding before it is divided by its length."""
+        found = self._model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooler_output
+        return self._projection(found).numpy()
 
 
 class TorchDinov2:

@@ -24,17 +24,19 @@ class _MaliciousState:
         return (collections.OrderedDict, (), {"_metadata": _Malicious()})
 
 
+@pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
     "value", [_Malicious(), _MaliciousState(), [torch.zeros(2), _Malicious()], torch.nn.Linear(2, 2)]
 )
-def test_no_object_is_unpickled(tmp_path, capsys, value):
-    torch.save({"W_enc": value}, tmp_path / "ae.pt")
+def test_no_object_is_unpickled(tmp_path, capsys, value, zipped):
+    torch.save({"W_enc": value}, tmp_path / "ae.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="cannot be read as tensors"):
         torch_file.read(tmp_path / "ae.pt")
     assert "executed" not in capsys.readouterr().out
 
 
-def test_tensors_of_torch_are_read_without_torch(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_torch_are_read_without_torch(tmp_path, zipped):
     layer = torch.nn.Linear(4, 6)
     half = layer.weight.detach().to(torch.bfloat16)
     saved = {
@@ -46,7 +48,7 @@ def test_tensors_of_torch_are_read_without_torch(tmp_path):
         "empty": torch.zeros(0, 3),
         "plain": (1, "text", None, 0.5),
     }
-    torch.save(saved, tmp_path / "ae.pt")
+    torch.save(saved, tmp_path / "ae.pt", _use_new_zipfile_serialization=zipped)
     found = torch_file.read(tmp_path / "ae.pt")
     np.testing.assert_array_equal(found["state"]["bias"], layer.bias.detach().numpy())
     np.testing.assert_array_equal(found["parameter"], layer.weight.detach().numpy())
@@ -95,3 +97,22 @@ def _crooked(layout, key, array):
         storage + pickle.BINPERSID, number(offset), pair(number(shape)), pair(number(strides)), pickle.NEWFALSE, hooks
     )
     return torch_file._name("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+@pytest.mark.parametrize("kept", [20, 60, 400, -1])
+def test_a_truncated_file_of_the_older_format_gets_a_sentence(tmp_path, kept):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"weight": torch.ones(300)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"pytorch_model.bin cannot be read as tensors \(.*\): copy the file again"):
+        torch_file.read(path)
+
+
+def test_what_begins_like_the_older_format_is_not_executed(tmp_path, capsys):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    head = path.read_bytes()[: len(torch_file._LEGACY)]
+    path.write_bytes(head + pickle.dumps(_Malicious()) * 5)
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        torch_file.read(path)
+    assert "executed" not in capsys.readouterr().out
