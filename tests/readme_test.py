@@ -26,10 +26,17 @@ NOT_RUN = {
     "--config.judge.base_url=http://127.0.0.1:8000/v1": "needs a language model's server",
     "python -m launch.harvest --workdir=runs/encoder --config.harvest.encoder=medclip_resnet50 "
     "--config.harvest.weights=~/medclip": "needs MedCLIP's weights",
+    "python -m launch.interpret --config=configs/medsae.py --workdir=runs/medsae --config.interpret.judge=llm "
+    "--config.judge.model=google/medgemma-4b-it --config.judge.base_url=http://127.0.0.1:8000/v1": "likewise",
     "python -m launch.pretrain --workdir=runs/pretrain": "takes 45 minutes",
 }
 # Runs that are shortened here.
 SHORTER = {
+    "python -m launch.demo --workdir=runs/first --config.studies.n=600 --config.train.steps=600 "
+    "--config.train.decay_start=400 --config.steer.studies=8": (
+        "--config.studies.n=300 --config.train.steps=300 --config.train.decay_start=200 --config.steer.studies=4 "
+        "--config.sae.expansion=4"
+    ),
     "python -m launch.demo --workdir=runs/mine --config=configs/manifest.py:studies.jsonl": (
         "--config.train.steps=200 --config.train.decay_start=150 --config.sae.expansion=2 --config.steer.studies=2 "
         "--config.steer.top=3"
