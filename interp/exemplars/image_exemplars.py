@@ -80,30 +80,36 @@ def _of_split(
     Returns:
       For each kind the features, deciles and context numbers. [m] each
     """
-    n, width = activation.shape
-    block = begin + np.arange(width)
+    block = begin + np.arange(activation.shape[1])
     active = activation > np.maximum(np.median(activation, axis=0), 0)  # [n, block]
     n_active = active.sum(0)  # [block]
-    order = np.argsort(-activation, axis=0, kind="stable")  # [n, block], strongest first
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(n)[:, None], axis=0)
     priority = hash_uniform(images[:, None], block[None], seed)  # [n, block]
 
-    feature, place = np.nonzero((np.arange(min(n_top, n))[:, None] < n_active).T)
-    top = block[feature], np.full(len(feature), -1), images[order[place, feature]]
+    feature, image = np.nonzero(active.T)  # [active]
+    strongest = np.lexsort((-activation[image, feature], feature))
+    feature, image = feature[strongest], image[strongest]
+    rank = _place(feature)
+    top = rank < n_top
 
-    feature, image = np.nonzero(active.T)
-    decile = N_DECILES - 1 - rank[image, feature] * N_DECILES // n_active[feature]
+    decile = N_DECILES - 1 - rank * N_DECILES // n_active[feature]
     group = feature * N_DECILES + decile
     by_group = np.lexsort((-priority[image, feature], group))
-    group = group[by_group]
-    kept = by_group[np.arange(len(group)) - np.searchsorted(group, group) < n_activating // N_DECILES]
-    by_decile = block[feature[kept]], decile[kept], images[image[kept]]
+    kept = by_group[_place(group[by_group]) < n_activating // N_DECILES]
 
-    drawn = np.argsort(np.where(active, 2, priority), axis=0, kind="stable")[:n_activating]  # [inactive, block]
-    feature, place = np.nonzero((np.arange(len(drawn))[:, None] < (n - n_active) * (n_active > 0)).T)
-    inactive = block[feature], np.full(len(feature), -1), images[drawn[place, feature]]
-    return {TOP: top, DECILE: by_decile, RANDOM: inactive}
+    count = min(n_activating, len(images))
+    drawn = np.argpartition(np.where(active, 2, priority), count - 1, axis=0)[:count]  # [count, block]
+    drawn_feature, place = np.nonzero((~np.take_along_axis(active, drawn, axis=0) & (n_active > 0)).T)
+    return {
+        TOP: (block[feature[top]], np.full(top.sum(), -1), images[image[top]]),
+        DECILE: (block[feature[kept]], decile[kept], images[image[kept]]),
+        RANDOM: (block[drawn_feature], np.full(len(place), -1), images[drawn[place, drawn_feature]]),
+    }
+
+
+def _place(group: np.ndarray) -> np.ndarray:
+    """The place of each element among those of its group, which follow each other. int64 [n]"""
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    return np.arange(len(group)) - np.repeat(first, np.diff(np.append(first, len(group))))
 
 
 def collect(
