@@ -7,4 +7,4 @@ from interp.medsae import stage
 from launch import _main
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("seed", "label"), parallel=True)
+    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "label"), parallel=True)

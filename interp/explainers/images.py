@@ -23,6 +23,26 @@ _KEPT = 256  # encoded images kept in memory
 SIDE = 448
 
 
+def studies_of(section: ml_collections.ConfigDict, activations: Path) -> dict[str, Study]:
+    """Study id -> the study, of all studies of a store.
+
+    Args:
+      section: the config's `studies` section, the one that the store was harvested from.
+      activations: folder of the store.
+
+    Raises:
+      UserError: a study of the store is not there, or as `load_studies`.
+    """
+    found = {study.study_id: study for study in load_studies(section)}
+    for study_id in ActivationStore.open(activations).studies["study_id"].to_pylist():
+        if study_id not in found:
+            raise UserError(
+                f"study {study_id} of {activations} is not among config.studies: use the studies that the activations "
+                "were harvested from"
+            )
+    return found
+
+
 class StudyImages:
     """Finds and encodes images of a store's studies; studies are loaded when the first image is asked for.
 
@@ -63,14 +83,7 @@ class StudyImages:
 
     @functools.cached_property
     def _studies(self) -> dict[str, Study]:
-        found = {study.study_id: study for study in load_studies(self._section)}
-        for study_id in ActivationStore.open(self._activations).studies["study_id"].to_pylist():
-            if study_id not in found:
-                raise UserError(
-                    f"study {study_id} of {self._activations} is not among config.studies: use the studies that the "
-                    "activations were harvested from"
-                )
-        return found
+        return studies_of(self._section, self._activations)
 
     @functools.cached_property
     def _last_positions(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def probe_bases(
 
     Args:
       activations: of each basis. [n, neurons] each
-      found: the measures of the bases, with the correlations on the training patients of these splits.
+      found: the measures of the bases, of whose splits these are the first.
       labels, groups: of the same studies.
       splits: the groups of the training patients of each split. bool [splits, groups]
       seed: seed of the dense probes.
@@ -71,7 +71,7 @@ def probe_bases(
     probed, left_out = _probed_labels(labels, groups, splits)
     scores = {}
     for basis, activation in activations.items():
-        correlation = found[basis][MEDSAE].train_correlation[:, :, probed]  # [splits, F, labels]
+        correlation = found[basis][MEDSAE].train_correlation[: len(splits), :, probed]  # [splits, F, labels]
         chosen = StudyLabels(
             tuple(labels.concepts[c] for c in probed), labels.value[:, probed], labels.known[:, probed]
         )

@@ -24,8 +24,11 @@ import pyarrow.parquet as pq
 
 from interp.exemplars.contexts import SECTIONS
 from interp.exemplars.index_pass.shared_sae import devices_of
+from interp.explainers.images import studies_of
 from interp.features.concepts import StudyLabels
 from interp.medsae import comparison, probes
+from interp.medsae.boxed_images import boxed_images, frontal_patches
+from interp.medsae.localisation import FOLDS, localise
 from interp.medsae.monosemanticity import NeuronMeasures
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.vectors import study_vectors
@@ -70,11 +73,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     mesh, identity = shared.mesh, {"label": section.deciding(), "seed": shared.seed}
     with Stage(Path(workdir), "label", identity, inputs=("activations", "sae"), computing={"mesh": mesh}) as stage:
         if not stage.finished:
-            stage.finish(_run(section, devices_of(mesh), shared.seed, Path(workdir), stage.dir))
+            stage.finish(_run(config, devices_of(mesh), Path(workdir), stage.dir))
         return stage.manifest["counts"]
 
 
-def _run(section: LabelSection, devices: Sequence[jax.Device], seed: int, workdir: Path, out: Path) -> dict[str, Any]:
+def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workdir: Path, out: Path) -> dict[str, Any]:
+    section, seed = LabelSection.of(config), RunSection.of(config).seed
     sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
     if sae.d_model != store.d_model:
         raise UserError(
@@ -87,14 +91,24 @@ def _run(section: LabelSection, devices: Sequence[jax.Device], seed: int, workdi
     labels = _labels(section, store, vectors.study)
     patients = store.studies["patient_id"].take(pa.array(vectors.study)).to_pylist()
     groups = PatientGroups.of(patients, section.bootstrap, seed)
+    boxed = {}
+    if frontal_patches(store) is not None:
+        boxed = boxed_images(store, studies_of(config.studies, workdir / "activations"), labels.concepts)
     splits = groups.random_splits(section.probe_seeds, _PROBE_TRAIN, seed)
-    found = comparison.measure_bases(vectors, labels, groups, splits, seed)
+    train = np.concatenate([splits, groups.folds(FOLDS)])
+    found = comparison.measure_bases(vectors, labels, groups, train, seed)
     with files.atomic_path(out / "neurons.parquet") as path:
         pq.write_table(pa.concat_tables([_table(basis, found[basis], labels.concepts) for basis in found]), path)
     activations = comparison.activations_of(vectors)
     probing, probes_table = probes.probe_bases(activations, found, labels, groups, splits, seed)
     with files.atomic_path(out / "probing.parquet") as path:
         pq.write_table(probes_table, path)
+    localised: dict[str, Any] = {}
+    if boxed:
+        folds = slice(len(splits), None)
+        localised, rows = localise(boxed, found, folds, labels, groups, vectors.study, sae, store, seed)
+        with files.atomic_path(out / "localisation.parquet") as path:
+            pq.write_table(rows, path)
     bases = comparison.bases(found, labels.concepts)
     summary = {
         "studies": len(vectors.study),
@@ -103,6 +117,7 @@ def _run(section: LabelSection, devices: Sequence[jax.Device], seed: int, workdi
         "bases": bases,
         "differences": comparison.differences(found, bases),
         "probing": probing,
+        "localisation": localised,
     }
     files.write_json(out / "summary.json", summary)
     files.remove(out / "vectors")
