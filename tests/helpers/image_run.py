@@ -11,7 +11,7 @@ from scipy.stats import ortho_group
 from configs import base
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers.registry import READERS, StudiesSection
-from maira_jax.studies.study import Study
+from maira_jax.studies.study import Box, Study
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
 from sae.autoencoder import Sae
 from sae.saved import save_sae
@@ -35,7 +35,10 @@ class BrightImagesSection(StudiesSection):
             labels = {name: bool(rng.random() < 0.5) for name in ("bright", "left line", "device")}
             share = rng.uniform(0.7, 0.9) if labels["bright"] else rng.uniform(0.1, 0.3)
             image = np.where(rng.random((HEIGHT, WIDTH)) < share, 255, 0).astype(np.uint8)
-            studies.append(Study(f"image-{i}", f"patient-{i}", frontal=image, labels=labels))
+            boxes = (
+                (Box("bright", 0, 0.5, 1, 0.5),) if labels["bright"] else ()
+            )  # what the image shares with BRIGHT_PATCH
+            studies.append(Study(f"image-{i}", f"patient-{i}", frontal=image, labels=labels, boxes=boxes))
         return studies
 
 
@@ -97,4 +100,5 @@ def config(**interpret: object) -> ml_collections.ConfigDict:
     cfg.studies = base.studies("bright_images")
     sizes = {"n_top": 15, "n_explain": 30, "n_score": 30, "min_contexts": 10, "n_control": 4, "bootstrap": 50}
     cfg.interpret.update(sizes | interpret)
+    cfg.label.update({"bootstrap": 50, "probe_seeds": 1})
     return cfg

@@ -12,6 +12,7 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 from sae.activations.store import ActivationStore
 from sae.saved import load_sae
+from tests.helpers import image_run
 from tests.helpers.interp_run import config, make_workdir
 
 
@@ -73,6 +74,17 @@ def test_the_summary_has_intervals_and_paired_differences(run_dir):
         assert found[rule]["r"]["difference"] == pytest.approx(r)
         low, high = found[rule]["r"]["interval"]
         assert low < r < high and r > 0
+
+
+def test_heat_maps_are_scored_where_studies_have_boxes(tmp_path):
+    """The padded square around these small images has patches that they share half of."""
+    assert stage.run(image_run.config(), image_run.make_workdir(tmp_path, patches=True))["studies"] == 210
+    summary = files.read_json(tmp_path / "label" / "summary.json")["localisation"]
+    rows = pq.read_table(tmp_path / "label" / "localisation.parquet").to_pylist()
+    own = [row for row in rows if row["map"] == "features"]
+    assert {(row["concept"], row["neuron"]) for row in own} == {("bright", image_run.BRIGHT)}
+    assert len(own) == summary["images"]["bright"] > 80
+    assert summary["maps"]["features"]["touching"] == 1.0 > summary["maps"]["random features"]["touching"]
 
 
 def test_wrong_configs_are_refused(run_dir, tmp_path):

@@ -2,22 +2,12 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from maira_jax.inputs.image import to_grey_square
-from maira_jax.inputs.regions import MIN_PADDED_SIDE, patch_boxes
+from maira_jax.inputs.medclip_image import to_padded_square
+from maira_jax.inputs.regions import patch_boxes
 
-
-def padded(image, size):
-    """MedCLIP's square: centred on black, then resized."""
-    height, width = image.shape
-    side = max(MIN_PADDED_SIDE, width, height)
-    square = Image.new("L", (side, side))
-    square.paste(Image.fromarray(image), ((side - width) // 2, (side - height) // 2))
-    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
-
-
-SQUARES = {"crop": to_grey_square, "pad": padded}
+SQUARES = {"crop": to_grey_square, "pad": to_padded_square}
 
 
 @pytest.mark.parametrize("view", SQUARES)
