@@ -36,11 +36,13 @@ SETTINGS = {
 }
 
 
+FIELDS = [f"--config.{field}={value}" for field, value in SETTINGS.items()]
+
+
 def command(name, *arguments, environment=(), kill=""):
     """Runs a command, and returns what it wrote to its standard error."""
-    flags = [f"--config.{field}={value}" for field, value in SETTINGS.items()]
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.killed_command", name, *arguments, *flags],
+        [sys.executable, "-m", "tests.helpers.killed_command", name, *arguments, *FIELDS],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "KILL": kill} | dict(environment),
         capture_output=True,
@@ -66,11 +68,16 @@ def run(commands, folder):
                 printed = command(name, *flags, environment=bucket.environment.items(), kill=kill)
                 shutil.rmtree(scratch)
             assert "already finished" not in printed
-        for name, content in bucket.files("runs/one").items():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes(content)
         assert not any(key.endswith((".tmp", ".lock")) for key in bucket.files("runs/one"))
+        copied(bucket, copy)
     return local, copy
+
+
+def copied(bucket, copy):
+    """Copies what is in the bucket to a local folder."""
+    for name, content in bucket.files("runs/one").items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(content)
 
 
 def files_of(folder):
@@ -112,6 +119,24 @@ def test_the_whole_chain_in_a_bucket_is_the_local_one(tmp_path):
     local, copy = run(ALL, tmp_path)
     assert_same(local, copy)
     check_training(local, copy)
+
+
+@pytest.mark.drill
+def test_two_processes_harvest_interpret_and_measure_in_a_bucket(tmp_path, monkeypatch):
+    local, copy = tmp_path / "local", tmp_path / "copy"
+    with buckets.served() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        for name in (*SHORT, "interpret", "label"):
+            command(name, f"--workdir={local}")
+            given = (name, f"--workdir=s3://{buckets.NAME}/runs/one", f"--scratch={tmp_path / 'scratch'}", *FIELDS)
+            processes = 1 if name == "train" else 2  # sums over two devices differ in their last bits
+            program = ("-m", "tests.helpers.killed_command", *given)
+            ends = pods.ended(pods.start(program, processes=processes, devices=1))
+            assert [end.code for end in ends] == [0] * processes, ends
+            shutil.rmtree(tmp_path / "scratch")
+        copied(bucket, copy)
+    assert_same(local, copy)
 
 
 @pytest.mark.drill
