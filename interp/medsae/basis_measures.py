@@ -215,9 +215,13 @@ def _class_resamples(
         a = np.where(known, a - a.mean(), 0.0)
         columns = np.stack([known, value, fires, fires & value, a, a * a, a * value], axis=1)
         n, true, fired, hits, total, square, hit = (groups.weights @ groups.sums(columns)).T  # [resamples] each
-        deviation = np.sqrt(np.maximum(n * square - total**2, 0)) * np.sqrt(true * (n - true))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found["r"].append((n * hit - total * true) / deviation)
+        variance = (n * square - total**2) * true * (n - true)
+        # A resample in which the neuron is constant leaves a variance that is not quite 0.
+        varies = (n * square - total**2 > 1e-9 * n * square) & (true > 0) & (true < n)
+        r = np.divide(
+            n * hit - total * true, np.sqrt(np.maximum(variance, 0)), out=np.full_like(hit, np.nan), where=varies
+        )
+        found["r"].append(r)
         missing = np.where((true > 0) & np.isfinite(measures.threshold[neuron]), 0.0, np.nan)
         found["precision"].append(np.where(fired > 0, hits / np.maximum(fired, 1), np.nan) + missing)
         found["recall"].append(hits / np.maximum(true, 1) + missing)

@@ -96,6 +96,19 @@ def test_resampled_figures_of_classes_equal_their_definitions(world, found):
             assert found.resampled[name][b] == pytest.approx(mean, rel=1e-9)
 
 
+def test_a_resample_in_which_a_neuron_is_constant_has_no_correlation():
+    n = 30
+    here = np.arange(n) == 4
+    labels = StudyLabels(("a",), np.isin(np.arange(n), (4, 9, 17))[:, None], np.ones((n, 1), bool))
+    groups = PatientGroups.of([str(i) for i in range(n)], 50, 0)
+    embedding = np.random.default_rng(0).normal(size=(n, 4))
+    found = measure_basis(0.1 * here[:, None], embedding, labels, groups, train=groups.folds(5))
+    drawn = groups.weights[:, groups.of_study[4]] > 0
+    assert 0 < drawn.sum() < len(drawn)
+    np.testing.assert_array_equal(np.isfinite(found.resampled["r"]), drawn)
+    assert np.isnan(found.resampled["r"][~drawn]).all()
+
+
 def test_train_correlation_is_that_of_the_training_patients_alone(world, found):
     activation, _, labels, groups = world
     for split, train in enumerate(groups.folds(5)):
