@@ -4,6 +4,7 @@ An explainer of images is registered in `IMAGE_EXPLAINERS` under the name of its
 the labels of the store's studies as well.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -21,7 +22,10 @@ PROMPT = Path(__file__).parent / "prompts" / "explain_images-1.txt"
 OFFLINE_NAME, OFFLINE_VERSIONS = "offline judge (labels; no vision model)", ("offline-labels-1",)
 
 ReadLabels: TypeAlias = Callable[[], Mapping[str, Mapping[str, bool]]]
-"""Gives each study's labels, by study id."""
+"""Gives each study's labels by study id.
+
+To be called when they are needed: an explainer is made before the stage's inputs are there.
+"""
 
 IMAGE_EXPLAINERS: Registry[Callable[[OpenChatModel, ReadLabels], Explainer]] = Registry("interpret.explainer")
 
@@ -84,7 +88,7 @@ class OfflineImageExplainer:
     name, versions = OFFLINE_NAME, OFFLINE_VERSIONS
 
     def __init__(self, open_language_model: OpenChatModel, read_labels: ReadLabels):
-        self._labels = read_labels()
+        self._labels = functools.cache(read_labels)
 
     def explain(self, tasks: Iterable[ExplainTask]) -> Iterator[Explanation | None]:
         for task in tasks:
@@ -92,4 +96,4 @@ class OfflineImageExplainer:
             yield Explanation(rule.name, f"{offline_explainer.PREFIX}{rule}.")
 
     def _of(self, examples: Iterable[Example]) -> list[Mapping[str, bool]]:
-        return [self._labels[example.image.study_id] for example in examples if example.image is not None]
+        return [self._labels()[example.image.study_id] for example in examples if example.image is not None]

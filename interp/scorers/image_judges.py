@@ -56,7 +56,7 @@ class OfflineImageJudge(_ImageJudge):
     name, versions = image_explainers.OFFLINE_NAME, image_explainers.OFFLINE_VERSIONS
 
     def __init__(self, open_language_model: OpenChatModel, read_labels: ReadLabels):
-        self._labels = read_labels()
+        self._labels = functools.cache(read_labels)
 
     def detect(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         for question in questions:
@@ -65,7 +65,7 @@ class OfflineImageJudge(_ImageJudge):
             except ValueError:  # written by another explainer
                 yield None
             else:
-                shown = (self._labels[image.study_id] for image in question.images if image is not None)
+                shown = (self._labels()[image.study_id] for image in question.images if image is not None)
                 yield Verdict(tuple(int(rule.holds(labels)) for labels in shown))
 
 

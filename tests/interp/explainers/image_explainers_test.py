@@ -80,8 +80,9 @@ def test_a_model_that_reads_no_images_is_refused(tmp_path):
 
 
 def test_the_offline_explainer_names_labels_and_itself():
-    labels = {"a": {"edema": True}, "b": {"edema": False}}
-    offline = OfflineImageExplainer(lambda: None, lambda: labels)
+    labels = {}
+    offline = OfflineImageExplainer(lambda: None, lambda: dict(labels))
+    labels |= {"a": {"edema": True}, "b": {"edema": False}}  # of a store that is there only now
     (found,) = offline.explain([ExplainTask(0, (example(1, "a"),), (example(1, "b"),))])
     assert (found.name, found.text) == ("edema", 'Offline judge: images with "edema".') and found.cost == 0
     assert "no vision model" in offline.name
