@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from interp.config import InterpretSection
 from interp.llm.section import JudgeSection
+from interp.medsae.similar_stage import SimilarSection
 from interp.medsae.stage import LabelSection
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.generation.stage import GenerateSection
@@ -36,6 +37,7 @@ SECTIONS: tuple[type[Section], ...] = (
     InterpretSection,
     JudgeSection,
     LabelSection,
+    SimilarSection,
     SteerSection,
     EvaluateSection,
 )
