@@ -251,8 +251,9 @@ class OptimisedProgram:
             contracted = _numbers(instruction.attributes, "lhs_contracting_dims")
             dims = scope[instruction.operands[0]].results[0].dims
             return 2 * math.prod(instruction.results[0].dims) * math.prod(dims[axis] for axis in contracted)
-        if instruction.opcode == "convolution":
-            return _convolution_flops(instruction, *(scope[name].results[0].dims for name in instruction.operands))
+        if instruction.opcode == "convolution" or "__cudnn$conv" in instruction.attributes:
+            lhs, rhs = (scope[name].results[0].dims for name in instruction.operands[:2])
+            return _convolution_flops(instruction, lhs, rhs)
         if instruction.opcode == "custom-call" and "gemm" in instruction.attributes:
             return self._gemm_flops(instruction, scope)
         if instruction.opcode == "custom-call" and "fmha" in instruction.attributes:

@@ -23,16 +23,20 @@ from interp.exemplars.index_pass.running_index import IndexConfig
 from launch.benches.absent_devices import DeviceFacts
 from launch.benches.optimised_program import OptimisedProgram
 from launch.benches.program_cost import ProgramCost, costs
+from maira_jax.encoders import ENCODERS
+from maira_jax.encoders.encoder import RANDOM, ImageEncoder
 from maira_jax.generation import decode
 from maira_jax.generation.stage import GenerateSection
 from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config, published
+from maira_jax.model.layers import Params
 from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
 from sae import mesh as sae_mesh
 from sae.activations import harvest
 from sae.activations.batch_size import DEFAULT_BATCH_SIZE
 from sae.activations.config import HarvestSection
+from sae.activations.images import harvester
 from sae.autoencoder import Sae
 from sae.training.config import CHUNK_STEPS, MAX_MATRIX, SaeConfig, SaeSection, TrainConfig, TrainSection
 from sae.training.trainer import Trainer
@@ -168,6 +172,25 @@ def _harvest(setting: Setting, batch: int) -> jax.stages.Lowered:
     return harvest.kept_activations.lower(setting.params(site), setting.model, site, section.dtype, *given)
 
 
+@_on_mesh
+def _encode(setting: Setting, batch: int) -> jax.stages.Lowered:
+    """The encoder that the configuration harvests, or MedCLIP's, with the sizes of its random weights."""
+    section = HarvestSection.of(setting.config)
+    kind = ENCODERS.get(section.encoder or "medclip_resnet50")
+    encoders: list[ImageEncoder] = []
+
+    def drawn() -> Params:
+        loaded = kind.load(RANDOM, Path(), (1, 1), seed=0)
+        encoders.append(loaded.encoder)
+        return loaded.params
+
+    params = jax.tree.map(lambda leaf: setting.array(leaf.shape, leaf.dtype), jax.eval_shape(drawn))
+    encoder, levels = encoders[0], setting.array((256, 3), np.float32)
+    squares = setting.array((batch, encoder.size, encoder.size), np.uint8, "data")
+    rows = encoder.chosen_rows(section.rows)
+    return harvester.encoded_rows.lower(params, encoder, rows, section.dtype, levels, squares)
+
+
 def _unstacked(setting: Setting) -> Any:
     """The parameters as prefill and decoding take them: `maira2.unstacked`."""
     params = setting.params()
@@ -275,6 +298,8 @@ class StageProgram:
       trains: whether it runs on the devices that train, several steps a call.
       to_site: whether the model runs up to the harvested site alone.
       multiple: what batches are tried in multiples of, on each device along the data axis.
+      default: the batch where the configuration leaves it open.
+      of_model: whether it holds the language model.
     """
 
     field: str
@@ -282,6 +307,8 @@ class StageProgram:
     trains: bool = False
     to_site: bool = False
     multiple: int = 1
+    default: int = DEFAULT_BATCH_SIZE
+    of_model: bool = True
 
     def costs(self, program: OptimisedProgram, facts: DeviceFacts) -> tuple[ProgramCost, ProgramCost]:
         """The cost of one call, of which a training step is a part, and that of a token, if it writes any."""
@@ -293,11 +320,11 @@ class StageProgram:
         if not self.field:
             return BLOCK_TOKENS
         section, name = self.field.split(".")
-        return setting.config[section][name] or DEFAULT_BATCH_SIZE
+        return setting.config[section][name] or self.default
 
     def constant_bytes(self, setting: Setting) -> int:
         """Bytes of a device's memory that hold the model, whatever the batch."""
-        if self.trains or not self.field:
+        if self.trains or not self.field or not self.of_model:
             return 0
         return sharding.bytes_per_device(setting.params(setting.harvested if self.to_site else None))
 
@@ -315,6 +342,7 @@ class StageProgram:
 
 PROGRAMS = {
     "harvest": StageProgram("harvest.batch_size", _harvest, to_site=True),
+    "encode": StageProgram("harvest.batch_size", _encode, multiple=16, default=256, of_model=False),
     "generate": StageProgram("generate.batch_size", _generate),
     "steer_prefill": StageProgram("steer.batch_studies", _steer_prefill),
     "steer_decode": StageProgram("steer.batch_studies", _steer_decode),

@@ -208,6 +208,13 @@ def test_convolutions_count_as_the_matrix_products_that_they_are():
   %w = f32[3,3,3,5]{3,2,1,0} parameter(1)
   ROOT %c = f32[1,9,9,5]{3,2,1,0} convolution(%a, %w), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f"""
     assert written(spatial).operations()[0].flops == 2 * 5 * 3 * 25 * 25
+    cudnn = """
+  %a = f32[1,9,9,3]{3,2,1,0} parameter(0)
+  %w = f32[5,3,3,3]{3,2,1,0} parameter(1)
+  %b = f32[5]{0} parameter(2)
+  ROOT %c = (f32[1,9,9,5]{3,2,1,0}, u8[0]{0}) custom-call(%a, %w, %b), """
+    cudnn += 'window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"'
+    assert written(cudnn).operations()[0].flops == 2 * 5 * 3 * 25 * 25
 
 
 def test_copies_of_weights_in_a_loop_are_found():
