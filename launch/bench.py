@@ -7,6 +7,7 @@ steer      tokens/s and memory of a steering sweep, ours and transformers' gener
 harvest    tokens/s of reading activations at a layer: ours and transformers with a hook
 sweep      seconds of a sweep of autoencoders, and of a command for each of them
 feed       tokens/s of shuffled batches from the activation store: ours, a NumPy memory map and torch's DataLoader
+label      time and memory of MedSAE's measures, their intervals and probes on made data
 convert    bytes/s and memory of a conversion: ours and transformers' from_pretrained and save_pretrained
 fits       what each stage takes on devices that are not there, as their compilers say
 scaling    memory, rates, hours and dollars of activations and an autoencoder at size, on such devices
@@ -19,7 +20,19 @@ import sys
 from maira_jax.errors import UserError
 from maira_jax.run.performance.freed_memory import keep_freed_memory
 
-NAMES = ("sae_step", "recovery", "sweep", "exemplars", "steer", "harvest", "feed", "convert", "fits", "scaling")
+NAMES = (
+    "sae_step",
+    "recovery",
+    "sweep",
+    "exemplars",
+    "steer",
+    "harvest",
+    "feed",
+    "label",
+    "convert",
+    "fits",
+    "scaling",
+)
 
 
 def main() -> int:
