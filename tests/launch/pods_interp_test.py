@@ -7,6 +7,7 @@ import pytest
 
 from interp import stage as interpret
 from interp.atlas import stage as atlas
+from interp.medsae import similar_stage
 from interp.medsae import stage as label
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
@@ -57,7 +58,7 @@ def configured(**judge):
     cfg = config(**SETTINGS, **({"judge": "llm"} if judge else {}))
     cfg.studies.n, cfg.steer.name = 120, "test"
     cfg.judge.update(judge)
-    cfg.label.sections = ("findings",)
+    cfg.label.sections, cfg.similar.study = ("findings",), "phantom-0-000003"
     return cfg
 
 
@@ -66,7 +67,7 @@ def program(command, workdir, cfg):
     given = {f"interpret.{name}": cfg.interpret[name] for name in (*SETTINGS, "judge")}
     given |= {f"judge.{name}": cfg.judge[name] for name in ("base_url", "model")}
     given |= {f"label.{name}": cfg.label[name] for name in ("bootstrap", "probe_seeds")}
-    given |= {"studies.n": cfg.studies.n, "studies.seed": cfg.studies.seed}
+    given |= {"similar.study": cfg.similar.study, "studies.n": cfg.studies.n, "studies.seed": cfg.studies.seed}
     flags = [f"--config.{name}={value}" for name, value in given.items()]
     flags += [f"--config.label.sections={cfg.label.sections!r}", "--config.steer.name=test", f"--workdir={workdir}"]
     return ("-m", "tests.helpers.interp_process", command, *flags)
@@ -122,6 +123,15 @@ def test_labels(copied):
     label.run(configured(), one)
     run("label", several, configured(), 2)
     assert results(several, "label") == results(one, "label")
+
+
+@pytest.mark.drill
+def test_similar_studies(copied, capsys):
+    one, several = copied("one"), copied("several")
+    similar_stage.run(configured(), one)
+    ends = pods.ended(pods.start(program("similar", several, configured()), processes=2, devices=2))
+    assert [end.code for end in ends] == [0, 0] and ends[0].out.startswith(capsys.readouterr().out) and not ends[1].out
+    assert results(several, "similar") == results(one, "similar")
 
 
 def test_a_page_is_made_by_the_first_process(copied, interpreted):
