@@ -32,6 +32,7 @@ _MAX_BOXES = 4096  # bytes before it
 _MAX_TILES = 2**12  # a decoder allocates kilobytes for each
 # Markers at which a frame of JPEG begins, but for those in between that mean something else, and of JPEG-LS.
 _JPEG_FRAMES = {*range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}
+_FILL = 0xFFFF  # the byte 0xff may be repeated before a marker
 _ELEMENTS = [
     "TransferSyntaxUID",
     "Rows",
@@ -176,7 +177,7 @@ def stream_size(stream: bytes) -> tuple[int, int, int] | None:
         marker, length, _, rows, columns, components = struct.unpack_from(">HHBHHB", stream, at)
         if marker in _JPEG_FRAMES:
             return columns, rows, components
-        at += 2 + length
+        at += 1 if marker == _FILL else 2 + length
     return None
 
 

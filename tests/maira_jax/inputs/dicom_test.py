@@ -1,5 +1,6 @@
 """DICOM: pydicom's samples against its own steps, made files against the standard's formulas, and broken files."""
 
+import io
 import random
 import re
 import resource
@@ -12,11 +13,12 @@ import numpy as np
 import pydicom
 import pydicom.data
 import pytest
+from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from maira_jax.errors import UserError
-from maira_jax.inputs.dicom import dicom_width_height, is_dicom, read_dicom
+from maira_jax.inputs.dicom import dicom_width_height, is_dicom, read_dicom, stream_size
 from maira_jax.inputs.image import read_grey, stretch, width_height
 from tests.helpers.dicom_file import lut, write_dicom
 
@@ -224,6 +226,17 @@ def test_without_pixels_without_a_syntax_and_without_pydicom(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UserError, match=r"a\.dcm is DICOM: pip install 'maira-jax\[dicom\]' to read it"):
         read_grey(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "JPEG2000"])
+def test_what_a_stream_claims(form):
+    for mode, components in (("L", 1), ("RGB", 3)):
+        written = io.BytesIO()
+        Image.new(mode, (30, 20), 9 if mode == "L" else (1, 2, 3)).save(written, form)
+        assert stream_size(written.getvalue()) == (30, 20, components)
+        filled = written.getvalue().replace(b"\xff\xc0", b"\xff\xff\xff\xc0")
+        assert stream_size(filled) == (30, 20, components)
+        assert stream_size(written.getvalue()[:20]) is None
 
 
 def test_a_file_that_needs_another_decoder_names_it(tmp_path):
