@@ -49,7 +49,10 @@ class InterpretSection(Section, name="interpret"):
     )
     n_prompt: int = setting(5, "Examples in one question to the judge.", ge=1)
     n_control: int = setting(
-        128, "Controls of each kind: raw dimensions, shuffled weights, shuffled activations.", ge=1
+        128,
+        "Controls of each kind: raw dimensions, shuffled weights, shuffled activations; of `features` no more than "
+        "they are.",
+        ge=1,
     )
     bootstrap: int = setting(1000, "Resamples of the studies for each interval.", ge=1)
     concept_sections: tuple[str, ...] = setting(
@@ -60,6 +63,11 @@ class InterpretSection(Section, name="interpret"):
     min_studies: int = setting(
         10, "Concepts with fewer studies, with or without the concept, in a split are left out.", ge=1
     )
+
+    @property
+    def controls_of_kind(self) -> int:
+        """The largest number of controls of each kind."""
+        return min(self.n_control, len(self.features) or self.n_control)
 
     def check(self) -> None:
         for name in ("n_explain", "n_score"):

@@ -299,7 +299,7 @@ def _announce(
             held_out = exemplars.read([range(feature, feature + 1) for feature in explained], _TO_SCORE)
             for _ in scorer.score(ScoreTask(feature, _TYPICAL_EXPLANATION, rows) for feature, rows in held_out):
                 pass
-    n_controls = len(controls.CONTROLS) * section.n_control
+    n_controls = len(controls.CONTROLS) * section.controls_of_kind
     client.announce(count, (len(wanted) + n_controls) / len(sample))
 
 
@@ -389,7 +389,7 @@ def _collect_controls(
     if not eligible:
         return []
     collected = []
-    made = controls.build(sae, corpus.store, found[TRAIN], np.array(eligible), section.n_control, config.seed)
+    made = controls.build(sae, corpus.store, found[TRAIN], np.array(eligible), section.controls_of_kind, config.seed)
     for number, control in enumerate(made):
         folder = exemplars.phases / "controls" / str(number)
         own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder, exemplars.not_read)

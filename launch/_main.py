@@ -264,7 +264,7 @@ def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
             try:
                 config.update_from_flattened_dict(fields(given))
             except (TypeError, ValueError) as error:
-                raise ValueError(f"--{name}={given} cannot be read: {error}") from error
+                raise ValueError(f"--{name}={given} cannot be read: {_readable(str(error))}") from error
     for section in reads:
         if section not in config:
             raise KeyError(section)
@@ -287,8 +287,14 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"the configuration cannot be read: {lines[-1]}"
     if isinstance(error, flags.Error | ValueError | TypeError) and len(lines) == 1:
-        return lines[0].removesuffix(".")
+        return _readable(lines[0].removesuffix("."))
     return f"the configuration file fails with {type(error).__name__}: {lines[-1]}"
+
+
+def _readable(message: str) -> str:
+    """Python's message of a text that is no number, in plain words."""
+    message = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", message)
+    return re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", message)
 
 
 def _terminate(number: int, frame: types.FrameType | None) -> None:

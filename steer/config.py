@@ -30,7 +30,9 @@ class SteerSection(Section, name="steer"):
         (), "Features to steer; empty: those that match, or the best one of each concept.", ge=0
     )
     match: str = setting("", "Regular expression on explanations that selects features, e.g. 'pleural effusion'.")
-    top: int = setting(12, "Largest number of features.", ge=1)
+    top: int = setting(
+        12, "Largest number of features that are chosen by match or concept; those of steer.features all are.", ge=1
+    )
     combinations: tuple[str, ...] = setting(
         (), "Features to boost and to suppress together: ('12+30-7',); the first one gives the concept."
     )

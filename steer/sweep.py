@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -111,6 +112,7 @@ def _directions(section: SteerSection, seed: int, workdir: Path, activations: Ac
     targets = []
     if section.features or section.match or not section.combinations:
         targets = choose(catalogue, section.features, section.match, section.top)
+        print(f"steer: {'; '.join(map(str, targets))}", file=sys.stderr)
     inputs = MethodInputs.measure(sae, section.unit, seed, activations, section.measured, section.methods)
     if section.unit == "residual_norm" and not inputs.statistic(StudyMeans).residual_norm:
         raise UserError(

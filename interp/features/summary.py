@@ -106,8 +106,15 @@ def _truth(table: pa.Table, statements: pa.Table) -> dict[str, Any]:
         ranks[name] = _mean(true)
         for column in _DETECTION:
             key = column.replace("detection", f"spearman{suffix}")
-            ranks[key] = float(spearmanr([row[column] for row in rows], true)[0]) if len(rows) > 2 else None
+            ranks[key] = _rank_correlation(np.array([row[column] for row in rows]), true)
     return ranks | _well_detected(statements, "statement")
+
+
+def _rank_correlation(scores: np.ndarray, true: np.ndarray) -> float | None:
+    """Spearman's; None of fewer than three features, and where either has one value alone."""
+    if len(scores) < 3 or not np.ptp(scores) or not np.ptp(true):
+        return None
+    return float(spearmanr(scores, true)[0])
 
 
 def _well_detected(table: pa.Table, name: str) -> dict[str, Any]:

@@ -1,22 +1,40 @@
-"""Features whose explanation matches a regular expression."""
+"""Features of concepts or explanations that match a regular expression."""
 
 import re
 
 from maira_jax.errors import UserError
 from steer.selection.catalogue import FeatureCatalogue
 
+# What says, earlier in the same part of an explanation, that the feature is for texts that deny what is matched.
+_NEGATION = re.compile(r"\b(denie[sd]|no|not|without|absen(t|ce)|negative|rules? out)\b[^,;/.]*$", re.IGNORECASE)
+
 
 def by_explanation(catalogue: FeatureCatalogue, match: str) -> list[int]:
-    """The features whose explanation matches `match`, case ignored, by largest activation, largest first.
+    """The features that are the best ones of a concept, or have an explanation, that matches `match`; case is ignored.
+
+    First those of concepts, by F1, then the others, by largest activation. An explanation that negates what matches
+    counts only if nothing else matches.
 
     Raises:
-      UserError: `match` is not a regular expression, or matches no explanation.
+      UserError: `match` is not a regular expression, or matches nothing.
     """
     try:
         pattern = re.compile(match, re.IGNORECASE)
     except re.error as error:
         raise UserError(f"steer.match {match!r} is not a regular expression ({error}): fix it") from error
-    found = [number for number, row in catalogue.features.items() if pattern.search(row["explanation"] or "")]
+    largest = {number: row["max_activation"] for number, row in catalogue.features.items()}
+    of_concepts = [
+        row["feature"] for row in catalogue.concepts if pattern.search(row["concept"]) and largest[row["feature"]] > 0
+    ]
+    texts = {number: row["explanation"] or "" for number, row in catalogue.features.items()}
+    explained = [number for number, text in texts.items() if _affirms(pattern, text)]
+    if not of_concepts and not explained:
+        explained = [number for number, text in texts.items() if pattern.search(text)]
+    found = dict.fromkeys((*of_concepts, *sorted(explained, key=lambda number: -largest[number])))
     if not found:
-        raise UserError(f"steer.match {match!r} matches no feature's explanation: choose other words")
-    return sorted(found, key=lambda number: -catalogue.features[number]["max_activation"])
+        raise UserError(f"steer.match {match!r} matches no feature's explanation or concept: choose other words")
+    return list(found)
+
+
+def _affirms(pattern: re.Pattern[str], text: str) -> bool:
+    return any(not _NEGATION.search(text[: found.start()]) for found in pattern.finditer(text))

@@ -84,7 +84,8 @@ class FeatureCatalogue:
         """
         if number not in self.features:
             raise UserError(
-                f"feature {number} is to be steered, but is not in {self.source}: choose a feature that is there"
+                f"feature {number} is to be steered, but {self.source} has {len(self.features)}, numbered from "
+                f"{min(self.features, default=0)} to {max(self.features, default=0)}: choose one of them"
             )
         row = self.features[number]
         explanation, largest = row["explanation"] or "", float(row["max_activation"])

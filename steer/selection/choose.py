@@ -15,10 +15,10 @@ def choose(catalogue: FeatureCatalogue, features: Sequence[int], match: str, top
       catalogue: the features of the autoencoder.
       features: the numbers of features.
       match: a regular expression on explanations, or "".
-      top: the largest number of features; the first ones are kept.
+      top: the largest number of features that match, or of concepts; the first ones are kept.
 
     Raises:
       UserError: a feature does not exist, or nothing matches.
     """
-    numbers: Sequence[int] = features or (by_explanation(catalogue, match) if match else by_concept(catalogue))
-    return [catalogue.target(number) for number in numbers[:top]]
+    numbers = features or (by_explanation(catalogue, match) if match else by_concept(catalogue))[:top]
+    return [catalogue.target(number) for number in numbers]

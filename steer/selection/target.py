@@ -22,3 +22,7 @@ class Target:
     explanation: str = ""
     f1: float | None = None
     others: tuple[tuple[int, float], ...] = ()
+
+    def __str__(self) -> str:
+        concept = f" {self.concept}" if self.concept else ""
+        return f"feature {self.feature}{concept}" + ("" if self.f1 is None else f" (F1 {self.f1:.2f})")

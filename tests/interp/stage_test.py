@@ -144,11 +144,13 @@ def test_activations_of_other_tokens_are_as_dense_and_say_nothing(finished):
 def test_only_the_features_asked_for_are_explained(inputs, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(inputs, workdir)
-    stage.run(config(features=(0, 5), n_control=1), workdir)
+    stage.run(config(features=(0, 5)), workdir)
     rows = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
     assert [row["feature"] for row in rows if row["explanation"]] == [0, 5]
     assert {row["reason"] for row in rows if not row["explanation"]} == {"not asked for"}
     assert all(row["density"] is not None for row in rows)
+    controls = pq.read_table(workdir / "interp" / "controls.parquet")["control"].to_pylist()
+    assert max(map(controls.count, controls)) == 2, "no more of a kind than features"
     shutil.rmtree(workdir / "interp")
     with pytest.raises(UserError, match="interpret.features names 12, but the features are 0 to 11"):
         stage.run(config(features=(12,)), workdir)

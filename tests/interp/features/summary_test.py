@@ -70,3 +70,12 @@ def test_scores_are_ranked_against_the_truth():
     assert truth["features"] == 4 and truth["true_f1"] == pytest.approx(np.mean([0.9, 0.5, 0.3, 0.7]))
     assert truth["spearman"] == truth["spearman_facts_hard"] == pytest.approx(1.0)
     assert (truth["tested"], truth["f1_08"], truth["found"]) == (2, 1, ["effusion"])
+
+
+def test_ranks_of_equal_scores_are_undefined():
+    found = tables()
+    column = found["features"].schema.get_field_index("detection")
+    equal = pa.array([None if score is None else 0.5 for score in DETECTION], found["features"]["detection"].type)
+    found["features"] = found["features"].set_column(column, "detection", equal)
+    truth = summarise(found, {}, JudgeOrigin("rule", "", {}), 50)["truth"]
+    assert truth["spearman"] is None and truth["spearman_hard"] == pytest.approx(1)

@@ -27,10 +27,22 @@ def test_features_by_number_come_first() -> None:
     assert [target.feature for target in found] == [3, 1]
     assert [target.concept for target in found] == ["oedema", "effusion"], "the concept that the explanation names"
 
+    found = choose(make_catalogue(), (3, 1, 2), "", 2)
+    assert len(found) == 3, "all that are asked for"
 
-def test_features_by_explanation_strongest_first() -> None:
-    assert [target.feature for target in choose(make_catalogue(), (), "EFFUSION", 12)] == [2, 1]
-    assert [target.feature for target in choose(make_catalogue(), (), "effusion", 1)] == [2]
+
+def test_features_by_concept_and_explanation() -> None:
+    catalogue = make_catalogue()
+    assert [target.feature for target in choose(catalogue, (), "EFFUSION", 12)] == [2, 1]
+    assert [target.feature for target in choose(catalogue, (), "effusion", 1)] == [2]
+    assert [target.feature for target in choose(catalogue, (), "oedema", 12)] == [3], "4 is never active"
+    denied = 'denied "large effusion" / "without effusion"'
+    catalogue.features[5] = {"feature": 5, "explanation": denied, "max_activation": 50.0}
+    catalogue.features[6] = {"feature": 6, "explanation": "no oedema, effusion", "max_activation": 9.0}
+    assert [target.feature for target in choose(catalogue, (), "effusion", 12)] == [2, 6, 1], "5 only denies it"
+    assert [target.feature for target in choose(catalogue, (), "denied", 12)] == [5]
+    assert [target.feature for target in choose(catalogue, (), "without effusion", 12)] == [5]
+    assert str(choose(catalogue, (), "effusion", 1)[0]) == "feature 2 effusion (F1 0.80)"
 
 
 def test_the_best_feature_of_each_concept_once_and_only_if_it_is_ever_active() -> None:
@@ -41,7 +53,11 @@ def test_the_best_feature_of_each_concept_once_and_only_if_it_is_ever_active() -
 
 @pytest.mark.parametrize(
     ("features", "match", "words"),
-    [((7,), "", "feature 7"), ((), "(", "not a regular expression"), ((), "fracture", "matches no feature")],
+    [
+        ((7,), "", "feature 7 .* numbered from 1 to 4"),
+        ((), "(", "not a regular expression"),
+        ((), "fracture", "matches no feature"),
+    ],
 )
 def test_what_cannot_be_chosen_is_refused(features: tuple[int, ...], match: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
