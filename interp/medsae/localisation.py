@@ -4,6 +4,8 @@ A heat map is a neuron's activation on every patch of the frontal image. It is s
 al., arXiv 1608.00507): whether its strongest patch is where the finding is; by the intersection over union of the
 patches above a threshold; and by the share of its activation that lies in a box. Patients are divided into folds: the
 neuron of a concept, the one with the highest r with the studies' labels, and its threshold come from the other folds.
+A finding with sides or zones has a feature for each, so the maps of the 16 neurons with the largest |r| are added, too,
+weighted by what is positive of the weights of their probe.
 
 Maps without content are scored for comparison: those of random alive features, a uniform map, and a perfect one, whose
 activation is the covered share of each patch: how coarse patches are limits what any map can reach.
@@ -17,18 +19,23 @@ import jax
 import numpy as np
 import pyarrow as pa
 
+from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 from interp.medsae.boxed_images import BoxedImages
-from interp.medsae.comparison import DIMENSIONS, DIRECTIONS, FEATURES, MEDSAE, Measured, difference, interval
+from interp.medsae.comparison import DIMENSIONS, DIRECTIONS, FEATURES, difference, interval
 from interp.medsae.patient_groups import PatientGroups
+from interp.medsae.probes import columns_of
 from interp.medsae.vectors import random_directions
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
+from sae.evaluation import probing
 
 FOLDS = 5
 RANDOM_FEATURES, UNIFORM, PERFECT = "random features", "uniform map", "perfect map"
 MEASURES = ("pointing", "touching", "inside", "iou", "oracle_iou")
+_BASES = (FEATURES, DIMENSIONS, DIRECTIONS)
 _N_RANDOM = 20  # features that are drawn
+_TOGETHER = 16  # neurons whose maps are added
 _N_THRESHOLDS = 32
 _BLOCK_ROWS = 4096  # encoded at a time
 
@@ -103,41 +110,52 @@ def _iou_of_other_folds(maps: np.ndarray, curve: np.ndarray, fold: np.ndarray) -
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalisedNeurons:
-    """The neurons of one concept whose maps are scored.
+class LabelledStudies:
+    """What the neurons of a concept are chosen by.
 
     Attributes:
-      best: basis -> the neuron with the highest r on the patients that each fold leaves. int64 [folds] each
-      random: features that are drawn. int64 [r]
+      study: rows of the store's study table, ascending. int64 [n]
+      labels, groups: of these studies.
+      activations: of each basis on them. [n, neurons] each
+      correlation: of each basis, r with each label on the patients that each fold leaves. [FOLDS, neurons, C] each
     """
 
-    best: dict[str, np.ndarray]
-    random: np.ndarray
+    study: np.ndarray
+    labels: StudyLabels
+    groups: PatientGroups
+    activations: Mapping[str, np.ndarray | StudyPeaks]
+    correlation: Mapping[str, np.ndarray]
 
-    def of(self, basis: str) -> np.ndarray:
-        """All of one basis, ascending."""
-        return np.union1d(self.best[basis], self.random if basis == FEATURES else []).astype(np.int64)
+
+@dataclasses.dataclass(frozen=True)
+class WeightedNeurons:
+    """Neurons of a basis, and how much each counts in W maps.
+
+    Attributes:
+      basis: their basis.
+      neurons: ascending. int64 [k]
+      weights: one map per fold, or per draw. [W, k]
+    """
+
+    basis: str
+    neurons: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def single(cls, basis: str, neuron: np.ndarray) -> "WeightedNeurons":
+        """A map of each neuron of `neuron [W]`."""
+        unique, place = np.unique(neuron, return_inverse=True)
+        return cls(basis, unique, np.eye(len(unique))[place])
 
 
 def localise(
-    boxed: Mapping[str, BoxedImages],
-    found: Measured,
-    folds: slice,
-    labels: StudyLabels,
-    groups: PatientGroups,
-    study: np.ndarray,
-    sae: Sae,
-    store: ActivationStore,
-    seed: int,
+    boxed: Mapping[str, BoxedImages], studies: LabelledStudies, sae: Sae, store: ActivationStore, seed: int
 ) -> tuple[dict[str, Any], pa.Table]:
     """Scores the heat maps of each concept's best neurons.
 
     Args:
-      boxed: the images of each concept.
-      found: the measures of the bases.
-      folds: the splits of `found` that leave out one of `FOLDS` folds each.
-      labels, groups: of n studies.
-      study: their rows in the store's study table, ascending. [n]
+      boxed: the images of each concept, of some of the studies.
+      studies: labelled studies.
       sae: autoencoder of raw activations.
       store: the activations.
       seed: seed of the random directions and of the features that are drawn.
@@ -145,44 +163,61 @@ def localise(
     Returns:
       The part of the summary, and a table with one row per concept, image and map.
     """
-    alive = np.flatnonzero(found[FEATURES][MEDSAE].n_active > 0)
-    drawn = np.random.default_rng((seed, 2)).permutation(alive)[:_N_RANDOM]
     study_ids = store.studies["study_id"].to_pylist()
     rows: list[dict[str, Any]] = []
     for concept, images in boxed.items():
-        c, group = labels.concepts.index(concept), groups.of_study[np.searchsorted(study, images.study)]
-        best = {basis: rules[MEDSAE].train_correlation[folds, :, c].argmax(1) for basis, rules in found.items()}
-        for name, neuron, scores in _scored_maps(
-            images, group % FOLDS, LocalisedNeurons(best, drawn), sae, store, seed
-        ):
+        group = studies.groups.of_study[np.searchsorted(studies.study, images.study)]  # [m]
+        readouts = _readouts(studies, studies.labels.concepts.index(concept), seed)
+        for name, neuron, scores in _scored_maps(images, group % FOLDS, readouts, sae, store, seed):
             for i, number in enumerate(images.study.tolist()):
                 row = {"concept": concept, "study_id": study_ids[number], "map": name, "group": int(group[i])}
                 row |= {"neuron": None if neuron is None else int(neuron[i])}
                 rows.append(row | {measure: float(getattr(scores, measure)[i]) for measure in MEASURES})
     table = pa.Table.from_pylist(rows)
-    return _summary(table, groups), table.drop_columns(["group"])
+    return _summary(table, studies.groups), table.drop_columns(["group"])
+
+
+def _readouts(studies: LabelledStudies, c: int, seed: int) -> dict[str, WeightedNeurons]:
+    """The name and the neurons of each map of the concept number `c`."""
+    out = {}
+    known, value = studies.labels.known[:, c], studies.labels.value[:, c]
+    counted = studies.groups.folds(FOLDS)[:, studies.groups.of_study] & known  # [FOLDS, n]
+    for basis, correlation in studies.correlation.items():
+        r = correlation[:, :, c]  # [FOLDS, neurons]
+        out[basis] = WeightedNeurons.single(basis, r.argmax(1))
+        order = np.argsort(-np.abs(r), axis=1, kind="stable")[:, :_TOGETHER]  # [FOLDS, k]
+        neurons = np.unique(order)
+        places = np.searchsorted(neurons, order)
+        x = columns_of(studies.activations[basis], neurons)[:, places].swapaxes(0, 1)  # [FOLDS, n, k]
+        fitted, _ = probing.fit_sparse(x, np.broadcast_to(value, counted.shape), counted)
+        weights = np.zeros((FOLDS, len(neurons)))
+        np.put_along_axis(weights, places, np.maximum(fitted, 0).astype(np.float64), axis=1)
+        out[f"{_TOGETHER} {basis}"] = WeightedNeurons(basis, neurons, weights)
+    alive = np.flatnonzero(np.any(studies.correlation[FEATURES] != 0, axis=(0, 2)))
+    drawn = np.random.default_rng((seed, 2)).permutation(alive)[:_N_RANDOM]
+    return out | ({RANDOM_FEATURES: WeightedNeurons.single(FEATURES, drawn)} if len(drawn) else {})
 
 
 def _scored_maps(
-    images: BoxedImages, fold: np.ndarray, neurons: LocalisedNeurons, sae: Sae, store: ActivationStore, seed: int
+    images: BoxedImages,
+    fold: np.ndarray,
+    readouts: Mapping[str, WeightedNeurons],
+    sae: Sae,
+    store: ActivationStore,
+    seed: int,
 ) -> Iterator[tuple[str, np.ndarray | None, MapScores]]:
     """The name, the neuron of each image [m] and the scores of every map, for images of the folds `fold [m]`."""
-    maps = neuron_maps(images, {basis: neurons.of(basis) for basis in neurons.best}, sae, store, seed)
-
-    def scored(basis: str, neuron: int) -> np.ndarray:
-        """[measures, m]"""
-        return score_maps(maps[basis][np.searchsorted(neurons.of(basis), neuron)], images, fold).stacked()
-
-    for basis, best in neurons.best.items():
-        of_neuron = {neuron: scored(basis, neuron) for neuron in set(best.tolist())}
-        own = best[fold]  # [m]
-        yield (
-            basis,
-            own,
-            MapScores(*np.stack([of_neuron[neuron][:, i] for i, neuron in enumerate(own.tolist())], axis=1)),
-        )
-    if len(neurons.random):
-        yield RANDOM_FEATURES, None, MapScores(*np.mean([scored(FEATURES, int(f)) for f in neurons.random], axis=0))
+    own = {basis: [part.neurons for part in readouts.values() if part.basis == basis] for basis in _BASES}
+    neurons = {basis: np.unique(np.concatenate(parts)) for basis, parts in own.items()}
+    maps = neuron_maps(images, neurons, sae, store, seed)
+    for name, part in readouts.items():
+        chosen = maps[part.basis][np.searchsorted(neurons[part.basis], part.neurons)]  # [k, m, P]
+        scores = np.stack([score_maps(np.tensordot(w, chosen, axes=1), images, fold).stacked() for w in part.weights])
+        if name == RANDOM_FEATURES:
+            yield name, None, MapScores(*scores.mean(0))
+        else:
+            best = part.neurons[part.weights.argmax(1)][fold] if name == part.basis else None  # [m]
+            yield name, best, MapScores(*scores[fold, :, np.arange(len(fold))].T)
     yield UNIFORM, None, score_maps(np.ones_like(images.area), images, fold)
     yield PERFECT, None, score_maps(images.covered + images.inside, images, fold)
 

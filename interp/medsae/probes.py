@@ -114,6 +114,16 @@ def _probed_labels(labels: StudyLabels, groups: PatientGroups, splits: np.ndarra
     return probed, left_out
 
 
+def columns_of(activation: np.ndarray | StudyPeaks, neurons: np.ndarray) -> np.ndarray:
+    """The activations [n, F] of the neurons `neurons [k]`, which ascend: float32 [n, k]."""
+    parts = [np.zeros((activation.shape[0], 0), np.float32)]
+    for begin in range(0, activation.shape[1], _COLUMNS):
+        own = neurons[(neurons >= begin) & (neurons < begin + _COLUMNS)] - begin
+        if len(own):
+            parts.append(np.asarray(activation[:, begin : begin + _COLUMNS])[:, own])
+    return np.concatenate(parts, axis=1)
+
+
 def _sparse_probes(
     activation: np.ndarray | StudyPeaks,
     correlation: np.ndarray,
@@ -123,15 +133,7 @@ def _sparse_probes(
 ) -> Iterator[ProbeScore]:
     order = np.argsort(-np.abs(correlation), axis=1, kind="stable")[:, : SIZES[-1]]  # [splits, 16, labels]
     neurons = np.unique(order)
-    values = np.concatenate(
-        [
-            np.asarray(activation[:, begin : begin + _COLUMNS])[:, own - begin]
-            for begin in range(0, activation.shape[1], _COLUMNS)
-            if len(own := neurons[(neurons >= begin) & (neurons < begin + _COLUMNS)])
-        ]
-        or [np.zeros((len(labels.value), 0), np.float32)],
-        axis=1,
-    )  # [n, neurons]
+    values = columns_of(activation, neurons)  # [n, neurons]
     batch = max(1, _BATCH_VALUES // (len(values) * SIZES[-1]))  # labels
     for split, train in enumerate(progress(splits, total=len(splits), unit="split", desc="label: probes")):
         fitted = train[groups.of_study]

@@ -28,7 +28,7 @@ from interp.explainers.images import studies_of
 from interp.features.concepts import StudyLabels
 from interp.medsae import comparison, probes
 from interp.medsae.boxed_images import boxed_images, frontal_patches
-from interp.medsae.localisation import FOLDS, localise
+from interp.medsae.localisation import FOLDS, LabelledStudies, localise
 from interp.medsae.monosemanticity import NeuronMeasures
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.vectors import study_vectors
@@ -105,8 +105,11 @@ def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workd
         pq.write_table(probes_table, path)
     localised: dict[str, Any] = {}
     if boxed:
-        folds = slice(len(splits), None)
-        localised, rows = localise(boxed, found, folds, labels, groups, vectors.study, sae, store, seed)
+        correlation = {
+            basis: rules[comparison.MEDSAE].train_correlation[len(splits) :] for basis, rules in found.items()
+        }
+        studies = LabelledStudies(vectors.study, labels, groups, activations, correlation)
+        localised, rows = localise(boxed, studies, sae, store, seed)
         with files.atomic_path(out / "localisation.parquet") as path:
             pq.write_table(rows, path)
     bases = comparison.bases(found, labels.concepts)

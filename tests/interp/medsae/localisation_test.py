@@ -10,8 +10,8 @@ import pytest
 from interp.features.concepts import StudyLabels
 from interp.medsae import localisation
 from interp.medsae.boxed_images import BoxedImages, boxed_images
-from interp.medsae.comparison import measure_bases
-from interp.medsae.localisation import FOLDS, localise, score_maps
+from interp.medsae.comparison import activations_of, measure_bases
+from interp.medsae.localisation import FOLDS, LabelledStudies, localise, score_maps
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.vectors import study_vectors
 from maira_jax.studies.study import Box, Study
@@ -107,14 +107,17 @@ def test_the_best_feature_finds_the_place_and_controls_do_not(run, tmp_path, mon
     vectors = study_vectors(sae, store, ("image",), tmp_path / "vectors", jax.devices(), 0)
     labels = StudyLabels.from_json(store.studies["labels"].to_pylist())
     groups = PatientGroups.of(store.studies["patient_id"].to_pylist(), 40, 0)
-    found = measure_bases(vectors, labels, groups, np.concatenate([groups.folds(2), groups.folds(FOLDS)]), 0)
+    found = measure_bases(vectors, labels, groups, groups.folds(FOLDS), 0)
+    correlation = {basis: rules["medsae"].train_correlation for basis, rules in found.items()}
     boxed = boxed_images(store, studies, labels.concepts)
-    summary, table = localise(boxed, found, slice(2, None), labels, groups, vectors.study, sae, store, 0)
+    given = LabelledStudies(vectors.study, labels, groups, activations_of(vectors), correlation)
+    summary, table = localise(boxed, given, sae, store, 0)
     maps = summary["maps"]
     assert summary["images"] == {"mass": int(labels.value.sum())}
     assert maps["features"]["pointing"] == 1.0 and maps["features"]["inside"] > 0.8 and maps["features"]["iou"] > 0.9
     assert maps["uniform map"]["pointing"] == pytest.approx(1 / 9) and maps["perfect map"]["pointing"] == 1.0
     assert maps["random features"]["pointing"] < 0.5 and maps["raw dimensions"]["pointing"] < 1
+    assert maps["16 features"]["pointing"] > 0.9 > maps["16 random directions"]["pointing"]
     low, high = summary["differences"]["features minus random features"]["pointing"]["interval"]
     assert 0.5 < low <= high
     rows = [row for row in table.to_pylist() if row["map"] == "features"]
