@@ -168,7 +168,10 @@ class TrainSection(Section, name="train"):
         None, "A feature that has not fired for this many tokens is dead; None: the preset's.", ge=1
     )
     resample_every: int = setting(
-        0, "Steps after which dead features are replaced by badly reconstructed tokens; 0: never.", ge=0
+        0,
+        "Steps after which dead features are replaced by badly reconstructed tokens, as long as the learning rate does "
+        "not fall, since new ones must still learn; 0: never.",
+        ge=0,
     )
     normalize: bool = setting(True, "Divide activations by their root mean squared norm; folded into the result.")
     calibration_tokens: int = setting(1_000_000, "At most this many held-out tokens set the final threshold.", ge=1)

@@ -170,8 +170,9 @@ def _resampled(state: TrainState, x: jax.Array, config: TrainConfig) -> TrainSta
     def replace_any() -> TrainState:
         return lax.cond(dead.any(), replace, lambda: state)
 
+    due = (state.step % config.resample_every == 0) & (state.step < config.decay_start)
     # Apart from the other condition, since all members of a sweep are at the same step.
-    return lax.cond(state.step % config.resample_every == 0, replace_any, lambda: state)
+    return lax.cond(due, replace_any, lambda: state)
 
 
 def step(
