@@ -129,7 +129,13 @@ class _Terminated(BaseException):
 
 
 def main(
-    run: Run, doc: str, *, reads: Sequence[str], parallel: bool = False, estimates: str = "", stages: Sequence[Run] = ()
+    run: Run,
+    doc: str,
+    *,
+    reads: Sequence[str],
+    parallel: bool = False,
+    estimates: str = "",
+    stages: Callable[[ConfigDict], Sequence[Run]] | None = None,
 ) -> NoReturn:
     """Parses the command line, runs a stage and exits.
 
@@ -142,7 +148,7 @@ def main(
       reads: the names of the sections that the command reads, which `--help` explains; "seed" is the top level.
       parallel: whether every process of a run of several takes part. Otherwise the first one runs the stage.
       estimates: the field of the configuration that has the stage say what it would take, for `--dry_run`.
-      stages: the stages that a command of several runs, for `--dry_run`.
+      stages: gives the stages that a command of several runs, for `--dry_run`.
     """
     command = f"python -m launch.{Path(sys.argv[0]).stem}"
     asks_help = any(argument in _HELP for argument in sys.argv)
@@ -159,7 +165,7 @@ def main(
         print(_help.text(command, doc, _entries(), sections(config, reads), config, _config_file()))
         sys.exit(0)
     if _DRY_RUN.value:
-        run, parallel = functools.partial(_dry_run.rehearse, stages or (run,), estimates), True
+        run, parallel = functools.partial(_dry_run.rehearse, stages(config) if stages else (run,), estimates), True
     try:
         signal.signal(signal.SIGTERM, _terminate)
         processes.start(_DISTRIBUTED.value, address, parallel, _leave)

@@ -1,5 +1,7 @@
 """Runs convert, harvest, train, export, interpret, steer, evaluate and atlas, on the phantom or as --config says.
 
+Of an image encoder (--config=configs/medsae.py) it runs harvest, train, export, label, interpret and atlas.
+
 Finished stages are skipped and an interrupted one resumes, so the same command always ends with the same result.
 """
 
@@ -12,9 +14,14 @@ from ml_collections import ConfigDict
 
 from interp import stage as interpret
 from interp.atlas import stage as atlas
+from interp.medsae import stage as label
 from launch import _main
 from maira_jax.checkpoint import convert
+from maira_jax.checkpoint.convert import PHANTOM
+from maira_jax.encoders import ENCODERS
+from maira_jax.encoders.encoder import RANDOM
 from sae.activations import harvest
+from sae.activations.store import source_of
 from sae.formats import export
 from sae.training import stage as train
 from steer import evaluate, run_summary
@@ -30,7 +37,25 @@ STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("evaluate", evaluate.run),
     ("atlas", atlas.run),
 )
-READS = ("seed", "model", "studies", *(name for name, _ in STAGES if name not in ("convert", "atlas")), "sae", "judge")
+STAGES_OF_IMAGES: tuple[tuple[str, _main.Run], ...] = (
+    ("harvest", harvest.run),
+    ("train", train.run),
+    ("export", export.run),
+    ("label", label.run),
+    ("interpret", interpret.run),
+    ("atlas", atlas.run),
+)
+READS = (
+    "seed", "model", "studies", "harvest", "train", "export", "label", "interpret", "steer", "evaluate", "sae", "judge",
+)  # fmt: skip
+
+
+def chain(config: ConfigDict) -> tuple[tuple[str, _main.Run], ...]:
+    """The stages of a configuration, by name: an image encoder writes no reports that could be steered."""
+    encoder = config.harvest.encoder
+    if not encoder:
+        return STAGES
+    return (STAGES[:1] if ENCODERS.get(encoder).of_model else ()) + STAGES_OF_IMAGES
 
 
 def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
@@ -42,13 +67,25 @@ def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
     for section in _main.sections(config, READS):
         if section.section != "judge" or config.interpret.judge == "llm":
             section.of(config)
-    for number, (name, run_stage) in enumerate(STAGES, start=1):
+    stages = chain(config)
+    for number, (name, run_stage) in enumerate(stages, start=1):
         start = time.monotonic()
         result = run_stage(config, workdir)
-        _main.report(f"[{number}/{len(STAGES)}] {name} ({time.monotonic() - start:.0f} s)", result)
-    print(run_summary.text(workdir, config.steer.name))
+        _main.report(f"[{number}/{len(stages)}] {name} ({time.monotonic() - start:.0f} s)", result)
+    if config.harvest.encoder:
+        print(run_summary.of_images(workdir, _control(config, workdir)))
+    else:
+        print(run_summary.text(workdir, config.steer.name))
     return {}
 
 
+def _control(config: ConfigDict, workdir: Path) -> str:
+    """Why an image encoder's figures are those of a control; empty if they are not."""
+    if source_of(workdir / "activations")["weights"].startswith(RANDOM):
+        return "the encoder's weights are random."
+    of_phantom = ENCODERS.get(config.harvest.encoder).of_model and config.model.checkpoint == PHANTOM
+    return "the encoder has seen synthetic images alone." if of_phantom and config.studies.source != "phantom" else ""
+
+
 if __name__ == "__main__":
-    _main.main(run, __doc__ or "", reads=READS, stages=[run_stage for _, run_stage in STAGES])
+    _main.main(run, __doc__ or "", reads=READS, stages=lambda config: [run_stage for _, run_stage in chain(config)])

@@ -1,6 +1,6 @@
-"""The figures of a whole run, from the autoencoder to the steered reports, as a text of a few lines."""
+"""The figures of a whole run, from the autoencoder to the steered reports or the labels, as a text of a few lines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,80 @@ import pyarrow.parquet as pq
 from interp.features.summary import GOOD_F1
 from maira_jax.run import files
 
+# Measures of the label stage that a summary of images shows, and their names there.
+_MEASURES = {
+    "monosemanticity": "monosemanticity",
+    "entropy_kept": "entropy of correlations",
+    "r": "largest correlation",
+    "f1": "F1 of one neuron",
+}
+_PROBE_SIZES = ("1", "16")
+
 
 def text(workdir: Path, sweep: str) -> str:
     """The figures of a finished run, read from the files of its stages and of the sweep of this name."""
-    sae = files.read_json(workdir / "sae" / "metrics.json")
     interp = files.read_json(workdir / "interp" / "summary.json")
     evaluation = files.read_json(workdir / "evaluation" / sweep / "summary.json")
-    controls = ", ".join(f"{control} {_mean_score(found)}" for control, found in interp["controls"].items())
     return (
-        f"\nSAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}\n"
-        f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75, "
-        f"mean {_mean_score(interp)} (controls: {controls}); "
+        f"\n{_autoencoder(workdir / 'sae')}\n"
+        f"{_features(interp)}; "
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
         f"{_found_concepts(workdir / 'interp' / 'concepts.parquet', workdir / 'interp' / 'features.parquet')}"
         f"{_steering(evaluation['headline'])}\n"
-        f"Atlas: {(workdir / 'atlas' / 'index.html').resolve()}"
+        f"{_atlas(workdir)}"
     )
+
+
+def of_images(workdir: Path, control: str) -> str:
+    """The figures of a finished run of an image encoder.
+
+    Args:
+      workdir: the run directory.
+      control: why its figures are those of a control; empty if they are not.
+    """
+    label = files.read_json(workdir / "label" / "summary.json")
+    bases, probing = label["bases"], label["probing"]["bases"]
+    rows = [["", *bases]]
+    for name, title in _MEASURES.items():
+        means = [part[name]["mean"] if name in part else part["mean_over_classes"][name] for part in bases.values()]
+        intervals = [part["intervals"][name] for part in bases.values()]
+        rows.append([title, *(_with_interval(*found) for found in zip(means, intervals, strict=True))])
+    for size in _PROBE_SIZES:
+        found = [probing[basis].get(size) for basis in bases]
+        cells = ["" if part is None else _with_interval(part["auroc"], part["auroc_interval"]) for part in found]
+        rows.append([f"AUROC of probes, k = {size}", *cells])
+    table = "\n".join("  " + "".join(f"{cell:<26}" for cell in row).rstrip() for row in rows)
+    return (
+        f"\n{_autoencoder(workdir / 'sae')}\n"
+        f"{_features(files.read_json(workdir / 'interp' / 'summary.json'))}\n"
+        f"Measured against {len(label['probing']['concepts'])} labels of {label['studies']} studies of "
+        f"{label['patients']} patients, with 95 % intervals:\n{table}\n"
+        + (f"A control, not a result: {control}\n" if control else "")
+        + _atlas(workdir)
+    )
+
+
+def _autoencoder(folder: Path) -> str:
+    sae = files.read_json(folder / "metrics.json")
+    return f"SAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}"
+
+
+def _features(interp: Mapping[str, Any]) -> str:
+    controls = ", ".join(f"{control} {_mean_score(found)}" for control, found in interp["controls"].items())
+    return (
+        f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75, "
+        f"mean {_mean_score(interp)} (controls: {controls})"
+    )
+
+
+def _atlas(workdir: Path) -> str:
+    return f"Atlas: {(workdir / 'atlas' / 'index.html').resolve()}"
+
+
+def _with_interval(mean: float | None, interval: Sequence[float] | None) -> str:
+    if mean is None:
+        return "none"
+    return f"{mean:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
 def _found_concepts(concepts: Path, features: Path) -> str:

@@ -2,13 +2,15 @@
 
 Both sides train the same members, four learning rates by two sparsities, from the same stored activations. Every
 command runs in a process of its own; each side begins a turn without compiled programs and keeps those that it
-compiles, as a user's commands do. `seconds` are whole commands, `step_seconds` what the devices worked on steps.
+compiles, as a user's commands do. `seconds` and `cpu_seconds`, which other load affects less, are of whole commands,
+`step_seconds` what the devices worked on steps.
 """
 
 import argparse
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,15 +47,23 @@ def main(options: Sequence[str]) -> None:
         commands.store()
         turns = [(commands.sweep(f"sweep-{turn}"), commands.alone(f"alone-{turn}")) for turn in range(arguments.turns)]
     result = vars(arguments) | {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    for place, name in enumerate(("seconds", "step_seconds")):
-        sides = [statistics.median(turn[side][place] for turn in turns) for side in (0, 1)]
-        ratios = [round(swept[place] / alone[place], 3) for swept, alone in turns]
+    for name in _Cost._fields:
+        sides = [statistics.median(getattr(turn[side], name) for turn in turns) for side in (0, 1)]
+        ratios = [round(getattr(swept, name) / getattr(alone, name), 3) for swept, alone in turns]
         result[name] = {"sweep": round(sides[0], 1), "alone": round(sides[1], 1), "ratios": ratios}
     print(json.dumps(result))
 
 
+class _Cost(NamedTuple):
+    """What commands cost; see the module's docstring."""
+
+    seconds: float
+    cpu_seconds: float
+    step_seconds: float
+
+
 class _Commands:
-    """The commands of both sides; each gives its seconds, and those of its steps alone."""
+    """The commands of both sides."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path):
         self._arguments, self._folder = arguments, folder
@@ -65,21 +76,21 @@ class _Commands:
         np.save(self._array, features.sample(self._arguments.tokens, (0, 1)))
         self._run("harvest", "store", "store", {})
 
-    def sweep(self, name: str) -> tuple[float, float]:
+    def sweep(self, name: str) -> _Cost:
         """One command that trains all."""
         swept = {"sweep.learning_rates": _LEARNING_RATES, f"sweep.{self._swept}": self._values}
-        return self._run("sweep", name, name, swept), self._step_seconds(name, "sweep/group-*")
+        return _Cost(*self._run("sweep", name, name, swept), self._step_seconds(name, "sweep/group-*"))
 
-    def alone(self, name: str) -> tuple[float, float]:
+    def alone(self, name: str) -> _Cost:
         """A command for each."""
-        seconds, step_seconds = 0.0, 0.0
+        costs = []
         for number, (rate, value) in enumerate(itertools.product(_LEARNING_RATES, self._values)):
             workdir = f"{name}-{number}"
-            seconds += self._run("train", workdir, name, {"train.lr": rate, f"sae.{self._field}": value})
-            step_seconds += self._step_seconds(workdir, "sae")
-        return seconds, step_seconds
+            times = self._run("train", workdir, name, {"train.lr": rate, f"sae.{self._field}": value})
+            costs.append((*times, self._step_seconds(workdir, "sae")))
+        return _Cost(*np.sum(costs, axis=0).tolist())
 
-    def _run(self, command: str, workdir: str, cache: str, own: Mapping[str, object]) -> float:
+    def _run(self, command: str, workdir: str, cache: str, own: Mapping[str, object]) -> tuple[float, float]:
         arguments, path = self._arguments, self._folder / workdir
         path.mkdir()
         if command != "harvest":
@@ -90,7 +101,7 @@ class _Commands:
         places = [f"--workdir={path}", f"--compilation_cache={self._folder / 'compiled' / cache}"]
         config = f"--config=configs/embeddings.py:{self._array}"
         environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-        start = time.monotonic()
+        start, worked = time.monotonic(), _cpu_seconds()
         done = subprocess.run(
             [sys.executable, "-m", f"launch.{command}", config, *places, *flags],
             env=environment,
@@ -100,7 +111,7 @@ class _Commands:
         )
         if done.returncode:
             raise UserError(f"launch.{command} failed: {(done.stderr.strip() or done.stdout).splitlines()[-1]}")
-        return time.monotonic() - start
+        return time.monotonic() - start, _cpu_seconds() - worked
 
     def _step_seconds(self, workdir: str, folders: str) -> float:
         logs = [jsonl.read(path / "timing.jsonl", "") for path in (self._folder / workdir).glob(folders)]
@@ -110,3 +121,9 @@ class _Commands:
             for log, end in zip(logs, ends, strict=True)
             for line, before in zip(log, end, strict=False)
         )
+
+
+def _cpu_seconds() -> float:
+    """What all processors have worked for this process's commands."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
