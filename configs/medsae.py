@@ -26,7 +26,7 @@ def get_config(data: str = "phantom") -> ConfigDict:
         {
             "kind": "relu",  # paper
             "expansion": 16,  # paper: 8,192 features for embeddings of 512
-            "l1": 0.05,
+            "l1": 0.1,
             "group_fractions": (1.0,),
             "companions": {
                 "matryoshka": {
@@ -42,6 +42,7 @@ def get_config(data: str = "phantom") -> ConfigDict:
         {
             "preset": "scaled",  # its lengths scale with train.steps
             "steps": 1000,
+            "lr": 1e-3,
             "resample_every": 100,
             "loss_recovered_studies": 0,  # no report is written from an embedding
         }
