@@ -28,6 +28,12 @@ NOT_RUN = {
     "--config.harvest.weights=~/medclip": "needs MedCLIP's weights",
     "python -m launch.interpret --config=configs/medsae.py --workdir=runs/medsae --config.interpret.judge=llm "
     "--config.judge.model=google/medgemma-4b-it --config.judge.base_url=http://127.0.0.1:8000/v1": "likewise",
+    "python -m launch.demo --config=configs/medsae.py --workdir=runs/medsae": "tests/launch/demo_test.py does, smaller",
+    "python -m launch.demo --config=configs/medsae.py:chexpert:~/CheXpert-v1.0-small --workdir=runs/chexpert "
+    "--config.harvest.weights=~/medclip --config.train.steps=10000": "needs CheXpert and MedCLIP's weights",
+    "python -m launch.sweep --config=configs/medsae.py:chexpert:~/CheXpert-v1.0-small --workdir=runs/chexpert "
+    "--config.sweep.l1s=0.03,0.1,0.3 --config.sweep.learning_rates=5e-4,1e-3 "
+    "--config.sweep.expansions=8,16": "likewise",
     "python -m launch.pretrain --workdir=runs/pretrain": "takes 45 minutes",
 }
 # Runs that are shortened here.

@@ -41,14 +41,26 @@ RESULTS = (
 )
 
 
-def demo(workdir):
+SMALL_OF_IMAGES = {
+    "studies.n": 600,
+    "sae.expansion": 2,
+    "train.steps": 60,
+    "train.batch_size": 128,
+    "train.resample_every": 20,
+    "label.bootstrap": 20,
+    "label.probe_seeds": 2,
+}
+
+
+def demo(workdir, config="phantom", small=SMALL):
     return subprocess.Popen(
         [
             sys.executable,
             "-m",
             "launch.demo",
+            f"--config=configs/{config}.py",
             f"--workdir={workdir}",
-            *(f"--config.{name}={value}" for name, value in SMALL.items()),
+            *(f"--config.{name}={value}" for name, value in small.items()),
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -57,8 +69,8 @@ def demo(workdir):
     )
 
 
-def finish(workdir):
-    process = demo(workdir)
+def finish(workdir, *which):
+    process = demo(workdir, *which)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
@@ -120,3 +132,15 @@ def test_killed_in_every_stage_it_ends_with_the_same_results(whole, tmp_path):
         assert any(workdir.glob(pattern))
     finish(workdir)
     assert results(workdir) == results(whole[0])
+
+
+@pytest.mark.drill
+def test_the_stages_of_an_image_encoder(tmp_path):
+    lines = finish(tmp_path / "run", "medsae", SMALL_OF_IMAGES).strip().splitlines()
+    stages = [line.split()[1] for line in lines if re.match(r"\[\d/7\] \w+", line)]
+    assert stages == ["convert", "harvest", "train", "export", "label", "interpret", "atlas"]
+    label = json.loads((tmp_path / "run" / "label" / "summary.json").read_text())
+    measured = [line for line in lines if line.startswith("  monosemanticity")]
+    means = [label["bases"][basis]["monosemanticity"]["mean"] for basis in label["bases"]]
+    assert len(measured) == 1 and all(f"{mean:.3f} [" in measured[0] for mean in means)
+    assert "A control" not in lines[-2] and lines[-1].endswith("index.html")
