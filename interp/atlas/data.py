@@ -52,7 +52,8 @@ def gather(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     if run["encoder"]:
         pictures = image_data.Pictures(config, workdir / "activations")
         contexts = image_data.exemplars(exemplars, table, shown, pictures)
-        images = {"pictures": pictures.found, "no_pictures": pictures.reason}
+        similar = image_data.similar(folders["similar"], pictures)
+        images = {"pictures": pictures.found, "no_pictures": pictures.reason, "similar": similar}
     else:
         contexts = _exemplars(exemplars, table, frozenset(shown))
     return {
@@ -78,10 +79,8 @@ def _run_facts(workdir: Path, folders: Mapping[str, Path]) -> dict[str, Any]:
     metrics = workdir / "sae" / "metrics.json"
     sae = manifests["sae"]["counts"] | (files.read_json(metrics) if metrics.is_file() else {})
     if is_of_images(source):
-        encoder = {"name": "arrays", "weights": None, "rows": "embedding", "grid": None}
-        encoder |= {name: source.get(name, default) for name, default in encoder.items()}
-        encoder["name"] = source.get("encoder", "arrays")
-        read = {"model": encoder["name"], "parameters": None, "site": encoder["rows"], "encoder": encoder}
+        encoder = {"name": source.get("encoder", "arrays")} | {n: source.get(n) for n in ("weights", "rows", "grid")}
+        read = {"model": encoder["name"], "parameters": None, "site": encoder["rows"] or "rows", "encoder": encoder}
     else:
         model = manifests["model"]
         read = {"model": model["section"].get("checkpoint"), "parameters": model["counts"].get("parameters")}

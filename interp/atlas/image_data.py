@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from interp.atlas.results import is_finished
 from interp.exemplars import exemplar_table
 from interp.exemplars.shown import ImageAt
 from interp.explainers.images import StudyImages
+from interp.medsae.similar import StudyCodes, nearest, shared_features
 from maira_jax.errors import UserError
 from maira_jax.inputs.regions import patch_boxes
 from maira_jax.run.progress import progress
@@ -24,6 +26,7 @@ from sae.activations.store import TRAIN, ActivationStore
 # These bound the size of the page, to about 15 MB.
 _MAX_PICTURES = 1500  # images of all features together
 _MAX_ROWS = {"top": 8, "decile": 1, "random": 4}  # images of a feature by kind, of each decile
+_MAX_SIMILAR, _MAX_SHARED = 6, 4  # studies that are like one, and features that two share
 _SIDE, _QUALITY = 160, 75  # longest side in pixels, and JPEG's quality
 _MIN_PERCENT = 5  # of the feature's largest activation, for a patch of a heat map
 _BATCH = 256  # features whose exemplars are read together
@@ -129,3 +132,29 @@ def _entry(row: Mapping[str, Any], largest: float) -> list[Any]:
         heat = np.column_stack([strong, percents[strong]]).ravel().tolist()
     decile = -1 if row["decile"] is None else row["decile"]
     return [row["kind"], decile, row["study_id"], float(f"{row['max_activation']:.4g}"), heat]
+
+
+def similar(folder: Path, pictures: Pictures) -> dict[str, list[list[Any]]] | None:
+    """The studies of other patients that are most like each one that the page shows, by their sparse codes.
+
+    Args:
+      folder: the codes of all studies.
+      pictures: takes in the images of similar studies, while there is room.
+
+    Returns:
+      Study id -> [study id, similarity, [feature, its share of the similarity] of some] of each; None where there are
+      no codes.
+    """
+    if not is_finished(folder):
+        return None
+    codes, found = StudyCodes.read(folder), dict[str, list[list[Any]]]()
+    for study_id in progress(list(pictures.found), unit="study", desc="atlas: similar"):
+        own = codes.row(study_id)
+        rows, cosines = nearest(codes, own, _MAX_SIMILAR) if codes.norm[own] else ((), ())
+        found[study_id] = []
+        for row, cosine in zip(rows, cosines, strict=True):
+            other, (features, shares) = str(codes.study_id[row]), shared_features(codes, own, int(row))
+            shared = [[int(f), round(float(s), 3)] for f, s in zip(features[:_MAX_SHARED], shares, strict=False)]
+            pictures.add(other)
+            found[study_id].append([other, round(float(cosine), 3), shared])
+    return found

@@ -49,6 +49,16 @@ function correlationPanel(i) {
   return panel("Correlation with labels", rows.length ? h("table", {}, h("tbody", {}, rows.map(([label, r]) =>
     h("tr", {}, h("td", {}, label), h("td", { class: "num" }, h("span", { class: "meter bare" + (r < 0 ? " bad" : "") }, bar(Math.abs(r)), fixed(r))))))) : h("p", { class: "soft" }, "It does not vary."));
 }
+function similarStudies(id) {
+  if (!D.similar) return h("p", { class: "soft" }, `Not computed: run python -m launch.similar --study=${id}, and this page again.`);
+  const rows = D.similar[id];
+  if (!rows) return h("p", { class: "soft" }, "Only in the page as similar to another study.");
+  if (!rows.length) return h("p", { class: "soft" }, "No feature is active in it.");
+  const shared = (features) => features.map(([i, share]) => h("div", {}, link(i), h("span", { class: "soft" }, ` ${fixed(share)}`)));
+  return [h("p", { class: "soft small" }, "Studies of other patients by the cosine of their features' activations, and the features that add most to it."),
+    h("div", { class: "gallery wide" }, rows.map(([other, cosine, features]) =>
+      h("div", { class: "small" }, D.pictures[other] ? picture(other, fixed(cosine)) : h("b", {}, `${fixed(cosine)} ${other}`), shared(features))))];
+}
 function study(id) {
   const own = [];
   for (const [feature, rows] of Object.entries(D.exemplars.contexts))
@@ -64,5 +74,6 @@ function study(id) {
       { title: "Of its largest", num: true, value: share, cell: (row) => percent(share(row)) },
       { title: "Detection", num: true, value: (row) => F.detection[row.i], cell: (row) => fixed(F.detection[row.i]) },
     ], own, 2) : h("p", { class: "soft" }, "None of those whose images are in this page.")),
+    panel("Similar studies", similarStudies(id)),
   ];
 }

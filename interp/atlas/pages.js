@@ -121,7 +121,7 @@ const reading = () => [
   h("p", {}, h("b", {}, "Keys. "), h("kbd", {}, "/"), " search, ", h("kbd", {}, "↑"), " ", h("kbd", {}, "↓"), " ", h("kbd", {}, "Enter"), " in the list, ", h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " next and previous feature."),
   h("p", { class: "small soft" }, `Interpreted ${D.run.finished ?? ""} on ${D.run.device ?? "unknown device"}; `
     + Object.entries(D.run.versions).filter(([k]) => ["python", "jax", "flax", "maira-jax"].includes(k)).map(([k, v]) => `${k} ${v}`).join(", ") + ". "
-    + Object.entries(D.run.stages).filter(([, done]) => !done).map(([stage]) => `Stage ${stage}: not run. `).join("")),
+    + Object.entries(D.run.stages).filter(([stage, done]) => !done && !(OF_IMAGES ? ["steer", "evaluation"] : ["similar"]).includes(stage)).map(([stage]) => `Stage ${stage}: not run. `).join("")),
 ];
 
 // ----------------------------------------------------------------- features
@@ -365,7 +365,7 @@ function show() {
   const known = page === "feature" && argument !== "" && Number.isInteger(i) && i >= 0 && i < N;
   const parts = known ? feature(i) : pictured ? study(id) : page === "features" ? features() : page === "steering" ? steering() : overview();
   main.replaceChildren(...parts.flat(Infinity).filter((part) => part));
-  const tab = known ? "features" : page === "features" || page === "steering" ? page : "overview";
+  const tab = known || pictured ? "features" : page === "features" || page === "steering" ? page : "overview";
   for (const item of document.querySelectorAll("nav a")) item.dataset.page === tab ? item.setAttribute("aria-current", "page") : item.removeAttribute("aria-current");
   if (document.activeElement !== searchBox) window.scrollTo(0, 0);
 }

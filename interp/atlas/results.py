@@ -14,7 +14,8 @@ from maira_jax.run.stage import MANIFEST
 
 def optional_folders(sweep: str) -> Mapping[str, str]:
     """The stages that the page shows where they have run, and their folders; of steering those of one sweep."""
-    return {"export": "export", "label": "label", "steer": f"steer/{sweep}", "evaluation": f"evaluation/{sweep}"}
+    always = {"export": "export", "label": "label", "similar": "similar"}
+    return always | {"steer": f"steer/{sweep}", "evaluation": f"evaluation/{sweep}"}
 
 
 def is_finished(folder: Path) -> bool:

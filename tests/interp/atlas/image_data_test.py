@@ -12,6 +12,8 @@ from interp import stage
 from interp.atlas import image_data, page
 from interp.atlas import stage as atlas
 from interp.atlas.data import gather
+from interp.medsae import similar_stage
+from interp.medsae.similar import StudyCodes, nearest, shared_features
 from maira_jax.errors import UserError
 from maira_jax.inputs.regions import patch_boxes
 from tests.helpers import image_run
@@ -55,6 +57,28 @@ def test_the_number_of_images_is_bounded_and_the_best_features_come_first(run_di
     assert len(data["pictures"]) == 5
     first = data["concepts"][0]["feature"]
     assert {row[2] for row in data["exemplars"]["contexts"][str(first)]} == set(data["pictures"])
+
+
+def test_a_study_is_shown_with_those_like_it(run_dir, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run_dir, workdir, ignore=shutil.ignore_patterns("atlas"))
+    assert gather(config(), workdir)["similar"] is None
+    cfg = config()
+    cfg.similar.study = "image-0"
+    similar_stage.run(cfg, workdir)
+    data, codes = gather(config(), workdir), StudyCodes.read(workdir / "similar")
+    for study, found in data["similar"].items():
+        own = codes.row(study)
+        if not codes.norm[own]:
+            assert found == []
+            continue
+        rows, cosines = nearest(codes, own, 6)
+        assert [other for other, _, _ in found] == codes.study_id[rows].tolist()
+        np.testing.assert_allclose([cosine for _, cosine, _ in found], cosines, atol=1e-3)
+        assert {other for other, _, _ in found} <= set(data["pictures"])
+        for other, cosine, shared in found:
+            assert shared[0][0] == shared_features(codes, own, codes.row(other))[0][0]
+            assert sum(share for _, share in shared) == pytest.approx(cosine, abs=5e-3)
 
 
 def test_what_is_written_in_labels_and_names_stays_text(run_dir):
