@@ -79,6 +79,18 @@ def test_a_harvest_that_loses_a_process_is_finished_by_three(one_process, workdi
     assert content(workdir, "harvest") == content(one_process[0], "harvest")
 
 
+@pytest.mark.drill
+def test_an_encoder_that_loses_a_process_is_finished_by_three(one_process, workdir, tmp_path_factory, monkeypatch):
+    alone = tmp_path_factory.mktemp("alone")
+    (alone / "model").symlink_to(workdir / "model")
+    options = ("--config.studies.n=100", "--config.harvest.encoder=maira2_vision", "--config.harvest.rows=patches")
+    pods.launch("harvest", *flags(one_process, alone), *options, processes=1, devices=1)
+    killed("harvest", (*flags(one_process, workdir), *options), monkeypatch, processes=2, devices=1)
+    assert 0 < len(list((workdir / "activations" / "shards").iterdir())) < 4
+    pods.launch("harvest", *flags(one_process, workdir), *options, processes=3, devices=1)
+    assert content(workdir, "harvest") == content(alone, "harvest")
+
+
 def test_reports_and_pictures_of_two_processes_with_two_devices_each(one_process, workdir):
     pods.launch("generate", *flags(one_process, workdir), processes=2, devices=2)
     assert content(workdir, "generate") == content(one_process[0], "generate")
