@@ -132,9 +132,10 @@ def _write_vectors(
             look(waiting.popleft())
     for sent in waiting:
         look(sent)
-    arrays["embedding"][:] = total / np.bincount(number)[own.start : own.stop, None]
-    for array in arrays.values():
-        array.flush()
+    for name in shape:
+        arrays.pop(name).flush()  # what is mapped counts as memory of this process
+    arrays["embedding"][:] = np.divide(total, np.bincount(number)[own.start : own.stop, None], out=total)
+    arrays["embedding"].flush()
 
 
 def random_directions(d_model: int, seed: int) -> np.ndarray:
