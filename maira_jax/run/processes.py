@@ -124,6 +124,7 @@ class _Group:
         # Of each process, and when it was first seen; one that has not yet come may take longer.
         late = time.monotonic() + _START_SECONDS
         signs = {f"{_WATCHED}{process:06d}": ("", late) for process in range(self.count)}
+        last = time.monotonic()
         for look in itertools.count():
             if self._closing.wait(_LOOK_SECONDS):
                 return
@@ -141,11 +142,13 @@ class _Group:
             if _TERMINATION in found:
                 self.terminated.set()
             now = time.monotonic()
+            # Time in which a busy or suspended host kept this process from looking tells nothing of the others.
+            held_up = max(0.0, now - last - 2 * _LOOK_SECONDS)
+            last = now
             for name, (before, seen) in signs.items():
                 sign = found.get(name, "")
-                if sign != before:
-                    signs[name] = (sign, now)
-                elif now - seen > _LOST_SECONDS:
+                signs[name] = (sign, now if sign != before else seen + held_up)
+                if now - signs[name][1] > _LOST_SECONDS:
                     self._fail(self._lost(int(name.removeprefix(_WATCHED))))
                     return
 

@@ -114,3 +114,49 @@ def test_hosts_that_do_not_share_the_run_directory_are_refused(started, tmp_path
 def test_flags_that_name_no_run_are_refused(flags, sentence):
     done = commands.launch("convert", *flags)
     assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+class _Clock:
+    """Time that passes when the watching thread waits: after each look, how long, and whether the other one beats."""
+
+    def __init__(self, looks):
+        self.looks, self.now, self.beats = list(looks), 0.0, 0
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, timeout):
+        if not self.looks:
+            return True
+        seconds, beats = self.looks.pop(0)
+        self.now, self.beats = self.now + seconds, self.beats + beats
+        return False
+
+    def is_set(self):
+        return False
+
+    def key_value_set(self, *_, **__):
+        pass
+
+    def key_value_dir_get(self, prefix):
+        return [(f"{prefix}000000", str(self.now)), (f"{prefix}000001", str(self.beats))]
+
+
+@pytest.mark.parametrize(
+    "looks, lost",
+    [
+        ([(0.5, True), *[(0.5, False)] * 19, (0.5, True)], False),
+        ([(0.5, True), *[(0.5, False)] * 22], True),
+        ([(0.5, True), (60, False), *[(0.5, False)] * 17, (0.5, True)], False),  # this host was suspended
+        ([(0.5, True), (60, False), *[(0.5, False)] * 22], True),
+    ],
+)
+def test_time_in_which_this_process_did_not_look_tells_nothing_of_the_others(monkeypatch, looks, lost):
+    clock, failures = _Clock(looks), []
+    group = object.__new__(processes._Group)
+    group.index, group.count, group.client = 0, 2, clock
+    group._closing = group.terminated = clock
+    group._fail = failures.append
+    monkeypatch.setattr(processes, "time", clock)
+    group._watch()
+    assert [failure.sentence.partition(":")[0] for failure in failures] == ["process 1 of 2 no longer answers"] * lost
