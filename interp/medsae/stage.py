@@ -39,6 +39,7 @@ from maira_jax.run.stage import Stage
 from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 
+_MIN_IMAGES = 5  # with boxes of a concept, whose heat maps are scored
 _PROBE_TRAIN = 0.7  # share of the patients that a probe is fitted on
 
 
@@ -93,7 +94,8 @@ def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workd
     groups = PatientGroups.of(patients, section.bootstrap, seed)
     boxed = {}
     if frontal_patches(store) is not None:
-        boxed = boxed_images(store, studies_of(config.studies, workdir / "activations"), labels.concepts)
+        marked = boxed_images(store, studies_of(config.studies, workdir / "activations"), labels.concepts)
+        boxed = {concept: images for concept, images in marked.items() if len(images.study) >= _MIN_IMAGES}
     splits = groups.random_splits(section.probe_seeds, _PROBE_TRAIN, seed)
     train = np.concatenate([splits, groups.folds(FOLDS)])
     found = comparison.measure_bases(vectors, labels, groups, train, seed)
