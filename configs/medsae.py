@@ -18,7 +18,7 @@ def get_config(data: str = "phantom") -> ConfigDict:
     source, _, path = data.partition(":")
     config = base.get_config()
     # Studies of another seed than those that the phantom's model was trained on.
-    config.studies = base.studies(source, path=path) if path else base.studies("phantom", n=12_000, seed=1)
+    config.studies = base.studies(source, path=path) if path else base.studies("phantom", n=8000, seed=1)
     # The tower of the phantom's model, which has seen such images; else the paper's encoder.
     config.harvest.encoder = "medclip_resnet50" if path else "maira2_vision"
     config.harvest.held_out_fraction = 0.2
