@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+_ROWS = 4096  # read at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyPeaks:
@@ -26,11 +28,14 @@ class StudyPeaks:
     parts: Sequence[tuple[Path, int]]
 
     def __getitem__(self, key: tuple[Any, slice]) -> np.ndarray:
-        rows, columns = key
-        wanted = np.arange(self.shape[0])[rows]
+        chosen, columns = key
+        wanted = np.arange(self.shape[0])[chosen]
         found = np.zeros((len(wanted), len(range(self.shape[1])[columns])), np.float32)  # [rows, columns]
         for path, first in self.parts:
-            part = np.load(path, mmap_mode="r")
-            own = np.flatnonzero((wanted >= first) & (wanted < first + len(part)))
-            found[own] = np.maximum(found[own], part[wanted[own] - first, columns])
+            own = np.flatnonzero((wanted >= first) & (wanted < first + len(np.load(path, mmap_mode="r"))))
+            for begin in range(0, len(own), _ROWS):
+                rows = own[begin : begin + _ROWS]
+                # Mapped anew: what was read of a map counts as memory of this process until the map is closed.
+                part = np.load(path, mmap_mode="r")
+                found[rows] = np.maximum(found[rows], part[wanted[rows] - first, columns])
         return found
