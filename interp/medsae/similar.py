@@ -20,7 +20,7 @@ from maira_jax.errors import UserError
 from maira_jax.run import files
 
 FILE = "codes.parquet"
-_FEATURES = 512  # columns that are read together, as dense numbers
+_STUDIES = 512  # whose activations are read together, as dense numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,9 @@ class StudyCodes:
     @classmethod
     def of(cls, studies: pa.Table, peaks: StudyPeaks) -> Self:
         """The codes of studies, rows of the store's study table, with their largest activations [n, F]."""
-        blocks = [
-            sparse.csr_array(peaks[:, slice(first, first + _FEATURES)]) for first in range(0, peaks.shape[1], _FEATURES)
-        ]
-        return cls._with(studies, sparse.csr_array(sparse.hstack(blocks, format="csr")))
+        starts = range(0, peaks.shape[0], _STUDIES)
+        blocks = [sparse.csr_array(peaks[start : start + _STUDIES, :]) for start in starts]
+        return cls._with(studies, sparse.csr_array(sparse.vstack(blocks, format="csr")))
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -15,7 +15,7 @@ from maira_jax.run import files
 from maira_jax.run.stage import MANIFEST
 from tests.helpers.interp_run import config, make_workdir
 
-N, F = 60, 700  # features of more than one block
+N, F = 60, 700
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def codes(dense, tmp_path_factory) -> StudyCodes:
             "split": ["held_out" if i % 2 else "train" for i in range(N)],
         }
     )
-    StudyCodes.of(studies, StudyPeaks((N, F), [(folder / "a.npy", 0), (folder / "b.npy", 25)])).write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similar, "_STUDIES", 10)
+        StudyCodes.of(studies, StudyPeaks((N, F), [(folder / "a.npy", 0), (folder / "b.npy", 25)])).write(folder)
     return StudyCodes.read(folder)
 
 
