@@ -26,6 +26,9 @@ from maira_jax.studies.study import ImageSource, Study
 from sae.activations.batch_size import automatic_image_batch
 from sae.activations.config import HarvestSection
 
+# A TPU pads the three float32 channels of a pixel to 128, in four copies by what its compiler asks for.
+_PADDED_PIXEL_BYTES = 4 * 128 * 4
+
 
 class ImageBatch(NamedTuple):
     """Images that go through the encoder together: those of neighbouring studies, by number."""
@@ -64,9 +67,10 @@ class ImageHarvester:
         self._mesh = sharding.mesh_of(loaded.params)
         leaves = jax.tree.leaves(loaded.params)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)  # by one device
-        fitting = automatic_image_batch(
-            encoder.bytes_per_image, held, sharding.device_memory(), self._mesh.shape["data"]
-        )
+        image_bytes = encoder.bytes_per_image
+        if self._mesh.devices.flat[0].platform == "tpu":
+            image_bytes += _PADDED_PIXEL_BYTES * encoder.size**2
+        fitting = automatic_image_batch(image_bytes, held, sharding.device_memory(), self._mesh.shape["data"])
         self.batch_size: int = processes.broadcast(sharding.rows_on(self._mesh, batch_size or fitting))
         self._encode = functools.partial(encoded_rows, loaded.params, encoder, self.rows, harvest.dtype)
         self.rows_per_image, self.d_model = _row_shape(loaded, self.rows)
