@@ -107,6 +107,7 @@ def fit_dense(
     for step in range(_DENSE_STEPS):
         chosen = np.sort(order[step * batch : (step + 1) * batch])
         params, state = _advance(params, state, rows(chosen), value[chosen], counted[chosen], standard, share)
+        jax.block_until_ready(params)  # or the activations of many steps wait in memory
     return np.asarray(params["w"]), np.asarray(params["b"])
 
 
