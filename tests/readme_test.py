@@ -27,7 +27,8 @@ NOT_RUN = {
     "python -m launch.harvest --workdir=runs/encoder --config.harvest.encoder=medclip_resnet50 "
     "--config.harvest.weights=~/medclip": "needs MedCLIP's weights",
     "python -m launch.interpret --config=configs/medsae.py --workdir=runs/medsae --config.interpret.judge=llm "
-    "--config.judge.model=google/medgemma-4b-it --config.judge.base_url=http://127.0.0.1:8000/v1": "likewise",
+    "--config.judge.model=google/medgemma-4b-it "
+    "--config.judge.base_url=http://127.0.0.1:8000/v1": "needs a vision model's server",
     "python -m launch.demo --config=configs/medsae.py --workdir=runs/medsae": "tests/launch/demo_test.py does, smaller",
     "python -m launch.demo --config=configs/medsae.py:chexpert:~/CheXpert-v1.0-small --workdir=runs/chexpert "
     "--config.harvest.weights=~/medclip --config.train.steps=10000": "needs CheXpert and MedCLIP's weights",
@@ -43,6 +44,7 @@ SHORTER = {
         "--config.studies.n=300 --config.train.steps=300 --config.train.decay_start=200 --config.steer.studies=4 "
         "--config.sae.expansion=4"
     ),
+    "python -m launch.label --workdir=runs/first": "--config.label.probe_seeds=1 --config.label.bootstrap=100",
     "python -m launch.demo --workdir=runs/mine --config=configs/manifest.py:studies.jsonl": (
         "--config.train.steps=200 --config.train.decay_start=150 --config.sae.expansion=2 --config.steer.studies=2 "
         "--config.steer.top=3"

@@ -109,10 +109,7 @@ def _label(folder: Path) -> dict[str, Any] | None:
         return None
     neurons = read_table(folder / "neurons.parquet").select(["basis", "monosemanticity", "correlation"]).to_pylist()
     own = [row for row in neurons if row["basis"] == "features"]
-    bases = {
-        basis: {name: _rounded(part[name]) for name in part if name != "classes"}
-        for basis, part in summary["bases"].items()
-    }
+    bases = {basis: _rounded(part) for basis, part in summary["bases"].items()}
     found = {"studies": summary["studies"], "sections": summary["sections"], "bases": bases}
     return found | {name: [_rounded(row[name]) for row in own] for name in ("monosemanticity", "correlation")}
 

@@ -39,7 +39,7 @@ function overview() {
       + `Over ${count(S.truth.features)} features, detection scores and true F1 have a rank correlation of ${fixed(S.truth.spearman)} (with random negatives alone ${fixed(S.truth.spearman_random)}) for the best description by up to three statements or words, `
       + `and of ${fixed(S.truth.spearman_facts)} (${fixed(S.truth.spearman_facts_random)}) for that by statements alone.`), statementTable()) : null,
     D.label ? panel("Features and raw dimensions, against the labels", h("p", { class: "soft small" },
-      `MedSAE's measures over ${count(D.label.studies)} studies${OF_IMAGES ? "" : ` (tokens of: ${D.label.sections.join(", ")})`}. Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good.`), labelTable()) : null,
+      `MedSAE's measures over ${count(D.label.studies)} studies${OF_IMAGES ? "" : ` (tokens of: ${D.label.sections.join(", ")})`}. Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good. Compare features with the others by rank: raw dimensions and random directions are rarely 0, which alone lowers their monosemanticity.`), labelTable()) : null,
     panel("Not scored", notScored()),
     panel("How to read this", reading()),
   ];
@@ -105,9 +105,11 @@ const labelTable = () => table([
   { title: "Alive", num: true, value: (r) => r.alive, cell: (r) => count(r.alive) },
   { title: "Kept", num: true, value: (r) => r.kept, cell: (r) => count(r.kept) },
   { title: "Monosemanticity", num: true, hint: "Mean, of those kept", value: (r) => r.monosemanticity_kept.mean, cell: (r) => fixed(r.monosemanticity_kept.mean, 3) },
+  { title: "… by rank", num: true, hint: "Each neuron active on as many studies as some feature is", value: (r) => r.by_rank.monosemanticity_kept.mean, cell: (r) => fixed(r.by_rank.monosemanticity_kept.mean, 3) },
   { title: "Entropy", num: true, hint: "Mean, of those kept, in nats", value: (r) => r.entropy_kept.mean, cell: (r) => fixed(r.entropy_kept.mean) },
   { title: "Best r", num: true, hint: "Mean over the labels of the best neuron's correlation", value: (r) => r.mean_over_classes.r, cell: (r) => fixed(r.mean_over_classes.r) },
   { title: "Best F1", num: true, hint: "Of the same neurons", value: (r) => r.mean_over_classes.f1, cell: (r) => fixed(r.mean_over_classes.f1) },
+  { title: "… by rank", num: true, hint: "Of the best neurons where each is active on as many studies as some feature is", value: (r) => r.by_rank.mean_over_classes.f1, cell: (r) => fixed(r.by_rank.mean_over_classes.f1) },
 ], Object.entries(D.label.bases).map(([basis, found]) => ({ basis, ...found })), 3);
 const notScored = () => Object.keys(S.not_scored).length
   ? h("table", {}, h("tbody", {}, Object.entries(S.not_scored).sort((a, b) => b[1] - a[1]).map(([why, n]) =>
