@@ -3,10 +3,19 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 DATA = "MAIRA_JAX_TEST_DATA"
 _WITHOUT_DATA = f"needs the folder of real data that the environment variable {DATA} names"
+
+
+def pytest_configure() -> None:
+    """Has this process read the compilation cache and not write to it, as commands that the tests start do.
+
+    To write a program XLA serialises it, which once in many runs crashed a process with as many threads as this one.
+    """
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
 
 
 @pytest.fixture(scope="session")

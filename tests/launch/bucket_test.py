@@ -108,6 +108,7 @@ def check_training(local, copy):
     assert steps == [60, 60]
 
 
+@pytest.mark.drill
 def test_a_run_in_a_bucket_is_the_local_one_though_harvest_and_training_are_killed(tmp_path):
     local, copy = run(SHORT, tmp_path)
     assert_same(local, copy)

@@ -121,6 +121,7 @@ def test_run_again_everything_is_finished(whole):
     assert results(workdir) == before
 
 
+@pytest.mark.drill
 def test_killed_in_every_stage_it_ends_with_the_same_results(whole, tmp_path):
     workdir = tmp_path / "run"
     for pattern in KILLS:

@@ -20,7 +20,7 @@ def finished(tmp_path_factory):
     """The run directory after all commands, called in the folder in which the files of the toys are."""
     folder, workdir = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("run")
     rows = []
-    for study in phantom.studies(0, 160, seed=3, size=112):
+    for study in phantom.studies(0, 120, seed=3, size=112):
         Image.fromarray(study.frontal).save(folder / f"{study.study_id}.png")
         rows.append((study.study_id, study.patient_id, study.findings, json.dumps(dict(study.labels))))
     (folder / "reports.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
 
 def test_studies_of_the_reader_are_harvested(finished):
     studies = pq.read_table(finished / "activations" / "studies.parquet")
-    assert studies.num_rows == 160 and studies["study_id"][0].as_py().startswith("phantom-3-")
+    assert studies.num_rows == 120 and studies["study_id"][0].as_py().startswith("phantom-3-")
 
 
 def test_the_variant_is_trained_and_exported(finished):

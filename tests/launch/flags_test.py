@@ -8,9 +8,12 @@ from tests.helpers.paths import ROOT
 
 # The stages; the benchmarks have options of their own.
 COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("[!_]*.py") if path.stem != "bench")
+SOME = ("convert", "harvest", "interpret", "steer", "train")  # tested with every change
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [name if name in SOME else pytest.param(name, marks=pytest.mark.drill) for name in COMMANDS]
+)
 def test_help_explains_every_flag(command):
     result = launch(command, "--help")
     assert result.returncode == 0, result.stderr

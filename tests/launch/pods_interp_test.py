@@ -95,6 +95,7 @@ def lose(killed, workdir, processes, devices, monkeypatch):
     assert list((workdir / "interp" / "phases" / "parts").glob("*.npz"))
 
 
+@pytest.mark.drill
 def test_interpretation_that_loses_a_process_is_finished_by_others(copied, interpreted, monkeypatch):
     workdir = copied("run")
     lose(1, workdir, 3, 1, monkeypatch)

@@ -18,7 +18,8 @@ def test_page_holds_every_feature_and_the_judges_name(run_dir):
     assert data["summary"]["judge"] == "offline judge (no language model)"
     assert {row["concept"] for row in data["concepts"]} >= {"communication", "pneumothorax"}
     assert data["steering"] is None and data["evaluation"] is None
-    assert data["run"]["stages"] == {"export": False, "label": False, "steer": False, "evaluation": False}
+    optional = ("export", "label", "similar", "steer", "evaluation")
+    assert data["run"]["stages"] == dict.fromkeys(optional, False)
     first, counts = data["features"]["histogram"][0]
     whole = table[0]["histogram"]
     assert sum(counts) == sum(whole) and counts == whole[first : first + len(counts)] and counts[0] and counts[-1]

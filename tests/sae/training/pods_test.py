@@ -130,6 +130,7 @@ def test_two_processes_equal_one_however_often_they_are_stopped(one, workdir):
     assert os.listdir(sae / "tensorboard")
 
 
+@pytest.mark.drill
 def test_two_processes_that_run_the_model_equal_one(tmp_path):
     config = phantom.get_config()
     config.update_from_flattened_dict(LIVE)

@@ -26,7 +26,7 @@ def image_stream(directory):
     return ImageBatchStream(PhantomStudySource(0, image_cfg.size, 8), image_cfg, 4)
 
 
-@pytest.mark.parametrize("make", [report_stream, image_stream])
+@pytest.mark.parametrize("make", [pytest.param(report_stream, marks=pytest.mark.drill), image_stream])
 def test_a_stream_resumes_at_its_position(checkpoint, make):
     stream = make(checkpoint)
     for _ in range(3):
