@@ -89,8 +89,10 @@ def run(tmp_path_factory):
     }
     directory = tmp_path_factory.mktemp("store")
     source = {"encoder": "made_up", "rows": "patches", "grid": [3, 3], "view": "crop"}
-    writer = StoreWriter(directory, StoreLayout.of(*x.shape, "float32"), pa.table(tokens), studies, source)
-    writer.write(0, x)
+    layout = StoreLayout.of(*x.shape, "float32")
+    writer = StoreWriter(directory, layout, pa.table(tokens), studies, source)
+    for shard in range(layout.n_shards):  # whose size other tests change
+        writer.write(shard, x[slice(*layout.rows(shard))])
     params = {"W_enc": directions.T, "b_enc": np.zeros(n_features), "W_dec": directions, "b_dec": np.zeros(10)}
     sae = Sae({name: np.float32(value) for name, value in params.items()}, 0.05, 2, (n_features,))
     boxed = {
