@@ -34,7 +34,7 @@ def open_vision_model(open_language_model: OpenChatModel) -> ChatModel:
     """The model of the section `judge`, which has to read images.
 
     Raises:
-      UserError: it is not said to.
+      UserError: `judge.images` is below 2.
     """
     model = open_language_model()
     if model.n_images < 2:

@@ -1,7 +1,7 @@
 """What encoders with the architecture of DINOv2 share: what they give of an image, and how its pixels are made.
 
-The tower is MAIRA-2's (`maira_jax/model/vision.py`), and so is the preprocessing: grey levels are stretched before they
-are resized, as Rad-DINO's training images were.
+The tower is MAIRA-2's (`maira_jax/model/vision.py`), and so is the preprocessing. Its stretch of grey levels leaves an
+8-bit image as it is that uses all of them; of other images it need not be what a stand-alone checkpoint was trained on.
 """
 
 import dataclasses
