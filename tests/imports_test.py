@@ -52,6 +52,7 @@ ROOMS = {
         "medsae",
         "config",
         "exemplar_batches",
+        "sets",
         "stage",
         "atlas",
     ),

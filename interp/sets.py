@@ -1,0 +1,81 @@
+"""Sets of interpretations of a run's features: its own, and those that were imported.
+
+Its own is the set `interp` and lies in `WORKDIR/interp`. The others lie in `WORKDIR/interpretations/NAME`, whose
+`features.parquet` has the columns of `SCHEMA`. Where their explanations were scored (`interpret.set`),
+`scored/features.parquet` there holds the scores, in the columns of our own.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from maira_jax.errors import UserError, first_line
+from maira_jax.run import storage
+
+OWN_SET = "interp"
+FOLDER, SCORED = "interpretations", "scored"
+FEATURES = "features.parquet"
+SCHEMA = pa.schema(
+    [
+        ("feature", pa.int32()),  # ascending, each once; of those alone that the set knows
+        ("name", pa.string()),  # a few words
+        ("explanation", pa.string()),
+        ("score", pa.float64()),  # that came with the explanation, on its own scale
+    ]
+)
+
+
+def stage_name(name: str) -> str:
+    """The stage, which is also the folder in its run directory, that wrote the set called `name`."""
+    return OWN_SET if name == OWN_SET else f"{FOLDER}/{name}"
+
+
+def set_names(workdir: Path) -> list[str]:
+    """The sets of a run: its own first, if it was interpreted, then the others in the order of their names."""
+    storage.fetch(Path(workdir) / FOLDER, (FEATURES,))
+    storage.fetch(Path(workdir) / OWN_SET, (FEATURES,))
+    own = [OWN_SET] if (Path(workdir) / OWN_SET / FEATURES).is_file() else []
+    return own + sorted(path.parent.name for path in (Path(workdir) / FOLDER).glob(f"*/{FEATURES}"))
+
+
+def read_set(workdir: Path, name: str) -> pa.Table:
+    """The features that a set knows, one row each, ascending by `feature`.
+
+    Every set has the columns of `SCHEMA` but for `score`, which only imported ones have; see
+    `interp.features.table.SCHEMA` for the others. The scores of an imported set are there as far as its explanations
+    were scored, and belong to the explanations in the table: those that have changed since have none.
+
+    Args:
+      workdir: the run directory.
+      name: one of `set_names`.
+
+    Raises:
+      UserError: there is no such set, or its table cannot be read.
+    """
+    known = set_names(workdir)
+    if name not in known:
+        there = f"choose from {', '.join(known)}" if known else "run launch.interpret first"
+        raise UserError(f"{workdir} has no set of interpretations {name!r}: {there}")
+    folder = Path(workdir) / stage_name(name)
+    table = _read(folder / FEATURES)
+    scores = folder / SCORED / FEATURES
+    if name == OWN_SET or not scores.is_file():
+        return table
+    scored = _read(scores)
+    found = scored.take(pc.index_in(table["feature"], scored["feature"].combine_chunks()))  # null where there is none
+    same = pc.fill_null(pc.equal(table["explanation"], found["explanation"]), False)
+    own = set(table.column_names)
+    rows = found.take(pc.if_else(same, pa.array(range(table.num_rows)), None))
+    for column in rows.column_names:
+        if column not in own:
+            table = table.append_column(column, rows[column])
+    return table
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): interpret or import again") from error
