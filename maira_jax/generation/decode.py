@@ -7,7 +7,8 @@ values of their prompt, and a text that ends gives its slot to the next one. Bot
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,12 @@ from flax import struct
 from maira_jax.model import language, maira2
 from maira_jax.model.cache import Heads, PromptCache, SharedCache, SharedMask
 from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Params
-from maira_jax.model.maira2 import AllEdits, Edits
+from maira_jax.model.layers import Hook, Params
+from maira_jax.model.maira2 import Edits
+
+EditedTokens = Literal["prompt", "generated", "both"]
+# Edits by tower; one alone is the language model's.
+EditRecords = Edits | Mapping[str, Edits] | None
 
 
 @struct.dataclass
@@ -82,9 +87,15 @@ def choose(logits: jax.Array, sampling: Sampling | None = None, step: jax.Array 
 
 @jax.named_scope("prefill")
 def _prefill(
-    params: Params, cfg: Maira2Config, tokens: jax.Array, mask: jax.Array, pixels: jax.Array | None, edits: AllEdits
+    params: Params,
+    cfg: Maira2Config,
+    tokens: jax.Array,
+    mask: jax.Array,
+    pixels: jax.Array | None,
+    edits: EditRecords,
+    edits_prompt: bool,
 ) -> tuple[jax.Array, tuple[Heads, ...]]:
-    """Runs all tokens of a prompt but the last.
+    """Runs all tokens of a prompt but the last; edits of the language model act on them where `edits_prompt` is True.
 
     Returns:
       The embedding of the last token, [batch, 1, d_model], and the keys and values of the others in each layer, of
@@ -93,17 +104,31 @@ def _prefill(
     features = None if pixels is None else maira2.encode_images(params, cfg, pixels, edits=edits)[0]
     embedded = maira2.embed(params, cfg, tokens, features)  # [B, T, D]
     last = maira2.last_position(mask)  # [B]
-    change = maira2.edits_of(edits, "language")
-    hook = None if isinstance(change, Edits) else change
-    if isinstance(change, Edits) and change.mask is not None:
-        hook = change.hook(change.mask & maira2.before(last, mask))
+    hook = maira2.language_hook(edits, maira2.before(last, mask)) if edits_prompt else None
     _, _, cache = language.forward(
         params["language"], cfg.text, embedded, maira2.positions_of(mask), last, hook=hook, cache=PromptCache()
     )
     return maira2.at_positions(embedded, last[:, None]), cache.prefix
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "eos_id"))
+def _decode_hook(
+    change: Edits | None, edited: EditedTokens | None, last_masked: jax.Array, step: jax.Array
+) -> Hook | None:
+    """The edit of the positions that produce a token, of which that of step 0 is the prompt's last one.
+
+    Args:
+      change: the language model's edit.
+      edited: which tokens are edited.
+      last_masked: bool [batch], whether the mask of the edit has the prompt's last token.
+      step: int32 [].
+    """
+    if change is None:
+        return None
+    generated = jnp.full_like(last_masked, edited != "prompt")  # [B]
+    return change.hook((generated | (last_masked & (step == 0) & (edited != "generated")))[:, None])
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "eos_id", "edited"))
 def generate(
     params: Params,
     cfg: Maira2Config,
@@ -113,7 +138,8 @@ def generate(
     *,
     max_new_tokens: int,
     eos_id: int,
-    edits: AllEdits = None,
+    edits: EditRecords = None,
+    edited: EditedTokens | None = None,
     sampling: Sampling | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Writes one token after the other until every row has its end token or `max_new_tokens`.
@@ -129,18 +155,28 @@ def generate(
       pixels: [batch, images, image_size, image_size, 3] or None.
       max_new_tokens: static.
       eos_id: static; the end token, which stops its row.
-      edits: edits of the residual stream (see `Edits`); those of the language model act on generated tokens too.
+      edits: edits of the residual stream (see `Edits`). Those of the vision tower and the projector act on images.
+      edited: static; which tokens an edit of the language model acts on, to be named wherever there is one. "prompt":
+        the prompt's tokens in the edit's mask, all where that is None. "generated": every position that produces a
+        token, which are the prompt's last one and those of the generated tokens, whatever the mask. "both": those of
+        "prompt" and those of "generated".
       sampling: how tokens are chosen; None always takes the most likely one.
 
     Returns:
       New tokens int32 [batch, max_new_tokens], 0 after a row's end token, and how many a row has, int32 [batch],
       its end token counted.
+
+    Raises:
+      ValueError: the language model is edited, and `edited` does not say where.
     """
+    change: Edits | None = maira2.edits_of(edits, "language")  # type: ignore[assignment]
+    if change is not None and edited is None:
+        raise ValueError("the language model is edited: say which tokens with edited='prompt', 'generated' or 'both'")
     params, batch = maira2.unstacked(params), len(tokens)
-    last, prefix = _prefill(params, cfg, tokens, mask, pixels, edits)
+    last, prefix = _prefill(params, cfg, tokens, mask, pixels, edits, edited != "generated")
     start = maira2.last_position(mask)  # [B]
-    change = maira2.edits_of(edits, "language")
-    hook = change.hook(jnp.ones((batch, 1), bool)) if isinstance(change, Edits) else change
+    masked = mask if change is None or change.mask is None else change.mask  # [B, T]
+    last_masked = jnp.take_along_axis(masked, start[:, None], axis=1)[:, 0]  # [B]
 
     def not_done(state: tuple) -> jax.Array:
         step, _, _, done, _ = state
@@ -156,7 +192,7 @@ def generate(
             last,
             (start + step)[:, None],
             SharedMask(start, seen),
-            hook=hook,
+            hook=_decode_hook(change, edited, last_masked, step),
             cache=SharedCache(prefix, *own),
             slot=step,
         )  # [B, 1, D]

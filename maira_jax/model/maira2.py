@@ -24,8 +24,8 @@ class Edits:
       direction: [batch, d], as wide as the tower's sites.
       strength: float32 [batch], in units of the direction's length; 0 leaves the row as it is.
       mask: bool, the edited positions: [batch, positions] of the input, [batch, images, 1 + patches] in the vision
-        tower, [batch, images, patches] in the projector; None edits all. `generate` edits every position that produces
-        a token, and of the prompt's others only those in `mask`; None there means none of them.
+        tower, [batch, images, patches] in the projector; None edits all. `generate` has an argument of its own for
+        the tokens that it writes.
     """
 
     site: jax.Array
@@ -68,7 +68,7 @@ def edits_of(edits: AllEdits, tower: str) -> TowerEdit | None:
     return by_tower.get(tower)
 
 
-def _language_hook(edits: AllEdits, mask: jax.Array) -> Hook | None:
+def language_hook(edits: AllEdits, mask: jax.Array) -> Hook | None:
     """The edit of the language model, no position of `mask` [batch, positions] that is False."""
     change = edits_of(edits, "language")
     if isinstance(change, Edits):
@@ -276,7 +276,7 @@ def forward(
         last_position(mask) + 1,
         stop=None if logits else max(codes),
         reads=codes,
-        hook=_language_hook(edits, mask),
+        hook=language_hook(edits, mask),
     )  # [batch, positions, d_model]
     sites |= {site.name: kept[site.code] for site in in_language}
     return Output(language.logits(params["language"], cfg.text, x) if logits else None, sites)

@@ -114,7 +114,7 @@ def test_generation_under_edits_of_all_towers_equals_pytorch_hooks(both):
     names = ("language.1.resid_post", "vision.0.resid_post", "projector.1")
     sites = (*(Site.parse(name, CFG) for name in names), None)
     edits = edits_at(sites, 7)
-    ours, _ = generate(params, CFG, tokens, mask, pixels, max_new_tokens=24, eos_id=-1, edits=edits)
+    ours, _ = generate(params, CFG, tokens, mask, pixels, max_new_tokens=24, eos_id=-1, edits=edits, edited="generated")
     delta = np.asarray(edits["language"].strength[0] * edits["language"].direction[0])
 
     def steer(x):
@@ -128,6 +128,13 @@ def test_generation_under_edits_of_all_towers_equals_pytorch_hooks(both):
     plain, _ = generate(params, CFG, tokens, mask, pixels, max_new_tokens=24, eos_id=-1)
     changed = (np.asarray(ours) != np.asarray(plain)).any(axis=1)
     np.testing.assert_array_equal(changed, [True, True, True, False])
+
+
+def test_generation_under_an_edit_asks_which_tokens(both):
+    edits = edits_at((Site.parse("language.embed", CFG),), 7)["language"]
+    tokens, mask, pixels, _ = batch((1,))
+    with pytest.raises(ValueError, match="edited='prompt', 'generated' or 'both'"):
+        generate(both[0], CFG, tokens, mask, pixels, max_new_tokens=2, eos_id=-1, edits=edits)
 
 
 def test_a_function_edits_as_a_record_does(both):

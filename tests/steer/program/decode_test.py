@@ -204,13 +204,12 @@ def test_a_sweep_writes_what_plain_generation_writes(both, scope):
         maira2.unstacked(params), SITE, edits, edited, generated, slots=3, steps=20, eos_id=eos, count=count
     )
     assert len(np.unique(lengths[0])) > 2, "rows end at different lengths"
-    if not generated:
-        return  # plain generation always edits what it generates
     for row in range(len(made)):
         each = jax.tree.map(lambda leaf, row=row: jnp.repeat(leaf[row : row + 1], 3, axis=0), edits)
         each = each.replace(mask=None if edited is None else jnp.asarray(edited))
+        where = "generated" if edited is None else "both" if generated else "prompt"
         theirs, theirs_lengths = generate(
-            params, CFG, tokens, mask, pixels, max_new_tokens=20, eos_id=eos, edits=each
+            params, CFG, tokens, mask, pixels, max_new_tokens=20, eos_id=eos, edits=each, edited=where
         )  # fmt: skip
         for study in range(3):
             if row < count[study]:
