@@ -18,6 +18,7 @@ from maira_jax.run.config import RunSection, Section
 from maira_jax.studies.readers import READERS, StudiesSection
 from sae.activations.config import HarvestSection
 from sae.formats.export import ExportSection
+from sae.import_sae import ImportSaeSection
 from sae.sweep.section import SweepSection
 from sae.training.config import SaeSection, TrainSection
 from steer.config import SteerSection
@@ -33,6 +34,7 @@ SECTIONS: tuple[type[Section], ...] = (
     SaeSection,
     TrainSection,
     SweepSection,
+    ImportSaeSection,
     ExportSection,
     InterpretSection,
     JudgeSection,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,9 +21,13 @@ def save_sae(directory: Path, sae: Sae) -> None:
     if not processes.is_first():
         return
     weights = Path(directory) / _WEIGHTS
+    arrays = {name: np.asarray(value, order="C") for name, value in sae.params.items()}
+    header: dict[str, Any] = {field.name: getattr(sae, field.name) for field in dataclasses.fields(sae)}
+    del header["params"]
+    if isinstance(sae.threshold, np.ndarray):
+        arrays["threshold"] = np.asarray(header.pop("threshold"))
     with files.atomic_path(weights) as path:
-        save_file({name: np.array(value, order="C") for name, value in sae.params.items()}, path)
-    header = {name: value for name, value in dataclasses.asdict(sae).items() if name != "params"}
+        save_file(arrays, path)
     header |= {"d_model": sae.d_model, "n_features": sae.n_features, "weights_sha256": files.sha256(weights)}
     files.write_json(Path(directory) / _HEADER, header)
 
@@ -40,6 +45,8 @@ def load_sae(directory: Path) -> Sae:
         if files.sha256(directory / _WEIGHTS) != digest:
             raise ValueError(f"{_WEIGHTS} is another file than {_HEADER} was written for")
         arrays = load_file(directory / _WEIGHTS)
+        if "threshold" not in header:
+            header["threshold"] = arrays.pop("threshold").reshape(f)
         shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
         if {name: array.shape for name, array in arrays.items()} != shapes:
             raise ValueError(f"{_WEIGHTS} has other shapes than {_HEADER} says")

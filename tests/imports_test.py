@@ -41,6 +41,7 @@ ROOMS = {
         "evaluation",
         "formats",
         "training",
+        "import_sae",
         "sweep",
     ),
     "interp": (

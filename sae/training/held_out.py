@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sae import autoencoder, mesh
 from sae.activations import batches
@@ -41,30 +42,42 @@ def drawn(store: ActivationRows, n: int, seed: int) -> np.ndarray:
 
 def sample(store: ActivationRows, trainer: Trainer) -> HeldOutTokens:
     """A fixed sample of the held-out tokens, in one batch on the trainer's mesh."""
-    return _on_mesh(store, trainer, drawn(store, _SAMPLE, trainer.config.seed), _SAMPLE)
+    return _on_mesh(store, trainer.mesh, drawn(store, _SAMPLE, trainer.config.seed), _SAMPLE)
 
 
 def final_tokens(store: ActivationRows, trainer: Trainer) -> tuple[list[HeldOutTokens], list[HeldOutTokens]]:
+    """The `tokens_of` the autoencoder that a trainer has trained."""
+    config = trainer.config
+    sizes = config.calibration_tokens, config.held_out_tokens
+    return tokens_of(store, trainer.mesh, largest_batch(trainer.mesh, trainer.sae.n_features), sizes, config.seed)
+
+
+def tokens_of(
+    store: ActivationRows, on: Mesh, largest: int, sizes: tuple[int, int], seed: int
+) -> tuple[list[HeldOutTokens], list[HeldOutTokens]]:
     """The tokens that set the final threshold, and those on which the final autoencoder is measured.
 
     One is part of the other, and what is in both is read once if the devices have room for it.
+
+    Args:
+      store: the activations.
+      on: the mesh.
+      largest: maximum number of tokens in a batch.
+      sizes: maximum numbers of tokens for the threshold and for measuring.
+      seed: the seed by which they are drawn.
     """
-    config = trainer.config
-    calibration, evaluation = (
-        drawn(store, n, config.seed) for n in (config.calibration_tokens, config.held_out_tokens)
-    )
+    calibration, evaluation = (drawn(store, n, seed) for n in sizes)
     fewer, more = sorted((calibration, evaluation), key=len)
-    largest = largest_batch(trainer.mesh, trainer.sae.n_features)
-    both, rest = (_on_mesh(store, trainer, rows, largest) for rows in (fewer, np.setdiff1d(more, fewer)))
+    both, rest = (_on_mesh(store, on, rows, largest) for rows in (fewer, np.setdiff1d(more, fewer)))
     all_of = {len(fewer): [both], len(more): [both, rest] if rest.n else [both]}
     return all_of[len(calibration)], all_of[len(evaluation)]
 
 
-def _on_mesh(store: ActivationRows, trainer: Trainer, rows: np.ndarray, largest: int) -> HeldOutTokens:
+def _on_mesh(store: ActivationRows, on: Mesh, rows: np.ndarray, largest: int) -> HeldOutTokens:
     def read(first: int, size: int, part: slice) -> Iterator[np.ndarray]:
         return batches.sequential(store, rows[first:], size, part)
 
-    return HeldOutTokens(trainer.mesh, len(rows), read, largest)
+    return HeldOutTokens(on, len(rows), read, largest)
 
 
 def striped(trainer: Trainer, state: TrainState, scale: float) -> StripedSae:

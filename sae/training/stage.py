@@ -216,24 +216,30 @@ def finish(
     """Measures a trained autoencoder, writes it and ends its stage."""
     sae, measured, density = measure(trainer, state, scale, store, held_out.final_tokens(store, trainer))
     measured["loss"] = None if loss is None else processes.first_only(functools.partial(loss, sae))
-    save_sae(stage.dir, sae)
+    save_measured(stage.dir, sae, measured, density)
     if processes.is_first():
-        with files.atomic_path(stage.dir / "density.npy") as path, path.open("wb") as file:
-            np.save(file, density)
-        files.write_json(stage.dir / "metrics.json", measured)
         with contextlib.closing(TrainingBoard(stage.dir / "tensorboard", trainer.config.steps)) as board:
             board.held_out(trainer.config.steps, measured, density)
-    stage.finish(_counts(sae, trainer.config, measured))
+    config = trainer.config
+    stage.finish({"steps": config.steps, "tokens": config.steps * config.batch_size} | counts_of(sae, measured))
 
 
-def _counts(sae: Sae, config: TrainConfig, measured: dict[str, Any]) -> dict[str, Any]:
+def save_measured(directory: Path, sae: Sae, measured: dict[str, Any], density: np.ndarray) -> None:
+    """Has the first process write what later stages read of a finished autoencoder, into its stage's folder."""
+    save_sae(directory, sae)
+    if processes.is_first():
+        with files.atomic_path(directory / "density.npy") as path, path.open("wb") as file:
+            np.save(file, density)
+        files.write_json(directory / "metrics.json", measured)
+
+
+def counts_of(sae: Sae, measured: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest of a finished autoencoder counts."""
     counts = {
-        "steps": config.steps,
-        "tokens": config.steps * config.batch_size,
         "d_model": sae.d_model,
         "n_features": sae.n_features,
         "k": sae.k,
-        "threshold": sae.threshold,
+        "threshold": sae.threshold if isinstance(sae.threshold, float) else "one per feature",
     }
     counts |= {name: measured[name] for name in ("fvu", "explained_variance", "l0", "dead", "dense")}
     return counts | ({} if measured["loss"] is None else {"loss_recovered": measured["loss"]["recovered_zero"]})
