@@ -30,6 +30,11 @@ class SteerSection(Section, name="steer"):
         (), "Features to steer; empty: those that match, or the best one of each concept.", ge=0
     )
     match: str = setting("", "Regular expression on explanations that selects features, e.g. 'pleural effusion'.")
+    concepts: tuple[str, ...] = setting(
+        (),
+        "Concepts to steer, each by its best feature, where steer.features and steer.match are empty; empty: the "
+        "steer.top that features detect best.",
+    )
     top: int = setting(
         12, "Largest number of features that are chosen by match or concept; those of steer.features all are.", ge=1
     )

@@ -78,8 +78,8 @@ class Sweep:
             raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")
         directions = _of_first(lambda: _directions(section, config.seed, workdir, activations), shared)
         prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
-        rows = plan_rows(directions, section.nonzero_strengths, activations.d_model)
-        return cls(section, directions, SweepWriter.of(params, cfg, prompts, site, section, config.seed, rows))
+        rows = plan_rows(directions, section.nonzero_strengths, activations.d_model, site)
+        return cls(section, directions, SweepWriter.of(params, cfg, prompts, section, config.seed, rows))
 
 
 def _of_first(make: Callable[[], list[Direction]], shared: Path) -> list[Direction]:
@@ -110,8 +110,8 @@ def _directions(section: SteerSection, seed: int, workdir: Path, activations: Ac
     # All features are chosen before anything is measured: a wrong one fails before the pass over the store.
     known = {number: catalogue.target(number) for number in combined}
     targets = []
-    if section.features or section.match or not section.combinations:
-        targets = choose(catalogue, section.features, section.match, section.top)
+    if section.features or section.concepts or section.match or not section.combinations:
+        targets = choose(catalogue, section.features, section.match, section.concepts, section.top)
         print(f"steer: {'; '.join(map(str, targets))}", file=sys.stderr)
     inputs = MethodInputs.measure(sae, section.unit, seed, activations, section.measured, section.methods)
     if section.unit == "residual_norm" and not inputs.statistic(StudyMeans).residual_norm:

@@ -47,6 +47,7 @@ _SECTION_KINDS = {
 }
 
 FRONTAL = "frontal"  # the image tokens of a study's current frontal image, which comes first
+TEXT_AND_FRONTAL = "text_and_frontal"  # these, and the tokens of "paper"
 
 # The tokens whose activations an SAE is trained on. "paper" is what the MAIRA-2 SAE paper states ("all but
 # intermediate image tokens and boilerplate parts of the prompt"); which tokens exactly these are is our interpretation.
@@ -65,6 +66,7 @@ TOKEN_FILTERS: dict[str, frozenset[Kind]] = {
     "all": frozenset(Kind) - {Kind.PAD},
     FRONTAL: frozenset({Kind.IMAGE, Kind.IMAGE_LAST}),
 }
+TOKEN_FILTERS[TEXT_AND_FRONTAL] = TOKEN_FILTERS["paper"] | TOKEN_FILTERS[FRONTAL]
 
 
 def token_filter_mask(kinds: np.ndarray, token_filter: str) -> np.ndarray:
@@ -82,6 +84,8 @@ def token_filter_mask(kinds: np.ndarray, token_filter: str) -> np.ndarray:
     """
     if token_filter not in TOKEN_FILTERS:
         raise UserError(f"harvest.token_filter is {token_filter!r}: choose from {', '.join(TOKEN_FILTERS)}")
+    if token_filter == TEXT_AND_FRONTAL:
+        return token_filter_mask(kinds, "paper") | token_filter_mask(kinds, FRONTAL)
     kept = np.isin(kinds, [int(kind) for kind in TOKEN_FILTERS[token_filter]])
     if token_filter == FRONTAL:
         last = kinds == Kind.IMAGE_LAST

@@ -54,6 +54,7 @@ class Intervention:
       clamp: the features that are set instead.
       negative_clamp: the features that are set at a strength below 0, where they are not those of `clamp`.
       sentences: for an intervention in the prompt: by strength, the sentence added to the study's indication.
+      replaces: whether the residual stream becomes what is added.
     """
 
     vector: np.ndarray
@@ -61,12 +62,18 @@ class Intervention:
     clamp: FeatureClamp | None = None
     negative_clamp: FeatureClamp | None = None
     sentences: Mapping[float, str] = dataclasses.field(default_factory=dict)
+    replaces: bool = False
 
     @classmethod
     def adding(cls, vector: np.ndarray, unit_size: float) -> Self:
         """Adds `unit_size` times `vector`, [d_model] of any length, scaled to length 1."""
         length = max(float(np.linalg.norm(vector)), 1e-12)
         return cls((vector / length).astype(np.float32), unit_size)
+
+    @classmethod
+    def replacing(cls, value: np.ndarray) -> Self:
+        """Replaces the residual stream by a value, float32 [d_model], at a strength of 1."""
+        return dataclasses.replace(cls.adding(value, float(np.linalg.norm(value))), replaces=True)
 
     @classmethod
     def setting(cls, clamp: FeatureClamp, unit_size: float, negative: FeatureClamp | None = None) -> Self:

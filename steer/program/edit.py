@@ -45,16 +45,19 @@ class ClampEdits:
 
 @struct.dataclass
 class SteeringEdits(maira2.Edits):
-    """x + strength * direction + what `clamps` adds, at one site.
+    """kept * x + strength * direction + what `clamps` adds, at the site of each row.
 
     All fields are traced: adding a direction, clamping a feature to a value and removing a feature or a direction are
     one program, and so are C of them at once.
+
+    kept: float32 [batch], 0 where the direction replaces x; None where none does.
     """
 
     clamps: ClampEdits | None = None
+    kept: jax.Array | None = None
 
     @classmethod
-    def of(cls, interventions: Sequence[Intervention], strengths: Sequence[float], site: Site) -> Self:
+    def of(cls, interventions: Sequence[Intervention], strengths: Sequence[float], sites: Sequence[Site]) -> Self:
         """The edit of some rows: row i does interventions[i] at strengths[i].
 
         The shapes depend on the number of rows, and on the largest number of features that an intervention sets.
@@ -62,25 +65,29 @@ class SteeringEdits(maira2.Edits):
         Args:
           interventions: [batch].
           strengths: [batch], in units of each intervention; 0 edits nothing.
-          site: where the residual stream is edited.
+          sites: where the residual stream is edited, in one tower. [batch]
         """
         lengths = [0.0 if i.clamps else s * i.unit_size for i, s in zip(interventions, strengths, strict=True)]
+        replaced = np.array([i.replaces and bool(s) for i, s in zip(interventions, strengths, strict=True)])  # [batch]
         return cls(
-            site=jnp.full(len(interventions), site.code, jnp.int32),
+            site=jnp.array([site.code for site in sites], jnp.int32),
             direction=jnp.asarray(np.stack([intervention.vector for intervention in interventions])),
             strength=jnp.asarray(lengths, jnp.float32),
             clamps=_clamp_edits(interventions, strengths),
+            kept=jnp.asarray(~replaced, jnp.float32) if replaced.any() else None,
         )
 
     def hook(self, mask: jax.Array) -> Hook:
         """The edit as a function of (x [batch, positions, d], site code), on the positions in `mask`."""
-        add, clamps = super().hook(mask), self.clamps
-        if clamps is None:
+        add, clamps, kept = super().hook(mask), self.clamps, self.kept
+        if clamps is None and kept is None:
             return add
 
         def edit(x: jax.Array, code: jax.Array) -> jax.Array:
             here = (mask & (self.site == code)[:, None])[..., None]  # [B, P, 1]
-            return add(x, code) + jnp.where(here, clamps.delta(x), 0).astype(x.dtype)
+            base = x if kept is None else jnp.where(here & (kept == 0)[:, None, None], 0, x)  # [B, P, d]
+            edited = add(base, code)
+            return edited if clamps is None else edited + jnp.where(here, clamps.delta(x), 0).astype(x.dtype)
 
         return edit
 

@@ -28,10 +28,11 @@ _LENGTHS = 4  # lengths to which reports are cut when their likelihood is measur
 
 
 class GenerationRow(NamedTuple):
-    """One report for each study: along which direction, and how strongly."""
+    """One report for each study: along which direction, how strongly, and where the residual stream is edited."""
 
     direction: Direction
     strength: float
+    site: Site
 
     @property
     def sentence(self) -> str | None:
@@ -73,10 +74,12 @@ class MeasuredCost(NamedTuple):
     bytes: int
 
 
-def plan_rows(directions: Sequence[Direction], strengths: Sequence[float], d_model: int) -> list[GenerationRow]:
+def plan_rows(
+    directions: Sequence[Direction], strengths: Sequence[float], d_model: int, site: Site
+) -> list[GenerationRow]:
     """The rows of each study: the unsteered report, each direction at its strengths, and last the prompted ones."""
-    rows = [GenerationRow(Direction.none(d_model), 0.0)]
-    rows += [GenerationRow(direction, s) for direction in directions for s in direction.strengths(strengths)]
+    rows = [GenerationRow(Direction.none(d_model), 0.0, site)]
+    rows += [GenerationRow(direction, s, site) for direction in directions for s in direction.strengths(strengths)]
     return sorted(rows, key=lambda row: row.sentence is not None)
 
 
@@ -88,10 +91,9 @@ class SweepWriter:
       params: the model, with the language model's layers unstacked.
       cfg: its configuration.
       prompts: the prompts of the studies.
-      site: where the residual stream is edited.
       section: the section of the configuration.
       seed: the seed of the draws.
-      rows: the rows of each study, the prompted ones last.
+      rows: the rows of each study, the prompted ones last; their sites are in one tower.
       edits: the edits of the others.
       sentences: the sentences of the prompted rows.
       prompted_length: the length that prompts with a sentence are padded to.
@@ -100,7 +102,6 @@ class SweepWriter:
     params: Params
     cfg: Maira2Config
     prompts: Prompts
-    site: Site
     section: SteerSection
     seed: int
     rows: Sequence[GenerationRow]
@@ -114,17 +115,18 @@ class SweepWriter:
         params: Params,
         cfg: Maira2Config,
         prompts: Prompts,
-        site: Site,
         section: SteerSection,
         seed: int,
         rows: Sequence[GenerationRow],
     ) -> Self:
         """The writer for a model as it is loaded."""
         own = [row for row in rows if row.sentence is None]
-        edits = SteeringEdits.of([row.direction.intervention for row in own], [row.strength for row in own], site)
+        edits = SteeringEdits.of(
+            [row.direction.intervention for row in own], [row.strength for row in own], [row.site for row in own]
+        )
         sentences = tuple(row.sentence for row in rows if row.sentence is not None)
         length = prompts.length_with(sentences) if sentences else 0
-        return cls(maira2.unstacked(params), cfg, prompts, site, section, seed, rows, edits, sentences, length)
+        return cls(maira2.unstacked(params), cfg, prompts, section, seed, rows, edits, sentences, length)
 
     @property
     def mesh(self) -> Mesh:
@@ -138,9 +140,9 @@ class SweepWriter:
 
     @property
     def shape(self) -> SweepShape:
-        """The shape of the rows with the study's own prompt."""
+        """The shape of the rows with the study's own prompt, which share the layers before the first site."""
         return SweepShape.of(
-            self.site,
+            min((row.site for row in self.rows), key=lambda site: site.code),
             self.section.edits_prompt,
             slots=min(self.section.batch_rows, len(self.edits.site)),
             max_new_tokens=self.section.max_new_tokens,
@@ -227,7 +229,9 @@ class SweepWriter:
         filled = fill_up(studies, self.n_studies)
         wanted = [(study, sentence) for study in filled for sentence in self.sentences]
         batch_size = self.n_studies * self.shape.slots
-        unedited = SteeringEdits.of([Direction.none(self.cfg.text.hidden_size).intervention], [0.0], self.site)
+        unedited = SteeringEdits.of(
+            [Direction.none(self.cfg.text.hidden_size).intervention], [0.0], [self.rows[0].site]
+        )
         parts = []
         for start in range(0, len(wanted), batch_size):
             numbers, sentences = zip(*fill_up(wanted[start : start + batch_size], batch_size), strict=True)

@@ -73,6 +73,20 @@ class FeatureCatalogue:
         rows = {n: {"feature": n, "explanation": "", "max_activation": m} for n, m in zip(chosen, largest, strict=True)}
         return cls(rows, [], source)
 
+    def best_of(self, concept: str) -> Target:
+        """The best feature of a concept.
+
+        Raises:
+          UserError: the concept was not measured.
+        """
+        row = next((row for row in self.concepts if row["concept"] == concept), None)
+        if row is None:
+            known = ", ".join(sorted(row["concept"] for row in self.concepts)) or "none"
+            raise UserError(
+                f"steer.concepts names {concept!r}, but {self.source} has no feature for it: choose from {known}"
+            )
+        return self._detecting(row)
+
     def target(self, number: int) -> Target:
         """A feature with its concept.
 
@@ -87,19 +101,28 @@ class FeatureCatalogue:
                 f"feature {number} is to be steered, but {self.source} has {len(self.features)}, numbered from "
                 f"{min(self.features, default=0)} to {max(self.features, default=0)}: choose one of them"
             )
-        row = self.features[number]
-        explanation, largest = row["explanation"] or "", float(row["max_activation"])
         best = next((c for c in self.concepts if c["feature"] == number), None)
-        if best is None:
-            names = [c["concept"] for c in self.concepts]
-            inside = [name for name in names if re.search(rf"\b{re.escape(name)}\b", explanation, re.IGNORECASE)]
-            return Target(max(inside, key=len, default=""), number, largest, explanation)
+        if best is not None:
+            return self._detecting(best)
+        explanation, largest = self._known(number)
+        names = [c["concept"] for c in self.concepts]
+        inside = [name for name in names if re.search(rf"\b{re.escape(name)}\b", explanation, re.IGNORECASE)]
+        return Target(max(inside, key=len, default=""), number, largest, explanation)
+
+    def _known(self, number: int) -> tuple[str, float]:
+        """The explanation of a feature, and its largest activation."""
+        row = self.features[number]
+        return row["explanation"] or "", float(row["max_activation"])
+
+    def _detecting(self, best: dict[str, Any]) -> Target:
+        """The feature of a row of `concepts`, with the concept of the row."""
+        explanation, largest = self._known(best["feature"])
         others = tuple(
             (other, float(self.features[other]["max_activation"]))
             for other, f1 in zip(best["runners_up"], best["runners_up_f1"], strict=True)
             if other in self.features and f1 >= _MIN_F1_RATIO * (best["f1"] or 1.0)
         )
-        return Target(best["concept"], number, largest, explanation, best["f1"], others)
+        return Target(best["concept"], best["feature"], largest, explanation, best["f1"], others)
 
 
 def _encoder(sae: Sae, columns: np.ndarray) -> Callable[[np.ndarray], jax.Array]:

@@ -43,6 +43,7 @@ def make_config() -> ConfigDict:
         "name": "test",
         "features": (),
         "match": "",
+        "concepts": (),
         "top": 2,
         "combinations": (),
         "methods": BUILT_IN,

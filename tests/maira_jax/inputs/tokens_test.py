@@ -243,6 +243,8 @@ def test_token_filters():
     # Of a study's images, each of which has its last token, the first.
     kinds = [[Kind.BOS, Kind.IMAGE, Kind.IMAGE_LAST, Kind.IMAGE, Kind.IMAGE_LAST], [Kind.PAD, Kind.BOS, *kinds[2:5]]]
     np.testing.assert_array_equal(token_filter_mask(np.array(kinds), "frontal"), [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]])
+    both = [[0, 1, 1, 0, 1], [0, 0, 0, 1, 1]]  # "paper" has the last token of every image
+    np.testing.assert_array_equal(token_filter_mask(np.array(kinds), "text_and_frontal"), both)
     with pytest.raises(UserError, match="'other'"):
         token_filter_mask(kinds, "other")
 

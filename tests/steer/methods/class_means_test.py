@@ -61,7 +61,7 @@ def test_the_method_sets_them(study_features: StudyFeatures) -> None:
     assert direction.strengths((3.0, 5.0)) == (-1.0, 1.0)
     nothing = Intervention(np.zeros(WIDTH, np.float32), 0.0)
     interventions = [direction.intervention, direction.intervention, nothing]
-    edits = SteeringEdits.of(interventions, [1.0, -1.0, 0.0], Site.parse("language.embed", CFG))
+    edits = SteeringEdits.of(interventions, [1.0, -1.0, 0.0], [Site.parse("language.embed", CFG)] * 3)
     made = edits.clamps
     for row, values in enumerate(study_features.class_means("effusion", EFFUSION)):
         n = len(values)

@@ -23,32 +23,43 @@ def make_catalogue() -> FeatureCatalogue:
 
 
 def test_features_by_number_come_first() -> None:
-    found = choose(make_catalogue(), (3, 1), "effusion", 12)
+    found = choose(make_catalogue(), (3, 1), "effusion", (), 12)
     assert [target.feature for target in found] == [3, 1]
     assert [target.concept for target in found] == ["oedema", "effusion"], "the concept that the explanation names"
 
-    found = choose(make_catalogue(), (3, 1, 2), "", 2)
+    found = choose(make_catalogue(), (3, 1, 2), "", (), 2)
     assert len(found) == 3, "all that are asked for"
 
 
 def test_features_by_concept_and_explanation() -> None:
     catalogue = make_catalogue()
-    assert [target.feature for target in choose(catalogue, (), "EFFUSION", 12)] == [2, 1]
-    assert [target.feature for target in choose(catalogue, (), "effusion", 1)] == [2]
-    assert [target.feature for target in choose(catalogue, (), "oedema", 12)] == [3], "4 is never active"
+    assert [target.feature for target in choose(catalogue, (), "EFFUSION", (), 12)] == [2, 1]
+    assert [target.feature for target in choose(catalogue, (), "effusion", (), 1)] == [2]
+    assert [target.feature for target in choose(catalogue, (), "oedema", (), 12)] == [3], "4 is never active"
     denied = 'denied "large effusion" / "without effusion"'
     catalogue.features[5] = {"feature": 5, "explanation": denied, "max_activation": 50.0}
     catalogue.features[6] = {"feature": 6, "explanation": "no oedema, effusion", "max_activation": 9.0}
-    assert [target.feature for target in choose(catalogue, (), "effusion", 12)] == [2, 6, 1], "5 only denies it"
-    assert [target.feature for target in choose(catalogue, (), "denied", 12)] == [5]
-    assert [target.feature for target in choose(catalogue, (), "without effusion", 12)] == [5]
-    assert str(choose(catalogue, (), "effusion", 1)[0]) == "feature 2 effusion (F1 0.80)"
+    assert [target.feature for target in choose(catalogue, (), "effusion", (), 12)] == [2, 6, 1], "5 only denies it"
+    assert [target.feature for target in choose(catalogue, (), "denied", (), 12)] == [5]
+    assert [target.feature for target in choose(catalogue, (), "without effusion", (), 12)] == [5]
+    assert str(choose(catalogue, (), "effusion", (), 1)[0]) == "feature 2 effusion (F1 0.80)"
 
 
 def test_the_best_feature_of_each_concept_once_and_only_if_it_is_ever_active() -> None:
-    (target,) = choose(make_catalogue(), (), "", 12)
+    (target,) = choose(make_catalogue(), (), "", (), 12)
     assert (target.feature, target.concept, target.f1) == (2, "effusion", 0.8)
     assert target.others == ((1, 1.0),), "as good, and known"
+
+
+def test_concepts_by_name_each_for_itself() -> None:
+    found = choose(make_catalogue(), (), "", ("large effusion", "effusion"), 1)
+    assert [(target.feature, target.concept, target.f1) for target in found] == [
+        (2, "large effusion", 0.7),
+        (2, "effusion", 0.8),
+    ], "not the concept that the feature detects best"
+    assert [target.feature for target in choose(make_catalogue(), (3,), "", ("effusion",), 1)] == [3]
+    with pytest.raises(UserError, match="names 'oedemas', but interp has no .* effusion, large effusion, oedema"):
+        choose(make_catalogue(), (), "", ("oedemas",), 1)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +72,6 @@ def test_the_best_feature_of_each_concept_once_and_only_if_it_is_ever_active() -
 )
 def test_what_cannot_be_chosen_is_refused(features: tuple[int, ...], match: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        choose(make_catalogue(), features, match, 12)
+        choose(make_catalogue(), features, match, (), 12)
     with pytest.raises(UserError, match="names no concept"):
-        choose(FeatureCatalogue({}, [], "interp"), (), "", 12)
+        choose(FeatureCatalogue({}, [], "interp"), (), "", (), 12)
