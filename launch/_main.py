@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import base
-from launch import _dry_run, _help
+from launch import GC_THRESHOLD, _dry_run, _help
 from maira_jax.errors import UserError, first_line
 from maira_jax.model import sharding
 from maira_jax.run import processes, storage
@@ -150,6 +151,8 @@ def main(
       estimates: the field of the configuration that has the stage say what it would take, for `--dry_run`.
       stages: gives the stages that a command of several runs, for `--dry_run`.
     """
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLD)
     command = f"python -m launch.{Path(sys.argv[0]).stem}"
     asks_help = any(argument in _HELP for argument in sys.argv)
     try:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import spearmanr
+import scipy
 
 from interp.exemplars.index_pass.running_index import EDGES
 from interp.scorers.statistics import mean_interval
@@ -114,7 +114,7 @@ def _rank_correlation(scores: np.ndarray, true: np.ndarray) -> float | None:
     """Spearman's; None of fewer than three features, and where either has one value alone."""
     if len(scores) < 3 or not np.ptp(scores) or not np.ptp(true):
         return None
-    return float(spearmanr(scores, true)[0])
+    return float(scipy.stats.spearmanr(scores, true)[0])
 
 
 def _well_detected(table: pa.Table, name: str) -> dict[str, Any]:

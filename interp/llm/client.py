@@ -14,8 +14,8 @@ from typing import Any
 
 import ml_collections
 
-from interp.llm import batch_api, egress, live
-from interp.llm.ledger import AnswerLedger, ChatReply
+from interp.llm import egress
+from interp.llm.ledger import TYPICAL_ANSWER, AnswerLedger, ChatReply
 from interp.llm.requests import ChatRequest
 from interp.llm.section import JudgeSection
 
@@ -72,6 +72,9 @@ class ChatClient:
         """
         if self._count is not None:
             return self._counted(requests, self._count)
+        # Not at the top: they import openai, which takes longer than many a command takes to run.
+        from interp.llm import batch_api, live
+
         ask = batch_api.answers if self.section.mode == "batch" else live.answers
         return ask(self._ledger, self._endpoint, requests, description)
 
@@ -93,7 +96,7 @@ class ChatClient:
     def announce(self, count: RequestCount, scale: float) -> None:
         """Prints what `scale` times as many requests as were counted are going to take and cost."""
         n_requests, tokens_in = count.n_requests * scale, count.n_tokens * scale
-        tokens_out = n_requests * live.TYPICAL_ANSWER
+        tokens_out = n_requests * TYPICAL_ANSWER
         spent = self._ledger.cache.totals
         print(
             f"judge: about {n_requests:,.0f} requests to {self.section.model} at {self.section.base_url}, "

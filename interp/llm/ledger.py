@@ -11,6 +11,7 @@ from interp.llm.requests import ChatAnswer, ChatRequest
 from interp.llm.section import JudgeSection
 from maira_jax.errors import UserError
 
+TYPICAL_ANSWER = 70  # tokens: a name and two sentences, or five numbered answers
 UNUSABLE = "its answers did not have the form that was asked for"
 # An answer that cannot be used is asked for again with some randomness: at 0 it would be the same.
 _RETRY_TEMPERATURE = 0.7

@@ -13,13 +13,12 @@ import openai
 
 from interp.llm import egress
 from interp.llm.connection import NO_SCHEMA, connect, fatal
-from interp.llm.ledger import UNUSABLE, AnswerLedger, ChatReply, usable
+from interp.llm.ledger import TYPICAL_ANSWER, UNUSABLE, AnswerLedger, ChatReply, usable
 from interp.llm.rate_limit import RateLimiter
 from interp.llm.requests import ChatRequest
 from maira_jax.errors import UserError
 from maira_jax.run.progress import progress
 
-TYPICAL_ANSWER = 70  # tokens: a name and two sentences, or five numbered answers
 _MAX_BACK_OFF_S = 8.0  # between tries of what came back malformed, as the openai library's between others
 # Tokens that the request of a task is expected to use, in and out; tries that the library repeats count again.
 _EXPECTED_TOKENS: contextvars.ContextVar[float] = contextvars.ContextVar("expected_tokens")

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import sparse
 
 _WORD = 32
 _WORDS = 8
@@ -125,6 +124,9 @@ def product(values: jax.Array, columns: jax.Array, starts: jax.Array, dense: jax
       [rows, d] or [rows], summed in the dtype of the factors.
     """
     shape = (starts.shape[0] - 1, dense.shape[0])
+    # Not at the top: it imports a good part of SciPy, which takes longer than many a command takes to run.
+    from jax.experimental import sparse
+
     return sparse.BCSR((values, columns, starts), shape=shape, indices_sorted=True, unique_indices=True) @ dense
 
 

@@ -1,8 +1,7 @@
 """Adds the weights of a linear probe for the concept."""
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
+import scipy
 
 from steer.methods.intervention import Intervention
 from steer.methods.method import METHODS, MethodInputs, SteeringMethod
@@ -44,10 +43,10 @@ def probe(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         margin = sign * (x @ w[:-1] + w[-1])  # [studies]
-        gradient = -share * sign * expit(-margin)  # [studies]
+        gradient = -share * sign * scipy.special.expit(-margin)  # [studies]
         value = share @ np.logaddexp(0, -margin) + _PENALTY / 2 * w[:-1] @ w[:-1]
         return float(value), np.append(gradient @ x + _PENALTY * w[:-1], gradient.sum())
 
-    found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B")
+    found = scipy.optimize.minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B")
     weights: np.ndarray = found.x[:-1].astype(np.float32)
     return weights

@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from maira_jax.phantom.world.latents import SLOTS, Latents, uniforms
 from maira_jax.studies.study import Box
@@ -171,9 +171,11 @@ def _parts(size: int, column: int, level: int, body: int) -> np.ndarray:
     """Left, top, right and bottom of each connected part of a finding on the canvas, in pixels. [parts, 4]"""
     sprite = _sprite_set(size).findings[column, level]
     cover = 1 - sprite.keep[body]
-    parts, n = ndimage.label(cover >= cover.max() / 2, structure=np.ones((3, 3)))
+    parts, n = scipy.ndimage.label(cover >= cover.max() / 2, structure=np.ones((3, 3)))
     areas = np.bincount(parts.ravel(), minlength=n + 1)[1:]
-    found = [box for box, area in zip(ndimage.find_objects(parts), areas, strict=True) if area >= areas.sum() / 20]
+    found = [
+        box for box, area in zip(scipy.ndimage.find_objects(parts), areas, strict=True) if area >= areas.sum() / 20
+    ]
     top, left = sprite.rows.start, sprite.cols.start
     return np.array([[cols.start, rows.start, cols.stop, rows.stop] for rows, cols in found]) + [left, top, left, top]
 

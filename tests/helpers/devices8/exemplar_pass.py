@@ -57,12 +57,15 @@ def main(directory: Path) -> None:
     world, devices = make_world(), jax.devices()
     few = world | {"sae": dataclasses.replace(world["sae"], k=1)}  # blocks exceed the first capacity
     per_token = world | {"sae": dataclasses.replace(world["sae"], threshold=0.0, k=3, per_token=True)}
-    for case in (few, per_token):
-        one = build(case, 64, devices=devices[:1])
-        for route in (None, by_tiles.Tiles(max_length=12, features=3)):
-            assert_equal(one, build(case, 64, devices=shared_sae.devices_of(MESH), route=route))
-    assert_equal(build(few, 64, devices=devices[:1]), build(few, 64, devices=devices[:5]))  # 4 of 5 share 24 features
-    for route in (device_program.EntryList(64), by_tiles.Tiles(max_length=12, features=3)):
+    alone = build(few, 64, devices=devices[:1])
+    assert_equal(alone, build(few, 64, devices=shared_sae.devices_of(MESH)))
+    assert_equal(alone, build(few, 64, devices=devices[:5]))  # 4 of 5 share 24 features
+    by_tile = by_tiles.Tiles(max_length=12, features=3)
+    assert_equal(
+        build(per_token, 64, devices=devices[:1]),
+        build(per_token, 64, devices=shared_sae.devices_of(MESH), route=by_tile),
+    )
+    for route in (device_program.EntryList(64), by_tile):
         assert not _COLLECTIVE.search(program(devices, route, None))
         assert _COLLECTIVE.search(program(devices, route, 3))  # it counts each token's features over all devices
     assert_equal_vectors(directory, devices)

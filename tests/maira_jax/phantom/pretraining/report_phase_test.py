@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from configs import phantom
 from maira_jax.checkpoint import convert
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
@@ -10,10 +11,15 @@ from maira_jax.model.config import Maira2Config
 from maira_jax.phantom.pretraining import report_phase
 from maira_jax.phantom.pretraining.batch_streams import ReportBatchStream
 from maira_jax.phantom.pretraining.study_source import PhantomStudySource
+from tests.helpers.sae import make_model
 from tests.helpers.tiny_recipe import FULL_PROMPT
 
 
-def test_the_loss_counts_the_findings_and_nothing_else(checkpoint):
+def test_the_loss_counts_the_findings_and_nothing_else(tmp_path):
+    checkpoint = tmp_path / "hf"
+    studies = phantom.get_config().studies
+    studies.n = 12
+    make_model(checkpoint, studies)
     cfg, image_cfg = Maira2Config.from_dir(checkpoint), ImageConfig.from_dir(checkpoint)
     params = convert.to_flax(checkpoint, cfg, np.dtype(np.float32))
     source = PhantomStudySource(0, image_cfg.size, 8)
