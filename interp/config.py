@@ -1,10 +1,11 @@
 """The `interpret` section: how features are explained, and how explanations are tested."""
 
-from interp.exemplars import contexts, selection
+from interp.exemplars import selection
 from interp.explainers import EXPLAINERS
 from interp.explainers.llm_explainer import N_EXAMPLES
 from interp.scorers import JUDGES, SCORERS
 from maira_jax.errors import UserError
+from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run.config import Section, setting
 
 # Tokens encoded at a time: enough to keep a device busy, and small compared with a layer's weights.
@@ -58,7 +59,7 @@ class InterpretSection(Section, name="interpret"):
     concept_sections: tuple[str, ...] = setting(
         ("findings",),
         "A study's score for a concept is taken over the tokens of these sections.",
-        choices=lambda: sorted(set(contexts.SECTION_NAMES.values())),
+        choices=lambda: SECTIONS,
     )
     min_studies: int = setting(
         10, "Concepts with fewer studies, with or without the concept, in a split are left out.", ge=1

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
 from interp.exemplar_batches import ExemplarBatches, Records
-from interp.exemplars import contexts, exemplar_table, image_exemplars, index, neighbours
+from interp.exemplars import exemplar_table, image_exemplars, index, neighbours
 from interp.exemplars.corpus import Corpus, is_of_images
 from interp.exemplars.index_pass import running_index
 from interp.exemplars.index_pass.shared_sae import devices_of
@@ -36,7 +36,7 @@ from interp.scorers import IMAGE_JUDGES, JUDGES, SCORERS, controls, ground_truth
 from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import Scorer, ScoreTask
 from maira_jax.errors import UserError
-from maira_jax.inputs.tokens import Kind
+from maira_jax.inputs.tokens import SECTION_NAMES, Kind
 from maira_jax.run import files, processes
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance import profile
@@ -234,7 +234,7 @@ def _collect(
         found = index.load(exemplars.phases)
     else:
         sizes = running_index.IndexConfig(section.n_top, N_SAMPLE, N_POOL, BLOCK_TOKENS, config.seed)
-        kinds = frozenset(kind for kind in Kind if contexts.SECTION_NAMES[kind] in section.concept_sections)
+        kinds = frozenset(kind for kind in Kind if SECTION_NAMES[kind] in section.concept_sections)
         if corpus.of_images:
             kinds = frozenset({Kind.IMAGE})
         devices, folder = devices_of(RunSection.of(config).mesh), exemplars.phases

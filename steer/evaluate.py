@@ -55,7 +55,7 @@ _STRINGS = pa.list_(pa.string())
 SCHEMA = pa.schema(
     [
         ("line", pa.int32()),  # the line's number in generations.jsonl, from 0
-        ("study", pa.string()),
+        ("study_id", pa.string()),
         ("direction", pa.string()),
         ("method", pa.string()),
         ("concept", pa.string()),  # "" when the direction has none
@@ -118,7 +118,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         if stage.finished:
             return stage.manifest["counts"]
         path = Path(workdir) / folder(name) / GENERATIONS
-        lines = jsonl.read(path, "steer again", required=("study", "direction", "strength", "settings"))
+        lines = jsonl.read(path, "steer again", required=("study_id", "direction", "strength", "settings"))
         rows = [_result(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
         if client:
             _compare(client, rows, lines, files.read_json(path.parent / DIRECTIONS), section.judge_studies)
@@ -142,12 +142,12 @@ def _compare(
 ) -> None:
     """Adds a language model's comparisons to the rows of the first `n_studies` studies."""
     known = {direction["key"]: direction["target"] for direction in directions}
-    chosen = set(list(dict.fromkeys(row["study"] for row in rows))[:n_studies])
+    chosen = set(list(dict.fromkeys(row["study_id"] for row in rows))[:n_studies])
     asked, pairs = [], []
     for row, line in zip(rows, lines, strict=True):
         target = known.get(row["direction"])
         explanation = target and (target["explanation"] or target["concept"])
-        if row["study"] in chosen and explanation:
+        if row["study_id"] in chosen and explanation:
             asked.append(row)
             pairs.append(comparison.ReportPair(explanation, line["original"], line["steered"]))
     with client.counting() as count:
@@ -169,7 +169,7 @@ def _result(number: int, line: dict[str, Any]) -> dict[str, Any]:
     wanted = strength > 0
     return {
         "line": number,
-        "study": line["study"],
+        "study_id": line["study_id"],
         "direction": line["direction"],
         "method": settings["method"],
         "concept": concept,

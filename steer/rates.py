@@ -77,8 +77,8 @@ class StudyBootstrap:
         total, n = np.zeros(len(self._index)), np.zeros(len(self._index))  # [studies] each
         for row in rows:
             if measure.counts(row):
-                total[self._index[row["study"]]] += measure.value(row)
-                n[self._index[row["study"]]] += 1
+                total[self._index[row["study_id"]]] += measure.value(row)
+                n[self._index[row["study_id"]]] += 1
         if not n.sum():
             return {"rate": None, "low": None, "high": None, "n": 0}
         totals, ns = self._weights @ total, self._weights @ n  # [resamples] each
@@ -105,7 +105,7 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
     steered = [row for row in rows if row["method"] != NONE]
     if not steered:
         raise UserError("there is no steered report to evaluate: steer with at least one direction")
-    bootstrap = StudyBootstrap([row["study"] for row in steered], n_resamples, seed)
+    bootstrap = StudyBootstrap([row["study_id"] for row in steered], n_resamples, seed)
     groups: dict[tuple[str, float, str], list[dict[str, Any]]] = defaultdict(list)
     for row in steered:
         groups[row["method"], row["strength"], "all"].append(row)
@@ -117,7 +117,7 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
     best, reported = _best(steered, bootstrap, seed)
     originals = [row for row in rows if row["method"] == NONE]
     return {
-        "studies": len({row["study"] for row in steered}),
+        "studies": len({row["study_id"] for row in steered}),
         "unsteered": {
             "reports": len(originals),
             "degenerate": sum(bool(row["degenerate"]) for row in originals),
@@ -132,7 +132,7 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
 
 def _halves(rows: Sequence[dict[str, Any]], seed: int) -> set[str]:
     """The studies on which strengths are chosen: every other one in a shuffled order."""
-    studies = np.array(sorted({row["study"] for row in rows}))
+    studies = np.array(sorted({row["study_id"] for row in rows}))
     return set(np.random.default_rng([seed, 2]).permutation(studies)[::2].tolist())
 
 
@@ -154,14 +154,14 @@ def _best(
     for (concept, method, intended), group in sorted(groups.items()):
         scores: dict[float, int] = defaultdict(int)
         for row in group:
-            if row["study"] in choosing:
+            if row["study_id"] in choosing:
                 scores[row["strength"]] += row["on_target"] - row["off_target"] if _whole(row) else -1
         entry = {"concept": concept, "method": method, "intended": intended, "feature": group[0]["feature"]}
         if not scores:
             best.append(entry | {"strength": None, "chosen_on": 0})
             continue
         strength = max(scores, key=lambda s: (scores[s], -abs(s)))
-        rest = [row for row in group if row["strength"] == strength and row["study"] not in choosing]
+        rest = [row for row in group if row["strength"] == strength and row["study_id"] not in choosing]
         chosen_on = sum(row["strength"] == strength for row in group) - len(rest)
         best.append(entry | {"strength": strength, "chosen_on": chosen_on} | bootstrap.rates(rest))
         reported[method] += rest

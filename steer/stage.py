@@ -40,10 +40,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Writes `steer/NAME/`: `directions.json` (each direction with its target and the size of its unit),
     `directions.npy` (their vectors, in the same order) and `generations.jsonl`, one line per report:
 
-      study, prompt      the study's id, and a hash of what the model was shown of it, without an added sentence
+      study_id, prompt   the study's id, and a hash of what the model was shown of it, without an added sentence
       direction, strength   the key of the direction, and how strongly, in its units
       original, steered  the reports at strength 0, by the same program, and at this strength
-      tokens, finished   of the steered report: its length, and whether it ended by itself
+      n_tokens, finished   of the steered report: its length, and whether it ended by itself
       finite             whether all its tokens were chosen from finite logits
       mean_nll           its mean negative log-likelihood under the unsteered model, nats per token
       settings           method, concepts, feature, unit and its size, site, edited positions, sampling
@@ -164,7 +164,7 @@ def _join(parts: jsonl.PartFiles, path: Path) -> int:
 
 def _known(study: int, row: GenerationRow, sweep: Sweep) -> dict[str, Any]:
     """What is known of a line before its report is written."""
-    return {"study": sweep.studies[study].study_id, "direction": row.direction.key, "strength": row.strength}
+    return {"study_id": sweep.studies[study].study_id, "direction": row.direction.key, "strength": row.strength}
 
 
 def _lines(study: int, reports: Sequence[SteeredReport], sweep: Sweep) -> list[dict[str, Any]]:
@@ -178,7 +178,7 @@ def _line(row: GenerationRow, report: SteeredReport, sweep: Sweep) -> dict[str, 
     direction, section = row.direction, sweep.section
     return {
         "steered": report.text,
-        "tokens": report.tokens,
+        "n_tokens": report.tokens,
         "finished": report.finished,
         "finite": report.finite,
         "mean_nll": report.mean_nll if np.isfinite(report.mean_nll) else None,

@@ -26,7 +26,7 @@ _MAX_NON_ACTIVATING = 3  # contexts of a feature of each non-activating kind
 _LEVELS = 100  # activations in the page are whole percents of the feature's largest
 _BATCH = 256  # features whose exemplars are read together
 # Columns that the page does not show.
-_NOT_SHOWN = {"judge", "prompt_version", "cost", "accuracy", "kinds", "parent_share"} | {
+_NOT_SHOWN = {"judge", "prompt_version", "cost", "accuracy", "parent_share"} | {
     f"{name}_interval" for name in ("accuracy", "precision", "recall", "detection_random", "detection_hard", "fuzzing")
 }
 

@@ -50,7 +50,7 @@ function correlationPanel(i) {
     h("tr", {}, h("td", {}, label), h("td", { class: "num" }, h("span", { class: "meter bare" + (r < 0 ? " bad" : "") }, bar(Math.abs(r)), fixed(r))))))) : h("p", { class: "soft" }, "It does not vary."));
 }
 function similarStudies(id) {
-  if (!D.similar) return h("p", { class: "soft" }, `Not computed: run python -m launch.similar --study=${id}, and this page again.`);
+  if (!D.similar) return h("p", { class: "soft" }, `Not computed: run python -m launch.similar --study_id=${id}, and this page again.`);
   const rows = D.similar[id];
   if (!rows) return h("p", { class: "soft" }, "Only in the page as similar to another study.");
   if (!rows.length) return h("p", { class: "soft" }, "No feature is active in it.");

@@ -47,7 +47,7 @@ def steered_features(steer: Path, evaluated: Path, evaluation: Mapping[str, Any]
         possible = outcome is None or outcome["eligible"] or not outcome["intended"]
         if line["strength"] == strengths[key] and possible and taken[key] < _MAX_PAIRS:
             taken[key] += 1
-            pair = {name: line[name] for name in ("study", "strength", "original", "steered")}
+            pair = {name: line[name] for name in ("study_id", "strength", "original", "steered")}
             entry["examples"].append(pair | {"intended": key[1], "outcome": outcome})
     for entry in features.values():
         entry["rates"] = [

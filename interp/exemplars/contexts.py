@@ -9,21 +9,6 @@ from maira_jax.inputs.tokens import Kind
 
 _SENTENCE_ENDS = (".", "?", "!")
 
-SECTION_NAMES = {
-    Kind.PAD: "padding",
-    Kind.BOS: "start token",
-    Kind.BOILERPLATE: "prompt",
-    Kind.IMAGE: "image",
-    Kind.IMAGE_LAST: "image",
-    Kind.INDICATION: "indication",
-    Kind.TECHNIQUE: "technique",
-    Kind.COMPARISON: "comparison",
-    Kind.PRIOR_REPORT: "prior report",
-    Kind.FINDINGS: "findings",
-    Kind.EOS: "end token",
-}
-SECTIONS = tuple(dict.fromkeys(SECTION_NAMES[kind] for kind in Kind))
-
 
 @dataclasses.dataclass(frozen=True)
 class Contexts:
@@ -92,7 +77,7 @@ def split_into_contexts(
     """Ends a context where its study, section or sentence ends, where tokens were left out, and at a maximum length.
 
     Args:
-      study, position, token_id, kind: the columns of the store's token table. [n] each
+      study, position, token_id, kind: of the store's rows (see `TokenRows`). [n] each
       pieces: the text of every token id, with a word boundary as a leading space.
       max_length: length of the longest context, in tokens.
 

@@ -62,10 +62,10 @@ class Corpus:
         if is_of_images(store.source):
             start, stop = (studies[name].to_numpy() for name in ("start", "stop"))
             return cls(store, studies, np.zeros(0, np.int32), (), image_contexts(start, stop), held_out)
-        tokens = {name: store.tokens[name].to_numpy() for name in ("study", "position", "token_id", "kind")}
-        pieces = _pieces(Tokenizer.from_dir(workdir / "model"), tokens["token_id"])
-        cut = split_into_contexts(**tokens, pieces=pieces, max_length=max_length)
-        return cls(store, studies, tokens["token_id"], pieces, cut, held_out)
+        tokens = store.tokens
+        pieces = _pieces(Tokenizer.from_dir(workdir / "model"), tokens.token_id)
+        columns = (tokens.study, tokens.position, tokens.token_id, tokens.kind)
+        return cls(store, studies, tokens.token_id, pieces, split_into_contexts(*columns, pieces, max_length), held_out)
 
     @property
     def of_images(self) -> bool:

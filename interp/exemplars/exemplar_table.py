@@ -6,12 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars.contexts import SECTION_NAMES
 from interp.exemplars.corpus import Corpus
 from interp.exemplars.index import SPLITS, SplitIndex
 from interp.exemplars.selection import KINDS, RANDOM, Exemplars, hard_candidates, non_activating_only, select
 from interp.exemplars.token_activations import token_activations
-from maira_jax.inputs.tokens import Kind
+from maira_jax.inputs.tokens import SECTION_NAMES, Kind
 from maira_jax.run import files
 from sae.autoencoder import Sae
 

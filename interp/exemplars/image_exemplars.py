@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars.contexts import SECTION_NAMES, Contexts
+from interp.exemplars.contexts import Contexts
 from interp.exemplars.corpus import Corpus
 from interp.exemplars.exemplar_table import SCHEMA
 from interp.exemplars.index import SPLITS
@@ -21,7 +21,7 @@ from interp.exemplars.index_pass.running_index import hash_uniform
 from interp.exemplars.selection import DECILE, KINDS, N_DECILES, RANDOM, TOP, Exemplars
 from interp.exemplars.study_peaks import StudyPeaks
 from interp.exemplars.token_activations import token_activations
-from maira_jax.inputs.tokens import Kind
+from maira_jax.inputs.tokens import SECTION_NAMES, Kind
 from maira_jax.run import files
 from maira_jax.run.progress import progress
 from sae.autoencoder import Sae

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from interp.exemplars.contexts import SECTION_NAMES
-from maira_jax.inputs.tokens import Kind
+from maira_jax.inputs.tokens import SECTION_NAMES, Kind
 
 # Tokens above this share of an example's largest activation are marked (delphi's choice).
 MARK_ABOVE = 0.3
@@ -46,12 +45,17 @@ def marked(section: str, tokens: Sequence[str], strong: Sequence[bool]) -> str:
     return shown_text(section, (*pieces, MARK_END if open_run else ""))
 
 
+def section_words(section: str) -> str:
+    """A section's name as prompts and explanations write it."""
+    return section.replace("_", " ")
+
+
 def shown_text(section: str, tokens: Iterable[str]) -> str:
     """The line that shows a context in every prompt."""
-    return f"{section}: {' '.join(''.join(tokens).split())}"
+    return f"{section_words(section)}: {' '.join(''.join(tokens).split())}"
 
 
 def split_shown(line: str) -> tuple[str, str]:
-    """Section and words of a line made by `shown_text`."""
+    """The words for the section, and the text, of a line made by `shown_text`."""
     section, _, words = line.partition(": ")
     return section, words

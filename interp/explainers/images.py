@@ -90,8 +90,8 @@ class StudyImages:
         """Study id -> positions of the last token of each of its images, in order."""
         store = ActivationStore.open(self._activations)
         tokens, ids = store.tokens, store.studies["study_id"].to_pylist()
-        last = np.flatnonzero(tokens["kind"].to_numpy() == Kind.IMAGE_LAST)
-        study, position = tokens["study"].to_numpy()[last], tokens["position"].to_numpy()[last]
+        last = np.flatnonzero(tokens.kind == Kind.IMAGE_LAST)
+        study, position = tokens.study[last], tokens.position[last]
         order = np.lexsort((position, study))
         begin = np.searchsorted(study[order], np.arange(len(ids) + 1))
         return {name: position[order[begin[i] : begin[i + 1]]] for i, name in enumerate(ids)}

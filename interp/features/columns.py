@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from interp.exemplars import neighbours
-from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
 from interp.exemplars.index import SplitIndex, pool_activity
 from interp.features import logit_lens, relatives
 from interp.features.concepts import ConceptFit, StudyLabels
 from maira_jax.checkpoint.store import load_unembedding
-from maira_jax.inputs.tokens import Kind, Tokenizer
+from maira_jax.inputs.tokens import SECTION_NAMES, SECTIONS, Kind, Tokenizer
 from sae.activations.store import HELD_OUT, TRAIN
 from sae.autoencoder import Sae
 
@@ -38,7 +37,6 @@ def of_activity(sae: Sae, found: Mapping[str, SplitIndex]) -> dict[str, Any]:
         "n_contexts_held_out": held_out.n_contexts,
         "histogram": (train.histogram + held_out.histogram).tolist(),
         "sections": [{name: float(column[i]) for name, column in by_section.items()} for i in range(sae.n_features)],
-        "kinds": [{kind.name.lower(): float(row[int(kind)]) for kind in Kind} for row in share],
     }
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars.contexts import SECTIONS
 from interp.exemplars.selection import NON_ACTIVATING_KINDS
 from interp.features import relatives
 from interp.features.summary import JudgeOrigin, summarise
 from interp.scorers.detection import SHUFFLED
-from maira_jax.inputs.tokens import Kind
+from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
 
 _INTERVAL = pa.list_(pa.float64(), 2)
@@ -61,7 +60,6 @@ SCHEMA = pa.schema(
         ("n_contexts_held_out", pa.int64()),
         ("histogram", pa.list_(pa.int64())),  # peaks of activating contexts; edges in summary.json
         ("sections", pa.struct([(name, pa.float64()) for name in SECTIONS])),  # share of its active tokens
-        ("kinds", pa.struct([(kind.name.lower(), pa.float64()) for kind in Kind])),  # the same by kind of token
         ("top_tokens", pa.list_(pa.string())),
         # Tokens whose logits the decoder row raises the furthest; null without a language head.
         ("promoted", pa.list_(pa.string())),

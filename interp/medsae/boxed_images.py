@@ -49,7 +49,7 @@ def frontal_patches(store: ActivationStore) -> tuple[np.ndarray, tuple[int, int]
     if "encoder" in source:
         grid = source.get("grid")
         return (np.where(stop > start, start, -1), (grid[0], grid[1]), source["view"]) if grid else None
-    kind = store.tokens["kind"].to_numpy()
+    kind = store.tokens.kind
     is_image, is_last = np.isin(kind, (Kind.IMAGE, Kind.IMAGE_LAST)), kind == Kind.IMAGE_LAST
     begin, last = (_next(part, start) for part in (is_image, is_last))
     length = np.where(last < stop, last - begin + 1, 0)

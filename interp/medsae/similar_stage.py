@@ -27,7 +27,7 @@ _INPUTS = ("activations", "sae")
 class SimilarSection(Section, name="similar"):
     """Which study others are compared with, by their codes of features, and which of them are shown."""
 
-    study: str = setting("", "Id of the study.")
+    study_id: str = setting("", "Id of the study.")
     n: int = setting(10, "At most this many studies are shown.", ge=1)
     split: str | None = setting(
         None, "Only studies of this split are shown; None: of both.", choices=lambda: (TRAIN, HELD_OUT)
@@ -36,7 +36,7 @@ class SimilarSection(Section, name="similar"):
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Prints the studies nearest to `similar.study`, and the features that each shares with it.
+    """Prints the studies nearest to `similar.study_id`, and the features that each shares with it.
 
     The codes are written to `workdir/similar` when they are first needed, by all processes of the run.
 
@@ -48,13 +48,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         of `label.sections` or no active feature.
     """
     section, sections = SimilarSection.of(config), LabelSection.of(config).sections
-    if not section.study:
-        raise UserError("similar.study is empty: name a study with --study=ID")
+    if not section.study_id:
+        raise UserError("similar.study_id is empty: name a study with --study_id=ID")
     workdir, mesh = Path(workdir), RunSection.of(config).mesh
     with Stage(workdir, "similar", {"sections": sections}, inputs=_INPUTS, computing={"mesh": mesh}) as stage:
         store = ActivationStore.open(workdir / "activations")
-        if section.study not in store.studies["study_id"].to_pylist():
-            raise UserError(f"study {section.study} is not in {store.directory}: name one of its studies.parquet")
+        if section.study_id not in store.studies["study_id"].to_pylist():
+            raise UserError(f"study {section.study_id} is not in {store.directory}: name one of its studies.parquet")
         if not stage.finished:
             stage.finish(_write_codes(store, workdir, sections, stage.dir, mesh))
         if processes.is_first():
@@ -95,7 +95,7 @@ def _lines(section: SimilarSection, codes: StudyCodes, studies: pa.Table, names:
         present = [name for name, value in json.loads(labels[codes.study_id[row]]).items() if value]
         return f"{codes.study_id[row]} ({codes.split[row]}): {', '.join(present) or 'no label'}"
 
-    own = codes.row(section.study)
+    own = codes.row(section.study_id)
     yield described(own)
     rows, similarity = nearest(codes, own, section.n, split=section.split, same_patient=section.same_patient)
     for place, (row, cosine) in enumerate(zip(rows.tolist(), similarity.tolist(), strict=True), start=1):

@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.exemplars.contexts import SECTIONS
 from interp.exemplars.index_pass.shared_sae import devices_of
 from interp.explainers.images import studies_of
 from interp.features.concepts import StudyLabels
@@ -33,6 +32,7 @@ from interp.medsae.monosemanticity import NeuronMeasures
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.vectors import study_vectors
 from maira_jax.errors import UserError
+from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.stage import Stage

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interp.exemplars.contexts import SECTION_NAMES
 from interp.exemplars.index_pass.blocks import read_ahead
 from interp.exemplars.index_pass.shared_sae import SharedSae, everywhere, features
 from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.errors import UserError
-from maira_jax.inputs.tokens import Kind
+from maira_jax.inputs.tokens import SECTION_NAMES, Kind
 from maira_jax.run import files, processes, storage
 from maira_jax.run.progress import progress
 from sae.activations.store import ActivationStore
@@ -67,11 +66,10 @@ def study_vectors(
     """
     kinds = [int(kind) for kind in Kind if SECTION_NAMES[kind] in sections]
     tokens = store.tokens
-    kind = tokens["kind"].to_numpy()
-    rows = np.flatnonzero(np.isin(kind, kinds) | (kind < 0))
+    rows = np.flatnonzero(np.isin(tokens.kind, kinds) | (tokens.kind < 0))
     if not len(rows):
         raise UserError(f"{store.directory} has no tokens of the sections {', '.join(sections)}: name others")
-    study, number = np.unique(tokens["study"].to_numpy()[rows], return_inverse=True)
+    study, number = np.unique(tokens.study[rows], return_inverse=True)
     share = len(rows) * np.arange(processes.count()) // processes.count()  # rows
     cuts = [*number[share].tolist(), len(study)]  # no study is divided
     begin, stop = cuts[processes.index() : processes.index() + 2]

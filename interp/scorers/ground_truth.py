@@ -16,12 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from interp.exemplars.contexts import SECTION_NAMES
 from interp.exemplars.corpus import Corpus
 from interp.exemplars.index import SPLITS, SplitIndex
+from interp.exemplars.shown import section_words
 from interp.explainers.rules import words
 from maira_jax.inputs.prompt import NOT_AVAILABLE
-from maira_jax.inputs.tokens import Kind
+from maira_jax.inputs.tokens import SECTION_NAMES, SECTIONS, Kind
 from sae.activations.store import HELD_OUT
 
 _REPORTS = (Kind.FINDINGS, Kind.PRIOR_REPORT)
@@ -93,13 +93,12 @@ def statements(
       stated: study id -> sentence -> what it states (see `Study.stated`).
       min_contexts: contexts that a word needs to be a statement.
     """
-    sections = sorted(set(SECTION_NAMES.values()))
     concepts = sorted({name for sentences in stated.values() for states in sentences.values() for name in states})
     contexts = corpus.contexts
     texts = [corpus.text(i) for i in range(len(contexts))]
     counts = Counter(word for text in texts for word in set(words(text)))
     spoken = sorted(word for word, n in counts.items() if n >= min_contexts)
-    facts = (*(f"any {section}" for section in sections), _EMPTY, *concepts)
+    facts = (*(f"any {section_words(section)}" for section in sorted(SECTIONS)), _EMPTY, *concepts)
     names = (*facts, *(f'"{word}"' for word in spoken))
     number = {name: i for i, name in enumerate(names)}
     holds, known = np.zeros((len(contexts), len(names)), bool), np.zeros(len(contexts), bool)
@@ -113,7 +112,7 @@ def statements(
             states = frozenset({_EMPTY})
         if states is not None:
             known[i] = True
-            true = (f"any {SECTION_NAMES[kind]}", *states, *(f'"{word}"' for word in words(texts[i])))
+            true = (f"any {section_words(SECTION_NAMES[kind])}", *states, *(f'"{word}"' for word in words(texts[i])))
             holds[i, [number[name] for name in true if name in number]] = True
     return Statements(names, len(facts), holds, known, contexts.length) if known.any() else None
 

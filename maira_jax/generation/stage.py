@@ -71,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
       study_id             the study's id
       findings             the text, without boxes
-      tokens, finished     number of generated tokens, and whether the text ended by itself
+      n_tokens, finished   number of generated tokens, and whether the text ended by itself
       prompt               the first 16 hex digits of a hash over the prompt's tokens
 
     and, where boxes were asked for:
@@ -140,7 +140,7 @@ def _generate(
         path.write_text("".join(map(jsonl.line, records)), encoding="utf-8")
     counts = {
         "studies": len(records),
-        "tokens": sum(record["tokens"] for record in records),
+        "tokens": sum(record["n_tokens"] for record in records),
         "unfinished": sum(not record["finished"] for record in records),
     }
     if section.task != REPORT:
@@ -210,7 +210,7 @@ def _record(study: Study, section: GenerateSection, written: GeneratedText) -> d
             record["phrase"] = _phrase(study, section)
         record |= {"findings": report.plain, "text": written.text, "phrases": _phrases(report, width, height)}
         record |= {"unparsed": report.unparsed, "width": width, "height": height}
-    return record | {"tokens": written.tokens, "finished": written.finished}
+    return record | {"n_tokens": written.tokens, "finished": written.finished}
 
 
 def _phrases(report: GroundedReport, width: int, height: int) -> list[dict[str, Any]]:

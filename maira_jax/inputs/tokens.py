@@ -37,6 +37,11 @@ class Kind(IntEnum):
     EOS = 10
 
 
+# The section of a study's sequence that a token is part of, as every file and field names it.
+SECTION_NAMES = {kind: "image" if kind == Kind.IMAGE_LAST else kind.name.lower() for kind in Kind}
+SECTIONS = tuple(dict.fromkeys(SECTION_NAMES.values()))
+
+
 _SECTION_KINDS = {
     PromptSection.INDICATION: Kind.INDICATION,
     PromptSection.TECHNIQUE: Kind.TECHNIQUE,

@@ -73,7 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             stage.record({"batch_size": harvester.batch_size})
             plan = harvester.plan
             layout = StoreLayout.of(plan.n_tokens, harvester.d_model, harvest.dtype)
-            writer = StoreWriter(stage.dir, layout, plan.token_table(), harvester.studies, harvester.source)
+            writer = StoreWriter(stage.dir, layout, plan.tokens(), harvester.studies, harvester.source)
             read = functools.partial(harvester.read, trace=StepTrace.of_run(config, workdir, "harvest"))
             open_shards.fill(
                 writer, plan.starts, harvester.batches.all(), read, lambda: harvester.queue.clock, unit="tok"

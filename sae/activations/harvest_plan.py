@@ -14,6 +14,7 @@ from maira_jax.run.progress import progress
 from maira_jax.studies.splits import split_of
 from maira_jax.studies.study import Study
 from sae.activations.config import HarvestSection
+from sae.activations.token_rows import TokenRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +51,14 @@ class HarvestPlan:
         first = int(np.searchsorted(self.starts, rows[0], side="right")) - 1
         return range(first, int(np.searchsorted(self.starts, rows[1], side="left")))
 
-    def token_table(self) -> pa.Table:
-        """The token table of the store; see `TOKEN_SCHEMA`."""
+    def tokens(self) -> TokenRows:
+        """Which token each row of the store is."""
         pairs = [(request.encoded, kept) for request, kept in zip(self.requests, self.kept, strict=True)]
-        return pa.table(
-            {
-                "study": np.repeat(np.arange(len(pairs), dtype=np.int32), np.diff(self.starts)),
-                "position": np.concatenate([kept for _, kept in pairs]).astype(np.int32),
-                "token_id": np.concatenate([row.ids[kept] for row, kept in pairs]),
-                "kind": np.concatenate([row.kinds[kept] for row, kept in pairs]),
-            }
+        return TokenRows(
+            np.repeat(np.arange(len(pairs), dtype=np.int32), np.diff(self.starts)),
+            np.concatenate([kept for _, kept in pairs]).astype(np.int32),
+            np.concatenate([row.ids[kept] for row, kept in pairs]),
+            np.concatenate([row.kinds[kept] for row, kept in pairs]),
         )
 
 

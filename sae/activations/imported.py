@@ -30,10 +30,10 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies.splits import split_of
 from sae.activations.config import HarvestSection
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 
 _NAMES = ("study_id", "patient_id", "split")
 # Token id and kind of activations that are not those of a language model.
-_NO_TOKEN = -1
 
 
 class ArrayFile(NamedTuple):
@@ -158,7 +158,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         studies = _study_table(_names(harvest.table, arrays, n), n, tokens, harvest.held_out_fraction, config.seed)
         layout = StoreLayout.of(n * tokens, d_model, harvest.dtype)
         source = {"arrays": {str(path): files.content_digest(path) for path in paths}}
-        writer = StoreWriter(stage.dir, layout, token_table(n, tokens), studies, source)
+        writer = StoreWriter(stage.dir, layout, TokenRows.without_tokens(n, tokens), studies, source)
         with progress(total=layout.n_tokens, unit="tok", desc="arrays") as bar:
             missing = set(writer.missing())
             for shard in range(layout.n_shards):
@@ -190,18 +190,6 @@ def _rows(arrays: Sequence[ArrayFile], tokens: int, start: int, stop: int) -> np
             parts.append(part.reshape(-1, part.shape[-1]))  # [studies * tokens, d_model]
         offset += array.shape[0]
     return np.concatenate(parts)[start - first * tokens :][: stop - start]
-
-
-def token_table(n: int, tokens: int) -> pa.Table:
-    """The token table (see `TOKEN_SCHEMA`) of `n` studies with `tokens` rows each, none of them a word."""
-    return pa.table(
-        {
-            "study": np.repeat(np.arange(n, dtype=np.int32), tokens),
-            "position": np.tile(np.arange(tokens, dtype=np.int32), n),
-            "token_id": np.full(n * tokens, _NO_TOKEN, np.int32),
-            "kind": np.full(n * tokens, _NO_TOKEN, np.int8),
-        }
-    )
 
 
 def _names(table: str, arrays: Sequence[ArrayFile], n: int) -> pa.Table | None:

@@ -1,8 +1,8 @@
 """The activation store: one row per token, and for every row the word and the study it comes from.
 
     values.zarr/      zarr3 [tokens, d_model], sharded; bfloat16 or float32
-    tokens.parquet    one row per token: study (row of studies.parquet), position, token_id, kind
-    studies.parquet   one row per study: study_id, patient_id, split, labels (JSON of {concept: bool}), start, stop
+    tokens.parquet    one row per token (see `TOKEN_SCHEMA`)
+    studies.parquet   one row per study (see `STUDY_SCHEMA`)
     shards/<n>.json   one file per finished shard
     store.json        shape, dtype, shard and chunk rows, and where the activations come from
 
@@ -13,10 +13,10 @@ finished, so a killed harvest loses at most the shards that it was writing.
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,15 +26,13 @@ import tensorstore as ts
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files, processes, storage
 from sae.activations.row_ranges import RowRanges
+from sae.activations.token_rows import TokenRows
 
 TRAIN, HELD_OUT = "train", "held_out"
 # Rows of a shard, the unit of writing: a killed harvest loses at most one; 64 MiB for 1024 float32 columns.
 SHARD_ROWS = 16384
 # Rows of a chunk, the unit of reading: about one study's tokens, so that reading a study reads little else.
 CHUNK_ROWS = 128
-TOKEN_SCHEMA = pa.schema(
-    [("study", pa.int32()), ("position", pa.int32()), ("token_id", pa.int32()), ("kind", pa.int8())]
-)
 STUDY_SCHEMA = pa.schema(
     [
         ("study_id", pa.string()),
@@ -45,7 +43,10 @@ STUDY_SCHEMA = pa.schema(
         ("stop", pa.int64()),
     ]
 )
+TOKENS, STUDIES = "tokens.parquet", "studies.parquet"
 _HEADER = "store.json"
+_Table = TypeVar("_Table")
+_VERSION = 2  # of the tables' columns: a store with others is refused
 
 
 class ActivationRows(Protocol):
@@ -205,28 +206,28 @@ class StoreWriter:
     Args:
       directory: the store's folder.
       layout: shape and storage of the store.
-      tokens: the token table with `layout.n_tokens` rows; see `TOKEN_SCHEMA`.
+      tokens: which tokens the `layout.n_tokens` rows are.
       studies: the study table; see `STUDY_SCHEMA`.
       source: where the activations come from (site, token filter, model), as plain values.
 
     Raises:
       UserError: the folder holds another store.
-      ValueError: the token table does not fit the layout.
+      ValueError: there are other numbers of tokens and of rows.
     """
 
     def __init__(
-        self, directory: Path, layout: StoreLayout, tokens: pa.Table, studies: pa.Table, source: Mapping[str, Any]
+        self, directory: Path, layout: StoreLayout, tokens: TokenRows, studies: pa.Table, source: Mapping[str, Any]
     ):
         self.directory, self.layout, self.studies = Path(directory), layout, studies
-        if tokens.num_rows != layout.n_tokens:
-            raise ValueError(f"{tokens.num_rows} rows in the token table of a store of {layout.n_tokens}")
-        self._header = {"layout": dataclasses.asdict(layout), "source": dict(source)}
+        if len(tokens) != layout.n_tokens:
+            raise ValueError(f"{len(tokens)} tokens for a store of {layout.n_tokens} rows")
+        self._header = {"version": _VERSION, "layout": dataclasses.asdict(layout), "source": dict(source)}
         if processes.is_first():
             self._begin(tokens)
         processes.barrier()
         self._values = _open_values(self.directory, layout, False, _default_readers())
 
-    def _begin(self, tokens: pa.Table) -> None:
+    def _begin(self, tokens: TokenRows) -> None:
         header = self.directory / _HEADER
         if header.is_file():
             if files.read_json(header) != self._header:
@@ -234,9 +235,10 @@ class StoreWriter:
                     f"{header} describes another store: delete {self.directory} or choose another --workdir"
                 )
         else:
-            for name, table, schema in (("tokens", tokens, TOKEN_SCHEMA), ("studies", self.studies, STUDY_SCHEMA)):
-                with files.atomic_path(self.directory / f"{name}.parquet") as path:
-                    pq.write_table(table.select(schema.names).cast(schema), path)
+            with files.atomic_path(self.directory / TOKENS) as path:
+                tokens.write(path, self.studies["study_id"])
+            with files.atomic_path(self.directory / STUDIES) as path:
+                pq.write_table(self.studies.select(STUDY_SCHEMA.names).cast(STUDY_SCHEMA), path)
         _open_values(self.directory, self.layout, True, _default_readers())
         files.write_json(header, self._header)
 
@@ -315,6 +317,11 @@ class ActivationStore:
         """
         directory = Path(directory)
         header = files.read_object(directory / _HEADER)
+        if header.get("version") != _VERSION:
+            raise UserError(
+                f"{directory} was written by another version of this program, with other columns: delete it and "
+                "harvest again"
+            )
         try:
             layout = StoreLayout(**header["layout"])
         except (TypeError, KeyError, ValueError) as error:
@@ -343,21 +350,21 @@ class ActivationStore:
         return self._values.dtype.numpy_dtype
 
     @property
-    def tokens(self) -> pa.Table:
-        """The token table, one row per token; see `TOKEN_SCHEMA`."""
-        return self._table("tokens")
+    def tokens(self) -> TokenRows:
+        """Which token each row is."""
+        studies = self.studies
+        return self._read(TOKENS, lambda path: TokenRows.read(path, studies["start"].to_numpy()))
 
     @property
     def studies(self) -> pa.Table:
         """The study table; see `STUDY_SCHEMA`."""
-        return self._table("studies")
+        return self._read(STUDIES, pq.read_table)
 
-    def _table(self, name: str) -> pa.Table:
-        path = self.directory / f"{name}.parquet"
+    def _read(self, name: str, read: Callable[[Path], _Table]) -> _Table:
         try:
-            return pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{path} cannot be read ({first_line(error)}): harvest again") from error
+            return read(self.directory / name)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.directory / name} cannot be read ({first_line(error)}): harvest again") from error
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, float32 [stop - start, d_model]."""
@@ -393,13 +400,11 @@ class ActivationStore:
 
     def rows_of(self, split: str) -> RowRanges:
         """The rows of one split's tokens."""
-        path = self.directory / "studies.parquet"
-        try:
-            # In parts: the whole table of a large store takes more memory than all else that reading needs.
-            studies = pq.ParquetFile(path).iter_batches(columns=["split", "start", "stop"])
-            return RowRanges.of_split(studies, split)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{path} cannot be read ({first_line(error)}): harvest again") from error
+        # In parts: the whole table of a large store takes more memory than all else that reading needs.
+        columns = ["split", "start", "stop"]
+        return self._read(
+            STUDIES, lambda path: RowRanges.of_split(pq.ParquetFile(path).iter_batches(columns=columns), split)
+        )
 
     def chunk_bounds(self) -> np.ndarray:
         """The rows at which chunks begin, and the number of all rows. int64 [chunks + 1]"""

@@ -32,19 +32,18 @@ def study_sums(
       studies that are not for training.
     """
     studies, tokens = store.studies, store.tokens
-    study, kind = tokens["study"].to_numpy(), tokens["kind"].to_numpy()
-    wanted = (np.asarray(studies["split"].to_pylist()) == TRAIN)[study]  # [tokens]
+    wanted = (np.asarray(studies["split"].to_pylist()) == TRAIN)[tokens.study]  # [tokens]
     for start, stop in zip(studies["start"].to_pylist(), studies["stop"].to_pylist(), strict=True):
-        wanted[start:stop] &= measured(kind[start:stop])
+        wanted[start:stop] &= measured(tokens.kind[start:stop])
     sums = np.zeros((len(studies), width), values(np.zeros((1, store.d_model), np.float32)).dtype)
     for start in range(0, store.n_tokens, _BLOCK_ROWS):
         here = wanted[start : start + _BLOCK_ROWS]
         if here.any():
             found = values(store.read(start, start + len(here))[here].astype(np.float32))  # [rows, width]
-            of = study[start : start + len(here)][here]  # [rows]
+            of = tokens.study[start : start + len(here)][here]  # [rows]
             firsts = np.flatnonzero(np.diff(of, prepend=-1))
             sums[of[firsts]] += np.add.reduceat(found, firsts)
-    return sums, np.bincount(study[wanted], minlength=len(studies))
+    return sums, np.bincount(tokens.study[wanted], minlength=len(studies))
 
 
 def class_masks(labels: StudyLabels, concept: str) -> tuple[np.ndarray, np.ndarray]:

@@ -63,7 +63,7 @@ class FeatureCatalogue:
                 raise UserError(f"{source} has no feature {number}: it has {sae.n_features}")
         encode = _encoder(sae, np.array(chosen))
         train = np.asarray(store.studies["split"].to_pylist()) == TRAIN
-        wanted = train[store.tokens["study"].to_numpy()]
+        wanted = train[store.tokens.study]
         largest = np.zeros(len(chosen))
         for start in range(0, store.n_tokens, _BLOCK_ROWS):
             here = wanted[start : start + _BLOCK_ROWS]

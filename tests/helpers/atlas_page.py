@@ -60,7 +60,9 @@ def add_steering(workdir, evaluated=True):
             settings |= {"feature": 4 if strength else None, "unit": "max_activation"}
             original = f"The heart is normal. {ATTACK}" if study == 0 else "The heart is normal."
             steered = f"{original} A pacemaker is present." if strength > 0 else original
-            lines.append({"study": f"s{study}", "direction": "feature:4", "strength": strength, "settings": settings})
+            lines.append(
+                {"study_id": f"s{study}", "direction": "feature:4", "strength": strength, "settings": settings}
+            )
             lines[-1] |= {"original": original, "steered": steered, "finished": True}
             intended = "added" if strength > 0 else "removed" if strength else ""
             eligible = strength > 0 and study != 3

@@ -13,6 +13,7 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies.readers.registry import READERS, StudiesSection
 from maira_jax.studies.study import Box, Study
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 from sae.autoencoder import Sae
 from sae.saved import save_sae
 
@@ -57,10 +58,8 @@ def make_workdir(workdir: Path, patches: bool = False, **source: object) -> Path
     directions = ortho_group.rvs(D_MODEL, random_state=0)[:N_FEATURES].astype(np.float32)
     x = strength.reshape(-1, N_FEATURES) @ directions
     rows = np.arange(n + 1) * per_image
-    none = np.full(n * per_image, -1)
     with Stage(workdir, "activations", {}) as stage:
-        columns = {"study": np.repeat(np.arange(n), per_image), "position": np.tile(np.arange(per_image), n)}
-        tokens = pa.table(columns | {"token_id": none, "kind": none})
+        tokens = TokenRows.without_tokens(n, per_image)
         table = pa.table(
             {
                 "study_id": [study.study_id for study in studies],

@@ -21,6 +21,7 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Study
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 from sae.autoencoder import Sae
 from sae.saved import save_sae
 
@@ -78,7 +79,7 @@ def make_workdir(
     x = np.concatenate(strengths) @ directions
     stops = np.cumsum(lengths)
     with Stage(workdir, "activations", {}) as stage:
-        tokens = pa.table({name: np.concatenate(parts) for name, parts in columns.items()})
+        tokens = TokenRows(**{name: np.concatenate(parts) for name, parts in columns.items()})
         table = pa.table(
             {
                 "study_id": [study.study_id for study in studies],

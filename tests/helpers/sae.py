@@ -15,6 +15,7 @@ import pytest
 from configs import phantom
 from maira_jax.checkpoint import convert
 from maira_jax.inputs.prompt import reporting_prompt
+from maira_jax.inputs.tokens import Kind
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
 from maira_jax.phantom.pretraining import tokenizer_files
@@ -24,6 +25,7 @@ from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations import store
 from sae.activations.store import StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 from sae.autoencoder import Sae
 from sae.training.config import SaeConfig, TrainConfig, TrainSection
 from sae.training.presets import PRESETS
@@ -45,20 +47,18 @@ def numbered(n: int, d: int = 3) -> np.ndarray:
     return values
 
 
-def tables(n: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
-    """Token and study tables for `n` tokens in studies of 20 to 60; every fifth study is held out."""
+def tables(n: int, seed: int = 0) -> tuple[TokenRows, pa.Table]:
+    """Tokens and study table for `n` tokens in studies of 20 to 60; every fifth study is held out."""
     rng = np.random.default_rng(seed)
     ends = np.cumsum(rng.integers(20, 60, size=n // 20))
     ends = np.append(ends[ends < n], n)
     starts = np.append(0, ends[:-1])
     m = len(ends)
-    tokens = pa.table(
-        {
-            "study": np.repeat(np.arange(m, dtype=np.int32), ends - starts),
-            "position": (np.arange(n) - np.repeat(starts, ends - starts)).astype(np.int32),
-            "token_id": rng.integers(3, 100, n).astype(np.int32),
-            "kind": np.full(n, 9, np.int8),
-        }
+    tokens = TokenRows(
+        study=np.repeat(np.arange(m, dtype=np.int32), ends - starts),
+        position=(np.arange(n) - np.repeat(starts, ends - starts)).astype(np.int32),
+        token_id=rng.integers(3, 100, n).astype(np.int32),
+        kind=np.full(n, Kind.FINDINGS, np.int8),
     )
     studies = pa.table(
         {
@@ -71,6 +71,11 @@ def tables(n: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
         }
     )
     return tokens, studies
+
+
+def assert_same_tokens(a: TokenRows, b: TokenRows) -> None:
+    for name, values in vars(a).items():
+        np.testing.assert_array_equal(values, getattr(b, name))
 
 
 def make_store(

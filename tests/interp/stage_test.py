@@ -164,7 +164,7 @@ def test_statistics_match_the_store(features, finished):
     assert features[2]["sections"]["technique"] == 1.0
     assert sum(features[EVERYWHERE]["sections"].values()) == pytest.approx(1.0)
     assert features[EVERYWHERE]["mean_position"] == pytest.approx(np.mean(tokens["position"].to_numpy()))
-    assert features[2]["kinds"]["technique"] == 1.0 and features[DEAD]["mean_position"] is None
+    assert features[2]["sections"]["technique"] == 1.0 and features[DEAD]["mean_position"] is None
     head, tokenizer = load_unembedding(workdir / "model")[1], Tokenizer.from_dir(workdir / "model")
     logits = np.asarray(load_sae(workdir / "sae").params["W_dec"])[3] @ (head - head.mean(1, keepdims=True))
     order = np.argsort(logits)

@@ -58,7 +58,7 @@ def configured(**judge):
     cfg = config(**SETTINGS, **({"judge": "llm"} if judge else {}))
     cfg.studies.n, cfg.steer.name = 120, "test"
     cfg.judge.update(judge)
-    cfg.label.sections, cfg.similar.study = ("findings",), "phantom-0-000003"
+    cfg.label.sections, cfg.similar.study_id = ("findings",), "phantom-0-000003"
     return cfg
 
 
@@ -67,7 +67,7 @@ def program(command, workdir, cfg):
     given = {f"interpret.{name}": cfg.interpret[name] for name in (*SETTINGS, "judge")}
     given |= {f"judge.{name}": cfg.judge[name] for name in ("base_url", "model")}
     given |= {f"label.{name}": cfg.label[name] for name in ("bootstrap", "probe_seeds")}
-    given |= {"similar.study": cfg.similar.study, "studies.n": cfg.studies.n, "studies.seed": cfg.studies.seed}
+    given |= {"similar.study_id": cfg.similar.study_id, "studies.n": cfg.studies.n, "studies.seed": cfg.studies.seed}
     flags = [f"--config.{name}={value}" for name, value in given.items()]
     flags += [f"--config.label.sections={cfg.label.sections!r}", "--config.steer.name=test", f"--workdir={workdir}"]
     return ("-m", "tests.helpers.interp_process", command, *flags)
@@ -164,7 +164,7 @@ def made_up():
         for method, strength, steered in (("none", 0.0, clear), ("add", 2.0, effusion), ("random", 2.0, clear)):
             concept, feature = ("", None) if method == "none" else ("left pleural effusion", 3)
             yield {
-                "study": f"s{study:02d}", "direction": method, "strength": strength, "original": clear,
+                "study_id": f"s{study:02d}", "direction": method, "strength": strength, "original": clear,
                 "steered": steered, "finished": True, "finite": True, "mean_nll": 0.5,
                 "settings": {"method": method, "concept": concept, "feature": feature},
             }  # fmt: skip

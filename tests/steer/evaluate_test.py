@@ -35,7 +35,7 @@ def line(study: int, method: str, strength: float, original: str, steered: str) 
     concept = "" if method == "none" else "left pleural effusion"
     settings = {"method": method, "concept": concept, "feature": None if method == "none" else 3}
     return {
-        "study": f"s{study:02d}", "direction": method, "strength": strength, "original": original,
+        "study_id": f"s{study:02d}", "direction": method, "strength": strength, "original": original,
         "steered": steered, "finished": True, "finite": True, "mean_nll": 0.5 + abs(strength), "settings": settings,
     }  # fmt: skip
 
@@ -127,8 +127,8 @@ def test_intervals_cover_the_truth() -> None:
     measure = rates.MEASURES["no_change"]
     held = 0
     for seed in range(200):
-        rows = [{"study": f"{i}", "no_change": bool(rng.random() < 0.3), "degenerate": ""} for i in range(50)]
-        found = rates.StudyBootstrap([r["study"] for r in rows], 400, seed).rate(rows, measure)
+        rows = [{"study_id": f"{i}", "no_change": bool(rng.random() < 0.3), "degenerate": ""} for i in range(50)]
+        found = rates.StudyBootstrap([r["study_id"] for r in rows], 400, seed).rate(rows, measure)
         held += found["low"] <= 0.3 <= found["high"]
     assert 0.88 <= held / 200 <= 0.99
 
@@ -139,17 +139,17 @@ def test_results_name_what_changed(evaluated: tuple[Path, dict]) -> None:
     lines = (workdir / "steer" / "made" / "generations.jsonl").read_text().splitlines()
     for row in rows:
         source = json.loads(lines[row["line"]])
-        assert (row["study"], row["strength"]) == (source["study"], source["strength"])
+        assert (row["study_id"], row["strength"]) == (source["study_id"], source["strength"])
         same = difflib.SequenceMatcher(None, words_of(source["original"]), words_of(source["steered"])).ratio() == 1
         assert (row["edit_distance"] == 0) == same
-    made = next(r for r in rows if r["strength"] == 2.0 and r["method"] == "add" and r["study"] == "s05")
+    made = next(r for r in rows if r["strength"] == 2.0 and r["method"] == "add" and r["study_id"] == "s05")
     assert made["added"] == ["left pleural effusion", "pacemaker"]
     assert made["on_target"] and made["off_target"]
 
 
 def test_a_broken_line_is_refused(tmp_path: Path) -> None:
     with Stage(tmp_path, "steer/made", {}) as stage:
-        (stage.dir / "generations.jsonl").write_text('{"study": "s0\n')
+        (stage.dir / "generations.jsonl").write_text('{"study_id": "s0\n')
         stage.finish({})
     with pytest.raises(UserError, match="generations.jsonl, line 1,"):
         evaluate.run(
@@ -176,9 +176,9 @@ def test_a_language_model_compares_the_reports(tmp_path: Path) -> None:
         bodies = server.record()["bodies"]
     rows = pq.read_table(tmp_path / "evaluation" / "made" / "results.parquet").to_pylist()
     judged = [row for row in rows if row["judge_concept"] is not None]
-    assert {row["study"] for row in judged} == {f"s{i:02d}" for i in range(7)}
+    assert {row["study_id"] for row in judged} == {f"s{i:02d}" for i in range(7)}
     assert {row["method"] for row in judged} == {"add"}
-    made = next(r for r in judged if r["strength"] == 2.0 and r["study"] == "s05")
+    made = next(r for r in judged if r["strength"] == 2.0 and r["study_id"] == "s05")
     before, after = ({*words_of(report(*has))} - {".", ","} for has in ((False,), (True, True)))
     assert made["judge_on_target"] == 0 and made["judge_off_target"] == len(before ^ after)
     assert (made["judge_concept"], made["judge_report"], made["judge_fluency"]) == (2, 2, 1)

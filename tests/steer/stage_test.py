@@ -21,6 +21,7 @@ from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations.store import StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 from sae.autoencoder import Sae
 from sae.formats import safetensors as plain_file
 from sae.saved import load_sae, save_sae
@@ -69,13 +70,11 @@ def make_config() -> ConfigDict:
 def write_activations(directory: Path, studies: list, rng: np.random.Generator) -> None:
     per_study = 6
     n = per_study * len(studies)
-    tokens = pa.table(
-        {
-            "study": np.repeat(np.arange(len(studies)), per_study).astype(np.int32),
-            "position": np.tile(np.arange(per_study), len(studies)).astype(np.int32),
-            "token_id": np.full(n, 7, np.int32),
-            "kind": np.tile([Kind.INDICATION, *[Kind.FINDINGS] * 5], len(studies)).astype(np.int8),
-        }
+    tokens = TokenRows(
+        study=np.repeat(np.arange(len(studies)), per_study).astype(np.int32),
+        position=np.tile(np.arange(per_study), len(studies)).astype(np.int32),
+        token_id=np.full(n, 7, np.int32),
+        kind=np.tile([Kind.INDICATION, *[Kind.FINDINGS] * 5], len(studies)).astype(np.int8),
     )
     table = pa.table(
         {
@@ -160,10 +159,10 @@ def test_one_line_per_study_direction_and_strength(swept: tuple[Path, dict]) -> 
     assert np.load(workdir / "steer" / "test" / "directions.npy").shape == (14, D_MODEL)
     # A concept has 4 methods with two strengths, two with none of their own, and two sentences.
     assert counts["generations"] == len(lines) == 5 * (1 + 2 * (4 * 2 + 2 + 2))
-    triples = [(line["study"], line["direction"], line["strength"]) for line in lines]
+    triples = [(line["study_id"], line["direction"], line["strength"]) for line in lines]
     assert len(set(triples)) == len(triples)
-    by_study = {line["study"]: line["steered"] for line in lines if line["direction"] == "none"}
-    assert all(line["original"] == by_study[line["study"]] for line in lines)
+    by_study = {line["study_id"]: line["steered"] for line in lines if line["direction"] == "none"}
+    assert all(line["original"] == by_study[line["study_id"]] for line in lines)
     assert len(by_study) == 5
     assert all(line["finite"] and 0 < line["mean_nll"] < 20 for line in lines)
 
@@ -187,7 +186,7 @@ def test_a_batch_is_traced(swept: tuple[Path, dict]) -> None:
 def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None:
     """Byte for byte."""
     workdir, _ = swept
-    originals = {line["study"]: line["original"] for line in lines_of(workdir)}
+    originals = {line["study_id"]: line["original"] for line in lines_of(workdir)}
     assert plain(workdir, list(originals)) == list(originals.values())
     assert all(originals.values())
 
@@ -198,7 +197,7 @@ def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:
     stage.run(config, workdir)
     lines = lines_of(workdir)
     assert all(line["steered"] == line["original"] for line in lines if line["strength"] == 1e-20)
-    originals = {line["study"]: line["original"] for line in lines}
+    originals = {line["study_id"]: line["original"] for line in lines}
     sampling = Sampling(row_keys(list(originals), 0), jnp.float32(0.8), jnp.float32(0.9))
     assert plain(workdir, list(originals), sampling) == list(originals.values())
     assert plain(workdir, list(originals)) != list(originals.values())
@@ -357,6 +356,7 @@ from ml_collections import ConfigDict
 
 from steer.methods import METHODS, SteeringMethod
 from steer.methods.intervention import Intervention
+from sae.activations.token_rows import TokenRows
 
 
 class StudyCount:

@@ -15,8 +15,8 @@ from sae.activations import open_shards
 from sae.activations.config import HarvestSection
 from sae.activations.harvest_plan import study_table
 from sae.activations.images.harvester import ImageHarvester
-from sae.activations.imported import token_table
 from sae.activations.store import StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             n, rows = len(harvester.studies), harvester.rows_per_image
             layout = StoreLayout.of(n * rows, harvester.d_model, harvest.dtype)
             studies = study_table(harvester.studies, harvester.starts, harvest.held_out_fraction, config.seed)
-            writer = StoreWriter(stage.dir, layout, token_table(n, rows), studies, harvester.source)
+            writer = StoreWriter(stage.dir, layout, TokenRows.without_tokens(n, rows), studies, harvester.source)
             read = functools.partial(harvester.read, trace=StepTrace.of_run(config, workdir, "harvest"))
             open_shards.fill(
                 writer, harvester.starts, harvester.batches(), read, lambda: harvester.queue.clock, unit="row"

@@ -64,7 +64,7 @@ def test_a_study_is_shown_with_those_like_it(run_dir, tmp_path):
     shutil.copytree(run_dir, workdir, ignore=shutil.ignore_patterns("atlas"))
     assert gather(config(), workdir)["similar"] is None
     cfg = config()
-    cfg.similar.study = "image-0"
+    cfg.similar.study_id = "image-0"
     similar_stage.run(cfg, workdir)
     data, codes = gather(config(), workdir), StudyCodes.read(workdir / "similar")
     for study, found in data["similar"].items():

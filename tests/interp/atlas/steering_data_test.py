@@ -16,7 +16,7 @@ def test_steering_is_shown_when_its_stages_have_run(run_dir, tmp_path):
     (entry,) = data["steering"]["features"].values()
     added = [example for example in entry["examples"] if example["intended"] == "added"]
     # At the evaluated strength, the first eligible studies: the fourth is not eligible.
-    assert [example["study"] for example in added] == ["s0", "s1", "s2", "s4"]
+    assert [example["study_id"] for example in added] == ["s0", "s1", "s2", "s4"]
     assert all(example["strength"] == 2.0 and example["outcome"]["on_target"] for example in added)
     assert added[0]["original"].endswith(ATTACK) and added[0]["steered"].endswith("A pacemaker is present.")
     assert [row["strength"] for row in entry["rates"]] == [2.0, 4.0]

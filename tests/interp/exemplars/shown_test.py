@@ -14,7 +14,7 @@ def test_runs_of_strong_tokens_are_marked_and_no_other_brackets_are_left():
 
 
 def test_a_shown_line_splits_into_section_and_words():
-    line = shown_text("prior report", (" Comparison", ":", "  none", "\n."))
+    line = shown_text("prior_report", (" Comparison", ":", "  none", "\n."))
     assert line == "prior report: Comparison: none ."
     assert split_shown(line) == ("prior report", "Comparison: none .")
 

@@ -27,10 +27,10 @@ def test_images_are_found_by_the_position_of_their_tokens(tmp_path, monkeypatch)
         png = StudyImages(cfg.studies, workdir / "activations").png(at)
         return np.asarray(Image.open(io.BytesIO(png)))
 
-    tokens = ActivationStore.open(workdir / "activations").tokens.to_pylist()
+    tokens = ActivationStore.open(workdir / "activations").tokens
     studies, seen = phantom.studies(0, 6, seed=0, size=8), []
     for i, study in enumerate(studies):
-        last = [row["position"] for row in tokens if row["study"] == i and row["kind"] == Kind.IMAGE_LAST]
+        last = tokens.position[(tokens.study == i) & (tokens.kind == Kind.IMAGE_LAST)].tolist()
         assert len(last) == len(study_images(study))
         for position, image in zip(last, study_images(study), strict=True):
             assert read(ImageAt(study.study_id, position), 6).shape == (6, 6)

@@ -9,19 +9,20 @@ import pytest
 from interp.medsae.boxed_images import boxed_images, frontal_patches
 from maira_jax.inputs.tokens import Kind
 from maira_jax.studies.study import Box, Study
+from sae.activations.token_rows import TokenRows
 
 
 @dataclasses.dataclass
 class Store:
     source: dict
     studies: pa.Table
-    tokens: pa.Table
+    tokens: TokenRows
 
 
 def encoder_store(n, n_patches, **source):
     start = np.arange(n) * n_patches
     studies = pa.table({"study_id": [f"s{i}" for i in range(n)], "start": start, "stop": start + n_patches})
-    return Store({"encoder": "made_up"} | source, studies, pa.table({"kind": [-1] * (n * n_patches)}))
+    return Store({"encoder": "made_up"} | source, studies, TokenRows.without_tokens(n, n_patches))
 
 
 def token_store(kinds):
@@ -29,7 +30,8 @@ def token_store(kinds):
     studies = pa.table(
         {"study_id": [f"s{i}" for i in range(len(kinds))], "start": np.append(0, stop[:-1]), "stop": stop}
     )
-    return Store({"site": "language.embed"}, studies, pa.table({"kind": [int(kind) for row in kinds for kind in row]}))
+    kind = np.array([int(kind) for row in kinds for kind in row])
+    return Store({"site": "language.embed"}, studies, TokenRows(kind, kind, kind, kind))
 
 
 def test_areas_are_those_of_a_raster_and_boxes_that_overlap_count_once():

@@ -16,6 +16,7 @@ from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.vectors import study_vectors
 from maira_jax.studies.study import Box, Study
 from sae.activations.store import ActivationStore, StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 from sae.autoencoder import Sae
 
 
@@ -80,17 +81,10 @@ def run(tmp_path_factory):
          "split": ["train"] * n, "labels": [json.dumps({"mass": bool(value)}) for value in has],
          "start": np.arange(n) * 9, "stop": np.arange(1, n + 1) * 9}
     )  # fmt: skip
-    rows = np.arange(n * 9, dtype=np.int32)
-    tokens = {
-        "study": rows // 9,
-        "position": rows % 9,
-        "token_id": rows * 0 - 1,
-        "kind": (rows * 0 - 1).astype(np.int8),
-    }
     directory = tmp_path_factory.mktemp("store")
     source = {"encoder": "made_up", "rows": "patches", "grid": [3, 3], "view": "crop"}
     layout = StoreLayout.of(*x.shape, "float32")
-    writer = StoreWriter(directory, layout, pa.table(tokens), studies, source)
+    writer = StoreWriter(directory, layout, TokenRows.without_tokens(n, 9), studies, source)
     for shard in range(layout.n_shards):  # whose size other tests change
         writer.write(shard, x[slice(*layout.rows(shard))])
     params = {"W_enc": directions.T, "b_enc": np.zeros(n_features), "W_dec": directions, "b_dec": np.zeros(10)}

@@ -98,7 +98,7 @@ def run_dir(tmp_path_factory):
 def _config(study: str, **fields):
     cfg = config()
     cfg.label.sections = ("findings",)
-    cfg.similar.update({"study": study, "n": 3} | fields)
+    cfg.similar.update({"study_id": study, "n": 3} | fields)
     return cfg
 
 
@@ -131,7 +131,7 @@ def test_the_table_names_studies_and_shared_features(run_dir, capsys):
 
 
 def test_wrong_settings_are_refused(run_dir, tmp_path):
-    with pytest.raises(UserError, match=r"similar.study is empty: name a study with --study=ID"):
+    with pytest.raises(UserError, match=r"similar.study_id is empty: name a study with --study_id=ID"):
         similar_stage.run(_config(""), run_dir)
     with pytest.raises(UserError, match="study nobody is not in .*activations"):
         similar_stage.run(_config("nobody"), run_dir)

@@ -90,7 +90,7 @@ def test_heat_maps_are_scored_where_studies_have_boxes(tmp_path):
 def test_wrong_configs_are_refused(run_dir, tmp_path):
     changes = (
         ({"sections": ("finding",)}, "label.sections is .*'finding'"),
-        ({"sections": ("start token",)}, "has no tokens of the sections start token"),
+        ({"sections": ("bos",)}, "has no tokens of the sections bos"),
         ({"concepts": ("measles",)}, "label.concepts names 'measles'"),
         ({"sections": ()}, "label.sections is empty"),
     )

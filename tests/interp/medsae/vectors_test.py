@@ -23,7 +23,7 @@ def test_study_vectors_equal_a_loop(run_dir, tmp_path, monkeypatch):
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
     found = study_vectors(sae, store, ("findings", "technique"), tmp_path / "vectors", jax.devices(), 5)
     x, tokens = store.read(0, store.n_tokens), store.tokens
-    kind, study = tokens["kind"].to_numpy(), tokens["study"].to_numpy()
+    kind, study = tokens.kind, tokens.study
     f = np.asarray(sae.encode(x))
     counted = np.isin(kind, [Kind.FINDINGS, Kind.TECHNIQUE])
     assert found.study.tolist() == sorted(set(study[counted].tolist()))

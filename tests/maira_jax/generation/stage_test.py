@@ -105,8 +105,8 @@ def lines_of(folder: Path) -> list[dict]:
 def test_a_line_a_study_in_their_order(inputs, written):
     counts, lines, _ = written
     assert tuple(line["study_id"] for line in lines) == IDS
-    assert counts["studies"] == 5 and counts["tokens"] == sum(line["tokens"] for line in lines)
-    assert all(line.keys() == {"study_id", "prompt", "findings", "tokens", "finished"} for line in lines)
+    assert counts["studies"] == 5 and counts["tokens"] == sum(line["n_tokens"] for line in lines)
+    assert all(line.keys() == {"study_id", "prompt", "findings", "n_tokens", "finished"} for line in lines)
     assert len({line["findings"] for line in lines}) == 5
     assert sorted(path.name for path in (inputs[0] / "reports").iterdir()) == ["generations.jsonl", "manifest.json"]
 

@@ -91,7 +91,7 @@ def test_several_tokens_a_study_and_bfloat16(tmp_path):
     np.testing.assert_array_equal(store.read(0, 70), x.reshape(70, 6).astype(np.float32))
     assert store.studies["stop"].to_pylist() == list(range(5, 75, 5))
     tokens = store.tokens
-    assert tokens["study"].to_pylist()[4:6] == [0, 1] and tokens["position"].to_pylist()[4:6] == [4, 0]
+    assert tokens.study[4:6].tolist() == [0, 1] and tokens.position[4:6].tolist() == [4, 0]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -1,11 +1,13 @@
 """The activation store."""
 
+import json
+
 import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore, StoreLayout, StoreWriter
-from tests.helpers.sae import make_store, numbered, tables
+from tests.helpers.sae import assert_same_tokens, make_store, numbered, tables
 
 
 def writer(path, n: int, layout: StoreLayout | None = None) -> StoreWriter:
@@ -23,7 +25,7 @@ def test_round_trip(tmp_path, dtype):
     np.testing.assert_array_equal(store.read(100, 300), store.read(0, 1000)[100:300])
     assert store.read(7, 9).dtype == np.float32
     tokens, studies = tables(1000)
-    assert store.tokens.equals(tokens.cast(store.tokens.schema))
+    assert_same_tokens(store.tokens, tokens)
     assert store.studies["study_id"].to_pylist() == studies["study_id"].to_pylist()
     rows = np.concatenate([store.rows_of(split).numbers() for split in (TRAIN, HELD_OUT)])
     np.testing.assert_array_equal(np.sort(rows), np.arange(1000))
@@ -97,3 +99,14 @@ def test_a_header_that_is_none_is_refused(tmp_path):
     header.write_text(header.read_text().replace('"float32"', '"float16"'))
     with pytest.raises(UserError, match="not an activation store's header"):
         ActivationStore.open(tmp_path / "activations")
+
+
+def test_a_store_with_other_columns_is_refused(tmp_path):
+    make_store(tmp_path, numbered(40))
+    header = tmp_path / "activations" / "store.json"
+    written = json.loads(header.read_text())
+    header.write_text(json.dumps({name: written[name] for name in ("layout", "source")}))  # as it was before
+    with pytest.raises(UserError, match="written by another version .* delete it and harvest again"):
+        ActivationStore.open(tmp_path / "activations")
+    with pytest.raises(UserError, match="describes another store: delete"):
+        writer(tmp_path / "activations", 40)

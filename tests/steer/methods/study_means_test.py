@@ -8,6 +8,7 @@ import pytest
 
 from maira_jax.inputs.tokens import Kind
 from sae.activations.store import ActivationStore, StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 from steer.methods.difference_of_means import difference
 from steer.methods.probe import probe
 from steer.methods.study_means import StudyMeans
@@ -20,12 +21,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     """Half of the studies are for training; of those every second one has cardiomegaly, and none oedema."""
     directory, rng = tmp_path_factory.mktemp("activations"), np.random.default_rng(0)
     n = N_STUDIES * N_TOKENS
-    tokens = {
-        "study": np.repeat(np.arange(N_STUDIES), N_TOKENS).astype(np.int32),
-        "position": np.tile(np.arange(N_TOKENS), N_STUDIES).astype(np.int32),
-        "token_id": np.full(n, 7, np.int32),
-        "kind": np.tile([Kind.INDICATION, *[Kind.FINDINGS] * (N_TOKENS - 1)], N_STUDIES).astype(np.int8),
-    }
+    tokens = TokenRows(
+        study=np.repeat(np.arange(N_STUDIES), N_TOKENS).astype(np.int32),
+        position=np.tile(np.arange(N_TOKENS), N_STUDIES).astype(np.int32),
+        token_id=np.full(n, 7, np.int32),
+        kind=np.tile([Kind.INDICATION, *[Kind.FINDINGS] * (N_TOKENS - 1)], N_STUDIES).astype(np.int8),
+    )
     studies = {
         "study_id": [f"s{i}" for i in range(N_STUDIES)],
         "patient_id": [f"p{i}" for i in range(N_STUDIES)],
@@ -35,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
         "stop": (np.arange(N_STUDIES) + 1) * N_TOKENS,
     }
     layout = StoreLayout(n, WIDTH, "float32", 128, 64)
-    writer = StoreWriter(directory, layout, pa.table(tokens), pa.table(studies), {"site": "language.1.resid_post"})
+    writer = StoreWriter(directory, layout, tokens, pa.table(studies), {"site": "language.1.resid_post"})
     writer.write(0, rng.normal(size=(n, WIDTH)).astype(np.float32))
     return ActivationStore.open(directory)
 

@@ -24,8 +24,9 @@ from sae.activations import harvest
 from sae.activations.batch_size import automatic_image_batch
 from sae.activations.images import harvester
 from sae.activations.store import ActivationStore, StoreWriter
+from sae.activations.token_rows import TokenRows
 from tests.helpers.paths import ROOT
-from tests.helpers.sae import make_model, set_shards
+from tests.helpers.sae import assert_same_tokens, make_model, set_shards
 from tests.helpers.torch_encoders import RESNET
 
 
@@ -55,11 +56,11 @@ def test_every_row_is_the_embedding_of_its_image(config, tmp_path):
     assert stored.source == {
         "encoder": "medclip_resnet50", "weights": "random 0", "rows": "embedding", "grid": None, "view": "pad"
     }  # fmt: skip
-    rows, tokens = stored.studies.to_pylist(), stored.tokens.to_pylist()
+    rows = stored.studies.to_pylist()
     assert [row["study_id"] for row in rows] == [study.study_id for study in studies]
     assert [json.loads(row["labels"]) for row in rows] == [dict(study.labels) for study in studies]
     assert [(row["start"], row["stop"]) for row in rows] == [(i, i + 1) for i in range(45)]
-    assert tokens == [{"study": i, "position": 0, "token_id": -1, "kind": -1} for i in range(45)]
+    assert_same_tokens(stored.tokens, TokenRows.without_tokens(45, 1))
     assert counts["tokens"] == 45 and 0 < counts["studies_held_out"] < 45
 
 
@@ -83,7 +84,7 @@ def test_a_killed_harvest_resumes_to_the_same_bits(config, tmp_path, monkeypatch
     assert done.stat().st_mtime_ns == before
     whole, resumed = (ActivationStore.open(tmp_path / name / "activations") for name in ("whole", "killed"))
     np.testing.assert_array_equal(resumed.read(0, 45), whole.read(0, 45))
-    assert resumed.tokens.equals(whole.tokens)
+    assert_same_tokens(resumed.tokens, whole.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +114,8 @@ def test_rows_of_the_models_own_tower(tower, tmp_path, rows, n):
     tokens = np.asarray(sites[site.name])[:, 0]  # [images, 1 + patches, D]
     expected = {"cls": tokens[:, :1], "mean": tokens[:, 1:].mean(1, keepdims=True), "patches": tokens[:, 1:]}[rows]
     np.testing.assert_allclose(stored.read(0, 6 * n), expected.reshape(6 * n, -1), rtol=1e-5, atol=1e-5)
-    assert stored.tokens["position"].to_pylist() == [*range(n)] * 6
-    assert stored.tokens["study"].to_pylist() == [i for i in range(6) for _ in range(n)]
+    assert stored.tokens.position.tolist() == [*range(n)] * 6
+    assert stored.tokens.study.tolist() == [i for i in range(6) for _ in range(n)]
     assert stored.source["grid"] == ([2, 2] if n > 1 else None)
     assert (stored.source["rows"], stored.source["view"]) == (rows, "crop")
 
