@@ -23,8 +23,8 @@ class HarvestSection(Section, name="harvest"):
     token_filter: str = setting(
         "paper",
         "Which tokens are stored. paper: all but inner image tokens and boilerplate, as in arXiv 2507.12950; findings: "
-        "those of the findings; all; frontal: those of the current frontal image; text_and_frontal: those of paper, and "
-        "those of frontal.",
+        "those of the findings; all; frontal: those of the current frontal image; text_and_frontal: those of "
+        "paper, and those of frontal.",
         choices=lambda: TOKEN_FILTERS,
     )
     held_out_fraction: float = setting(0.15, "Fraction of the patients whose studies no training sees.", ge=0, lt=1)
