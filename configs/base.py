@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from interp.config import InterpretSection
+from interp.import_set import ImportSetSection
 from interp.llm.section import JudgeSection
 from interp.medsae.similar_stage import SimilarSection
 from interp.medsae.stage import LabelSection
@@ -35,6 +36,7 @@ SECTIONS: tuple[type[Section], ...] = (
     TrainSection,
     SweepSection,
     ImportSaeSection,
+    ImportSetSection,
     ExportSection,
     InterpretSection,
     JudgeSection,

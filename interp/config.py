@@ -44,6 +44,11 @@ class InterpretSection(Section, name="interpret"):
     n_score: int = setting(
         100, "Activating held-out contexts that an explanation is scored on, and as many non-activating ones.", ge=1
     )
+    set: str = setting(
+        "",
+        "Imported set of interpretations whose explanations are scored, on the exemplars of interp/; empty: explain.",
+        decides=False,  # it has a folder of its own
+    )
     features: tuple[int, ...] = setting((), "Only these features are explained and scored; empty: all.", ge=0)
     min_contexts: int = setting(
         20, "Features with fewer activating or non-activating contexts in a split are not scored.", ge=1

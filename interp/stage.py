@@ -10,9 +10,8 @@ judges.
 
 import contextlib
 import dataclasses
-import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,20 @@ import ml_collections
 import numpy as np
 import pyarrow.compute as pc
 
+from interp import scored_set
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
 from interp.exemplar_batches import ExemplarBatches, Records
 from interp.exemplars import exemplar_table, image_exemplars, index, neighbours
 from interp.exemplars.corpus import Corpus, is_of_images
 from interp.exemplars.index_pass import running_index
 from interp.exemplars.index_pass.shared_sae import devices_of
-from interp.explainers import EXPLAINERS, IMAGE_EXPLAINERS
 from interp.explainers.chat_model import ChatModel
-from interp.explainers.evidence import ExplainTask, explain_task, image_task, top_tokens
-from interp.explainers.explainer import FEATURE_BATCH, Explainer
+from interp.explainers.evidence import ExplainTask, top_tokens
+from interp.explainers.explainer import FEATURE_BATCH
 from interp.features import columns, concepts, table
-from interp.features.summary import JudgeOrigin
-from interp.scorers import IMAGE_JUDGES, JUDGES, SCORERS, controls, ground_truth
-from interp.scorers.detection import SHUFFLED
-from interp.scorers.scorer import Scorer, ScoreTask
+from interp.interpreters import TO_SCORE, Interpreters, all_scores, score
+from interp.scorers import controls, ground_truth
+from interp.scorers.scorer import ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import SECTION_NAMES, Kind
 from maira_jax.run import files, processes
@@ -43,7 +41,7 @@ from maira_jax.run.performance import profile
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.stage import Stage
 from maira_jax.studies.readers import load_stated
-from sae.activations.store import HELD_OUT, TRAIN, ActivationStore, source_of
+from sae.activations.store import HELD_OUT, TRAIN, source_of
 from sae.autoencoder import Sae
 from sae.saved import load_sae
 
@@ -54,76 +52,10 @@ _N_COUNTED = 32
 _TYPICAL_EXPLANATION = "A pleural effusion that is said to be present, on either side and of any size. " * 3
 # What the explainer is shown comes from the train split; the strongest contexts of the other tell who is never active.
 _TO_EXPLAIN = (pc.field("split") == TRAIN) | (pc.field("kind") == "top")
-_TO_SCORE = pc.field("split") == HELD_OUT
-
-
-@dataclasses.dataclass(frozen=True)
-class _Interpreters:
-    """Who explains features, and who scores the explanations.
-
-    Attributes:
-      explainer: explains.
-      task_of: what it is shown of a feature, or the reason why it cannot be (see `explain_task`).
-      scorers: scorer of each name in `interpret.scorers`; for images, of those that score them.
-      judge_name: who answers the scorers' questions.
-      versions: names of the prompts or rules of all of them.
-      model: the language model that any of them asks, or None.
-    """
-
-    explainer: Explainer
-    task_of: Callable[[int, Records, int, int], ExplainTask | str]
-    scorers: Mapping[str, Scorer]
-    judge_name: str
-    versions: tuple[str, ...]
-    model: ChatModel | None
-
-    @classmethod
-    def of(
-        cls,
-        section: InterpretSection,
-        seed: int,
-        open_language_model: Callable[[], ChatModel],
-        activations: Path,
-        of_images: bool,
-    ) -> "_Interpreters":
-        opened: list[ChatModel] = []
-
-        def open_once() -> ChatModel:
-            opened[:] = opened or [open_language_model()]
-            return opened[0]
-
-        def read_labels() -> Mapping[str, Mapping[str, bool]]:
-            studies = ActivationStore.open(activations).studies
-            labels = map(json.loads, studies["labels"].to_pylist())
-            return dict(zip(studies["study_id"].to_pylist(), labels, strict=True))
-
-        explainer_name = section.explainer or section.judge
-        if of_images:
-            explainer = IMAGE_EXPLAINERS.get(explainer_name)(open_once, read_labels)
-            judge = IMAGE_JUDGES.get(section.judge)(open_once, read_labels)
-        else:
-            explainer, judge = EXPLAINERS.get(explainer_name)(open_once), JUDGES.get(section.judge)(open_once)
-        scorers = {
-            name: SCORERS.get(name)(
-                judge,
-                min_contexts=section.min_contexts,
-                n_prompt=section.n_prompt,
-                n_bootstrap=section.bootstrap,
-                seed=seed,
-            )
-            for name in section.scorers
-            if SCORERS.get(name).scores_images or not of_images
-        }
-        versions = tuple(dict.fromkeys((*explainer.versions, *judge.versions)))
-        task_of = image_task if of_images else explain_task
-        return cls(explainer, task_of, scorers, judge.name, versions, opened[0] if opened else None)
-
-    def origin(self) -> JudgeOrigin:
-        return JudgeOrigin(self.judge_name, " ".join(self.versions), self.model.client.usage() if self.model else {})
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Interprets every feature of `workdir/sae`.
+    """Interprets every feature of `workdir/sae`, or scores the explanations of a set; see `interp.scored_set`.
 
     Writes into `workdir/interp` the tables features (also as .jsonl), controls, concepts, exemplars and, where the
     truth of every sentence is known, statements, as .parquet, and summary.json.
@@ -135,13 +67,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: the config is invalid, an input stage is not finished, or there is nothing held out to score on.
     """
     section, workdir = InterpretSection.of(config), Path(workdir)
+    if section.set:
+        return scored_set.run(config, workdir)
     of_images = is_of_images(source_of(workdir / "activations"))
     with contextlib.ExitStack() as stack:
         interpreters = None
         identity: dict[str, Any] = {"interpret": section.deciding(), "seed": config.seed}
         computing = section.computing() | {"mesh": RunSection.of(config).mesh}
         if processes.is_first():
-            interpreters = _Interpreters.of(
+            interpreters = Interpreters.of(
                 section,
                 config.seed,
                 lambda: stack.enter_context(contextlib.closing(ChatModel.open(config, workdir))),
@@ -170,7 +104,7 @@ def _counts(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _interpret(
     section: InterpretSection,
-    interpreters: _Interpreters | None,
+    interpreters: Interpreters | None,
     config: ml_collections.ConfigDict,
     workdir: Path,
     out: Path,
@@ -258,7 +192,7 @@ class _ScoredFeatures:
 
     Attributes:
       explained: what `_explain` gives.
-      scores: what `_score` gives, by the scorer's name.
+      scores: what `all_scores` gives.
     """
 
     explained: Records
@@ -270,18 +204,17 @@ class _ScoredFeatures:
 
 
 def _scored(
-    section: InterpretSection, interpreters: _Interpreters, exemplars: ExemplarBatches, seed: int
+    section: InterpretSection, interpreters: Interpreters, exemplars: ExemplarBatches, seed: int
 ) -> _ScoredFeatures:
     wanted = section.features or range(exemplars.n_features)
     _announce(section, interpreters, exemplars, wanted)
     explained = _explain(section, interpreters, exemplars, frozenset(wanted))
-    scores = {name: _score(scorer, name, exemplars, explained) for name, scorer in interpreters.scorers.items()}
-    scores[SHUFFLED] = _score(interpreters.scorers["detection"], SHUFFLED, exemplars, _shuffled(explained, seed))
+    scores = all_scores(interpreters.scorers, exemplars, explained, seed)
     return _ScoredFeatures(explained, scores)
 
 
 def _announce(
-    section: InterpretSection, interpreters: _Interpreters, exemplars: ExemplarBatches, wanted: Sequence[int]
+    section: InterpretSection, interpreters: Interpreters, exemplars: ExemplarBatches, wanted: Sequence[int]
 ) -> None:
     """Has the language model, if there is one, say what all features and controls are going to cost."""
     if interpreters.model is None:
@@ -296,7 +229,7 @@ def _announce(
             if isinstance(task, ExplainTask):
                 explained += [feature for _ in interpreters.explainer.explain([task])]
         for scorer in (*interpreters.scorers.values(), interpreters.scorers["detection"]):
-            held_out = exemplars.read([range(feature, feature + 1) for feature in explained], _TO_SCORE)
+            held_out = exemplars.read([range(feature, feature + 1) for feature in explained], TO_SCORE)
             for _ in scorer.score(ScoreTask(feature, _TYPICAL_EXPLANATION, rows) for feature, rows in held_out):
                 pass
     n_controls = len(controls.CONTROLS) * section.controls_of_kind
@@ -304,7 +237,7 @@ def _announce(
 
 
 def _explain(
-    section: InterpretSection, interpreters: _Interpreters, exemplars: ExemplarBatches, wanted: frozenset[int]
+    section: InterpretSection, interpreters: Interpreters, exemplars: ExemplarBatches, wanted: frozenset[int]
 ) -> Records:
     """One record per feature: name, text, cost and top tokens, or the reason why there is no explanation."""
     nothing = {"name": None, "text": None, "cost": 0.0}
@@ -333,38 +266,6 @@ def _explain(
             yield record | nothing
 
     return exemplars.saved("explanations", "explain", explained)
-
-
-def _score(scorer: Scorer, name: str, exemplars: ExemplarBatches, explained: Records) -> Records:
-    """One record per feature: score and cost, or the reason why there is no score."""
-
-    def scored(batches: Sequence[range]) -> Iterator[dict[str, Any]]:
-        features = [feature for batch in batches for feature in batch]
-
-        def tasks() -> Iterator[ScoreTask]:
-            for feature, rows in exemplars.read(batches, _TO_SCORE):
-                if explained[feature]["text"] is not None:
-                    yield ScoreTask(feature, explained[feature]["text"], rows)
-
-        results = scorer.score(tasks())
-        for feature in features:
-            if explained[feature]["text"] is None:
-                yield {"score": None, "reason": explained[feature]["reason"], "cost": 0.0}
-            else:
-                yield dataclasses.asdict(next(results))
-        assert next(results, None) is None  # also lets it end what it opened
-
-    return exemplars.saved(f"scores/{name}", f"score by {name}", scored)
-
-
-def _shuffled(explained: Records, seed: int) -> Records:
-    """Every explanation moved to another feature."""
-    out = [dict(record) for record in explained]
-    order = np.array([i for i, record in enumerate(explained) if record["text"]], int)
-    order = np.random.default_rng((seed, len(explained))).permutation(order)
-    for i, j in zip(order.tolist(), np.roll(order, 1).tolist(), strict=True):
-        out[i]["text"] = explained[j]["text"]
-    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,7 +301,7 @@ def _collect_controls(
 
 def _controls(
     section: InterpretSection,
-    interpreters: _Interpreters,
+    interpreters: Interpreters,
     collected: Sequence[_ControlExemplars],
     stated: ground_truth.Statements | None,
 ) -> Records:
@@ -410,7 +311,7 @@ def _controls(
         control, own, activity = part.made, part.exemplars, part.activity
         true = ground_truth.feature_columns(activity, stated, section.min_contexts, own.n_features)
         explained = _explain(section, interpreters, own, frozenset(range(own.n_features)))
-        scores = _score(interpreters.scorers["detection"], "detection", own, explained)
+        scores = score(interpreters.scorers["detection"], "detection", own, explained)
         n_active = sum(split.n_tokens.sum(1) for split in activity.values())
         density = n_active / sum(split.total_tokens for split in activity.values())
         records += [

@@ -120,7 +120,7 @@ def intention(run: Run, config: ConfigDict, workdir: Path) -> tuple[str, bool]:
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "run"
         for name in (run_stage.MANIFEST, run_stage.UNFINISHED):
-            for path in (*workdir.glob(f"*/{name}"), *workdir.glob(f"*/*/{name}")):
+            for path in (path for depth in ("*", "*/*", "*/*/*") for path in workdir.glob(f"{depth}/{name}")):
                 (copy / path.relative_to(workdir)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy / path.relative_to(workdir))
         try:

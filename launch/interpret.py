@@ -14,6 +14,12 @@ _main.define_shortcut(
     "Features to explain and score, as numbers: 12,99. Sets interpret.features.",
     lambda text: {"interpret.features": tuple(int(number) for number in text.split(","))},
 )
+_main.define_shortcut(
+    "set",
+    "Score the explanations of this imported set instead, on the same contexts, and compare it with WORKDIR/interp. "
+    "Sets interpret.set.",
+    lambda text: {"interpret.set": text},
+)
 _main.define_profile("blocks of tokens of the pass for exemplars")
 
 if __name__ == "__main__":

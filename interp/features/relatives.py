@@ -45,10 +45,24 @@ def parents(active: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return parent, share
 
 
-def near_duplicates(explanations: Sequence[str | None]) -> np.ndarray:
-    """Groups near-duplicate explanations: chains of pairs whose weighted word counts have a high cosine.
+def weighted_words(texts: Sequence[str | None]) -> sp.csr_matrix:
+    """The words of each text, weighted by inverse document frequency: those with which all begin do not count.
 
-    Words are weighted by inverse document frequency, so that words with which all explanations begin do not count.
+    Returns:
+      Rows of length 1, or of zeros without words. float64 [texts, words]
+    """
+    words = [sorted(set(_WORD.findall(text.lower()))) if text else [] for text in texts]
+    number: dict[str, int] = {}
+    pairs = [(row, number.setdefault(word, len(number))) for row, group in enumerate(words) for word in group]
+    row, column = np.array(pairs, int).reshape(-1, 2).T
+    has = sp.csr_matrix((np.ones(len(pairs)), (row, column)), shape=(len(words), max(len(number), 1)))
+    n = max(sum(map(bool, words)), 1)
+    weighted = has @ sp.diags(np.log((1 + n) / (1 + has.sum(0).A1)) + 1e-3)
+    return sp.diags(1 / np.maximum(np.sqrt(weighted.multiply(weighted).sum(1).A1), 1e-12)) @ weighted
+
+
+def near_duplicates(explanations: Sequence[str | None]) -> np.ndarray:
+    """Groups near-duplicate explanations: chains of pairs whose `weighted_words` have a high cosine.
 
     Args:
       explanations: the explanation of each feature; None without one.
@@ -56,19 +70,12 @@ def near_duplicates(explanations: Sequence[str | None]) -> np.ndarray:
     Returns:
       The first feature of each feature's group; -1 without an explanation. int32 [F]
     """
-    words = [sorted(set(_WORD.findall(text.lower()))) if text else [] for text in explanations]
-    number: dict[str, int] = {}
-    pairs = [(row, number.setdefault(word, len(number))) for row, group in enumerate(words) for word in group]
-    out = np.array([row if group else -1 for row, group in enumerate(words)], np.int32)
-    if not pairs:
+    unit = weighted_words(explanations)
+    out = np.where(unit.getnnz(axis=1) > 0, np.arange(len(explanations)), -1).astype(np.int32)
+    if not len(out):
         return out
-    row, column = np.array(pairs).T
-    has = sp.csr_matrix((np.ones(len(pairs)), (row, column)), shape=(len(words), len(number)))
-    n = max(int((out >= 0).sum()), 1)
-    weighted = has @ sp.diags(np.log((1 + n) / (1 + has.sum(0).A1)) + 1e-3)
-    unit = sp.diags(1 / np.maximum(np.sqrt(weighted.multiply(weighted).sum(1).A1), 1e-12)) @ weighted
-    edges = [unit[begin : begin + ROWS] @ unit.T >= MIN_COSINE for begin in range(0, len(words), ROWS)]
+    edges = [unit[begin : begin + ROWS] @ unit.T >= MIN_COSINE for begin in range(0, len(out), ROWS)]
     _, component = connected_components(sp.vstack(edges), directed=False)
-    first = np.full(component.max() + 1, len(words))
-    np.minimum.at(first, component, np.arange(len(words)))
+    first = np.full(component.max() + 1, len(out))
+    np.minimum.at(first, component, np.arange(len(out)))
     return np.where(out >= 0, first[component], -1).astype(np.int32)

@@ -64,17 +64,17 @@ def summarise(
         "scored": table.num_rows - table["detection"].null_count,
         "not_scored": dict(sorted(reasons.items())),
         "examples_failed": sum(failed),
-        **{name: _described(_scores(table[name]), n_bootstrap) for name in (*_DETECTION, *others)},
+        **{name: described(scores_of(table[name]), n_bootstrap) for name in (*_DETECTION, *others)},
         "by_decile": _mean_columns(table["by_decile"].to_pylist()),
         "controls": {
             control: {
-                name: _described(values, n_bootstrap) if name in _DETECTION else _mean(values)
+                name: described(values, n_bootstrap) if name in _DETECTION else _mean(values)
                 for name, values in scores.items()
             }
             for control, scores in controls.items()
         },
         "above_controls": {
-            control: _difference(_scores(table["detection"]), scores["detection"])
+            control: _difference(scores_of(table["detection"]), scores["detection"])
             for control, scores in controls.items()
         },
         "concepts": _well_detected(found["concepts"], "concept") | {"left_out": dict(left_out)},
@@ -86,11 +86,11 @@ def summarise(
 
 def _control_scores(features: pa.Table, controls: pa.Table) -> dict[str, dict[str, np.ndarray]]:
     """The scores of each control by column: first of shuffled explanations, which are in the features' table."""
-    shuffled = {name: _scores(features[name.replace("detection", "detection_shuffled")]) for name in _DETECTION}
+    shuffled = {name: scores_of(features[name.replace("detection", "detection_shuffled")]) for name in _DETECTION}
     found = {SHUFFLED_EXPLANATIONS: shuffled}
     for control in sorted(set(controls["control"].to_pylist())):
         part = controls.filter(pc.equal(controls["control"], control))
-        found[control] = {name: _scores(part[name]) for name in (*_DETECTION, *_TRUE)}
+        found[control] = {name: scores_of(part[name]) for name in (*_DETECTION, *_TRUE)}
     return found
 
 
@@ -106,11 +106,11 @@ def _truth(table: pa.Table, statements: pa.Table) -> dict[str, Any]:
         ranks[name] = _mean(true)
         for column in _DETECTION:
             key = column.replace("detection", f"spearman{suffix}")
-            ranks[key] = _rank_correlation(np.array([row[column] for row in rows]), true)
+            ranks[key] = rank_correlation(np.array([row[column] for row in rows]), true)
     return ranks | _well_detected(statements, "statement")
 
 
-def _rank_correlation(scores: np.ndarray, true: np.ndarray) -> float | None:
+def rank_correlation(scores: np.ndarray, true: np.ndarray) -> float | None:
     """Spearman's; None of fewer than three features, and where either has one value alone."""
     if len(scores) < 3 or not np.ptp(scores) or not np.ptp(true):
         return None
@@ -123,11 +123,13 @@ def _well_detected(table: pa.Table, name: str) -> dict[str, Any]:
     return {"tested": table.num_rows, "f1_08": len(found), "found": found}
 
 
-def _scores(column: pa.ChunkedArray) -> np.ndarray:
+def scores_of(column: pa.ChunkedArray) -> np.ndarray:
+    """The values of a column that are not null."""
     return np.array([score for score in column.to_pylist() if score is not None], np.float64)
 
 
-def _described(scores: np.ndarray, n_bootstrap: int) -> dict[str, Any]:
+def described(scores: np.ndarray, n_bootstrap: int) -> dict[str, Any]:
+    """Count, mean with a 95 % bootstrap interval over features, median, and counts of good and bad scores."""
     return {
         "scored": len(scores),
         "mean": _mean(scores),

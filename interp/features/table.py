@@ -136,7 +136,7 @@ def tables(
       scores: scorer -> one record per feature; `SHUFFLED` -> those of detection with another feature's explanation.
       controls: one record per control.
     """
-    columns = {"features": dict(known) | _judged(origin, explained, scores), "controls": _control_columns(controls)}
+    columns = {"features": dict(known) | judged(origin, explained, scores), "controls": _control_columns(controls)}
     scorers = [name for name in scores if name not in ("detection", SHUFFLED)]
     return {
         name: pa.Table.from_arrays([pa.array(columns[name][field.name], field.type) for field in schema], schema=schema)
@@ -166,9 +166,10 @@ def write(
     files.write_json(out / "summary.json", summarise(found, left_out, origin, n_bootstrap))
 
 
-def _judged(
+def judged(
     origin: JudgeOrigin, explained: Sequence[Mapping[str, Any]], scores: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
+    """The columns of "features" that come from an explainer and a judge; arguments as for `tables`."""
     texts = [record["text"] for record in explained]
     absent = [None] * len(explained)
     found = {"fuzzing": absent} | {name: [record["score"] for record in records] for name, records in scores.items()}

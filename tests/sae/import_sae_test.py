@@ -1,10 +1,13 @@
 """An imported autoencoder lies in the run as a trained one, measured in the same way, or is refused."""
 
 import json
+import resource
 import shutil
+import time
 
 import numpy as np
 import pytest
+import torch
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
@@ -12,6 +15,8 @@ from sae import formats, import_sae
 from sae.formats import export
 from sae.saved import load_sae, save_sae
 from sae.training import stage
+from tests.helpers import peers
+from tests.helpers.commands import launch
 from tests.helpers.formats import check_same
 from tests.helpers.sae import activations, make_store, random_sae, train_config
 
@@ -156,3 +161,26 @@ def test_without_a_file_or_activations_nothing_is_begun(run, trained, tmp_path):
     with pytest.raises(UserError, match="activations, which no finished stage wrote"):
         import_sae.run(config_of(trained / "export" / "saelens"), tmp_path / "empty")
     assert not (run / "sae").exists() and not (tmp_path / "empty").exists()
+
+
+@pytest.mark.drill
+def test_an_autoencoder_of_the_size_of_maira_2_sae_takes_less_than_4_gib(tmp_path):
+    """The layout that its trainer saves, written by dictionary_learning itself, with random weights."""
+    d, f = 4096, 16384
+    groups = [f // 2, f // 4, f // 8, f // 16, f // 16]
+    kind = peers.dictionary_learning("trainers.matryoshka_batch_top_k").MatryoshkaBatchTopKSAE
+    theirs = kind(d, f, 256, groups)
+    theirs.threshold.fill_(1.5)
+    (tmp_path / "sae").mkdir()
+    torch.save(theirs.state_dict(), tmp_path / "sae" / "ae.pt")
+    trainer = {"dict_class": "MatryoshkaBatchTopKSAE", "k": 256, "layer": 3, "group_sizes": groups}
+    files.write_json(tmp_path / "sae" / "config.json", {"trainer": trainer})
+    make_store(tmp_path / "run", activations(20_000, d), "bfloat16", 16384, 128)
+    start = time.monotonic()
+    flags = (f"--workdir={tmp_path / 'run'}", f"--sae={tmp_path / 'sae'}", "--config.train.loss_recovered_studies=0")
+    done = launch("import_sae", *flags)
+    assert done.returncode == 0, done.stderr
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(f"{time.monotonic() - start:.0f} s, {peak / 2**30:.2f} GiB: {done.stdout}")
+    assert load_sae(tmp_path / "run" / "sae").group_sizes == tuple(groups)
+    assert peak < 4 * 2**30
