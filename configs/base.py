@@ -3,6 +3,7 @@
 A field is declared, with its type, default, bounds and meaning, in the section's class, in the code that reads it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -65,3 +66,18 @@ def studies(source: str, **fields: Any) -> ConfigDict:
     section = READERS.get(source).defaults()
     section.update({"source": source} | fields)
     return section
+
+
+def with_values(values: Mapping[str, Any]) -> ConfigDict:
+    """A configuration of given values, which flags can change as they can those of a configuration file.
+
+    Args:
+      values: sections and their fields; what they leave out has its default.
+
+    Raises:
+      UserError: nobody has registered the reader of the studies.
+    """
+    config = get_config()
+    config.studies = studies(values["studies"]["source"])
+    config.update(values)
+    return config

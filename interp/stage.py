@@ -87,7 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
                 identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
                 computing |= judge.computing()
         inputs = ("activations", "sae") if of_images else ("model", "activations", "sae")
-        stage = stack.enter_context(Stage(workdir, "interp", identity, inputs=inputs, computing=computing))
+        stage = stack.enter_context(Stage(workdir, "interp", identity, inputs, computing, config))
         if not stage.finished:
             _interpret(section, interpreters, config, workdir, stage.dir)
             stage.finish(processes.first_only(lambda: _counts(files.read_json(stage.dir / "summary.json"))))

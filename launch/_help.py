@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from maira_jax.run.config import Section
+from maira_jax.run.config import Section, shown
 
 _WIDTH = 118
 
@@ -29,7 +29,7 @@ def text(
     lines += ["", f"Fields of the configuration that it reads, with the values of {source}:"]
     for section in sections:
         for name, value, meaning in section.explained(config):
-            lines += _entry(f"--config.{name}={value!r}", meaning)
+            lines += _entry(f"--config.{name}={shown(value)}", meaning)
     return "\n".join(lines)
 
 

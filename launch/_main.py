@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from configs import base
-from launch import GC_THRESHOLD, _dry_run, _help
+from launch import GC_THRESHOLD, _configuration, _dry_run, _help
 from maira_jax.errors import UserError, first_line
 from maira_jax.model import sharding
 from maira_jax.run import processes, storage
-from maira_jax.run.config import RunSection, Section
+from maira_jax.run.config import Section
 from maira_jax.run.coordinator import Address
 from maira_jax.run.performance import compilation_cache
 from maira_jax.run.performance.freed_memory import keep_freed_memory
@@ -30,12 +30,8 @@ from maira_jax.studies.readers import READERS
 
 Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-DEFAULT_CONFIG = CONFIGS / "phantom.py"
-
 _DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from others
 _HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
-_CONFIG_HELP = "Python file with `get_config()` that describes the whole run; FILE:ARG passes ARG to it."
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "runs/demo",
@@ -156,16 +152,18 @@ def main(
     command = f"python -m launch.{Path(sys.argv[0]).stem}"
     asks_help = any(argument in _HELP for argument in sys.argv)
     try:
-        config = _parse([argument for argument in sys.argv if argument not in _HELP], reads)
+        argv = [argument for argument in sys.argv if argument not in _HELP]
+        config = _configuration.parse(argv, lambda: str(_WORKDIR.value), _shortcuts, reads)
         storage.check_address("--workdir", _WORKDIR.value)
         address = _address()
     except UserError as error:
         _fail(str(error), BAD_INPUT)
     # A configuration file is a program: it can fail in any way.
     except Exception as error:
-        _fail(f"{_sentence(error)} (see {command} --help)", BAD_FLAGS)
+        _fail(f"{_configuration.sentence(error)} (see {command} --help)", BAD_FLAGS)
     if asks_help:
-        print(_help.text(command, doc, _entries(), sections(config, reads), config, _config_file()))
+        source = _configuration.source(sys.argv, str(_WORKDIR.value))
+        print(_help.text(command, doc, _entries(), sections(config, reads), config, source))
         sys.exit(0)
     if _DRY_RUN.value:
         run, parallel = functools.partial(_dry_run.rehearse, stages(config) if stages else (run,), estimates), True
@@ -178,6 +176,7 @@ def main(
         workdir = _workdir()
         with _dry_run.leaving_no_trace(workdir) if _DRY_RUN.value else contextlib.nullcontext():
             processes.check_same(config.to_dict(), workdir)
+            _announce(config)
             result = run(config, workdir) if parallel else processes.first_only(lambda: run(config, workdir))
         report(Path(sys.argv[0]).stem, result)
         processes.close()
@@ -199,18 +198,19 @@ def main(
     sys.exit(0)
 
 
+def _announce(config: ConfigDict) -> None:
+    if processes.is_first():
+        line = _configuration.announcement(config, str(_WORKDIR.value))
+        if line:
+            print(line, file=sys.stderr)
+
+
 def _workdir() -> Path:
     """The run directory, or the folder of this process that stands for it."""
     if not storage.is_address(_WORKDIR.value):
         return Path(_WORKDIR.value).expanduser()
     scratch = storage.default_scratch() if _SCRATCH.value is None else Path(_SCRATCH.value)
     return storage.attach(_WORKDIR.value, scratch, processes.index())
-
-
-def _config_file() -> str:
-    """The configuration file as the command line names it."""
-    given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith(("--config=", "-config="))]
-    return (given or [DEFAULT_CONFIG.name])[-1]
 
 
 def _address() -> Address | None:
@@ -233,7 +233,7 @@ def _entries() -> dict[str, str]:
     entries["workdir"] = f"{entries['workdir']} Default: {_WORKDIR.default}"
     entries["scratch"] = f"{entries['scratch']} Default: in the user's cache directory."
     entries["compilation_cache"] = f"{entries['compilation_cache']} Default: in the user's cache directory."
-    entries["config"] = f"{_CONFIG_HELP} Default: {DEFAULT_CONFIG}"
+    entries["config"] = _configuration.HELP
     return entries
 
 
@@ -258,52 +258,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value[:12] if _DIGEST.fullmatch(value) else value
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-
-
-def _parse(argv: Sequence[str], reads: Sequence[str]) -> ConfigDict:
-    # Defined here and not at import, since the definition already reads the file and the command line.
-    flag = config_flags.DEFINE_config_file("config", default=str(DEFAULT_CONFIG), help_string=_CONFIG_HELP)
-    stray = flags.FLAGS(list(argv))[1:]
-    if stray:
-        raise ValueError(f"{stray[0]!r} is not a flag: flags look like --name=value")
-    config: ConfigDict = flag.value
-    for name, fields in _shortcuts.items():
-        given = flags.FLAGS[name].value
-        if given is not None:
-            try:
-                config.update_from_flattened_dict(fields(given))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"--{name}={given} cannot be read: {_readable(str(error))}") from error
-    for section in reads:
-        if section not in config:
-            raise KeyError(section)
-    unknown = sorted(set(config) - {section.section for section in base.SECTIONS} - set(RunSection.model_fields))
-    if unknown:
-        raise UserError(f"the configuration file sets {unknown[0]}, which is not a section: correct or remove it")
-    RunSection.of(config)
-    return config
-
-
-def _sentence(error: Exception) -> str:
-    """What went wrong with the flags; ml_collections nests its exceptions and puts tracebacks into their messages."""
-    inner: BaseException = error
-    while inner.args and isinstance(inner.args[0], BaseException):
-        inner = inner.args[0]
-    message = str(inner.args[0]) if inner.args else type(inner).__name__
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if isinstance(error, AttributeError | KeyError):
-        return f"the configuration has no field {'. '.join(lines)}"
-    if isinstance(error, OSError):
-        return f"the configuration cannot be read: {lines[-1]}"
-    if isinstance(error, flags.Error | ValueError | TypeError) and len(lines) == 1:
-        return _readable(lines[0].removesuffix("."))
-    return f"the configuration file fails with {type(error).__name__}: {lines[-1]}"
-
-
-def _readable(message: str) -> str:
-    """Python's message of a text that is no number, in plain words."""
-    message = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", message)
-    return re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", message)
 
 
 def _terminate(number: int, frame: types.FrameType | None) -> None:

@@ -60,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         measured_on["calibration_tokens"] = train.calibration_tokens
     identity = {"import_sae": {"sae": digest(sae), "l0": section.l0}, "train": measured_on, "seed": seed}
     identity["weights"] = ModelSection.of(config).weights
-    with Stage(workdir, "sae", identity, inputs=("activations",), computing={"sae": str(path)}) as stage:
+    with Stage(workdir, "sae", identity, inputs=("activations",), computing={"sae": str(path)}, config=config) as stage:
         if not stage.finished:
             store = ActivationStore.open(workdir / "activations", train.readers)
             check_fits(sae, store, path)

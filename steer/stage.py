@@ -70,7 +70,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         if path:  # the content decides the result, not only its path
             identity[f"{name}_digest"] = files.content_digest(Path(path).expanduser())
     computing = section.computing() | {"mesh": RunSection.of(config).mesh}
-    stage = Stage(workdir, folder(section.name), identity, inputs=input_stages(section), computing=computing)
+    stage = Stage(workdir, folder(section.name), identity, input_stages(section), computing, config)
     with stage:
         if stage.finished:
             return stage.manifest["counts"]

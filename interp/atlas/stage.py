@@ -34,7 +34,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     model = () if is_of_images(source_of(workdir / "activations")) else ("model",)
     inputs = (*model, *_NEEDED, *(name for name in optional_folders(sweep).values() if is_finished(workdir / name)))
     _remove_outdated(workdir / "atlas", inputs)
-    with Stage(workdir, "atlas", {}, inputs=inputs) as stage:
+    with Stage(workdir, "atlas", {}, inputs=inputs, config=config) as stage:
         page = stage.dir / "index.html"
         if not stage.finished:
             data = gather(config, workdir)

@@ -21,6 +21,7 @@ class JudgeSection(Section, name="judge"):
         False,
         "Whether base_url may be another machine; prompts hold text of reports, and images if asked for.",
         decides=False,
+        remembered=False,
     )
     mode: Literal["live", "batch"] = setting(
         "live", "live, or batch for the provider's batch API: within a day, at a lower price.", decides=False

@@ -51,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     if not section.study_id:
         raise UserError("similar.study_id is empty: name a study with --study_id=ID")
     workdir, mesh = Path(workdir), RunSection.of(config).mesh
-    with Stage(workdir, "similar", {"sections": sections}, inputs=_INPUTS, computing={"mesh": mesh}) as stage:
+    with Stage(workdir, "similar", {"sections": sections}, _INPUTS, {"mesh": mesh}, config) as stage:
         store = ActivationStore.open(workdir / "activations")
         if section.study_id not in store.studies["study_id"].to_pylist():
             raise UserError(f"study {section.study_id} is not in {store.directory}: name one of its studies.parquet")

@@ -72,7 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     section = LabelSection.of(config)
     shared = RunSection.of(config)
     mesh, identity = shared.mesh, {"label": section.deciding(), "seed": shared.seed}
-    with Stage(Path(workdir), "label", identity, inputs=("activations", "sae"), computing={"mesh": mesh}) as stage:
+    with Stage(Path(workdir), "label", identity, ("activations", "sae"), {"mesh": mesh}, config) as stage:
         if not stage.finished:
             stage.finish(_run(config, devices_of(mesh), Path(workdir), stage.dir))
         return stage.manifest["counts"]

@@ -179,8 +179,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, out: Path | None = Non
     """
     section, mesh = ModelSection.of(config), RunSection.of(config).mesh
     directory = checkpoint_dir(section.checkpoint)
+    in_run = None if out else config
     out = (Path(workdir) / "model" if out is None else out).expanduser().absolute()
-    with Stage(out.parent, out.name, section.converting(), computing={"mesh": mesh}) as stage:
+    with Stage(out.parent, out.name, section.converting(), computing={"mesh": mesh}, config=in_run) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         counts = _convert(directory, stage.dir, DTYPES[section.dtype], mesh or (1, 1))

@@ -98,7 +98,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     identity = {"generate": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
     identity["weights"] = weights
     folder, computing = FOLDERS[section.task], {"generate": section.computing(), "mesh": run_section.mesh}
-    with Stage(Path(workdir), folder, identity, inputs=("model",), computing=computing) as stage:
+    with Stage(Path(workdir), folder, identity, inputs=("model",), computing=computing, config=config) as stage:
         studies = load_studies(config.studies)[: section.studies]
         if not stage.finished:
             trace = StepTrace.of_run(config, workdir, "generate")

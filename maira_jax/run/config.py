@@ -34,7 +34,7 @@ _TYPES = {
     "float_type": "a number",
     "string_type": "text",
     "bool_type": "True or False",
-    "tuple_type": "a tuple",
+    "tuple_type": "a list: separate its members by commas, such as 1,2",
     "dict_type": "a ConfigDict",
 }
 
@@ -49,6 +49,7 @@ def setting(
     lt: float | None = None,
     choices: Callable[[], Iterable[str]] | None = None,
     decides: bool = True,
+    remembered: bool = True,
 ) -> Any:
     """Declares a field of a `Section`.
 
@@ -61,9 +62,30 @@ def setting(
       decides: whether the field decides the result. One that only says how it is computed (a mesh, the size of a part,
         an interval between checkpoints) is recorded in the manifest and never compared; it may change the result's
         last bits, where sums are taken in another order.
+      remembered: whether later commands in the same run directory take the value as their default. One that is meant
+        for a single command, or that gives leave, is not.
     """
-    extra = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "decides": decides}
+    extra = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "decides": decides, "remembered": remembered}
     return pydantic.Field(default, description=description, json_schema_extra=typing.cast(Any, extra))
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return typing.cast(dict[str, Any], field.json_schema_extra)
+
+
+_forgotten: set[str] = set()  # dotted names of the fields of all sections that are not remembered
+
+
+def is_remembered(name: str) -> bool:
+    """Whether later commands in the same run directory take the field of this dotted name as their default."""
+    return name not in _forgotten
+
+
+def shown(value: Any) -> str:
+    """A value as messages and `--help` show it: a tuple as the command line takes it, with commas alone."""
+    if not isinstance(value, (list, tuple)) or any(isinstance(member, (list, tuple, dict)) for member in value):
+        return repr(value)
+    return ",".join(map(str, value)) or "()"
 
 
 class Section(pydantic.BaseModel):
@@ -79,6 +101,11 @@ class Section(pydantic.BaseModel):
         super().__init_subclass__(**kwargs)
         if name is not None:
             cls.section = name
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        fields = cls.model_fields.items()
+        _forgotten.update(cls._dotted(name) for name, field in fields if not _extra(field)["remembered"])
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
@@ -151,7 +178,9 @@ class Section(pydantic.BaseModel):
                 continue
             for member in members:
                 if member is not None and not _holds(kind, member, bound):
-                    raise UserError(f"{cls._dotted(name)} is {value}, but must be {words.format(bound)}: change it")
+                    raise UserError(
+                        f"{cls._dotted(name)} is {shown(value)}, but must be {words.format(bound)}: change it"
+                    )
         if extra["choices"] is not None:
             known = tuple(extra["choices"]())
             for member in members:
@@ -170,14 +199,14 @@ class Section(pydantic.BaseModel):
         if kind == "extra_forbidden":
             return f"{name} is unknown: the fields of {cls.section} are {', '.join(cls.model_fields)}"
         if kind == "literal_error":
-            return f"{name} is {given!r}: choose from {problem['ctx']['expected'].replace(chr(39), '')}"
+            return f"{name} is {shown(given)}: choose from {problem['ctx']['expected'].replace(chr(39), '')}"
         if kind == "finite_number":
             return f"{name} is {given}, which is not a finite number: change it"
         if kind in ("missing", "too_long") and problem["loc"]:
             count = len(typing.get_args(cls.model_fields[str(problem["loc"][0])].annotation))
-            return f"{name} is {given}, but must have {count} entries: change it"
+            return f"{name} is {shown(given)}, but must have {count} entries: change it"
         inner = " holds" if len(problem["loc"]) > 1 else " is"
-        return f"{name}{inner} {given!r}, which is not {_TYPES.get(kind, 'valid: ' + problem['msg'])}: change it"
+        return f"{name}{inner} {shown(given)}, which is not {_TYPES.get(kind, 'valid: ' + problem['msg'])}: change it"
 
 
 class RunSection(Section, name=""):
@@ -197,15 +226,12 @@ class RunSection(Section, name=""):
         "generate and steer; blocks of tokens of interpret. 0: none.",
         ge=0,
         decides=False,
+        remembered=False,
     )
 
     def check(self) -> None:
         if len(self.mesh) not in (0, 2):
-            raise UserError(f"mesh is {self.mesh}, but must have two entries, or none to be chosen: change it")
-
-
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    return typing.cast(dict[str, Any], field.json_schema_extra)
+            raise UserError(f"mesh is {shown(self.mesh)}, but must have two entries, or none to be chosen: change it")
 
 
 def _holds(kind: str, value: float, bound: float) -> bool:

@@ -11,10 +11,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import ml_collections
 
 from maira_jax.errors import UserError
-from maira_jax.run import files, jsonl, processes, storage
+from maira_jax.run import files, jsonl, processes, run_config, storage
+from maira_jax.run.config import shown
 from maira_jax.run.lock import FolderLock
+from maira_jax.run.run_config import RunMemory, flatten, plain
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
@@ -31,34 +34,16 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    leaves: dict[str, Any] = {}
-    for key, inner in value.items():
-        leaves |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON gives it back, so that a section compares equal to the one in a file."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    left, right = _flatten(ours), _flatten(theirs)
+    left, right = flatten(ours), flatten(theirs)
     for key in sorted(left.keys() | right.keys()):
         if left.get(key) != right.get(key):
-            return f"{key} (now {left.get(key)!r}, there {right.get(key)!r})"
+            return f"{key} (now {shown(left.get(key))}, there {shown(right.get(key))})"
     raise AssertionError("the two differ")
 
 
 def _refuse_not_finite(section: Mapping[str, Any]) -> None:
-    for name, value in _flatten(section).items():
+    for name, value in flatten(section).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{name} is {number}, which is not a finite number: change it")
@@ -70,6 +55,14 @@ def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
     if not wanted <= found.keys():
         raise UserError(f"{path} is not what a stage wrote: delete {path.parent} and run that stage again")
     return found
+
+
+def stages_in(workdir: Path) -> dict[str, dict[str, Any]]:
+    """The folder of each stage that is there, finished or not, and the section that it was decided by."""
+    storage.fetch(workdir, (MANIFEST, UNFINISHED))
+    patterns = (f"{place}/{name}" for place in ("*", "*/*") for name in (UNFINISHED, MANIFEST))
+    paths = [path for pattern in patterns for path in sorted(workdir.glob(pattern))]
+    return {path.parent.relative_to(workdir).as_posix(): files.read_object(path).get("section", {}) for path in paths}
 
 
 class StageReached(BaseException):
@@ -117,13 +110,14 @@ class Stage:
       inputs: folder names of the stages that this one reads.
       computing: fields that only say how the result is computed (meshes, sizes of parts, intervals); recorded in the
         manifest, never compared.
+      config: the whole configuration, which the run directory is to remember; None where the folder is in no run.
 
     Raises:
       UserError: a field of the section is NaN or infinite.
 
     Raises (on entering):
-      UserError: an input stage is not finished, the folder holds a result of another configuration, or another
-        process works in it.
+      UserError: an input stage is not finished, the folder holds a result of another configuration, another stage one
+        of other studies, or another process works in it.
     """
 
     def __init__(
@@ -133,16 +127,19 @@ class Stage:
         section: Mapping[str, Any],
         inputs: tuple[str, ...] = (),
         computing: Mapping[str, Any] | None = None,
+        config: ml_collections.ConfigDict | None = None,
     ):
         self.workdir = Path(workdir)
         self.name = name
         self.dir = self.workdir / name
-        self.section = _plain(section)
+        self.section = plain(section)
         _refuse_not_finite(self.section)
         self.inputs = inputs
-        self.computing = _plain(computing or {})
+        self.computing = plain(computing or {})
         self.finished = False
         self.manifest: dict[str, Any] = {}
+        self._config = config
+        self._memory: RunMemory | None = None  # before the stage begins
         self._lock = FolderLock(self.dir)
 
     def __enter__(self) -> Self:
@@ -168,6 +165,11 @@ class Stage:
 
     def _begin(self, identity: Mapping[str, Any]) -> None:
         """Locks the folder, unless its result is finished, and reads how far an earlier attempt came."""
+        if self._config is not None:
+            storage.fetch(self.workdir / run_config.FILE)
+            self._memory = RunMemory.read(self.workdir / run_config.FILE)
+            if self._memory is None or self._memory.differences(self._config):
+                run_config.refuse_contradiction(self.workdir, self._config, stages_in(self.workdir))
         storage.fetch(self.dir / MANIFEST)
         if not (self.dir / MANIFEST).is_file():
             try:
@@ -191,6 +193,8 @@ class Stage:
         manifest, unfinished = self.dir / MANIFEST, self.dir / UNFINISHED
         for leftover in self.dir.glob(".*.tmp"):  # of a run that was killed while it wrote
             files.remove(leftover)
+        if self._is_empty():
+            files.remove(unfinished)
         for path in (manifest, unfinished):
             if not path.is_file():
                 continue
@@ -198,6 +202,8 @@ class Stage:
             self._refuse_other(identity, there)
             self.finished = path == manifest
             self.manifest = there
+            if self._memory is None:
+                self._remember()
             if self.finished:
                 self._remove_parts()
                 print(f"{self.name}: already finished in {storage.named(str(self.dir))}", file=sys.stderr)
@@ -214,22 +220,32 @@ class Stage:
             "computing": self.computing,
             "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
+        self._remember()
         files.write_json(unfinished, self.manifest)
+
+    def _remember(self) -> None:
+        if self._config is not None:
+            run_config.remember(self.workdir, self._config, stages_in(self.workdir))
+
+    def _is_empty(self) -> bool:
+        """Whether an attempt has begun that left nothing: it decides nothing for the next one."""
+        found = [path for path in self.dir.rglob("*") if not path.is_dir()]
+        return found == [self.dir / UNFINISHED]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not processes.is_first():
             return
-        if isinstance(error, UserError) and not self.finished:
-            left = [path.name for path in self.dir.iterdir()]
-            if left == [UNFINISHED]:
-                files.remove(self.dir)
+        if error is not None and not self.finished and self._is_empty():
+            files.remove(self.dir)
+            if self._config is not None:
+                run_config.restore(self.workdir, self._memory)
         self._lock.release()
 
     def record(self, chosen: Mapping[str, Any]) -> None:
         """Records what open fields of the section were set to: `manifest["chosen"]`, when the stage resumes, too."""
-        self.manifest = self.manifest | {"chosen": _plain(chosen)}
+        self.manifest = self.manifest | {"chosen": plain(chosen)}
         if processes.is_first():
             files.write_json(self.dir / UNFINISHED, self.manifest)
 
@@ -242,7 +258,7 @@ class Stage:
         storage.send(self.dir)
         processes.barrier()
         end = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.manifest = self.manifest | {"end": end, "counts": _plain(counts)}
+        self.manifest = self.manifest | {"end": end, "counts": plain(counts)}
         if processes.is_first():
             files.write_json(self.dir / MANIFEST, self.manifest)
             files.remove(self.dir / UNFINISHED)

@@ -125,6 +125,28 @@ def attach(address: str, scratch: Path, process: int) -> Path:
     return local
 
 
+def peek(address: str, name: str) -> bytes | None:
+    """The content of a small file at an address that no folder stands for; None where there is none.
+
+    Args:
+      address: as `attach` takes it.
+      name: the file's name.
+
+    Raises:
+      UserError: the bucket cannot be read.
+    """
+    shown = _without_secrets(address).rstrip("/")
+    try:
+        found, root = fs.FileSystem.from_uri(_one_request(address))
+        path = f"{root.rstrip('/')}/{name}"
+        if found.get_file_info(path).type != fs.FileType.File:
+            return None
+        with found.open_input_stream(path) as source:
+            return source.read()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{shown} cannot be read ({first_line(error)}): check the address and the bucket") from error
+
+
 def default_scratch() -> Path:
     """The folder in the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maira-jax" / "scratch"

@@ -65,7 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     section = {"harvest": harvest.of_model(), "studies": config.studies.to_dict(), "seed": config.seed}
     section["weights"] = ModelSection.of(config).weights
     computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
-    with Stage(Path(workdir), "activations", section, inputs=("model",), computing=computing) as stage:
+    with Stage(Path(workdir), "activations", section, ("model",), computing, config) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         begun_with = stage.manifest.get("chosen", {}).get("batch_size")

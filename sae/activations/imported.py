@@ -148,7 +148,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     harvest = HarvestSection.of(config)
     fields = {name: getattr(harvest, name) for name in ("arrays", "column", "table", "held_out_fraction", "dtype")}
-    with Stage(Path(workdir), "activations", {"harvest": fields, "seed": config.seed}) as stage:
+    with Stage(Path(workdir), "activations", {"harvest": fields, "seed": config.seed}, config=config) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         paths = [Path(path).expanduser() for path in harvest.arrays]

@@ -44,7 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     section, workdir = ExportSection.of(config), Path(workdir)
     trained = {"sae": Path()} | {f"sae-{name}": Path(name) for name in config.sae.companions}
-    with Stage(workdir, "export", section.deciding(), inputs=tuple(trained)) as stage:
+    with Stage(workdir, "export", section.deciding(), inputs=tuple(trained), config=config) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         for folder, place in trained.items():

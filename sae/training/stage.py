@@ -95,7 +95,7 @@ def stage_of(
     # The weights of the model that is harvested live, and that the loss is measured in.
     identity |= {"weights": ModelSection.of(config).weights, "train": train.deciding(), "seed": int(config.seed)}
     computing = {"train": train.computing(), "mesh": RunSection.of(config).mesh}
-    return Stage(workdir, folder, sections | identity, inputs=inputs, computing=computing)
+    return Stage(workdir, folder, sections | identity, inputs=inputs, computing=computing, config=config)
 
 
 def loss_of(config: ml_collections.ConfigDict, workdir: Path, store: ActivationRows) -> loss_recovered.Loss | None:

@@ -63,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Mapping[str, Any]:
         "studies": config.studies.to_dict(),
         "held_out_fraction": config.harvest.held_out_fraction,
     }
-    with Stage(workdir, "pretrain", identity, computing=section.computing()) as stage:
+    with Stage(workdir, "pretrain", identity, computing=section.computing(), config=config) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         source = functools.partial(study_source, config, recipe.seed, recipe.vision.image_size, section.n_held_out)

@@ -34,7 +34,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     section = {"harvest": harvest.of_encoder(), "studies": config.studies.to_dict(), "seed": config.seed}
     inputs = ("model",) if ENCODERS.get(harvest.encoder).of_model else ()
     computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
-    with Stage(Path(workdir), "activations", section, inputs=inputs, computing=computing) as stage:
+    with Stage(Path(workdir), "activations", section, inputs=inputs, computing=computing, config=config) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         begun_with = stage.manifest.get("chosen", {}).get("batch_size")

@@ -82,7 +82,10 @@ def test_a_signal_to_one_process_ends_all(started, tmp_path, sent, code):
     ends = pods.ended(both, timeout=60)
     assert [end.code for end in ends] == [code, code]
     assert all("with the same flags resumes from here" in end.err for end in ends)
-    assert sorted(os.listdir(tmp_path)) == ["locked", "pid-0", "pid-1"]  # the lock is released
+    assert sorted(os.listdir(tmp_path)) == [
+        "pid-0",
+        "pid-1",
+    ]  # the lock is released, and the folder without a result gone
 
 
 def test_processes_of_different_flags_or_folders_are_refused(started, tmp_path):

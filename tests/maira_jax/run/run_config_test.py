@@ -1,0 +1,110 @@
+"""What a run directory remembers of the configuration."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from maira_jax.errors import UserError
+from maira_jax.run.run_config import remembered
+from maira_jax.run.stage import Stage
+
+
+def config(n=None, path="a.jsonl", steps=10, strengths=(-1.0, 1.0), profile=0) -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "profile": profile,
+            "studies": {"source": "manifest", "path": path, "n": n},
+            "train": {"steps": steps},
+            "steer": {"strengths": strengths},
+            "judge": {"allow_remote": True, "model": "m"},
+        }
+    )
+
+
+def begin(workdir, name, section, cfg, fails=None, finishes=True):
+    with Stage(workdir, name, section, config=cfg) as stage:
+        if fails is not None:
+            raise fails
+        if finishes and not stage.finished:
+            stage.finish({})
+
+
+def harvest(workdir, cfg, **how):
+    begin(workdir, "activations", {"studies": cfg.studies.to_dict()}, cfg, **how)
+
+
+def test_the_first_stage_writes_what_can_be_read_back(tmp_path):
+    harvest(tmp_path, config())
+    found = remembered(tmp_path)
+    assert found.studies == config().studies and found.steer.strengths == (-1.0, 1.0)
+    assert found.judge.model == "m"
+
+
+def test_what_gives_leave_or_is_for_one_command_is_not_remembered(tmp_path):
+    harvest(tmp_path, config(profile=3))
+    values = json.loads((tmp_path / "config.json").read_text())["values"]
+    assert "profile" not in values and "allow_remote" not in values["judge"]
+
+
+def test_a_section_is_settled_by_the_first_stage_that_it_decides(tmp_path):
+    harvest(tmp_path, config(steps=10))
+    begin(tmp_path, "sae", {"train": {"steps": 20}}, config(steps=20))
+    assert remembered(tmp_path).train.steps == 20
+    begin(tmp_path, "steer/one", {"steer": {}}, config(steps=30, strengths=(2.0,)))
+    begin(tmp_path, "steer/two", {"steer": {}}, config(strengths=(3.0,)))
+    assert remembered(tmp_path).train.steps == 20 and remembered(tmp_path).steer.strengths == (2.0,)
+
+
+def test_what_is_deleted_settles_nothing(tmp_path):
+    harvest(tmp_path, config())
+    (tmp_path / "activations" / "manifest.json").unlink()
+    (tmp_path / "activations").rmdir()
+    harvest(tmp_path, config(path="b.jsonl"))
+    assert remembered(tmp_path).studies.path == "b.jsonl"
+
+
+def test_other_studies_are_refused_by_name(tmp_path):
+    harvest(tmp_path, config())
+    with pytest.raises(
+        UserError, match=r"activations is of other studies: studies\.path is 'b.jsonl' now and 'a.jsonl'"
+    ):
+        begin(tmp_path, "reports", {"generate": {}}, config(path="b.jsonl"))
+    assert not (tmp_path / "reports").exists()
+    begin(tmp_path, "reports", {"generate": {}}, config(n=3))  # some of them
+
+
+def test_a_run_without_the_file_refuses_other_studies_too(tmp_path):
+    harvest(tmp_path, config())
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"studies\.path"):
+        begin(tmp_path, "reports", {"generate": {}}, config(path="b.jsonl"))
+    harvest(tmp_path, config())
+    assert remembered(tmp_path).studies.path == "a.jsonl"
+
+
+@pytest.mark.parametrize("error", [UserError("bad"), KeyboardInterrupt(), ValueError()])
+def test_a_failed_attempt_without_results_leaves_nothing(tmp_path, error):
+    with pytest.raises(type(error)):
+        harvest(tmp_path, config(), fails=error)
+    assert not list(tmp_path.iterdir())
+    begin(tmp_path, "model", {}, config())
+    with pytest.raises(type(error)):
+        harvest(tmp_path, config(path="b.jsonl"), fails=error)
+    assert remembered(tmp_path).studies.path == "a.jsonl" and not (tmp_path / "activations").exists()
+
+
+def test_a_killed_attempt_without_results_locks_nothing(tmp_path):
+    harvest(tmp_path, config(), finishes=False)  # as SIGKILL leaves it
+    assert (tmp_path / "activations" / "unfinished.json").exists()
+    begin(tmp_path, "activations", {"steps": 1}, config())
+    assert json.loads((tmp_path / "activations" / "manifest.json").read_text())["section"] == {"steps": 1}
+
+
+def test_a_folder_that_remembers_nothing_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"config.json does not exist: give .* --config=FILE once more"):
+        remembered(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no configuration of a run: delete it"):
+        remembered(tmp_path)
