@@ -45,7 +45,11 @@ def test_a_stage_is_asked_what_it_would_do_and_does_not_do_it(tmp_path):
         f"would begin {workdir}/sae from activations (finished)", True
     )  # fmt: skip
     assert files_of(tmp_path) == before
-    with pytest.raises(ZeroDivisionError), Stage(workdir, "sae", {"seed": config.seed}, inputs=("activations",)):
+    with (
+        pytest.raises(ZeroDivisionError),
+        Stage(workdir, "sae", {"seed": config.seed}, inputs=("activations",)) as stage,
+    ):
+        (stage.dir / "part").touch()
         raise ZeroDivisionError
     assert _dry_run.intention(stage_run, config, workdir)[0].startswith(f"would resume {workdir}/sae from")
     stage_run(config, workdir)
