@@ -21,6 +21,11 @@ _main.define_shortcut(
     lambda text: {"steer.match": text, "steer.features": ()},
 )
 _main.define_shortcut(
+    "set",
+    "Imported set of interpretations whose explanations --match looks in. Sets steer.set.",
+    lambda text: {"steer.set": text},
+)
+_main.define_shortcut(
     "sweep",
     "Name of the sweep, and of its folder in WORKDIR/steer. Sets steer.name.",
     lambda text: {"steer.name": text},

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from interp.sets import OWN_SET
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import FRONTAL, Kind, token_filter_mask
 from maira_jax.run.config import Section, setting
@@ -30,6 +31,11 @@ class SteerSection(Section, name="steer"):
         (), "Features to steer; empty: those that match, or the best one of each concept.", ge=0
     )
     match: str = setting("", "Regular expression on explanations that selects features, e.g. 'pleural effusion'.")
+    set: str = setting(
+        OWN_SET,
+        f"Set of interpretations whose explanations those are; {OWN_SET} is the run's own.",
+        decides=False,  # the set is an input
+    )
     concepts: tuple[str, ...] = setting(
         (),
         "Concepts to steer, each by its best feature, where steer.features and steer.match are empty; empty: the "

@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from interp.sets import OWN_SET, stage_name
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.config import RunSection
@@ -31,7 +32,9 @@ def folder(name: str) -> str:
 
 def input_stages(section: SteerSection) -> tuple[str, ...]:
     """The stages that a sweep reads."""
-    return ("model", "activations") if section.sae else ("model", "activations", "sae", "interp")
+    if section.sae:
+        return ("model", "activations")
+    return tuple(dict.fromkeys(("model", "activations", "sae", OWN_SET, stage_name(section.set))))
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def _autoencoder(
         catalogue = FeatureCatalogue.measured(sae, activations, named, str(source))
     else:
         source = workdir / "sae"
-        sae, catalogue = load_sae(source), FeatureCatalogue.read(workdir / "interp")
+        sae, catalogue = load_sae(source), FeatureCatalogue.read(workdir, section.set)
     if sae.d_model != activations.d_model:
         raise UserError(
             f"{source} is of width {sae.d_model}, but the activations are of width {activations.d_model}: "

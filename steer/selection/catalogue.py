@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp.sets import OWN_SET, read_set
 from maira_jax.errors import UserError, first_line
 from sae import autoencoder
 from sae.activations.store import TRAIN, ActivationStore
@@ -38,13 +39,17 @@ class FeatureCatalogue:
     source: str
 
     @classmethod
-    def read(cls, interp_dir: Path) -> Self:
-        """The results of the interpret stage.
+    def read(cls, workdir: Path, set_name: str = OWN_SET) -> Self:
+        """The results of the interpret stage, with the explanations of a set of interpretations.
 
         Raises:
-          UserError: a table cannot be read.
+          UserError: a table cannot be read, or there is no such set.
         """
+        interp_dir = workdir / OWN_SET
         features = _table(interp_dir / "features.parquet", ("feature", "explanation", "max_activation"))
+        if set_name != OWN_SET:
+            texts = _explanations(read_set(workdir, set_name))
+            features = [row | {"explanation": texts.get(row["feature"])} for row in features]
         columns = ("concept", "feature", "f1", "runners_up", "runners_up_f1")
         known = {row["feature"]: row for row in features}
         concepts = [row for row in _table(interp_dir / "concepts.parquet", columns) if row["feature"] in known]
@@ -132,6 +137,13 @@ def _encoder(sae: Sae, columns: np.ndarray) -> Callable[[np.ndarray], jax.Array]
     part = {name: sae.params[name][..., columns] for name in ("W_enc", "b_enc")} | {"b_dec": sae.params["b_dec"]}
     threshold = np.broadcast_to(np.asarray(sae.threshold, np.float32), sae.n_features)[columns]
     return lambda x: autoencoder.encode(part, jnp.asarray(x), threshold)
+
+
+def _explanations(table: pa.Table) -> dict[int, str]:
+    """The explanation of each feature of an imported set, after its name if that says something else."""
+    rows = table.select(["feature", "name", "explanation"]).to_pylist()
+    texts = {row["feature"]: list(dict.fromkeys(filter(None, (row["name"], row["explanation"])))) for row in rows}
+    return {feature: " / ".join(found) for feature, found in texts.items()}
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:

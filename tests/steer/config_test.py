@@ -29,8 +29,8 @@ def test_findings_stand_for_generated_tokens_in_the_store() -> None:
     assert SteerSection.parse({"positions": ("image",)}).measured(kinds).tolist() == [False, True, True, False, False]
 
 
-def test_sizes_of_batches_do_not_decide_a_sweep() -> None:
-    computing = {"batch_studies": 3, "batch_rows": 5, "workers": 1, "dry_run": True}
+def test_sizes_of_batches_do_not_decide_a_sweep_nor_does_a_set_but_by_its_content() -> None:
+    computing = {"batch_studies": 3, "batch_rows": 5, "workers": 1, "dry_run": True, "set": "released"}
     section = SteerSection.parse(computing)
     assert section.computing() == computing
     assert section.deciding() == SteerSection.parse({}).deciding()

@@ -329,6 +329,17 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
     steered = [line for line in lines_of(workdir) if line["strength"]]
     assert {line["settings"]["feature"] for line in steered} == {N_FEATURES - 1}
     assert {line["settings"]["concept"] for line in steered} == {"oedema"}
+    with Stage(workdir, "interpretations/released", {}) as written:
+        rows = {"feature": [7, 9], "name": ["oedema of lungs", None], "explanation": ["fluid", "No oedema of any kind"]}
+        pq.write_table(pa.table(rows), written.dir / "features.parquet")
+        written.finish({})
+    config.steer.update({"set": "released", "name": "other"})
+    stage.run(config, workdir)
+    (target,) = (entry["target"] for entry in json.loads((workdir / "steer" / "other" / "directions.json").read_text()))
+    assert (target["feature"], target["explanation"]) == (7, "oedema of lungs / fluid")
+    config.steer.update({"set": "absent", "name": "third"})
+    with pytest.raises(UserError, match="interpretations/absent, which no finished stage wrote"):
+        stage.run(config, workdir)
 
 
 @pytest.mark.parametrize(
