@@ -48,6 +48,7 @@ class InterpretSection(Section, name="interpret"):
         "",
         "Imported set of interpretations whose explanations are scored, on the exemplars of interp/; empty: explain.",
         decides=False,  # it has a folder of its own
+        remembered=False,
     )
     features: tuple[int, ...] = setting((), "Only these features are explained and scored; empty: all.", ge=0)
     min_contexts: int = setting(

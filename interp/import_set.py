@@ -32,11 +32,16 @@ _READERS: dict[str, Callable[[Path], pa.Table]] = {
 class ImportSetSection(Section, name="import_set"):
     """Interpretations from files, as a named set of the run's features."""
 
-    files: tuple[str, ...] = setting((), "Files of interpretations, .csv, .jsonl or .parquet; empty: none.")
-    set: str = setting("imported", "Name of the set, which may be there already: then the files add to it.")
+    files: tuple[str, ...] = setting(
+        (), "Files of interpretations, .csv, .jsonl or .parquet; empty: none.", remembered=False
+    )
+    set: str = setting(
+        "imported", "Name of the set, which may be there already: then the files add to it.", remembered=False
+    )
     columns: tuple[str, ...] = setting(
         (),
         f"Where the files name a column otherwise: OURS=THEIRS; ours are {', '.join(sets.SCHEMA.names)}.",
+        remembered=False,
     )
 
     def check(self) -> None:
@@ -73,7 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     paths = [Path(name).expanduser() for name in section.files]
     if not paths:
         raise UserError("import_set.files names no file: give some with --interpretations")
-    with Stage(workdir, sets.stage_name(section.set), {"set": section.set}, inputs=("sae",)) as stage:
+    with Stage(workdir, sets.stage_name(section.set), {"set": section.set}, inputs=("sae",), config=config) as stage:
         lock = FolderLock(stage.dir)
         if stage.finished:  # the set is added to
             lock.acquire()

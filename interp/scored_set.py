@@ -68,7 +68,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
             computing = judge.computing()
         name, inputs = f"{imported}/{sets.SCORED}", (sets.OWN_SET, imported)
-        stage = stack.enter_context(Stage(workdir, name, identity, inputs=inputs, computing=computing))
+        stage = stack.enter_context(Stage(workdir, name, identity, inputs=inputs, computing=computing, config=config))
         if not stage.finished:
             summary = _score(section, interpreters, config.seed, workdir, stage.dir)
             counts = {name: summary[name] for name in ("features", "scored")}

@@ -29,9 +29,14 @@ _CPU_ENTRIES = 2**26
 class ImportSaeSection(Section, name="import_sae"):
     """The autoencoder of a file, as the run's own."""
 
-    sae: str = setting("", "Folder or file of the autoencoder, of any format that can be read; empty: none.")
+    sae: str = setting(
+        "", "Folder or file of the autoencoder, of any format that can be read; empty: none.", remembered=False
+    )
     l0: int = setting(
-        0, "Set the threshold so that this many features are active per token on average; 0: the file's.", ge=0
+        0,
+        "Set the threshold so that this many features are active per token on average; 0: the file's.",
+        ge=0,
+        remembered=False,
     )
 
 
