@@ -21,7 +21,7 @@ NOT_RUN = {
     "python -m launch.convert --workdir=runs/maira2 --checkpoint=~/maira-2 --dtype=bfloat16": "needs MAIRA-2's weights",
     "python -m launch.demo --workdir=runs/maira2 --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
     "python -m launch.harvest --workdir=runs/maira2 --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
-    "python -m launch.train --workdir=runs/maira2 --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
+    "python -m launch.train --workdir=runs/maira2": "likewise",
     "python -m launch.interpret --workdir=runs/first --config.interpret.judge=llm --config.judge.model=NAME "
     "--config.judge.base_url=http://127.0.0.1:8000/v1": "needs a language model's server",
     "python -m launch.harvest --workdir=runs/encoder --config.harvest.encoder=medclip_resnet50 "
@@ -40,7 +40,8 @@ NOT_RUN = {
     "python -m launch.import_sae --workdir=runs/released --set=released --interpretations=names.csv "
     "--columns=feature=latent,explanation=description,score=auroc": "likewise",
     "python -m launch.interpret --workdir=runs/released --set=released": "likewise",
-    'python -m launch.steer --workdir=runs/released --sweep=effusion --match="pleural effusion" --set=released': "likewise",
+    "python -m launch.steer --workdir=runs/released --sweep=effusion "
+    '--match="pleural effusion" --set=released': "likewise",
     "python -m launch.pretrain --workdir=runs/pretrain": "takes 45 minutes",
 }
 # Runs that are shortened here.
