@@ -8,19 +8,21 @@ file DIGEST.jsonl with DIGEST.json, the names of its prompts.
 """
 
 import asyncio
+import contextlib
 import functools
 import hashlib
+import io
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import openai
 
 from interp.llm.connection import NO_SCHEMA, TRANSIENT, connect, fatal
 from interp.llm.egress import Endpoint
-from interp.llm.ledger import AnswerLedger, ChatReply
-from interp.llm.requests import ChatAnswer, ChatRequest
+from interp.llm.ledger import MAX_FAILURES, UNUSABLE, AnswerLedger, ChatReply
+from interp.llm.requests import ChatAnswer, ChatRequest, message_of
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.progress import progress
@@ -33,6 +35,23 @@ _MAX_REQUESTS, _MAX_BYTES = 50_000, 150_000_000
 _MIN_POLL_S, _MAX_POLL_S = 0.5, 60.0
 _MARK = "maira_jax_digest"  # metadata of a batch: digest of its file
 _ENDED = ("completed", "failed", "expired", "cancelled")
+_UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
+
+
+class _BatchState(NamedTuple):
+    """What the provider says of a batch.
+
+    Attributes:
+      ended: whether there is nothing to wait for.
+      n_done: requests that are answered or have failed.
+      files: ids of the files of answers.
+      problem: why it was refused; "" if it was not.
+    """
+
+    ended: bool
+    n_done: int
+    files: tuple[str, ...]
+    problem: str
 
 
 def answers(
@@ -92,6 +111,7 @@ class _BatchRun:
         fruitless = 0
         while fruitless < self._section.attempts:
             before = self._ledger.n_answered
+            unanswered = [key for key, request in wanted.items() if self._ledger.reply(request, key) is None]
             digests, over_budget = self._write_files(wanted)
             if not digests and over_budget:
                 raise self._ledger.budget_spent()
@@ -99,7 +119,10 @@ class _BatchRun:
                 break
             async with connect(self._section, self._endpoint) as server:
                 await self._collect(server, {await self._submit(server, digest): digest for digest in digests})
-            fruitless = 0 if self._ledger.n_answered > before else fruitless + 1
+            n_answers = self._ledger.n_answered - before
+            if n_answers >= MAX_FAILURES and not any(self._ledger.reply(wanted[key], key) for key in unanswered):
+                raise self._ledger.hopeless(UNUSABLE)
+            fruitless = 0 if n_answers else fruitless + 1
         for key, request in wanted.items():
             if not self._ledger.is_resolved(request, key):
                 self._ledger.fail(key, "the provider's batches did not answer it")
@@ -161,22 +184,21 @@ class _BatchRun:
         """Gives a file to the provider, unless a killed run has just done so; returns the batch's id."""
         fetched = self._ledger.cache.batches(fetched=True)
 
-        async def submitted() -> str | None:
+        async def submitted() -> str:
             async for batch in server.batches.list(limit=100):
                 if (batch.metadata or {}).get(_MARK) == digest and batch.id not in fetched:
-                    return batch.id
-            return None
+                    return _name(batch.id)
+            return ""
 
-        batch_id = await self._call(submitted)
-        if batch_id is None:
+        async def submit() -> str:
             content = (f"{digest}.jsonl", self._file(digest).read_bytes())
-            uploaded = await self._call(lambda: server.files.create(file=content, purpose="batch"))
-            created = await self._call(
-                lambda: server.batches.create(
-                    input_file_id=uploaded.id, endpoint=_URL, completion_window="24h", metadata={_MARK: digest}
-                ),
+            uploaded = await server.files.create(file=content, purpose="batch")
+            created = await server.batches.create(
+                input_file_id=_name(uploaded.id), endpoint=_URL, completion_window="24h", metadata={_MARK: digest}
             )
-            batch_id = created.id
+            return _name(created.id)
+
+        batch_id = await self._call(submitted) or await self._call(submit)
         self._ledger.cache.record_batch(batch_id, digest, fetched=False)
         return batch_id
 
@@ -192,44 +214,64 @@ class _BatchRun:
         with progress(unit="answers", desc=f"{self._description}: {len(waiting)} batches") as bar:
             while waiting:
                 for batch_id in list(waiting):
-                    batch = await self._call(functools.partial(server.batches.retrieve, batch_id))
-                    counts = batch.request_counts
-                    now = counts.completed + counts.failed if counts else 0
-                    bar.update(now - done[batch_id])
-                    done[batch_id] = now
-                    if batch.status not in _ENDED:
+                    state = await self._call(functools.partial(self._poll, server, batch_id))
+                    bar.update(state.n_done - done[batch_id])
+                    done[batch_id] = state.n_done
+                    if not state.ended:
                         continue
-                    for file_id in (batch.output_file_id, batch.error_file_id):
-                        if file_id:
-                            content = await self._call(functools.partial(server.files.content, file_id))
-                            self._record_lines(waiting[batch_id], content.text)
-                    errors = batch.errors.data if batch.errors and batch.errors.data else []
-                    problem = problem or "; ".join(f"{error.code}: {error.message}" for error in errors)
-                    self._ledger.cache.record_batch(batch_id, waiting.pop(batch_id), fetched=True)
+                    for file_id in state.files:
+                        content = await self._call(functools.partial(server.files.content, file_id))
+                        self._record_lines(waiting[batch_id], content.content)
+                    problem = problem or state.problem
+                    digest = waiting.pop(batch_id)
+                    self._ledger.cache.record_batch(batch_id, digest, fetched=True)
+                    files.remove(self._file(digest))
+                    files.remove(self._file(digest, "json"))
                 if waiting:
                     await asyncio.sleep(wait)
                     wait = min(wait * 1.5, _MAX_POLL_S)
         if problem and self._ledger.n_answered == before:
             raise UserError(f"the provider refused the batches ({problem}): fix that and run again")
 
-    def _record_lines(self, digest: str, lines: str) -> None:
-        """Records a file of answers; what was refused has failed, what failed for a time stays for another round."""
+    async def _poll(self, server: openai.AsyncOpenAI, batch_id: str) -> _BatchState:
+        """Asks the provider for the state of a batch. One that it does not know has ended without answers."""
+        try:
+            batch = await server.batches.retrieve(batch_id)
+        except openai.NotFoundError:
+            return _BatchState(True, 0, (), "it does not know a batch that it has taken")
+        if batch.status not in _ENDED + _UNDER_WAY:
+            raise ValueError("a batch has no state that is known")
+        counts = batch.request_counts
+        n_done = counts.completed + counts.failed if counts else 0
+        made = tuple(_name(file_id) for file_id in (batch.output_file_id, batch.error_file_id) if file_id)
+        errors = batch.errors.data if batch.errors and batch.errors.data else []
+        problem = "; ".join(f"{error.code}: {error.message}" for error in errors)
+        return _BatchState(batch.status in _ENDED, int(n_done), made, problem)
+
+    def _record_lines(self, digest: str, lines: bytes) -> None:
+        """Records a file of answers.
+
+        What was refused has failed. What failed for a time, or is not in the provider's form, stays for another round.
+        """
+        if not (self._file(digest).exists() and self._file(digest, "json").exists()):
+            return  # somebody has removed them; what was asked is asked again
         asked: dict[str, tuple[str, dict[str, Any]]] = {}
         prompts = files.read_json(self._file(digest, "json"))
         for line, prompt in zip(self._file(digest).read_text().splitlines(), prompts, strict=True):
             entry = json.loads(line)
             asked[entry["custom_id"]] = prompt, entry["body"]
-        for line in filter(None, lines.split("\n")):  # splitlines() also cuts at characters that answers may hold
-            entry = json.loads(line)
-            key, response = entry["custom_id"], entry.get("response") or {}
+        for answered in io.BytesIO(lines):
+            key, status, answer = _read_line(answered)
             if key not in asked:
                 continue
             prompt, body = asked[key]
             structured = "response_format" in body
-            status, answer = response.get("status_code", 500), response.get("body") or {}
-            if status == 200 and answer.get("choices"):
-                text = answer["choices"][0]["message"].get("content") or ""
-                self._ledger.record(ChatRequest(prompt, body["messages"], ChatAnswer), key, text, answer.get("usage"))
+            if status == 200:
+                with contextlib.suppress(ValueError):
+                    text = message_of(answer)
+                    request = ChatRequest(prompt, body["messages"], ChatAnswer)
+                    self._ledger.record(request, key, text, answer.get("usage"))
+                    self._ledger.succeed()
                 if self._ledger.structured is None:
                     self._ledger.structured = structured
             elif status in NO_SCHEMA and structured and not self._ledger.structured:
@@ -254,7 +296,32 @@ class _BatchRun:
             if end is not None:
                 raise end from error
             problem = f"HTTP {error.status_code}"
+        # The library does not check what it makes objects of.
+        except (openai.APIError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            problem = "what came back has another form"
         raise UserError(
             f"the server at {self._section.base_url} does not do as its batch service should ({problem}): "
             "fix that or set judge.mode to live; run again, all answers are kept"
         )
+
+
+def _name(identifier: Any) -> str:
+    """An identifier that the provider gave.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if isinstance(identifier, str) and identifier:
+        return identifier
+    raise ValueError("an identifier is missing")
+
+
+def _read_line(line: bytes) -> tuple[str, int, Mapping[str, Any]]:
+    """Key, HTTP status and body of a line of a batch's answers; the key is "" where it has not the provider's form."""
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(line):
+            case {"custom_id": str(key), "response": {"status_code": int(status), "body": dict(body)}}:
+                return key, status, body
+            case {"custom_id": str(key)}:
+                return key, 500, {}
+    return "", 500, {}

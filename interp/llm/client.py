@@ -119,5 +119,8 @@ class ChatClient:
         }
 
     def close(self) -> None:
-        """Lets another process have the cache."""
+        """Lets another process have the cache, and prints how many requests stayed without an answer, and why."""
         self._ledger.close()
+        if failures := self._ledger.failures:
+            reasons = "; ".join(f"{n:,}: {reason}" for reason, n in failures.most_common())
+            print(f"judge: {failures.total():,} requests have no usable answer ({reasons})", file=sys.stderr)

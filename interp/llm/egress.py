@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from interp.llm.bounded import bounded
 from maira_jax.errors import UserError
 
 # Connections of one pool. Pools walk through all their connections for every request, so many small ones are faster.
@@ -43,6 +44,8 @@ def check(base_url: str, allow_remote: bool) -> Endpoint:
     Raises:
       UserError: it is no address of a server, or a remote one and `allow_remote` is False.
     """
+    if not base_url.isprintable() or " " in base_url:
+        raise UserError(f"judge.base_url {base_url!r} holds a space or a control character: correct it")
     try:
         url = urlsplit(base_url)
         port = url.port
@@ -55,9 +58,15 @@ def check(base_url: str, allow_remote: bool) -> Endpoint:
             "judge.base_url holds a user, a password or a query: leave them out, the key comes from OPENAI_API_KEY"
         )
     port = port or {"http": 80, "https": 443}[url.scheme]
-    if allow_remote:
-        return Endpoint(base_url, url.scheme, url.hostname, port, ())
     addresses = _loopback(url.hostname)
+    if not addresses and allow_remote:
+        if url.scheme == "http":
+            raise UserError(
+                f"judge.base_url is http:// to {url.hostname}, another machine, and prompts would cross the network "
+                f"unencrypted: use https://, or an SSH tunnel (ssh -L {port}:127.0.0.1:{port} {url.hostname}) and "
+                f"http://127.0.0.1:{port}"
+            )
+        return Endpoint(base_url, url.scheme, url.hostname, port, ())
     if not addresses:
         raise UserError(
             f"judge.base_url names {url.hostname}, which is not this machine, and prompts hold patient data, which "
@@ -135,7 +144,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         pool = min(range(len(self._pools)), key=self._in_flight.__getitem__)
         self._in_flight[pool] += 1
         try:
-            return await self._pools[pool].handle_async_request(request)
+            return await bounded(request, self._pools[pool])
         finally:
             self._in_flight[pool] -= 1
 

@@ -2,20 +2,22 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from interp.llm.answer_cache import AnswerCache, CachedAnswer
-from interp.llm.requests import ChatAnswer, ChatRequest
+from interp.llm.bounded import counted
+from interp.llm.requests import CHARACTERS_PER_TOKEN, ChatAnswer, ChatRequest
 from interp.llm.section import JudgeSection
 from maira_jax.errors import UserError
 
 TYPICAL_ANSWER = 70  # tokens: a name and two sentences, or five numbered answers
+# No tokenizer makes so many times fewer tokens than the usual one of English: a server that says so is not believed.
+_MAX_TIMES_FEWER = 2
 UNUSABLE = "its answers did not have the form that was asked for"
 # An answer that cannot be used is asked for again with some randomness: at 0 it would be the same.
 _RETRY_TEMPERATURE = 0.7
-_MAX_FAILURES = 20  # requests that fail one after the other, without an answer in between, before the work stops
+MAX_FAILURES = 20  # requests that fail one after the other, without an answer in between, before the work stops
 
 
 class ChatReply(NamedTuple):
@@ -104,27 +106,31 @@ class AnswerLedger:
             body["response_format"] = request.response_format
         return body
 
-    def record(self, request: ChatRequest, key: str, text: str, usage: Mapping[str, Any] | None) -> CachedAnswer:
+    def record(self, request: ChatRequest, key: str, text: str, usage: Any) -> CachedAnswer:
         """Puts an answer into the cache; what the server did not count is guessed.
 
         Args:
           request: what was asked.
           key: its key in the cache.
           text: content of the message that came back.
-          usage: the counts of tokens, as the chat API has them.
+          usage: the counts of tokens, as the chat API has them; what cannot be true of them is guessed too.
         """
         # An answer that was cut off may end with half a character, which no file can hold.
         text = text.encode(errors="replace").decode()
-        usage = usage or {}
-        tokens_in = int(usage.get("prompt_tokens") or self.tokens(request))
-        tokens_out = int(usage.get("completion_tokens") or len(text) // 4)
+        tokens_in = counted(usage, "prompt_tokens") or self.tokens(request)
+        tokens_out = counted(usage, "completion_tokens") or len(text) // CHARACTERS_PER_TOKEN
+        tokens_in = max(tokens_in, request.tokens // _MAX_TIMES_FEWER)
+        tokens_out = max(tokens_out, len(text) // CHARACTERS_PER_TOKEN // _MAX_TIMES_FEWER)
         answer = CachedAnswer(text, tokens_in, tokens_out, self.section.cost(tokens_in, tokens_out))
         attempt = len(self.cache.get(key))
         self.cache.add(key, attempt, self.section.model, request.prompt, request.recorded(), answer)
         self._tokens.update(counted=tokens_in, guessed=request.tokens)
         self.n_answered += 1
-        self._failed_in_a_row = 0
         return answer
+
+    def succeed(self) -> None:
+        """Records that a request has a usable answer."""
+        self._failed_in_a_row = 0
 
     def fail(self, key: str, reason: str) -> None:
         """Records that a request stays without an answer.
@@ -134,11 +140,15 @@ class AnswerLedger:
         """
         self._note_failure(key, reason)
         self._failed_in_a_row += 1
-        if self._failed_in_a_row >= _MAX_FAILURES:
-            raise UserError(
-                f"{_MAX_FAILURES} requests to {self.section.base_url} failed one after the other, the last because "
-                f"{reason}: fix that and run again, all answers are kept"
-            )
+        if self._failed_in_a_row >= MAX_FAILURES:
+            raise self.hopeless(reason)
+
+    def hopeless(self, reason: str) -> UserError:
+        """The end of a run in which nothing succeeds."""
+        return UserError(
+            f"{MAX_FAILURES} requests to {self.section.base_url} failed one after the other, the last because "
+            f"{reason}: fix that and run again, all answers are kept"
+        )
 
     def _note_failure(self, key: str, reason: str) -> None:
         if key not in self._failed:
@@ -169,6 +179,6 @@ class AnswerLedger:
 
 def usable(request: ChatRequest, answer: CachedAnswer) -> ChatAnswer | None:
     """The answer that a text is; None if it does not have the form that was asked for."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return request.read(answer.text)
     return None

@@ -5,17 +5,18 @@ import contextlib
 import contextvars
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import httpx2
 import openai
 
 from interp.llm import egress
+from interp.llm.bounded import RefusedAnswer, counted
 from interp.llm.connection import NO_SCHEMA, connect, fatal
 from interp.llm.ledger import TYPICAL_ANSWER, UNUSABLE, AnswerLedger, ChatReply, usable
 from interp.llm.rate_limit import RateLimiter
-from interp.llm.requests import ChatRequest
+from interp.llm.requests import ChatRequest, message_of
 from maira_jax.errors import UserError
 from maira_jax.run.progress import progress
 
@@ -137,7 +138,7 @@ class _LiveSender:
             except _Failed as error:
                 return self._ledger.fail(key, str(error))
             if usable(request, answer) is not None:
-                return None
+                return self._ledger.succeed()
         return self._ledger.fail(key, UNUSABLE)
 
     @contextlib.asynccontextmanager
@@ -163,14 +164,15 @@ class _LiveSender:
                 self._n_paying, self._reserved = self._n_paying - 1, self._reserved - cost
                 self._released.notify_all()
 
-    async def _limited(self, request: ChatRequest, attempt: int) -> tuple[str, Mapping[str, Any] | None]:
+    async def _limited(self, request: ChatRequest, attempt: int) -> tuple[str, Any]:
         """Message and usage of one answer, within the rates."""
         expected = self._ledger.tokens(request) + TYPICAL_ANSWER
         _EXPECTED_TOKENS.set(expected)
         await self._take_rates()
         text, usage = await self._post(request, attempt)
-        if usage and usage.get("total_tokens"):
-            self._tokens.correct(usage["total_tokens"] - expected)
+        total = counted(usage, "total_tokens")
+        if total:
+            self._tokens.correct(total - expected)
         return text, usage
 
     async def _take_rates(self) -> None:
@@ -178,7 +180,7 @@ class _LiveSender:
         await self._requests.take(1)
         await self._tokens.take(_EXPECTED_TOKENS.get())
 
-    async def _post(self, request: ChatRequest, attempt: int) -> tuple[str, Mapping[str, Any] | None]:
+    async def _post(self, request: ChatRequest, attempt: int) -> tuple[str, Any]:
         """The same, with a schema if the server knows schemas; the first answer tells."""
         body = self._ledger.body(request, attempt)
         structured = "response_format" in body
@@ -201,7 +203,7 @@ class _LiveSender:
             self._ledger.structured = structured
         return answer
 
-    async def _send(self, body: dict[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+    async def _send(self, body: dict[str, Any]) -> tuple[str, Any]:
         """Message and usage of what comes back; asks again where that is no chat completion."""
         server = await self._connected()
         for attempt in range(self._section.attempts):
@@ -209,16 +211,17 @@ class _LiveSender:
                 # Without the library's models of requests and responses, which cost more time than all the rest.
                 response = await server.post("/chat/completions", cast_to=httpx2.Response, body=body)
                 answer = json.loads(response.content)
-                text = answer["choices"][0]["message"].get("content") or ""
-                return str(text), answer.get("usage")
+                return message_of(answer), answer.get("usage")
             except openai.APIConnectionError as error:
                 if isinstance(error.__cause__, UserError):
                     raise error.__cause__ from None
                 await egress.reach(self._endpoint)
+                if isinstance(error.__cause__, RefusedAnswer):
+                    raise _Failed(f"its answer was not read: {error.__cause__}") from error
                 late = isinstance(error, openai.APITimeoutError)
                 reason = "the server did not answer in time" if late else "the connection broke"
                 raise _Failed(reason) from error
-            except (ValueError, LookupError, TypeError, AttributeError):
+            except (ValueError, RecursionError):
                 await asyncio.sleep(min(0.5 * 2**attempt, _MAX_BACK_OFF_S))
                 await self._take_rates()
         raise _Failed("what came back was no chat completion")

@@ -17,7 +17,7 @@ from typing import Any
 import pydantic
 
 # English prose has about four characters a token; an X-ray of 448 px is 256 tokens to MedGemma, 255 to GPT-4o.
-_CHARACTERS_PER_TOKEN, _TOKENS_PER_PICTURE = 4, 256
+CHARACTERS_PER_TOKEN, _TOKENS_PER_PICTURE = 4, 256
 
 
 class ChatAnswer(pydantic.BaseModel):
@@ -50,7 +50,7 @@ class ChatRequest:
         """A guess at its number of tokens, before an answer says it."""
         texts, pictures = self._parts()
         characters = len(self.messages[0]["content"]) + sum(map(len, texts))
-        return characters // _CHARACTERS_PER_TOKEN + len(pictures) * _TOKENS_PER_PICTURE
+        return characters // CHARACTERS_PER_TOKEN + len(pictures) * _TOKENS_PER_PICTURE
 
     @property
     def response_format(self) -> dict[str, Any]:
@@ -116,6 +116,20 @@ def chat_request(
             content.append({"type": "image_url", "image_url": {"url": url}})
     messages = [{"role": "system", "content": instructions(prompt)}, {"role": "user", "content": content}]
     return ChatRequest(prompt.stem, messages, schema, n_items)
+
+
+def message_of(completion: Any) -> str:
+    """The text of the first message of a chat completion.
+
+    Raises:
+      ValueError: it is none.
+    """
+    match completion:
+        case {"choices": [{"message": {"content": str(content)}}, *_]}:
+            return content
+        case {"choices": [{"message": dict(message)}, *_]} if message.get("content") is None:
+            return ""
+    raise ValueError("this is no chat completion")
 
 
 @functools.cache

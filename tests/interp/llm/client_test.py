@@ -74,15 +74,25 @@ def test_when_everything_fails_the_work_stops_and_goes_on_later(tmp_path, quick)
         assert server.record()["answered_twice"] == 0
 
 
-def test_many_questions_without_usable_answer_stop_no_later_run(tmp_path, quick):
+def test_many_questions_without_usable_answer_stop_the_run_and_no_later_one(tmp_path, quick, capsys):
     with serve(wrong_text="odd") as server:
-        for requests in (30 * 2, 0):
+        first = make_client(server.url, tmp_path, attempts=2, concurrency=1)
+        with pytest.raises(UserError, match="20 requests .* failed one after the other, .* the form that was asked"):
+            detect(first, detect_questions(30, "odd"))
+        first.close()
+        n = server.record()["requests"]
+        assert 20 * 2 <= n <= 20 * 2 + 1
+        for requests in (30 * 2 - n, 0):
             before = server.record()["requests"]
             client = make_client(server.url, tmp_path, attempts=2)
             assert detect(client, detect_questions(30, "odd")) == [None] * 30
             assert client.usage()["failed"] == {"its answers did not have the form that was asked for": 30}
             assert server.record()["requests"] - before == requests
+            capsys.readouterr()
             client.close()
+            assert capsys.readouterr().err == (
+                "judge: 30 requests have no usable answer (30: its answers did not have the form that was asked for)\n"
+            )
 
 
 def test_a_server_that_disappears_is_one_sentence(tmp_path, quick):
