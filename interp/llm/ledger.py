@@ -12,7 +12,7 @@ from interp.llm.section import JudgeSection
 from maira_jax.errors import UserError
 
 TYPICAL_ANSWER = 70  # tokens: a name and two sentences, or five numbered answers
-# No tokenizer makes so many times fewer tokens than the usual one of English: a server that says so is not believed.
+# No tokenizer makes this many times fewer tokens of a text than is usual in English: such a count is not believed.
 _MAX_TIMES_FEWER = 2
 UNUSABLE = "its answers did not have the form that was asked for"
 # An answer that cannot be used is asked for again with some randomness: at 0 it would be the same.
