@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from interp.atlas.stage import AtlasSection
 from interp.config import InterpretSection
 from interp.import_set import ImportSetSection
 from interp.llm.section import JudgeSection
@@ -45,6 +46,7 @@ SECTIONS: tuple[type[Section], ...] = (
     SimilarSection,
     SteerSection,
     EvaluateSection,
+    AtlasSection,
 )
 
 

@@ -75,7 +75,7 @@ ROOMS = {
     ),
 }
 # Imported inside the functions that need them, by users who installed the extra of that name.
-OPTIONAL = {"torch": "bench", "transformers": "bench", "pydicom": "dicom"}
+OPTIONAL = {"torch": "bench", "transformers": "bench", "pydicom": "dicom", "matplotlib": "figures"}
 FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 
 

@@ -1,4 +1,6 @@
-"""The atlas: one HTML file with every feature, its exemplars, scores and steering examples.
+"""The atlas: a folder with every feature, its exemplars, scores and steering examples, that a browser opens.
 
-`data` and `steering_data` gather what the page shows from the stages' files, `page` renders it, `stage` runs both.
+`gathering` reads the stages' files, `build` writes the data in chunks and `page` the page that loads them (its styles
+and scripts are in `web`), `figures` draws figures for a publication, `disclosure` decides what is told of studies, and
+`stage` runs all of it.
 """

@@ -1,7 +1,8 @@
-"""Renders the page: one file that needs no network and no server.
+"""Renders the page of the atlas, which needs no network and no server.
 
-Styles, scripts and data are inside the file, and its content security policy allows nothing else. Texts of studies
-reach the page only as JSON and as text nodes.
+Styles, scripts and what the first view shows are inside the page; the rest is in the folders next to it (`chunks`,
+images), and its content security policy allows nothing else. Texts of studies reach the page only as JSON and as text
+nodes.
 """
 
 import base64
@@ -13,27 +14,43 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-_HERE = Path(__file__).parent
-_PARTS = ("atlas.css", "components.js", "images.js", "pages.js")
+_WEB = Path(__file__).parent / "web"
+_STYLE = "atlas.css"
+# In this order: a script uses those before it.
+_SCRIPTS = (
+    "elements.js",
+    "chunks.js",
+    "charts.js",
+    "images.js",
+    "overview.js",
+    "list.js",
+    "contexts.js",
+    "feature.js",
+    "study.js",
+    "steering.js",
+    "routes.js",
+)
 
 
 def render(data: dict[str, Any]) -> str:
-    """The page that shows what `interp.atlas.data.gather` returned."""
+    """The page, with `data` for its first view: what `interp.atlas.build` has gathered."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
+        loader=jinja2.FileSystemLoader(_WEB),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, *scripts = ((_HERE / name).read_text(encoding="utf-8") for name in _PARTS)
+    style = (_WEB / _STYLE).read_text(encoding="utf-8")
+    scripts = [(_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS]
     # One scope of its own: nothing in it collides with the names of the window.
     script = '"use strict";\n(() => {\n' + "\n".join(scripts) + "})();\n"
     return environment.get_template("page.html.jinja").render(
         run=data["run"],
+        shows_studies=data["shows_studies"],
         # Hashes instead of 'unsafe-inline': a script that came in with a study's text could not run.
-        policy=f"default-src 'none'; style-src '{content_hash(style)}'; script-src '{content_hash(script)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; style-src '{content_hash(style)}'; script-src 'self' '{content_hash(script)}'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'",
         style=Markup(style),
         script=Markup(script),
         data=Markup(to_script_json(data)),

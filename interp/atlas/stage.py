@@ -1,59 +1,68 @@
-"""The atlas stage: gathers the finished stages' results and writes them as one page."""
+"""The atlas stage: gathers the finished stages' results and writes them as one folder that a browser opens."""
 
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from interp.atlas.data import gather
-from interp.atlas.page import render
-from interp.atlas.results import is_finished, optional_folders
+from interp.atlas import figures
+from interp.atlas.build import AtlasBuild
+from interp.atlas.gathering.results import optional_stages, sweeps
 from interp.exemplars.corpus import is_of_images
 from maira_jax.errors import UserError
-from maira_jax.run import files, storage
+from maira_jax.run import storage
+from maira_jax.run.config import Section, setting
 from maira_jax.run.stage import MANIFEST, Stage
 from sae.activations.store import source_of
 
 _NEEDED = ("activations", "sae", "interp")
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes `atlas/index.html` from the finished stages; stages that have not run are shown as such.
+class AtlasSection(Section, name="atlas"):
+    """What the atlas tells of single studies."""
 
-    Of the steering sweeps it shows the one that `steer.name` names.
+    deidentify: bool = setting(
+        False,
+        "Whether studies are numbered instead of named, and dates, times, numbers of five digits or more and "
+        "physicians' names are masked in all texts.",
+    )
+    studies: bool = setting(
+        True,
+        "Whether anything of single studies is shown: contexts, reports, images, steered reports. Without, explanations, "
+        "scores, tokens and rates remain.",
+    )
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Writes the folder `atlas` from the finished stages; stages that have not run are shown as such.
+
+    An atlas of other results, or of other fields, stays until the new one is whole.
 
     Returns:
       The counts of the manifest, and the page's path as `page`.
 
     Raises:
-      UserError: the interpret stage has not finished, or other sweeps have but not this one.
+      UserError: the interpret stage has not finished, or other sweeps than `steer.name` have but not this one.
     """
-    workdir, sweep = Path(workdir), config.steer.name
+    section, workdir, sweep = AtlasSection.of(config), Path(workdir), config.steer.name
     storage.fetch(workdir, (MANIFEST,))  # of the stages that need not have run
     _check_sweep(workdir, sweep)
     model = () if is_of_images(source_of(workdir / "activations")) else ("model",)
-    inputs = (*model, *_NEEDED, *(name for name in optional_folders(sweep).values() if is_finished(workdir / name)))
-    _remove_outdated(workdir / "atlas", inputs)
-    with Stage(workdir, "atlas", {}, inputs=inputs, config=config) as stage:
-        page = stage.dir / "index.html"
+    inputs = (*model, *_NEEDED, *optional_stages(workdir))
+    deciding = {"atlas": section.deciding(), "sweep": sweep}
+    with Stage(workdir, "atlas", deciding, inputs=inputs, config=config, replaces=True) as stage:
         if not stage.finished:
-            data = gather(config, workdir)
-            with files.atomic_path(page) as path:
-                path.write_text(render(data), encoding="utf-8")
-            stage.finish({"features": len(data["features"]["feature"]), "bytes": page.stat().st_size})
-        return stage.manifest["counts"] | {"page": str(page)}
+            build = AtlasBuild(config, workdir, stage.dir, deidentify=section.deidentify, studies=section.studies)
+            n_features = build.run()
+            figures.draw(workdir, sweeps(workdir, sweep), stage.dir / figures.FOLDER)
+            size = sum(path.stat().st_size for path in stage.dir.rglob("*") if path.is_file())
+            stage.finish({"features": n_features, "bytes": size})
+        return stage.manifest["counts"] | {"page": str(workdir / "atlas" / "index.html")}
 
 
 def _check_sweep(workdir: Path, sweep: str) -> None:
-    finished = sorted(path.parent.name for path in (workdir / "steer").glob(f"*/{MANIFEST}"))
+    finished = sweeps(workdir, sweep)
     if finished and sweep not in finished:
         raise UserError(
             f"{workdir / 'steer'} has no finished sweep {sweep!r}: choose from {', '.join(finished)} with --sweep"
         )
-
-
-def _remove_outdated(directory: Path, inputs: tuple[str, ...]) -> None:
-    """Removes an atlas of other stages, such as one from before steering: it is to be made again, not refused."""
-    manifest = directory / MANIFEST
-    if manifest.is_file() and set(files.read_object(manifest).get("inputs", ())) != set(inputs):
-        files.remove(directory)

@@ -63,7 +63,7 @@ class Corpus:
             start, stop = (studies[name].to_numpy() for name in ("start", "stop"))
             return cls(store, studies, np.zeros(0, np.int32), (), image_contexts(start, stop), held_out)
         tokens = store.tokens
-        pieces = _pieces(Tokenizer.from_dir(workdir / "model"), tokens.token_id)
+        pieces = pieces_of(Tokenizer.from_dir(workdir / "model"), tokens.token_id)
         columns = (tokens.study, tokens.position, tokens.token_id, tokens.kind)
         return cls(store, studies, tokens.token_id, pieces, split_into_contexts(*columns, pieces, max_length), held_out)
 
@@ -79,7 +79,8 @@ class Corpus:
         return " ".join("".join(self.pieces[i] for i in ids).split())
 
 
-def _pieces(tokenizer: Tokenizer, token_id: np.ndarray) -> list[str]:
+def pieces_of(tokenizer: Tokenizer, token_id: np.ndarray) -> list[str]:
+    """The text of every token id that occurs, with a word boundary as a leading space; empty for the others."""
     used = np.unique(token_id)
     pieces = [""] * (int(used.max(initial=-1)) + 1)
     for i, piece in zip(used, tokenizer.pieces(used), strict=True):

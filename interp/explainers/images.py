@@ -15,7 +15,7 @@ from maira_jax.inputs.image import read_grey, stretch
 from maira_jax.inputs.prompt import study_images
 from maira_jax.inputs.tokens import Kind
 from maira_jax.studies.readers import load_studies
-from maira_jax.studies.study import Study
+from maira_jax.studies.study import ImageSource, Study
 from sae.activations.store import ActivationStore
 
 _KEPT = 256  # encoded images kept in memory
@@ -69,17 +69,23 @@ class StudyImages:
         Raises:
           UserError: the studies are not those of the store, or the image cannot be read.
         """
-        number = int(np.searchsorted(self._last_positions[at.study_id], at.position))
-        study = self._studies.get(at.study_id)
-        images = study_images(study) if study is not None else ()
+        return self.numbered(at.study_id, int(np.searchsorted(self._last_positions[at.study_id], at.position)))
+
+    def numbered(self, study_id: str, number: int) -> Image.Image:
+        """An image of a study by its place in the prompt, from 0; as `picture`, and raises as it does."""
+        images = self.of(study_id)
         if number >= len(images):
             raise UserError(
-                f"image {number + 1} of study {at.study_id} is not among config.studies: "
+                f"image {number + 1} of study {study_id} is not among config.studies: "
                 "use the studies that the activations were harvested from"
             )
-        image = images[number]
-        name = f"an image of study {at.study_id}"
+        image, name = images[number], f"an image of study {study_id}"
         return Image.fromarray(stretch(image if isinstance(image, np.ndarray) else read_grey(image), name))
+
+    def of(self, study_id: str) -> tuple[ImageSource, ...]:
+        """The images of a study in the order of the prompt; none of a study that is not there."""
+        study = self._studies.get(study_id)
+        return study_images(study) if study is not None else ()
 
     @functools.cached_property
     def _studies(self) -> dict[str, Study]:

@@ -21,6 +21,7 @@ from maira_jax.run.run_config import RunMemory, flatten, plain
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+_NEXT = ".next.tmp"  # the folder of a result that is to replace another one; what a killed command leaves is removed
 _PACKAGES = ("maira-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy")
 
 
@@ -111,6 +112,8 @@ class Stage:
       computing: fields that only say how the result is computed (meshes, sizes of parts, intervals); recorded in the
         manifest, never compared.
       config: the whole configuration, which the run directory is to remember; None where the folder is in no run.
+      replaces: whether a result of another configuration or of other inputs is not refused: it stays as it is until
+        this one is whole, which is written into a folder inside of it, `dir`, and then takes its place.
 
     Raises:
       UserError: a field of the section is NaN or infinite.
@@ -128,6 +131,7 @@ class Stage:
         inputs: tuple[str, ...] = (),
         computing: Mapping[str, Any] | None = None,
         config: ml_collections.ConfigDict | None = None,
+        replaces: bool = False,
     ):
         self.workdir = Path(workdir)
         self.name = name
@@ -136,6 +140,7 @@ class Stage:
         _refuse_not_finite(self.section)
         self.inputs = inputs
         self.computing = plain(computing or {})
+        self.replaces = replaces
         self.finished = False
         self.manifest: dict[str, Any] = {}
         self._config = config
@@ -171,7 +176,7 @@ class Stage:
             if self._memory is None or self._memory.differences(self._config):
                 run_config.refuse_contradiction(self.workdir, self._config, stages_in(self.workdir))
         storage.fetch(self.dir / MANIFEST)
-        if not (self.dir / MANIFEST).is_file():
+        if self.replaces or not (self.dir / MANIFEST).is_file():
             try:
                 self.dir.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire()
@@ -199,6 +204,9 @@ class Stage:
             if not path.is_file():
                 continue
             there = _read(path, {"section", "inputs"} | ({"counts"} if path == manifest else set()))
+            if self.replaces and identity != {key: there.get(key) for key in identity}:
+                self.dir = self.dir / _NEXT
+                break
             self._refuse_other(identity, there)
             self.finished = path == manifest
             self.manifest = there
@@ -221,7 +229,7 @@ class Stage:
             "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         self._remember()
-        files.write_json(unfinished, self.manifest)
+        files.write_json(self.dir / UNFINISHED, self.manifest)
 
     def _remember(self) -> None:
         if self._config is not None:
@@ -241,6 +249,8 @@ class Stage:
             files.remove(self.dir)
             if self._config is not None:
                 run_config.restore(self.workdir, self._memory)
+        if self.dir.name == _NEXT:
+            files.remove(self.dir)
         self._lock.release()
 
     def record(self, chosen: Mapping[str, Any]) -> None:
@@ -255,6 +265,8 @@ class Stage:
         Args:
           counts: what the stage did, as plain numbers; the manifest records it.
         """
+        if processes.is_first() and self.dir.name == _NEXT:
+            self._take_place()
         storage.send(self.dir)
         processes.barrier()
         end = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -265,6 +277,13 @@ class Stage:
             self._remove_parts()
         self.manifest = processes.broadcast(self.manifest)
         self.finished = True
+
+    def _take_place(self) -> None:
+        """Removes the old result, of which the new one has been a part, and gives the new one its name."""
+        old = self.dir.parent
+        new = self.dir.rename(old.with_name(f".{old.name}.{_NEXT}"))
+        files.remove(old)
+        self.dir = new.rename(old)
 
     def _remove_parts(self) -> None:
         """Removes what the result has been joined from."""

@@ -1,21 +1,30 @@
 """Reads the results that the stages of a run have left."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp.sets import FOLDER, SCORED
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 from maira_jax.run.stage import MANIFEST
 
 
-def optional_folders(sweep: str) -> Mapping[str, str]:
-    """The stages that the page shows where they have run, and their folders; of steering those of one sweep."""
-    always = {"export": "export", "label": "label", "similar": "similar"}
-    return always | {"steer": f"steer/{sweep}", "evaluation": f"evaluation/{sweep}"}
+def optional_stages(workdir: Path) -> Sequence[str]:
+    """The folders of those stages that the page shows where they have run, and that have."""
+    folders = [workdir / name for name in ("export", "label", "similar")]
+    for pattern in ("steer/*", "evaluation/*", f"{FOLDER}/*", f"{FOLDER}/*/{SCORED}"):
+        folders += sorted(workdir.glob(pattern))
+    return [str(folder.relative_to(workdir)) for folder in folders if is_finished(folder)]
+
+
+def sweeps(workdir: Path, first: str) -> list[str]:
+    """The finished steering sweeps, by name, the one called `first` first."""
+    names = sorted(path.parent.name for path in (workdir / "steer").glob(f"*/{MANIFEST}"))
+    return sorted(names, key=lambda name: name != first)
 
 
 def is_finished(folder: Path) -> bool:

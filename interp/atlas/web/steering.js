@@ -1,0 +1,89 @@
+// Steering: reports before and after, rates of methods and strengths, for every sweep.
+function steeringPanels(d) {
+  if (!D.sweeps.length) return panel("Steering", h("p", { class: "soft" }, "Stage steer: not run."));
+  const entries = Object.entries(d.steering);
+  if (!entries.length) return panel("Steering", h("p", { class: "soft" }, "This feature was not steered."));
+  return entries.map(([sweep, entry]) => steeringPanel(sweep, entry));
+}
+function steeringPanel(sweep, entry) {
+  const evaluated = D.sweeps.find((other) => other.name === sweep).rates;
+  const title = "Steering" + (D.sweeps.length > 1 ? `, sweep ${sweep}` : "") + (entry.concept ? ` (concept: ${entry.concept})` : "");
+  const unit = { max_activation: "times the feature's largest activation", residual_norm: "times the residual norm" }[entry.unit] || entry.unit;
+  return panel(title,
+    h("p", { class: "soft small" }, `Strength in ${unit}. The first studies in which the concept could be added or removed, not the best ones; `
+      + (evaluated ? "at the strength that was best on half of the studies." : "at the largest strength. Evaluation: not run.")),
+    entry.rates.length ? [curves(entry.rates, "Rates by strength"), key(), casesOf(entry.rates)] : null,
+    entry.examples.map(pair));
+}
+function casesOf(rows) {
+  const n = [...new Set(rows.map((r) => r.on_target.n))].sort((a, b) => a - b);
+  return h("p", { class: "soft small" }, `Vertical lines are 95 % intervals. On target: n = ${n.length > 1 ? `${n[0]} to ${n[n.length - 1]}` : n[0]} reports for each strength.`);
+}
+function pair(example) {
+  const o = example.outcome, [before, after] = diff(example.original, example.steered);
+  return h("article", { class: "pair" }, h("header", {}, chip(example.intended === "added" ? "towards" : "away"), `strength ${example.strength}`, studyLink(example.study),
+    o && o.eligible ? (o.on_target ? chip("on target", "good") : chip("missed", "warn")) : null, o && o.off_target ? chip("off target", "bad") : null,
+    o && o.no_change ? chip("no change") : null, o && o.degenerate ? chip("degenerate: " + o.degenerate, "bad") : null,
+    o ? h("span", {}, [...o.added.map((x) => "+ " + x), ...o.removed.map((x) => "− " + x), ...o.changed].join("; ")) : null),
+    h("div", { class: "sides" }, h("div", {}, h("h4", {}, "Original"), h("div", { class: "text" }, before)), h("div", {}, h("h4", {}, "Steered"), h("div", { class: "text" }, after))));
+}
+// Longest common subsequence of words.
+function diff(original, steered) {
+  const a = original.split(/\s+/).filter(Boolean), b = steered.split(/\s+/).filter(Boolean);
+  const best = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+  for (let i = a.length - 1; i >= 0; i--) for (let j = b.length - 1; j >= 0; j--)
+    best[i][j] = a[i] === b[j] ? best[i + 1][j + 1] + 1 : Math.max(best[i + 1][j], best[i][j + 1]);
+  const before = [], after = [];
+  for (let i = 0, j = 0; i < a.length || j < b.length;) {
+    if (i < a.length && j < b.length && a[i] === b[j]) { before.push(a[i++], " "); after.push(b[j++], " "); }
+    else if (i < a.length && (j >= b.length || best[i + 1][j] >= best[i][j + 1])) before.push(h("del", {}, a[i++]), " ");
+    else after.push(h("ins", {}, b[j++]), " ");
+  }
+  return [before, after];
+}
+// What each method does, for the legend.
+const METHODS = {
+  add: ["SAE feature added", "the feature's decoder direction, times the strength, is added at every edited token"],
+  add_several: ["several SAE features added", "the decoder directions of the features that detect the concept best are added together"],
+  clamp: ["SAE feature clamped", "the feature's activation is set to a value; what the autoencoder does not reconstruct stays"],
+  class_means: ["class-conditional means", "the activations are moved towards the mean of studies with the concept, or without it"],
+  ablate: ["SAE feature ablated", "the feature's own contribution is removed"],
+  project: ["feature direction projected out", "the component along the decoder direction is removed"],
+  difference_of_means: ["difference of means", "a baseline without an autoencoder: mean of studies with the concept minus mean of those without"],
+  probe: ["linear probe", "a baseline without an autoencoder: the direction of a logistic regression on the concept's label"],
+  random: ["random direction", "a control: a direction drawn at random, of the same length"],
+  prompt: ["sentence in the prompt", "a baseline without an edit: a sentence on the concept is added to the prompt"],
+};
+const method = (name) => (METHODS[name] ? METHODS[name][0] : name);
+const methodLegend = (names) => panel("The methods", h("dl", { class: "legend" }, names.map((name) => h("div", {}, h("dt", {}, method(name), h("code", {}, name)), h("dd", {}, METHODS[name] ? METHODS[name][1] : "a method of this run")))));
+function steering() {
+  const title = h("h1", {}, "Steering"), several = D.sweeps.length > 1, evaluated = D.sweeps.filter((sweep) => sweep.rates);
+  if (!D.sweeps.length) return [title, h("p", { class: "lead" }, "Stage steer: not run.")];
+  const waiting = D.sweeps.filter((sweep) => !sweep.rates).map((sweep) => h("p", { class: "note" }, `Sweep ${sweep.name}: not evaluated. The pages of its features show example reports.`));
+  if (!evaluated.length) return [title, waiting, steeredList()];
+  const column = (name, title) => ({ title, num: true, value: (r) => r[name].rate, cell: (r) => [rate(r[name]), h("span", { class: "soft small" }, isNumber(r[name].rate) ? ` ${(100 * intervalOf(r[name])[0]).toFixed(0)}–${percent(intervalOf(r[name])[1])}` : "")] });
+  const cases = { title: "n", num: true, hint: "Reports in which the concept could be added or removed", value: (r) => r.on_target.n, cell: (r) => h("span", { class: r.on_target.n < FEW ? "few" : "" }, count(r.on_target.n)) };
+  const rates = [cases, column("on_target", "On target"), column("off_target", "Off target"), column("no_change", "No change"), column("degenerate", "Degenerate")];
+  const ofSweep = several ? [{ title: "Sweep", value: (r) => r.sweep, cell: (r) => r.sweep }] : [];
+  const methods = evaluated.flatMap((sweep) => Object.entries(sweep.rates.headline).map(([name, row]) => ({ sweep: sweep.name, method: name, ...row })));
+  const best = evaluated.flatMap((sweep) => sweep.rates.best.map((row) => ({ sweep: sweep.name, ...row })));
+  const ofMethod = { title: "Method", value: (r) => r.method, cell: (r) => h("span", { title: METHODS[r.method] ? METHODS[r.method][1] : "" }, method(r.method)) };
+  return [title,
+    h("p", { class: "lead" }, evaluated.map((sweep) => `${several ? `Sweep ${sweep.name}: ` : ""}${count(sweep.rates.studies)} held-out studies. `).join("")
+      + "On target: the concept was added (or removed) as intended. Off target: another finding changed. "
+      + "For each concept the strength was chosen on one half of the studies and is reported on the other; intervals are 95 %, over studies (below 30 cases, of the share by Wilson's formula)."),
+    waiting,
+    panel(several ? "By sweep and method" : "By method", table([...ofSweep, ofMethod, ...rates], methods, several ? 3 : 2)),
+    methodLegend([...new Set(methods.map((r) => r.method))]),
+    h("div", { class: "cols stack" }, methods.map((r) => panel(`${several ? r.sweep + ", " : ""}${method(r.method)}: rates by strength`,
+      curves(D.sweeps.find((sweep) => sweep.name === r.sweep).rates.curves.filter((row) => row.method === r.method), `Rates by strength for ${r.method}`), key()))),
+    panel("By concept, at the best strength", table([
+      { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) }, ...ofSweep, ofMethod,
+      { title: "Feature", num: true, value: (r) => (r.method === "add" ? r.feature : null), cell: (r) => (r.method === "add" && isNumber(r.feature) ? link(r.feature, String(r.feature)) : DASH) },
+      { title: "Intended", value: (r) => r.intended, cell: (r) => r.intended },
+      { title: "Strength", num: true, value: (r) => r.strength, cell: (r) => r.strength }, ...rates,
+    ], best, 0, false)),
+    steeredList()];
+}
+const steeredList = () => panel("Steered features", Object.entries(F.steered).map(([sweep, features]) => [D.sweeps.length > 1 ? h("h3", {}, sweep) : null,
+  h("div", { class: "chips" }, features.map((i) => link(i)))]));
