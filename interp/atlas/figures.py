@@ -92,7 +92,7 @@ def _detection(own: np.ndarray, control: np.ndarray) -> "Figure":
     axes.hist(control, edges, color="black", histtype="step", label=f"another feature's (n = {len(control):,})")
     axes.axvline(0.5, color=_GREY, linestyle=":", linewidth=0.8)
     axes.set(xlabel="Detection score (balanced accuracy; chance 0.5)", ylabel="Features", xlim=(0, 1))
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -108,7 +108,7 @@ def _controls(summary: Mapping[str, Any]) -> "Figure":
         axes.plot(found["mean"], place, "o", color=colour, markersize=4)
     axes.set_yticks(range(len(rows)), [f"{name} (n = {found['scored']:,})" for name, found in rows])
     axes.axvline(0.5, color=_GREY, linestyle=":", linewidth=0.8)
-    axes.set(xlabel="Mean detection score, 95 % interval", ylim=(-0.6, len(rows) - 0.4))
+    axes.set(xlabel="Mean detection score", ylim=(-0.6, len(rows) - 0.4))
     return figure
 
 
@@ -122,14 +122,14 @@ def _density(density: np.ndarray) -> "Figure":
 
 def _concepts(concepts: Sequence[Mapping[str, Any]]) -> "Figure":
     rows = sorted(concepts, key=lambda row: row["f1"])
-    figure, (axes,) = _new(_COLUMN, 0.6 + 0.19 * len(rows))
+    figure, (axes,) = _new(1.4 * _COLUMN, 0.9 + 0.19 * len(rows))
     places = np.arange(len(rows))
     axes.barh(places, [row["f1"] for row in rows], color=_BLUE, height=0.7)
     always = [2 * row["prevalence"] / (1 + row["prevalence"]) for row in rows]
     axes.plot(always, places, "|", color="black", markersize=7, label="every study positive")
     axes.set_yticks(places, [f"{row['concept']} (n = {row['n_positive']:,})" for row in rows])
     axes.set(xlabel="F1 on held-out studies", xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4))
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -161,7 +161,7 @@ def _steering(evaluation: Mapping[str, Any]) -> "Figure":
                     x, rate, low, high = np.array(found, float).T
                     axes.plot(x, rate, "o-", color=colour, markersize=2.5, linewidth=1, label=label if side > 0 else None)
                     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set(title=method.replace("_", " "), ylim=(-0.02, 1.02))
+        axes.set(title=method.replace("_", " "), ylim=(-0.02, 1.02), xlabel="Strength")
     for axes in all_axes[len(methods) :]:
         axes.set_axis_off()
     lines: dict[str, Any] = {}
@@ -169,6 +169,5 @@ def _steering(evaluation: Mapping[str, Any]) -> "Figure":
         handles, labels = axes.get_legend_handles_labels()
         lines |= dict(zip(labels, handles, strict=True))
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)
-    figure.supxlabel("Strength")
-    figure.supylabel("Rate")
+    all_axes[0].set_ylabel("Rate")
     return figure

@@ -1,4 +1,4 @@
-"""The atlas of a small run: its page as a browser's parser reads it, and steering stages for it."""
+"""The atlas of a small run, read as its page reads it, and the stages that it shows."""
 
 import html.parser
 import json
@@ -6,7 +6,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp import sets
 from interp.atlas import stage
+from interp.atlas.chunks import read_chunk
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
 from tests.helpers.interp_run import config
@@ -37,21 +39,89 @@ class Page(html.parser.HTMLParser):
             self.scripts[-1] += data
 
 
-def page_of(workdir):
-    counts = stage.run(config(), workdir)
-    return (workdir / "atlas" / "index.html").read_text(), counts
+class Atlas:
+    """A finished atlas as its page reads it.
+
+    Attributes:
+      page: the parsed page.
+      head: what the first view shows.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.page = Page((folder / "index.html").read_text())
+        (data,) = [
+            text for text, (_, a) in zip(self.page.scripts, scripts(self.page), strict=True) if "type" in a
+        ]
+        self.head = json.loads(data)
+
+    def chunk(self, name):
+        return read_chunk(self.folder / "data" / f"{name}.js")
+
+    def details(self, feature):
+        found = self.chunk(f"feature-{feature // self.head['per_chunk']}")
+        return found["features"][feature % self.head["per_chunk"]] | {"texts": found["tokens"]}
+
+    def study(self, name):
+        return self.chunk(f"study-{[row[0] for row in self.chunk('studies')].index(name)}")
+
+    def text(self):
+        """The page and all chunks, unpacked."""
+        parts = [json.dumps(read_chunk(path)) for path in sorted((self.folder / "data").glob("*.js"))]
+        return "\n".join([(self.folder / "index.html").read_text(), *parts])
 
 
-def data_of(page):
-    (data,) = [s for s, (_, a) in zip(page.scripts, scripts(page), strict=True) if a.get("type") == "application/json"]
-    return json.loads(data)
+def atlas_of(workdir, cfg=None):
+    stage.run(cfg or atlas_config(), workdir)
+    return Atlas(workdir / "atlas")
+
+
+def atlas_config(**fields):
+    cfg = config()
+    cfg.studies.update({"n": 160, "size": 8})
+    cfg.atlas.update(fields)
+    return cfg
+
+
+def add_hostile_texts(workdir):
+    """Writes `ATTACK` into the name and the explanation of feature 4, and into a strong context of it."""
+    features, exemplars = workdir / "interp" / "features.parquet", workdir / "interp" / "exemplars.parquet"
+    table = pq.read_table(features)
+    for column, text in (("explanation", ATTACK), ("name", f"telephone {ATTACK}")):
+        values = table[column].to_pylist()
+        values[4] = text
+        table = table.set_column(table.column_names.index(column), table.schema.field(column), pa.array(values))
+    pq.write_table(table, features)
+    table = pq.read_table(exemplars)
+    rows = table["tokens"].to_pylist()
+    chosen = [
+        i
+        for i, (feature, kind, split) in enumerate(
+            zip(*(table[name].to_pylist() for name in ("feature", "kind", "split")), strict=True)
+        )
+        if (feature, kind, split) == (4, "top", "train")
+    ]
+    rows[chosen[0]][0] = ATTACK
+    where = table.column_names.index("tokens")
+    pq.write_table(table.set_column(where, table.schema.field("tokens"), pa.array(rows, table.schema.types[where])), exemplars)
+
+
+def add_set(workdir, name="published"):
+    """A set of interpretations of two features, one of them scored."""
+    with Stage(workdir, f"interpretations/{name}", {}, inputs=("sae",)) as finished:
+        rows = [
+            {"feature": 0, "name": "effusions", "explanation": "Pleural effusions.", "score": 8.0},
+            {"feature": 4, "name": "phone calls", "explanation": f"Calls {ATTACK}.", "score": 6.5},
+        ]
+        pq.write_table(pa.Table.from_pylist(rows, sets.SCHEMA), finished.dir / "features.parquet")
+        finished.finish({"features": 2})
 
 
 def scripts(page):
     return [(tag, attrs) for tag, attrs in page.elements if tag == "script"]
 
 
-def add_steering(workdir, evaluated=True):
+def add_steering(workdir, evaluated=True, name="concepts"):
     """Finished steer and evaluation stages in the formats of the steer package, one steered feature."""
     lines, results = [], []
     for study in range(6):
@@ -60,16 +130,14 @@ def add_steering(workdir, evaluated=True):
             settings |= {"feature": 4 if strength else None, "unit": "max_activation"}
             original = f"The heart is normal. {ATTACK}" if study == 0 else "The heart is normal."
             steered = f"{original} A pacemaker is present." if strength > 0 else original
-            lines.append(
-                {"study_id": f"s{study}", "direction": "feature:4", "strength": strength, "settings": settings}
-            )
+            lines.append({"study": f"phantom-0-{study:06d}", "direction": "feature:4", "strength": strength, "settings": settings})
             lines[-1] |= {"original": original, "steered": steered, "finished": True}
             intended = "added" if strength > 0 else "removed" if strength else ""
             eligible = strength > 0 and study != 3
             results.append({"line": len(lines) - 1, "intended": intended, "eligible": eligible, "on_target": eligible})
             results[-1] |= {"off_target": False, "no_change": not eligible, "degenerate": ""}
             results[-1] |= {"added": ["pacemaker"] if eligible else [], "removed": [], "changed": []}
-    with Stage(workdir, "steer/concepts", {}, inputs=("interp",)) as finished:
+    with Stage(workdir, f"steer/{name}", {}, inputs=("interp",)) as finished:
         (finished.dir / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         finished.finish({"generations": len(lines)})
     if not evaluated:
@@ -77,7 +145,7 @@ def add_steering(workdir, evaluated=True):
     rate = {"rate": 1.0, "low": 0.9, "high": 1.0, "n": 5}
     rates = dict.fromkeys(("on_target", "off_target", "no_change", "degenerate"), rate)
     entry = {"method": "add", "concept": "communication", "feature": 4, "intended": "added", "strength": 2.0}
-    with Stage(workdir, "evaluation/concepts", {}, inputs=("steer/concepts",)) as finished:
+    with Stage(workdir, f"evaluation/{name}", {}, inputs=(f"steer/{name}",)) as finished:
         pq.write_table(pa.Table.from_pylist(results), finished.dir / "results.parquet")
         summary = {
             "studies": 6,

@@ -1,0 +1,42 @@
+"""The atlas holds what the stages found, of every feature, in chunks."""
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tests.helpers.atlas_page import ATTACK
+from tests.helpers.interp_run import EVERYWHERE
+
+
+def test_the_list_has_every_feature_and_the_first_view_the_judges_name(plain):
+    atlas, listed = plain.atlas, plain.atlas.chunk("list")
+    table = pq.read_table(plain.workdir / "interp" / "features.parquet").to_pylist()
+    assert listed["name"] == [row["name"] for row in table]
+    assert "fewer than 20 of the sampled train contexts" in listed["reason"][EVERYWHERE]
+    assert atlas.head["summary"]["judge"] == "offline judge (no language model)"
+    assert {row["concept"] for row in atlas.head["concepts"]} >= {"communication", "pneumothorax"}
+    assert atlas.head["sweeps"] == [] and atlas.head["sets"] == {} and atlas.head["label"] is None
+    assert atlas.head["run"]["stages"] == {"export": False, "label": False, "similar": False}
+    for feature, row in enumerate(table):
+        details = atlas.details(feature)
+        assert details["explanation"] == row["explanation"] and details["children"] == row["children"]
+        first, counts = details["histogram"]
+        assert sum(counts) == sum(row["histogram"]) and counts == row["histogram"][first : first + len(counts)]
+        if row["promoted"]:
+            np.testing.assert_allclose(details["promoted_logit"], row["promoted_logit"], rtol=1e-3)
+
+
+def test_stages_sets_and_sweeps_are_shown_with_each_feature(full):
+    atlas = full.atlas
+    assert atlas.head["run"]["stages"]["label"] and [sweep["name"] for sweep in atlas.head["sweeps"]] == [
+        "concepts",
+        "again",
+    ]
+    steered = {row["concept"]: row["steering"] for row in atlas.head["concepts"]}
+    assert steered["communication"]["added"]["strength"] == 2.0 and steered["pneumothorax"] == {}
+    assert atlas.head["sets"] == {"published": {"explained": 2, "scored": 0, "mean": None}}
+    assert atlas.chunk("list")["sets"]["published"] == {"0": "effusions", "4": "phone calls"}
+    details = atlas.details(4)
+    assert details["sets"]["published"]["score"] == 6.5 and ATTACK in details["sets"]["published"]["explanation"]
+    assert list(details["steering"]) == ["concepts", "again"] and atlas.details(5)["steering"] == {}
+    correlation = details["label"]["correlation"]
+    assert max(correlation, key=lambda label: correlation[label] or 0) == "communication"
