@@ -13,8 +13,8 @@ _main.define_shortcut(
 )
 _main.define_switch(
     "deidentify",
-    "Number the studies instead of naming them, and mask dates, times, long numbers and physicians' names in texts. Sets "
-    "atlas.deidentify.",
+    "Number the studies instead of naming them, and mask dates, times, long numbers and physicians' names in texts. "
+    "Sets atlas.deidentify.",
     "atlas.deidentify",
 )
 _main.define_switch(

@@ -21,6 +21,7 @@ from interp.exemplars.selection import KINDS
 from maira_jax.run import files
 from maira_jax.run.stage import MANIFEST
 from sae.activations.store import ActivationStore
+from sae.activations.token_rows import TokenRows
 
 
 class AtlasBuild:
@@ -76,13 +77,16 @@ class AtlasBuild:
         return list(dict.fromkeys([*first, *np.argsort(-score, kind="stable").tolist()]))
 
     def _studies(self) -> dict[str, Any]:
-        """Writes images, the features' details with their contexts, and the studies; returns what the page must know."""
+        """Writes images, the features' details with their contexts, and the studies; returns what the page needs."""
         store = ActivationStore.open(self._workdir / "activations")
-        places, ids = ImagePlaces(self._workdir, store), store.studies["study_id"].combine_chunks()
+        tokens, ids = store.tokens, store.studies["study_id"].combine_chunks()
+        places = ImagePlaces(self._workdir, store, tokens)
         exemplars, largest = self._workdir / "interp" / "exemplars.parquet", self._table["max_activation"].to_pylist()
         survey = contexts.survey(exemplars, self._table.num_rows, ids, places).by_priority(self._priority())
         names = ids.to_pylist()
-        pages = study_pages.chosen(np.concatenate([self._steered(names), survey.study[survey.is_top & ~survey.is_spare]]), store)
+        pages = study_pages.chosen(
+            np.concatenate([self._steered(names), survey.study[survey.is_top & ~survey.is_spare]]), store
+        )
         similar = None
         if is_finished(self._workdir / "similar"):
             similar = study_pages.similar_studies(self._workdir / "similar", [names[study] for study in pages])
@@ -90,7 +94,7 @@ class AtlasBuild:
         pictures = writer.write(self._wanted(survey, pages, similar or {}, names, writer))
         found = contexts.ContextReader(exemplars, ids, largest, places, pictures, self._disclosure)
         words = self._features(found)
-        self._study_chunks(store, pages, places, pictures, similar)
+        self._study_chunks(store, tokens, pages, places, pictures, similar)
         reason = "an image cannot be read" if writer.reason and self._disclosure.deidentify else writer.reason
         return {"words": words, "no_pictures": reason, "grid": places.grid, "shows_studies": True}
 
@@ -103,7 +107,7 @@ class AtlasBuild:
         """Rows of the studies whose steered reports are shown. int64 [n]"""
         rows = {name: row for row, name in enumerate(names)}
         pairs = (pair for sweep in self._sweeps for entry in sweep.features.values() for pair in entry["examples"])
-        return np.array([rows[pair["study"]] for pair in pairs if pair["study"] in rows], np.int64)
+        return np.array([rows[pair["study_id"]] for pair in pairs if pair["study_id"] in rows], np.int64)
 
     def _wanted(
         self,
@@ -154,6 +158,7 @@ class AtlasBuild:
     def _study_chunks(
         self,
         store: ActivationStore,
+        tokens: TokenRows,
         pages: Sequence[int],
         places: ImagePlaces,
         pictures: Mapping[tuple[str, int], Picture],
@@ -164,7 +169,7 @@ class AtlasBuild:
         length = manifest["section"].get("interpret", {}).get("context_length", 32)
         largest = self._table["max_activation"].to_pylist()
         reader = study_pages.StudyReader(
-            self._workdir, store, pages, places, pictures, largest, self._disclosure, length
+            self._workdir, store, tokens, pages, places, pictures, largest, self._disclosure, length
         )
         listed = []
         for number, study in enumerate(reader.read()):

@@ -1,14 +1,14 @@
 """Figures for a publication, each as SVG and PNG, of the figures that the page shows.
 
-They are a column (3.4 inches) or a page (7 inches) wide, in 8-point type, in Okabe and Ito's colours, which colour-blind
-readers can distinguish. Text stays text in the SVG files, so that an editor can change it.
+They are a column (3.4 inches) or a page (7 inches) wide, in 8-point type, in Okabe and Ito's colours, which
+colour-blind readers can distinguish. Text stays text in the SVG files, so that an editor can change it.
 """
 
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.stats import binomtest
@@ -16,14 +16,12 @@ from scipy.stats import binomtest
 from interp.atlas.gathering.results import json_if_finished, read_table
 from maira_jax.run import files
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+Figure: TypeAlias = Any  # matplotlib's, which need not be installed
 FOLDER = "figures"
 _FEW = 30  # cases
 _COLUMN, _PAGE = 3.4, 7.0  # inches
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.spines.top": False,
@@ -57,7 +55,7 @@ def draw(workdir: Path, sweeps: Sequence[str], folder: Path) -> None:
             figure.savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
-def _figures(workdir: Path, sweeps: Sequence[str]) -> Iterator[tuple[str, "Figure"]]:
+def _figures(workdir: Path, sweeps: Sequence[str]) -> Iterator[tuple[str, Figure]]:
     features = read_table(workdir / "interp" / "features.parquet")
     summary = files.read_json(workdir / "interp" / "summary.json")
     concepts = read_table(workdir / "interp" / "concepts.parquet").to_pylist()
@@ -78,14 +76,14 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray:
     return np.array([value for value in values if value is not None], float)
 
 
-def _new(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> tuple["Figure", np.ndarray]:
-    from matplotlib.figure import Figure
+def _new(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> tuple[Figure, np.ndarray]:
+    import matplotlib.figure
 
-    figure = Figure((width, height), layout="constrained")
+    figure = matplotlib.figure.Figure((width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **shared).ravel()
 
 
-def _detection(own: np.ndarray, control: np.ndarray) -> "Figure":
+def _detection(own: np.ndarray, control: np.ndarray) -> Figure:
     figure, (axes,) = _new(_COLUMN, 2.2)
     edges = np.linspace(0, 1, 21)
     axes.hist(own, edges, color=_BLUE, label=f"own explanation (n = {len(own):,})")
@@ -96,7 +94,7 @@ def _detection(own: np.ndarray, control: np.ndarray) -> "Figure":
     return figure
 
 
-def _controls(summary: Mapping[str, Any]) -> "Figure":
+def _controls(summary: Mapping[str, Any]) -> Figure:
     rows = [("features", summary["detection"])]
     rows += [(name, found["detection"]) for name, found in summary["controls"].items()]
     rows = [(name, found) for name, found in rows if found["mean"] is not None][::-1]
@@ -112,15 +110,15 @@ def _controls(summary: Mapping[str, Any]) -> "Figure":
     return figure
 
 
-def _density(density: np.ndarray) -> "Figure":
+def _density(density: np.ndarray) -> Figure:
     figure, (axes,) = _new(_COLUMN, 2.0)
     alive = np.log10(density[density > 0])
     axes.hist(alive, 40, color=_BLUE)
-    axes.set(xlabel=f"log$_{{10}}$ density ({len(density) - len(alive):,} features are never active)", ylabel="Features")
+    axes.set(xlabel=f"log$_{{10}}$ density (never active: {len(density) - len(alive):,})", ylabel="Features")
     return figure
 
 
-def _concepts(concepts: Sequence[Mapping[str, Any]]) -> "Figure":
+def _concepts(concepts: Sequence[Mapping[str, Any]]) -> Figure:
     rows = sorted(concepts, key=lambda row: row["f1"])
     figure, (axes,) = _new(1.4 * _COLUMN, 0.9 + 0.19 * len(rows))
     places = np.arange(len(rows))
@@ -141,7 +139,7 @@ def _interval(found: Mapping[str, Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _steering(evaluation: Mapping[str, Any]) -> "Figure":
+def _steering(evaluation: Mapping[str, Any]) -> Figure:
     methods = list(evaluation["headline"])
     columns = min(len(methods), 4)
     n_rows = -(-len(methods) // columns)
@@ -159,7 +157,9 @@ def _steering(evaluation: Mapping[str, Any]) -> "Figure":
                 )
                 if found:
                     x, rate, low, high = np.array(found, float).T
-                    axes.plot(x, rate, "o-", color=colour, markersize=2.5, linewidth=1, label=label if side > 0 else None)
+                    axes.plot(
+                        x, rate, "o-", color=colour, markersize=2.5, linewidth=1, label=label if side > 0 else None
+                    )
                     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set(title=method.replace("_", " "), ylim=(-0.02, 1.02), xlabel="Strength")
     for axes in all_axes[len(methods) :]:

@@ -28,8 +28,8 @@ class AtlasSection(Section, name="atlas"):
     )
     studies: bool = setting(
         True,
-        "Whether anything of single studies is shown: contexts, reports, images, steered reports. Without, explanations, "
-        "scores, tokens and rates remain.",
+        "Whether anything of single studies is shown: contexts, reports, images, steered reports. Without, "
+        "explanations, scores, tokens and rates remain.",
     )
 
 

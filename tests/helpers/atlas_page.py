@@ -50,9 +50,7 @@ class Atlas:
     def __init__(self, folder):
         self.folder = folder
         self.page = Page((folder / "index.html").read_text())
-        (data,) = [
-            text for text, (_, a) in zip(self.page.scripts, scripts(self.page), strict=True) if "type" in a
-        ]
+        (data,) = [text for text, (_, a) in zip(self.page.scripts, scripts(self.page), strict=True) if "type" in a]
         self.head = json.loads(data)
 
     def chunk(self, name):
@@ -103,7 +101,9 @@ def add_hostile_texts(workdir):
     ]
     rows[chosen[0]][0] = ATTACK
     where = table.column_names.index("tokens")
-    pq.write_table(table.set_column(where, table.schema.field("tokens"), pa.array(rows, table.schema.types[where])), exemplars)
+    pq.write_table(
+        table.set_column(where, table.schema.field("tokens"), pa.array(rows, table.schema.types[where])), exemplars
+    )
 
 
 def add_set(workdir, name="published"):
@@ -130,7 +130,8 @@ def add_steering(workdir, evaluated=True, name="concepts"):
             settings |= {"feature": 4 if strength else None, "unit": "max_activation"}
             original = f"The heart is normal. {ATTACK}" if study == 0 else "The heart is normal."
             steered = f"{original} A pacemaker is present." if strength > 0 else original
-            lines.append({"study": f"phantom-0-{study:06d}", "direction": "feature:4", "strength": strength, "settings": settings})
+            lines.append({"study_id": f"phantom-0-{study:06d}", "direction": "feature:4", "strength": strength})
+            lines[-1]["settings"] = settings
             lines[-1] |= {"original": original, "steered": steered, "finished": True}
             intended = "added" if strength > 0 else "removed" if strength else ""
             eligible = strength > 0 and study != 3

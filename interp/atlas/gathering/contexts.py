@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 from interp.atlas.disclosure import Disclosure
 from interp.atlas.gathering.image_places import ImagePlaces
 from interp.atlas.gathering.pictures import Picture
-from interp.exemplars.contexts import SECTION_NAMES, SECTIONS
 from interp.exemplars.selection import KINDS
-from maira_jax.inputs.tokens import Kind
+from maira_jax.inputs.tokens import SECTION_NAMES, SECTIONS, Kind
 from maira_jax.run.progress import progress
 from sae.activations.store import TRAIN
 

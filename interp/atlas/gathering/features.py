@@ -10,12 +10,14 @@ from interp.atlas.disclosure import Disclosure
 from interp.sets import OWN_SET, read_set, set_names
 
 PER_CHUNK = 16  # features whose details are in one chunk
-# Columns of the list; the first two are texts that may quote a study.
-_LISTED = ("name", "reason", "detection", "detection_shuffled", "f1", "n_examples", "density", "max_activation")
-_LISTED += ("group", "concept", "concept_f1", "explanation_group")
+# Columns of the list.
+_LISTED = (
+    *("name", "reason", "detection", "detection_shuffled", "f1", "n_examples", "density", "max_activation"),
+    *("group", "concept", "concept_f1", "explanation_group"),
+)
 _PEAK_TOKENS = 5  # of the list; details have all
 # Columns that the page does not show.
-_NOT_SHOWN = {"feature", "judge", "prompt_version", "cost", "accuracy", "kinds", "parent_share"} | {
+_NOT_SHOWN = {"feature", "judge", "prompt_version", "cost", "accuracy", "parent_share"} | {
     f"{name}_interval" for name in ("accuracy", "precision", "recall", "detection_random", "detection_hard", "fuzzing")
 }
 _SET_COLUMNS = ("name", "explanation", "score", "detection", "detection_interval", "f1", "n_examples")

@@ -4,13 +4,12 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from interp.exemplars.corpus import is_of_images
 from maira_jax.inputs.regions import View, patch_boxes
 from maira_jax.inputs.tokens import Kind, Tokenizer
 from sae.activations.store import ActivationStore
+from sae.activations.token_rows import TokenRows
 
 _STUDY = 1 << 32  # more than there are positions in a sequence
 
@@ -25,9 +24,10 @@ class ImagePlaces:
     Args:
       workdir: the run directory.
       store: its activations.
+      tokens: the token that each of its rows is.
     """
 
-    def __init__(self, workdir: Path, store: ActivationStore):
+    def __init__(self, workdir: Path, store: ActivationStore, tokens: TokenRows):
         self.view: View = "crop"
         self.grid: tuple[int, int] | None = None
         self._lasts: np.ndarray | None = None  # study * _STUDY + position of each image's last token, sorted; int64
@@ -36,21 +36,11 @@ class ImagePlaces:
             self.view = source.get("view", self.view)
             self.grid = tuple(source["grid"]) if source.get("grid") else None
             return
-        of_images = pc.field("kind").isin([Kind.IMAGE, Kind.IMAGE_LAST])
-        tokens = pq.read_table(store.directory / "tokens.parquet", filters=of_images)
-        study, position, kind = (tokens[name].to_numpy() for name in ("study", "position", "kind"))
-        last = kind == Kind.IMAGE_LAST
-        self._lasts = np.sort(study[last].astype(np.int64) * _STUDY + position[last])
-        if not last.all():
+        last = tokens.kind == Kind.IMAGE_LAST
+        self._lasts = tokens.study[last].astype(np.int64) * _STUDY + tokens.position[last]
+        if (tokens.kind == Kind.IMAGE).any():
             self._per_image = Tokenizer.from_dir(workdir / "model").patches_per_image
             self.grid = (math.isqrt(self._per_image),) * 2
-
-    def count(self, study: int) -> int | None:
-        """How many images of a study have rows; None where an image is a whole study."""
-        if self._lasts is None:
-            return None
-        low, high = np.searchsorted(self._lasts, [study * _STUDY, (study + 1) * _STUDY])
-        return int(high - low)
 
     def numbers(self, study: np.ndarray, position: np.ndarray) -> np.ndarray:
         """The number of the image, from 0, that the tokens of studies at these positions are of. int32 [n]"""

@@ -7,9 +7,9 @@ from typing import Any
 from interp.atlas.disclosure import Disclosure
 from interp.atlas.gathering.features import rounded
 from interp.atlas.gathering.results import is_finished, json_if_finished, read_table
-from interp.exemplars.contexts import SECTIONS
 from interp.exemplars.corpus import is_of_images
 from interp.exemplars.selection import KINDS
+from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
 from maira_jax.run.stage import MANIFEST
 from sae.activations.store import source_of

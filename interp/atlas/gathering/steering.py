@@ -53,7 +53,7 @@ class SteeringSweep:
             possible = outcome is None or outcome["eligible"] or not outcome["intended"]
             if line["strength"] == strengths[key] and possible and taken[key] < _MAX_PAIRS:
                 taken[key] += 1
-                pair = {name: line[name] for name in ("study", "strength", "original", "steered")}
+                pair = {name: line[name] for name in ("study_id", "strength", "original", "steered")}
                 entry["examples"].append(pair | {"intended": key[1], "outcome": outcome})
         for entry in features.values():
             entry["rates"] = [
@@ -68,7 +68,9 @@ class SteeringSweep:
         entry = self.features.get(feature)
         if entry is None:
             return None
-        pairs = [disclosure.texts(pair) | {"study": disclosure.study(pair["study"])} for pair in entry["examples"]]
+        pairs = [
+            disclosure.texts(pair) | {"study_id": disclosure.study(pair["study_id"])} for pair in entry["examples"]
+        ]
         return entry | {"examples": pairs if disclosure.studies else []}
 
     def of_concept(self, concept: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -94,7 +96,9 @@ class SteeringSweep:
             return None
         return {
             "studies": evaluation["studies"],
-            "headline": {method: {name: row[name] for name in _RATES} for method, row in evaluation["headline"].items()},
+            "headline": {
+                method: {name: row[name] for name in _RATES} for method, row in evaluation["headline"].items()
+            },
             "curves": [
                 {"method": row["method"]} | _rate_row(row) for row in evaluation["rates"] if row["concept"] == "all"
             ],

@@ -9,19 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from interp.atlas.disclosure import Disclosure
 from interp.atlas.gathering.image_places import ImagePlaces
 from interp.atlas.gathering.pictures import Picture
-from interp.exemplars.contexts import SECTION_NAMES, SECTIONS, split_into_contexts
+from interp.exemplars.contexts import split_into_contexts
 from interp.exemplars.corpus import is_of_images, pieces_of
 from interp.medsae.similar import StudyCodes, nearest, shared_features
-from maira_jax.inputs.tokens import Kind, Tokenizer
+from maira_jax.inputs.tokens import SECTION_NAMES, SECTIONS, Kind, Tokenizer
 from maira_jax.run.progress import progress
 from sae.activations.store import ActivationStore
+from sae.activations.token_rows import TokenRows
 from sae.autoencoder import Sae, encode
 from sae.saved import load_sae
 
@@ -71,6 +69,7 @@ class StudyReader:
     Args:
       workdir: the run directory.
       store: its activations.
+      tokens: the token that each of its rows is.
       studies: rows of the store's study table, those to read.
       places: where images are among a study's tokens.
       pictures: the images that the atlas has, by study and number.
@@ -83,6 +82,7 @@ class StudyReader:
         self,
         workdir: Path,
         store: ActivationStore,
+        tokens: TokenRows,
         studies: Sequence[int],
         places: ImagePlaces,
         pictures: Mapping[tuple[str, int], Picture],
@@ -96,10 +96,7 @@ class StudyReader:
         self._encoder = _RowEncoder(load_sae(workdir / "sae"), np.asarray(largest, np.float32))
         self._of_images = is_of_images(store.source)
         if not self._of_images:
-            wanted = pc.field("study").isin(self._studies)
-            self._tokens = pq.read_table(store.directory / "tokens.parquet", filters=wanted)
-            self._pieces = pieces_of(Tokenizer.from_dir(workdir / "model"), self._tokens["token_id"].to_numpy())
-            self._first = np.searchsorted(self._tokens["study"].to_numpy(), [*self._studies, np.iinfo(np.int32).max])
+            self._tokens, self._pieces = tokens, pieces_of(Tokenizer.from_dir(workdir / "model"), tokens.token_id)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Each study in turn.
@@ -109,42 +106,42 @@ class StudyReader:
         "sentences" ([section, first row, one past the last] of those with text) and "features" ([feature, percent of
         its largest activation, row, percent, row, percent, …], the strongest first).
         """
-        for place, study in enumerate(progress(self._studies, unit="study", desc="atlas: studies")):
+        for study in progress(self._studies, unit="study", desc="atlas: studies"):
             row = {name: self._table[name][study].as_py() for name in self._table.column_names}
             x = self._store.read(row["start"], row["stop"])
             name, labels = row["study_id"], json.loads(row["labels"]).items()
-            tokens = None
-            if not self._of_images:
-                tokens = self._tokens.slice(self._first[place], self._first[place + 1] - self._first[place])
-            texts, sentences = self._text(tokens) if tokens is not None else ([""] * len(x), [])
+            rows = slice(row["start"], row["stop"])
+            texts, sentences = ([""] * len(x), []) if self._of_images else self._text(rows)
             yield {
                 "id": name,
                 "name": self._disclosure.study(name),
                 "split": row["split"],
                 "labels": [label for label, present in labels if present],
-                "images": self._images(name, tokens),
+                "images": self._images(name, rows),
                 "tokens": texts,
                 "sentences": sentences,
                 "features": self._encoder.strongest(x),
             }
 
-    def _text(self, tokens: pa.Table) -> tuple[list[str], list[list[int]]]:
-        columns = {name: tokens[name].to_numpy() for name in ("study", "position", "token_id", "kind")}
-        cut = split_into_contexts(**columns, pieces=self._pieces, max_length=self._max_length)
-        texts, sentences = [""] * len(tokens), []
+    def _text(self, rows: slice) -> tuple[list[str], list[list[int]]]:
+        tokens = self._tokens
+        token_id = tokens.token_id[rows]
+        columns = (tokens.study[rows], tokens.position[rows], token_id, tokens.kind[rows])
+        cut = split_into_contexts(*columns, self._pieces, self._max_length)
+        texts, sentences = [""] * len(token_id), []
         for start, length, kind in zip(cut.start.tolist(), cut.length.tolist(), cut.kind.tolist(), strict=True):
             if kind not in _IMAGES:
-                words = [self._pieces[i] for i in columns["token_id"][start : start + length]]
+                words = [self._pieces[i] for i in token_id[start : start + length]]
                 texts[start : start + length] = self._disclosure.tokens(words)
                 sentences.append([SECTIONS.index(SECTION_NAMES[Kind(kind)]), start, start + length])
         return texts, sentences
 
-    def _images(self, study_id: str, tokens: pa.Table | None) -> list[list[Any]]:
+    def _images(self, study_id: str, rows: slice) -> list[list[Any]]:
         first = {0: 0}
-        if tokens is not None:
-            last = np.flatnonzero(tokens["kind"].to_numpy() == Kind.IMAGE_LAST)
-            rows, columns = self._places.grid or (1, 1)
-            first = {number: int(row) - rows * columns + 1 for number, row in enumerate(last)}
+        if not self._of_images:
+            last = np.flatnonzero(self._tokens.kind[rows] == Kind.IMAGE_LAST)
+            height, width = self._places.grid or (1, 1)
+            first = {number: int(row) - height * width + 1 for number, row in enumerate(last)}
         own = sorted((number, picture) for (name, number), picture in self._pictures_of(study_id))
         return [
             [picture.number, first.get(number, -1) if picture.cell else -1, picture.cell] for number, picture in own

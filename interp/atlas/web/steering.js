@@ -21,7 +21,7 @@ function casesOf(rows) {
 }
 function pair(example) {
   const o = example.outcome, [before, after] = diff(example.original, example.steered);
-  return h("article", { class: "pair" }, h("header", {}, chip(example.intended === "added" ? "towards" : "away"), `strength ${example.strength}`, studyLink(example.study),
+  return h("article", { class: "pair" }, h("header", {}, chip(example.intended === "added" ? "towards" : "away"), `strength ${example.strength}`, studyLink(example.study_id),
     o && o.eligible ? (o.on_target ? chip("on target", "good") : chip("missed", "warn")) : null, o && o.off_target ? chip("off target", "bad") : null,
     o && o.no_change ? chip("no change") : null, o && o.degenerate ? chip("degenerate: " + o.degenerate, "bad") : null,
     o ? h("span", {}, [...o.added.map((x) => "+ " + x), ...o.removed.map((x) => "− " + x), ...o.changed].join("; ")) : null),

@@ -34,7 +34,7 @@ def full(run_dir, tmp_path_factory):
     shutil.copytree(run_dir, workdir)
     cfg = atlas_config()
     cfg.label.sections = ("findings",)
-    cfg.similar.study = "phantom-0-000001"
+    cfg.similar.study_id = "phantom-0-000001"
     label.run(cfg, workdir)
     similar_stage.run(cfg, workdir)
     add_steering(workdir)

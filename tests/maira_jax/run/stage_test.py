@@ -107,3 +107,26 @@ def test_a_leftover_of_a_killed_write_does_no_harm(tmp_path):
     (tmp_path / "sae" / ".unfinished.json.123.tmp").write_text("{")
     finish(tmp_path, "sae", {})
     assert [path.name for path in (tmp_path / "sae").iterdir()] == ["manifest.json"]
+
+
+def test_a_stage_that_replaces_leaves_the_old_result_until_the_new_one_is_whole(tmp_path):
+    def make(text, fails=False):
+        with Stage(tmp_path, "atlas", {"text": text}, replaces=True) as stage:
+            if not stage.finished:
+                (stage.dir / f"{text}.html").write_text(text)
+                if fails:
+                    raise KeyboardInterrupt
+                stage.finish({})
+            return stage.finished
+
+    def there():
+        return sorted(path.name for path in (tmp_path / "atlas").iterdir())
+
+    make("old")
+    with pytest.raises(KeyboardInterrupt):
+        make("new", fails=True)
+    assert there() == ["manifest.json", "old.html"]
+    make("new")
+    assert there() == ["manifest.json", "new.html"]
+    assert files.read_json(tmp_path / "atlas" / "manifest.json")["section"] == {"text": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]

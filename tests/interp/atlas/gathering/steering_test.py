@@ -10,7 +10,7 @@ from tests.helpers.atlas_page import ATTACK, add_steering
 def test_pairs_are_the_first_eligible_ones_at_the_evaluated_strength(full):
     entry = full.atlas.details(4)["steering"]["concepts"]
     added = [example for example in entry["examples"] if example["intended"] == "added"]
-    assert [example["study"][-1] for example in added] == ["0", "1", "2", "4"]  # the fourth is not eligible
+    assert [example["study_id"][-1] for example in added] == ["0", "1", "2", "4"]  # the fourth is not eligible
     assert all(example["strength"] == 2.0 and example["outcome"]["on_target"] for example in added)
     assert added[0]["original"].endswith(ATTACK) and added[0]["steered"].endswith("A pacemaker is present.")
     assert [row["strength"] for row in entry["rates"]] == [2.0, 4.0]
