@@ -3,12 +3,9 @@
 import contextlib
 import functools
 import gc
-import os
 import re
-import signal
 import sys
 import traceback
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,9 +17,10 @@ from configs import base
 from launch import GC_THRESHOLD, _configuration, _dry_run, _help
 from maira_jax.errors import UserError, first_line
 from maira_jax.model import sharding
-from maira_jax.run import processes, storage
+from maira_jax.run import interrupts, processes, storage
 from maira_jax.run.config import Section
 from maira_jax.run.coordinator import Address
+from maira_jax.run.interrupts import Terminated
 from maira_jax.run.performance import compilation_cache
 from maira_jax.run.performance.freed_memory import keep_freed_memory
 from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, INTERRUPTED, TERMINATED, RunEnded
@@ -121,10 +119,6 @@ def list_in_help(flag: flags.FlagHolder) -> flags.FlagHolder:
     return flag
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
-
-
 def main(
     run: Run,
     doc: str,
@@ -168,7 +162,7 @@ def main(
     if _DRY_RUN.value:
         run, parallel = functools.partial(_dry_run.rehearse, stages(config) if stages else (run,), estimates), True
     try:
-        signal.signal(signal.SIGTERM, _terminate)
+        interrupts.catch()
         processes.start(_DISTRIBUTED.value, address, parallel, _leave)
         processes.silence()
         compilation_cache.keep_programs(_CACHE.value)
@@ -188,7 +182,7 @@ def main(
         _fail(f"{error}: fix that and run {command} again", BAD_INPUT)
     except KeyboardInterrupt:
         _fail(f"interrupted: {command} with the same flags resumes from here", INTERRUPTED)
-    except _Terminated:
+    except Terminated:
         _fail(f"terminated: {command} with the same flags resumes from here", TERMINATED)
     except SystemExit:  # of a stage that all processes leave together
         processes.close()
@@ -260,10 +254,6 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
-def _terminate(number: int, frame: types.FrameType | None) -> None:
-    raise _Terminated
-
-
 def _fail(sentence: str, code: int) -> NoReturn:
     """Ends all processes of the run."""
     _leave(*processes.end(sentence, code))
@@ -285,6 +275,4 @@ def _leave(sentence: str, code: int) -> NoReturn:
     """Prints the sentence and ends this process."""
     prefix = "" if processes.is_first() else f"[{processes.index()}] "
     print(f"{prefix}error: {storage.named(sentence)}", file=sys.__stderr__, flush=True)
-    if processes.count() == 1:
-        sys.exit(code)
-    os._exit(code)  # programs on devices may still wait for other processes
+    interrupts.leave(code)

@@ -1,5 +1,6 @@
 """A command of several processes, which does what the environment variable SCENARIO names."""
 
+import atexit
 import os
 import signal
 import time
@@ -45,6 +46,20 @@ def wait(workdir):
 def locked(workdir):
     with Stage(workdir, "locked", {"k": 1}):
         wait(workdir)
+
+
+def crash(workdir):
+    """Is interrupted, while something would crash as the interpreter is taken down; a first time in a finalizer."""
+
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):
+                pass  # where Python looks for signals
+
+    atexit.register(os.abort)
+    Finalized()
+    time.sleep(300)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from maira_jax.run import files, processes
 from tests.helpers import commands, pods
+from tests.helpers.paths import ROOT
 
 PROGRAM = ("-m", "tests.helpers.pod_process")
 
@@ -163,3 +166,18 @@ def test_time_in_which_this_process_did_not_look_tells_nothing_of_the_others(mon
     monkeypatch.setattr(processes, "time", clock)
     group._watch()
     assert [failure.sentence.partition(":")[0] for failure in failures] == ["process 1 of 2 no longer answers"] * lost
+
+
+def test_an_interrupt_is_not_lost_and_does_not_crash(tmp_path):
+    program = [sys.executable, *PROGRAM, f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        program,
+        env=os.environ | {"SCENARIO": "crash"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 130, done
+    assert done.stderr == "error: interrupted: python -m launch.pod_process with the same flags resumes from here\n"
