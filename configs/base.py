@@ -70,6 +70,12 @@ def studies(source: str, **fields: Any) -> ConfigDict:
     return section
 
 
+def studies_at(data: str) -> ConfigDict:
+    """The `studies` section of READER:PATH, or of the path of a manifest."""
+    source, _, path = data.partition(":")
+    return studies(source, path=path) if path and source in READERS.names() else studies("manifest", path=data)
+
+
 def with_values(values: Mapping[str, Any]) -> ConfigDict:
     """A configuration of given values, which flags can change as they can those of a configuration file.
 

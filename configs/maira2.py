@@ -1,9 +1,10 @@
 """MAIRA-2 and its autoencoders: 8,192, 16,384 and 32,768 features, trained on one stream of activations.
 
-CHECKPOINT is a Hugging Face folder of MAIRA-2 and STUDIES a JSON Lines file (see configs/manifest.py):
+CHECKPOINT is a Hugging Face folder of MAIRA-2. STUDIES is a JSON Lines file (see configs/manifest.py), or READER:PATH,
+the name of a reader of studies (see maira_jax/studies/readers/) and what it reads:
 
   python -m launch.harvest --config=configs/maira2.py:CHECKPOINT,STUDIES --workdir=runs/maira2
-  python -m launch.train   --config=configs/maira2.py:CHECKPOINT,STUDIES --workdir=runs/maira2
+  python -m launch.train --workdir=runs/maira2
 
 sae/ holds the one of expansion factor 4, which the later stages read, sae-x2/ and sae-x8/ the others. What the paper
 (arXiv 2507.12950) fixes is marked; the rest is our choice. Batches are of sizes that fit one H100 of 80 GB: for other
@@ -19,7 +20,7 @@ def get_config(paths: str = "maira-2,studies.jsonl") -> ConfigDict:
     checkpoint, _, studies = paths.partition(",")
     config = base.get_config()
     config.model.update({"checkpoint": checkpoint, "dtype": "bfloat16"})
-    config.studies = base.studies("manifest", path=studies)
+    config.studies = base.studies_at(studies)
     config.harvest.update(
         {
             "site": "language.15.resid_post",  # paper: the residual stream at layer 15, counted from 0

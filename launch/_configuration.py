@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from configs import base
 from maira_jax.errors import UserError, first_line
@@ -27,6 +28,7 @@ HELP = (
 )
 
 Shortcuts = Mapping[str, Callable[[Any], Mapping[str, Any]]]
+_FILE, _STUDIES = ("--config=", "-config="), "--config.studies."
 _DIFFERENCES = 6  # fields that are told by name
 
 
@@ -69,18 +71,21 @@ def parse(argv: Sequence[str], workdir: Callable[[], str], shortcuts: Shortcuts,
     """
     config_flags.register_flag_parser_for_type(tuple, _ListParser())
     flags.FLAGS(list(argv), known_only=True)
-    given = given_file(argv)
+    given, argv = given_file(argv), [argument for argument in argv if not argument.startswith(_FILE)]
     memory = None if given else _memory(workdir())
-    # Defined here and not at import, since the definition already reads the file and the command line.
     if memory is None:
-        flag = config_flags.DEFINE_config_file("config", default=str(DEFAULT_CONFIG), help_string=HELP)
+        if given and not Path(given.partition(":")[0]).is_file():  # the parser tells it late and at length
+            raise FileNotFoundError(f"No such file or directory: {given.partition(':')[0]!r}")
+        config = ConfigFileFlagParser("config").parse(given or str(DEFAULT_CONFIG))
     else:
         _load_origin(memory.origin, workdir())
-        flag = config_flags.DEFINE_config_dict("config", _of_memory(memory, workdir()), help_string=HELP)
-    stray = flags.FLAGS(list(argv))[1:]
+        config = _of_memory(memory, workdir())
+    _choose_reader(config, argv)
+    # Defined here and not at import, since the definition already needs the configuration.
+    config_flags.DEFINE_config_dict("config", config, help_string=HELP, sys_argv=argv)
+    stray = flags.FLAGS(argv)[1:]
     if stray:
         raise ValueError(f"{stray[0]!r} is not a flag: flags look like --name=value")
-    config: ConfigDict = flag.value
     for name, fields in shortcuts.items():
         value = flags.FLAGS[name].value
         if value is not None:
@@ -99,9 +104,33 @@ def parse(argv: Sequence[str], workdir: Callable[[], str], shortcuts: Shortcuts,
     return config
 
 
+def _choose_reader(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Gives the section of the studies the fields of the reader that the command line chooses.
+
+    Raises:
+      UserError: nobody has registered that reader, or it has no such field.
+    """
+    fields = [argument.removeprefix(_STUDIES).partition("=") for argument in argv if argument.startswith(_STUDIES)]
+    if not fields:
+        return
+    source = next((value for name, _, value in reversed(fields) if name == "source"), config.studies.source)
+    if source != config.studies.source:
+        section = base.studies(source)
+        if "path" in section:
+            section.path = config.studies.get("path") or ""
+        with config.unlocked():
+            config.studies = section
+    unknown = [name for name, _, _ in fields if name not in config.studies]
+    if unknown:
+        raise UserError(
+            f"studies.{unknown[0]} is unknown to studies.source={source}, which has {', '.join(config.studies)}: "
+            "correct it, or choose another reader with --config.studies.source=NAME"
+        )
+
+
 def given_file(argv: Sequence[str]) -> str:
     """The configuration file as the command line names it; empty where it does not."""
-    given = [argument.partition("=")[2] for argument in argv if argument.startswith(("--config=", "-config="))]
+    given = [argument.partition("=")[2] for argument in argv if argument.startswith(_FILE)]
     return given[-1] if given else ""
 
 

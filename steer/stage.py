@@ -151,7 +151,7 @@ def _write_parts(directory: Path, sweep: Sweep, trace: StepTrace) -> jsonl.PartF
                 own = zip(batches[part], reports, strict=True)
                 parts.write(part, [line for study, lines in own for line in _lines(study, lines, sweep)])
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error, nobody wants what is under way
     return parts
 
 

@@ -22,6 +22,15 @@ from maira_jax.run.run_config import RunMemory, flatten, plain
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 _NEXT = ".next.tmp"  # the folder of a result that is to replace another one; what a killed command leaves is removed
+# The command that writes a folder; sae-NAME is written with sae.
+_COMMANDS = {
+    "model": "convert",
+    "activations": "harvest",
+    "sae": "train",
+    "interp": "interpret",
+    "steer": "steer",
+    "evaluation": "evaluate",
+}
 _PACKAGES = ("maira-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy")
 
 
@@ -33,6 +42,15 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def _command_of(folder: str, workdir: Path) -> str:
+    """The command that writes a stage's folder."""
+    name, _, sweep = folder.partition("/")
+    command = _COMMANDS.get(name.partition("-")[0])
+    if command is None:
+        return "that stage"
+    return f"`python -m launch.{command} --workdir={workdir}{f' --sweep={sweep}' if sweep else ''}`"
 
 
 def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
@@ -295,7 +313,8 @@ class Stage:
             path = self.workdir / name / MANIFEST
             if not path.is_file():
                 raise UserError(
-                    f"stage {self.name} reads {path.parent}, which no finished stage wrote: run that stage first"
+                    f"stage {self.name} reads {path.parent}, which no finished stage wrote: run "
+                    f"{_command_of(name, self.workdir)} first"
                 )
             wanted = {"section", "inputs", "counts"}
             manifest = _read(path, wanted)

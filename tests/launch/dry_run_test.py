@@ -37,7 +37,8 @@ def test_a_stage_is_asked_what_it_would_do_and_does_not_do_it(tmp_path):
     sentence, would_work = _dry_run.intention(stage_run, config, workdir)
     assert not would_work and not workdir.exists()
     assert sentence == (
-        f"would end with: stage sae reads {workdir}/activations, which no finished stage wrote: run that stage first"
+        f"would end with: stage sae reads {workdir}/activations, which no finished stage wrote: run "
+        f"`python -m launch.harvest --workdir={workdir}` first"
     )
     first_run(config, workdir)
     before = files_of(tmp_path)

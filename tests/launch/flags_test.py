@@ -34,6 +34,8 @@ def test_help_explains_every_flag(command):
         (["--config.model.dtyp=x"], 2, 'Did you mean "dtype"'),
         (["--config.seed=abc"], 2, "--config.seed=abc: 'abc' is not a whole number"),
         (["--config.judge.max_cost=high"], 2, "'high' is not a number"),
+        (["--config.studies.split=x"], 1, "studies.split is unknown to studies.source=phantom, which has"),
+        (["--config.studies.source=nowhere"], 1, "studies.source is 'nowhere': choose from"),
         (["--config=absent.py"], 2, "No such file or directory: 'absent.py'"),
         (["--config=broken.py"], 2, "ZeroDivisionError: division by zero"),
         (["--config=poor.py"], 2, "no field model"),

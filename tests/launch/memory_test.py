@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from configs import base
+from configs import base, maira2
 from launch import _configuration
 from maira_jax.errors import UserError
 from maira_jax.run.run_config import RunMemory
@@ -87,3 +87,19 @@ def test_lists_are_members_with_commas_between(text, value):
 def test_help_shows_lists_as_flags_take_them(tmp_path):
     shown = launch("interpret", "--config.interpret.scorers=detection,fuzzing", "--help").stdout
     assert "--config.interpret.scorers=detection,fuzzing\n" in shown
+
+
+def test_a_reader_chosen_by_flag_has_its_own_fields():
+    config = base.get_config()
+    config.studies = base.studies("manifest", path="here")
+    config.lock()
+    _configuration._choose_reader(config, ["--config.studies.source=mimic_cxr", "--config.studies.split=test"])
+    assert config.studies.source == "mimic_cxr" and config.studies.path == "here" and "split" in config.studies
+
+
+@pytest.mark.parametrize(
+    ("data", "source", "path"), [("a.jsonl", "manifest", "a.jsonl"), ("mimic_cxr:~/b", "mimic_cxr", "~/b")]
+)
+def test_a_configuration_names_a_reader_or_a_manifest(data, source, path):
+    studies = maira2.get_config(f"checkpoint,{data}").studies
+    assert (studies.source, studies.path) == (source, path)

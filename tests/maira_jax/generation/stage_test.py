@@ -284,4 +284,4 @@ def test_a_switch_needs_no_value(tmp_path):
     result = launch("generate", f"--workdir={tmp_path}", "--save_images")
     assert result.returncode == 1 and "generate.save_images draws boxes" in result.stderr
     result = launch("generate", f"--workdir={tmp_path}", "--phrase=Effusion.", "--nosave_images")
-    assert result.returncode == 1 and "run that stage first" in result.stderr
+    assert result.returncode == 1 and f"run `python -m launch.convert --workdir={tmp_path}` first" in result.stderr

@@ -51,7 +51,7 @@ def test_another_input_is_refused(tmp_path):
 
 
 def test_an_unfinished_input_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"activations.*run that stage first"):
+    with pytest.raises(UserError, match=rf"activations.*run `python -m launch.harvest --workdir={tmp_path}` first"):
         finish(tmp_path, "sae", {}, ("activations",))
     assert not (tmp_path / "sae").exists()
 
@@ -130,3 +130,10 @@ def test_a_stage_that_replaces_leaves_the_old_result_until_the_new_one_is_whole(
     assert there() == ["manifest.json", "new.html"]
     assert files.read_json(tmp_path / "atlas" / "manifest.json")["section"] == {"text": "new"}
     assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_the_command_of_a_missing_sweep_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"run `python -m launch.steer --workdir=.* --sweep=two` first"):
+        finish(tmp_path, "evaluation/two", {}, ("steer/two",))
+    with pytest.raises(UserError, match=r"run `python -m launch.train --workdir=\S*` first"):
+        finish(tmp_path, "export", {}, ("sae-x2",))
