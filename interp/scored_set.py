@@ -5,7 +5,9 @@ from a judge), `comparison.parquet` (per feature both sets side by side) and `su
 """
 
 import contextlib
+import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from interp.interpreters import TO_SCORE, Interpreters, all_scores
 from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import ScoreTask
 from interp.set_comparison import compare
-from maira_jax.run import files, processes
-from maira_jax.run.stage import Stage
+from maira_jax.run import files, processes, storage
+from maira_jax.run.run_config import plain
+from maira_jax.run.stage import MANIFEST, UNFINISHED, Stage
 from sae.activations.store import source_of
 from sae.saved import load_sae
 
@@ -53,7 +56,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     section = InterpretSection.of(config)
     imported = sets.stage_name(section.set)
     deciding = {name: value for name, value in section.deciding().items() if name in _FIELDS}
-    identity: dict[str, Any] = {"interpret": deciding, "seed": config.seed}
+    identity: dict[str, Any] = {"interpret": deciding, "seed": config.seed, "set": _content(workdir / imported)}
     with contextlib.ExitStack() as stack:
         interpreters = Interpreters.of(
             section,
@@ -67,7 +70,8 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             judge = interpreters.model.client.section
             identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
             computing = judge.computing()
-        name, inputs = f"{imported}/{sets.SCORED}", (sets.OWN_SET, imported)
+        name, inputs = f"{imported}/{sets.SCORED}", ("activations", "sae", sets.OWN_SET, imported)
+        _remove_outdated(workdir / name, identity)
         stage = stack.enter_context(Stage(workdir, name, identity, inputs=inputs, computing=computing, config=config))
         if not stage.finished:
             summary = _score(section, interpreters, config.seed, workdir, stage.dir)
@@ -76,6 +80,25 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             stage.finish(counts | {"detection": summary["detection"]["mean"], "agreement": of_both["agreement"]})
             files.remove(stage.dir / "phases")
         return stage.manifest["counts"]
+
+
+def _content(folder: Path) -> str | None:
+    """The hash of a set's table as it was imported; None if there is no such set."""
+    storage.fetch(folder / MANIFEST)
+    path = folder / MANIFEST
+    return str(files.read_object(path)["counts"]["imported"]["sha256"]) if path.is_file() else None
+
+
+def _remove_outdated(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Removes scores of the set before it was added to; a language model's answers stay, so they cost nothing again."""
+    storage.fetch(folder, (MANIFEST, UNFINISHED))
+    for path in (folder / MANIFEST, folder / UNFINISHED):
+        if path.is_file():
+            section = files.read_object(path).get("section", {})
+            if section.get("set") != identity["set"] and section | {"set": None} == plain({**identity, "set": None}):
+                files.remove(folder)
+                print(f"{folder} is of the set before it was added to: it is written anew", file=sys.stderr)
+                return
 
 
 def _score(

@@ -63,7 +63,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     measured_on = {name: getattr(train, name) for name in ("held_out_tokens", "loss_recovered_studies")}
     if section.l0:
         measured_on["calibration_tokens"] = train.calibration_tokens
-    identity = {"import_sae": {"sae": digest(sae), "l0": section.l0}, "train": measured_on, "seed": seed}
+    identity: dict[str, Any] = {"autoencoder": "imported", "import_sae": {"sae": digest(sae), "l0": section.l0}}
+    identity |= {"train": measured_on, "seed": seed}
     identity["weights"] = ModelSection.of(config).weights
     with Stage(workdir, "sae", identity, inputs=("activations",), computing={"sae": str(path)}, config=config) as stage:
         if not stage.finished:

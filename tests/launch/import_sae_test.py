@@ -58,8 +58,6 @@ def test_an_autoencoder_and_its_names_in_one_command_and_names_alone(tmp_path):
     done = call("import_sae", workdir, f"--interpretations={tmp_path / 'more.csv'}", "--set=theirs")
     assert done.stdout == "import_sae: features 3\n"
     assert sets.read_set(workdir, "theirs")["explanation"].to_pylist() == ["heart", "wires", "lungs"]
-    done = launch("import_sae", f"--workdir={workdir}", "--columns=latent")
-    assert done.returncode == 1 and "import_set.columns holds 'latent': give OURS=THEIRS" in done.stderr
 
 
 @pytest.fixture(scope="module")
