@@ -17,7 +17,7 @@ def catch() -> None:
     """Has SIGTERM raise `Terminated`, and sends again either signal whose exception Python drops.
 
     A signal's exception is raised in whatever the main thread does. In a finalizer or a callback of the garbage
-    collector, such as JAX's, Python prints it and goes on.
+    collector, such as JAX's, Python prints it and continues.
     """
 
     def terminate(number: int, frame: object) -> None:
