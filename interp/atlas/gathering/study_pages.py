@@ -1,6 +1,7 @@
 """What the atlas shows of a study: its images, its texts, and the features that are active on each of its tokens."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -166,9 +167,9 @@ class _RowEncoder:
         row, feature, percent = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         order = np.lexsort((row, feature))
         row, feature, percent = row[order], feature[order], percent[order]
-        first = np.flatnonzero(np.diff(feature, prepend=-1))
+        bounds = np.append(np.flatnonzero(np.diff(feature, prepend=-1)), len(feature)).tolist()
         found = []
-        for begin, end in zip(first.tolist(), [*first[1:].tolist(), len(feature)], strict=True):
+        for begin, end in itertools.pairwise(bounds):
             pairs = np.column_stack([row[begin:end], percent[begin:end]]).ravel().tolist()
             found.append([int(feature[begin]), int(percent[begin:end].max()), *pairs])
         return sorted(found, key=lambda entry: -entry[1])

@@ -15,6 +15,7 @@ function chunk(name) {
   return found;
 }
 function unpacked(packed) {
+  if (!window.DecompressionStream) throw new Error("this browser cannot unpack the data: use one from 2023 or later");
   const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"))).json();
 }

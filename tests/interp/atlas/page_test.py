@@ -23,7 +23,7 @@ def test_policy_allows_only_the_pages_own_style_script_and_folder(full):
     page, text = full.atlas.page, (full.workdir / "atlas" / "index.html").read_text()
     (policy,) = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "*" not in policy
-    assert f"script-src 'self' '{page_lib.content_hash(page.scripts[-1])}'" in policy
+    assert f"script-src 'self' file: '{page_lib.content_hash(page.scripts[-1])}'" in policy
     style = text[text.index("<style>") + 7 : text.index("</style>")]
     assert f"style-src '{page_lib.content_hash(style)}'" in policy
 
