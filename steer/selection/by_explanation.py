@@ -12,8 +12,8 @@ _NEGATION = re.compile(r"\b(denie[sd]|no|not|without|absen(t|ce)|negative|rules?
 def by_explanation(catalogue: FeatureCatalogue, match: str) -> list[int]:
     """The features that are the best ones of a concept, or have an explanation, that matches `match`; case is ignored.
 
-    First those of concepts, by F1, then the others, by largest activation. An explanation that negates what matches
-    counts only if nothing else matches.
+    First the best ones of concepts, by F1, then the others: those that detect a concept that matches, by F1, and the
+    rest by largest activation. An explanation that negates what matches counts only if nothing else matches.
 
     Raises:
       UserError: `match` is not a regular expression, or matches nothing.
@@ -30,7 +30,13 @@ def by_explanation(catalogue: FeatureCatalogue, match: str) -> list[int]:
     explained = [number for number, text in texts.items() if _affirms(pattern, text)]
     if not of_concepts and not explained:
         explained = [number for number, text in texts.items() if pattern.search(text)]
-    found = dict.fromkeys((*of_concepts, *sorted(explained, key=lambda number: -largest[number])))
+
+    def rank(number: int) -> tuple[float, float]:
+        row = catalogue.features[number]
+        detects = pattern.search(row.get("concept") or "")
+        return -row["concept_f1"] if detects else 0.0, -largest[number]
+
+    found = dict.fromkeys((*of_concepts, *sorted(explained, key=rank)))
     if not found:
         raise UserError(f"steer.match {match!r} matches no feature's explanation or concept: choose other words")
     return list(found)

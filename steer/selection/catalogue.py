@@ -29,7 +29,7 @@ class FeatureCatalogue:
 
     Attributes:
       features: by the number of the feature, its row of the interpretation: at least `explanation` and
-        `max_activation`.
+        `max_activation`, and where it is known the `concept` that it detects best and `concept_f1`.
       concepts: one row per concept, with its best feature; sorted by F1, best first.
       source: the folder or file that this was read from, for error messages.
     """
@@ -46,7 +46,8 @@ class FeatureCatalogue:
           UserError: a table cannot be read, or there is no such set.
         """
         interp_dir = workdir / OWN_SET
-        features = _table(interp_dir / "features.parquet", ("feature", "explanation", "max_activation"))
+        columns: tuple[str, ...] = ("feature", "explanation", "max_activation", "concept", "concept_f1")
+        features = _table(interp_dir / "features.parquet", columns)
         if set_name != OWN_SET:
             texts = _explanations(read_set(workdir, set_name))
             features = [row | {"explanation": texts.get(row["feature"])} for row in features]

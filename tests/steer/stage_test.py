@@ -111,6 +111,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "feature": np.arange(N_FEATURES, dtype=np.int32),
                     "explanation": [f"mentions word {i}" for i in range(N_FEATURES - 1)] + ["oedema of the lung"],
                     "max_activation": np.full(N_FEATURES, 6.0),
+                    "concept": pa.nulls(N_FEATURES, pa.string()),
+                    "concept_f1": pa.nulls(N_FEATURES, pa.float64()),
                 }
                 pq.write_table(pa.table(features), written.dir / "features.parquet")
                 concepts = {

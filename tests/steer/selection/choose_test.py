@@ -42,6 +42,9 @@ def test_features_by_concept_and_explanation() -> None:
     assert [target.feature for target in choose(catalogue, (), "effusion", (), 12)] == [2, 6, 1], "5 only denies it"
     assert [target.feature for target in choose(catalogue, (), "denied", (), 12)] == [5]
     assert [target.feature for target in choose(catalogue, (), "without effusion", (), 12)] == [5]
+    catalogue.features[1] |= {"concept": "small effusion", "concept_f1": 0.6}
+    catalogue.features[6] |= {"concept": "oedema", "concept_f1": 0.9}
+    assert [target.feature for target in choose(catalogue, (), "effusion", (), 12)] == [2, 1, 6], "1 detects one"
     assert str(choose(catalogue, (), "effusion", (), 1)[0]) == "feature 2 effusion (F1 0.80)"
 
 
