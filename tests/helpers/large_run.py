@@ -1,6 +1,6 @@
 """An interpreted run as large as MAIRA-2's: 16,384 features, texts and X-rays, random numbers in place of findings.
 
-It is a configuration too: `--config=tests/helpers/large_run.py:WORKDIR` reads the images that `make_workdir` has written.
+It is a configuration too: `--config=tests/helpers/large_run.py:WORKDIR` reads the images that `make_workdir` wrote.
 """
 
 import dataclasses
@@ -91,16 +91,14 @@ def make_workdir(workdir: Path, run: LargeRun) -> None:
 def _write_images(folder: Path, ids: list[str], rng: np.random.Generator) -> None:
     folder.mkdir(parents=True)
     for name in ids:
-        coarse = Image.fromarray(rng.integers(0, 255, (24, 24), np.uint8)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 255, (24, 24), np.uint8)).resize((_SIDE, _SIDE))
         grain = Image.fromarray(rng.integers(0, 255, (_SIDE, _SIDE), np.uint8)).filter(ImageFilter.GaussianBlur(2))
         Image.blend(coarse, grain, 0.3).save(folder / f"{name}.jpg", quality=90)
 
 
-def _write_store(
-    workdir: Path, run: LargeRun, ids: list[str], words: np.ndarray, rng: np.random.Generator
-) -> None:
+def _write_store(workdir: Path, run: LargeRun, ids: list[str], words: np.ndarray, rng: np.random.Generator) -> None:
     per_study = GRID * GRID + SENTENCES * WORDS
-    kind = np.array([Kind.IMAGE] * (GRID * GRID - 1) + [Kind.IMAGE_LAST] + [Kind.FINDINGS] * (SENTENCES * WORDS), np.int8)
+    kinds = [Kind.IMAGE] * (GRID * GRID - 1) + [Kind.IMAGE_LAST] + [Kind.FINDINGS] * (SENTENCES * WORDS)
     image = Tokenizer.from_dir(workdir / "model").image_id
     token_id = [np.concatenate([np.full(GRID * GRID, image), 5 + own.ravel()]) for own in words]
     n = run.n_studies * per_study
@@ -108,7 +106,7 @@ def _write_store(
         np.repeat(np.arange(run.n_studies, dtype=np.int32), per_study),
         np.tile(np.arange(per_study, dtype=np.int32), run.n_studies),
         np.concatenate(token_id).astype(np.int32),
-        np.tile(kind, run.n_studies),
+        np.tile(np.array(kinds, np.int8), run.n_studies),
     )
     labels = [json.dumps({f"finding {i}": bool(rng.random() < 0.2) for i in range(_CONCEPTS)}) for _ in ids]
     split = [HELD_OUT if i % 10 == 0 else TRAIN for i in range(run.n_studies)]
