@@ -4,6 +4,9 @@ Such a file (`ae.pt`, `pytorch_model.bin`) is a zip archive: a pickle that descr
 the bytes of each tensor. Before version 1.6 torch wrote pickles and bytes one after the other. The pickle is read by an
 unpickler that knows the few names of torch that describe tensors and refuses every other name, so that nothing in a
 file is executed. A tensor may have any strides inside its bytes.
+
+What is read takes memory in proportion to the file: the unpickler is Python's own in Python, which, other than that in
+C, allocates nothing for numbers that a file names; and all tensors together may have a few times the bytes of the file.
 """
 
 import io
@@ -15,7 +18,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -38,6 +41,16 @@ _DTYPES = {
 _STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
 _PICKLE, _BYTE_ORDER, _VERSION, _DATA = "data.pkl", "byteorder", "version", "data/"
 _MAX_PICKLE_BYTES = 2**24
+# Tensors that share bytes are copies of them: all together have at most this many times the bytes of the file.
+_MAX_TIMES_LARGER = 4
+# What torch writes into a description. Others make numbers of megabytes, or know more than lists, dicts and tensors.
+_OPCODES = (
+    pickle.PROTO, pickle.STOP, pickle.MARK, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE, pickle.TUPLE,
+    pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.GLOBAL, pickle.REDUCE, pickle.BUILD, pickle.BINPERSID,
+    pickle.BINUNICODE, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET, pickle.BININT,
+    pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.NEWTRUE, pickle.NEWFALSE, pickle.NONE,
+    pickle.SETITEM, pickle.SETITEMS, pickle.APPEND, pickle.APPENDS,
+)  # fmt: skip
 # The pickle of the number that begins a file of the format before 1.6.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # Torch pads its archives so that the bytes of a tensor can be mapped into memory.
@@ -57,7 +70,7 @@ def read(path: Path) -> Any:
         if legacy:
             return _LegacyFile(path.read_bytes()).load()
         with zipfile.ZipFile(path) as archive:
-            return _TorchArchive(archive).load()
+            return _TorchArchive(archive, path.stat().st_size).load()
     except UserError:
         raise
     except Exception as error:  # a damaged archive fails in zipfile, pickle, numpy or here, in many classes
@@ -66,10 +79,25 @@ def read(path: Path) -> Any:
         ) from error
 
 
-class _TorchArchive:
-    """An open archive that torch wrote."""
+class _ByteBudget:
+    """How many bytes a file of `size` may yet be made into."""
 
-    def __init__(self, archive: zipfile.ZipFile):
+    def __init__(self, size: int):
+        self._left = _MAX_TIMES_LARGER * size
+
+    def take(self, n_bytes: int) -> None:
+        """Raises UnpicklingError where they are too many."""
+        self._left -= n_bytes
+        if self._left < 0:
+            raise pickle.UnpicklingError("its tensors are far larger than the file")
+
+
+class _TorchArchive:
+    """An open archive that torch wrote, of `size` bytes."""
+
+    def __init__(self, archive: zipfile.ZipFile, size: int):
+        self._budget = _ByteBudget(size)
+        self._read_budget = _ByteBudget(size)
         self._members = {member.filename: member for member in archive.infolist()}
         self._archive = archive
         pickles = [name for name in self._members if name.endswith(f"/{_PICKLE}")]
@@ -83,13 +111,14 @@ class _TorchArchive:
             raise ValueError("its bytes are not in little-endian order")
         if self._members[f"{self._root}{_PICKLE}"].file_size > _MAX_PICKLE_BYTES:
             raise ValueError("its description is too large")
-        return _TensorUnpickler(self._bytes(_PICKLE), self._storage).load()
+        return _TensorUnpickler(self._bytes(_PICKLE), self._storage, self._budget).load()
 
     def _bytes(self, name: str) -> bytes:
         member = self._members[f"{self._root}{name}"]
         # Torch stores without compression; a compressed member could unfold to any size.
         if member.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed")
+        self._read_budget.take(member.file_size)
         return self._archive.read(member)
 
     def _storage(self, description: Any) -> np.ndarray:
@@ -106,20 +135,21 @@ class _LegacyFile:
 
     def __init__(self, content: bytes):
         self._content, self._at = content, len(_LEGACY)
+        self._budget = _ByteBudget(len(content))
         self._dtypes: dict[str, np.dtype] = {}
         self._storages: dict[str, np.ndarray] = {}
 
     def load(self) -> Any:
         self._pickle()  # the format's version
-        if _TensorUnpickler(self._pickle(), _described).load().get("little_endian") is not True:
+        if _TensorUnpickler(self._pickle(), _described, self._budget).load().get("little_endian") is not True:
             raise ValueError("its bytes are not in little-endian order")
         description = self._pickle()
-        _StorageLister(description, self._list).load()
-        for key in _TensorUnpickler(self._pickle(), _described).load():
+        _StorageLister(description, self._list, self._budget).load()
+        for key in _TensorUnpickler(self._pickle(), _described, self._budget).load():
             count, start = int.from_bytes(self._content[self._at : self._at + 8], "little"), self._at + 8
             self._storages[key] = np.frombuffer(self._content, self._dtypes[key], count, start)
             self._at = start + self._storages[key].nbytes
-        return _TensorUnpickler(description, self._storage).load()
+        return _TensorUnpickler(description, self._storage, self._budget).load()
 
     def _pickle(self) -> bytes:
         """The next pickle, which is not executed: its end alone is sought."""
@@ -157,18 +187,32 @@ class _StorageType:
 
 
 class _StateDict(dict[Any, Any]):
-    """Replaces OrderedDict; the attributes that torch attaches to a state dict are ignored."""
+    """Replaces dict and OrderedDict; the attributes that torch attaches to a state dict are ignored."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, str | int):  # deep tuples as keys would overflow the stack
+            raise pickle.UnpicklingError("a key is neither text nor a number")
+        super().__setitem__(key, value)
 
 
 class _TensorBuilder:
     """Replaces the functions that make a tensor from bytes, and a parameter from a tensor."""
 
-    __slots__ = ()
+    __slots__ = ("_budget",)
+
+    def __init__(self, budget: _ByteBudget):
+        self._budget = budget
 
     def __call__(self, values: Any, *layout: Any) -> np.ndarray:
         if not isinstance(values, np.ndarray):
             raise pickle.UnpicklingError("it makes a tensor of something that is not bytes")
-        return values if len(layout) == 2 else _strided(values, *layout[:3])
+        if len(layout) == 2:
+            return values
+        offset, shape, strides = layout[:3]
+        if not all(type(number) is int for number in (offset, *shape, *strides)):
+            raise pickle.UnpicklingError("a tensor's shape holds something that is not a number")
+        self._budget.take(math.prod(shape) * values.itemsize)
+        return _strided(values, offset, shape, strides)
 
 
 def _strided(values: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
@@ -183,16 +227,23 @@ def _strided(values: np.ndarray, offset: int, shape: tuple[int, ...], strides: t
     return np.array(view, order="K")
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    def __init__(self, content: bytes, storage: Any):
+class _TensorUnpickler(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Any]] = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in _OPCODES}
+
+    def __init__(self, content: bytes, storage: Any, budget: _ByteBudget):
         super().__init__(io.BytesIO(content))
-        self._storage = storage
+        self._storage, self._budget = storage, budget
+
+    def load_empty_dictionary(self) -> None:
+        self.append(_StateDict())  # type: ignore[attr-defined]
+
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return _StateDict
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-            return _TensorBuilder()
+            return _TensorBuilder(self._budget)
         if module == "torch" and name in _DTYPES:
             return _StorageType(_DTYPES[name])
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is not a tensor")

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig, preprocess
 from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Encoded, Tokenizer
@@ -18,6 +19,9 @@ _N_LENGTHS = 4
 # Lengths from the first number on are padded to a multiple of the second: kernels work on blocks of 128 positions, and
 # other lengths would be padded, and copied, for every token that is generated.
 _LENGTH_STEPS = ((0, 8), (1024, 128))
+
+# The positions of MAIRA-2's language model (4,096, stretched by 1.5). Attention's memory grows with their square.
+_MAX_TOKENS = 6144
 
 T = TypeVar("T")
 
@@ -66,9 +70,16 @@ def reporting_request(
       grounded: whether the prompt asks for bounding boxes.
 
     Raises:
-      UserError: the study has no prompt (see `reporting_prompt`), or the findings hold the image token.
+      UserError: the study has no prompt (see `reporting_prompt`), its texts are longer than the model's positions, or
+        the findings hold the image token.
     """
-    return GenerationRequest(tokenizer.encode(reporting_prompt(study, grounded), findings), study_images(study))
+    encoded = tokenizer.encode(reporting_prompt(study, grounded), findings)
+    if len(encoded) > _MAX_TOKENS:
+        raise UserError(
+            f"study {study.study_id} has {len(encoded):,} tokens with its texts: shorten them to {_MAX_TOKENS:,}, or "
+            "leave the study out"
+        )
+    return GenerationRequest(encoded, study_images(study))
 
 
 def padded_length(size: int) -> int:

@@ -17,6 +17,7 @@ import io
 import logging
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ import numpy as np
 from maira_jax.errors import UserError
 
 _PREAMBLE = 128  # bytes before the mark of a DICOM file
-_MAX_PIXELS = 2**25  # the largest detectors have 29 million; a broken header may claim any number
+_META_GROUP = b"\x02\x00"  # of the elements at the start of a file, which are never deflated
+_LONG_LENGTHS = (b"OB", b"OW", b"SQ", b"UN", b"UT")  # kinds of elements whose length has four bytes
+MAX_PIXELS = 2**25  # the largest detectors have 29 million; a broken header may claim any number
+_MAX_INFLATED = 2**28  # bytes that a deflated file may have
 _JPEG2000 = b"\xff\x4f\xff\x51"  # the start of a JPEG 2000 codestream, which may be in boxes of a JP2 file
 _MAX_BOXES = 4096  # bytes before it
 _MAX_TILES = 2**12  # a decoder allocates kilobytes for each
@@ -113,12 +117,39 @@ def _dataset(path: Path) -> Any:
     warnings.filterwarnings("ignore", module="pydicom")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     # From memory: what a broken length says is there is not allocated.
-    content = io.BytesIO(path.read_bytes())
-    dataset = pydicom.dcmread(content, specific_tags=list(_ELEMENTS), force=True)
+    content = path.read_bytes()
+    _refuse_inflated(content, path)
+    dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=list(_ELEMENTS), force=True)
     for element in list(dataset):
         if element.is_empty:
             del dataset[element.tag]
     return dataset
+
+
+def _refuse_inflated(content: bytes, path: Path) -> None:
+    """Refuses a deflated file that would inflate to any size, which pydicom does at once."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    if content[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
+        return
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    deflated = content[_end_of_meta(content) :]
+    if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _MAX_INFLATED)) == _MAX_INFLATED:
+        raise UserError(f"image {path} is DICOM that inflates to more than {_MAX_INFLATED} bytes: leave the study out")
+
+
+def _end_of_meta(content: bytes) -> int:
+    """Where the elements about the file itself end; some files lack the one that says it."""
+    at = _PREAMBLE + 4
+    while content[at : at + 2] == _META_GROUP:
+        if content[at + 4 : at + 6] in _LONG_LENGTHS:
+            at += 12 + int.from_bytes(content[at + 8 : at + 12], "little")
+        else:
+            at += 8 + int.from_bytes(content[at + 6 : at + 8], "little")
+    return at
 
 
 def _size(dataset: Any, path: Path) -> tuple[int, int]:
@@ -130,8 +161,8 @@ def _size(dataset: Any, path: Path) -> tuple[int, int]:
     if dataset.SamplesPerPixel != 1 or not str(dataset.PhotometricInterpretation).startswith("MONOCHROME"):
         raise UserError(f"image {path} is DICOM in colour: give a grey image, MONOCHROME1 or MONOCHROME2")
     width, height = int(dataset.Columns), int(dataset.Rows)
-    if min(width, height) < 1 or width * height > _MAX_PIXELS:
-        raise UserError(f"image {path} is DICOM of {width} x {height} pixels: give one of 1 to {_MAX_PIXELS} pixels")
+    if min(width, height) < 1 or width * height > MAX_PIXELS:
+        raise UserError(f"image {path} is DICOM of {width} x {height} pixels: give one of 1 to {MAX_PIXELS} pixels")
     return width, height
 
 

@@ -5,14 +5,18 @@ the result is the same bit for bit: grey, min-max stretch in float64 truncated (
 the short edge, centre crop, product with 1/255 in float64 kept as float32, normalisation in float32.
 """
 
+import contextlib
 import dataclasses
+import math
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.inputs import dicom
 from maira_jax.run import files
 from maira_jax.studies.study import ImageSource
@@ -22,8 +26,10 @@ _LEVELS = np.arange(256)
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for inverted grey
 
-# PIL's decoders raise many kinds of errors on broken files.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, NotImplementedError, Image.DecompressionBombError)
+# By content. PIL would also start other programs (EPS), or decoders that nobody makes X-rays for.
+_FORMATS = ("PNG", "JPEG", "TIFF")
+# Longer strips are no X-rays, and would become far longer when their short edge is resized.
+_MAX_TIMES_LONGER = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,8 @@ class ImageConfig:
             raise UserError(f"{path} lacks size, crop_size, image_mean or image_std: restore the file") from error
         if len(mean) != 3 or len(std) != 3:
             raise UserError(f"{path}: image_mean and image_std need three numbers: restore the file")
+        if not all(map(math.isfinite, (*mean, *std, factor))) or min(*std, factor) <= 0:
+            raise UserError(f"{path}: image_mean, image_std or rescale_factor cannot be true: restore the file")
         return cls(size, mean, std, factor)
 
     def levels(self) -> np.ndarray:
@@ -85,7 +93,7 @@ def preprocess(image: ImageSource, cfg: ImageConfig) -> np.ndarray:
     """Pixels of one image.
 
     Args:
-      image: a file that PIL reads, or a grey array [height, width], 8-bit or deeper (as `stretch`).
+      image: a PNG, JPEG, TIFF or DICOM file, or a grey array [height, width], 8-bit or deeper (as `stretch`).
       cfg: how the checkpoint's vision tower takes its images.
 
     Returns:
@@ -127,13 +135,10 @@ def width_height(image: ImageSource) -> tuple[int, int]:
     """
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[0]
-    try:
-        if dicom.is_dicom(image):
-            return dicom.dicom_width_height(image)
-        with Image.open(image) as opened:
-            return opened.size
-    except _BROKEN as error:
-        raise UserError(f"image {image} cannot be read ({error}): replace the file or leave the study out") from error
+    if dicom.is_dicom(image):
+        return dicom.dicom_width_height(image)
+    with _opened(image) as opened:
+        return opened.size
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -144,28 +149,50 @@ def read_grey(path: Path) -> np.ndarray:
       deeper grey, such as 16-bit PNG or TIFF; inverted where the file says that zero is white. DICOM as `read_dicom`.
 
     Raises:
-      UserError: the file is missing, empty or broken, holds several images, or is colour of more than 8 bits; DICOM as
-        `read_dicom`.
+      UserError: the file is missing, empty or broken, has more than 2^25 pixels or is a strip, holds several images, or
+        is colour of more than 8 bits; DICOM as `read_dicom`.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"image {path} does not exist: check the path")
     if dicom.is_dicom(path):
         return dicom.read_dicom(path)
+    with _opened(path) as image:
+        image.load()
+        if image.mode not in _DEEP_MODES:
+            return np.asarray(image.convert("L"))
+        # PIL turns grey around where zero is white, but only up to 8 bits.
+        tags = getattr(image, "tag_v2", {})
+        return _inverted(np.asarray(image)) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else np.asarray(image)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file whose header was read and found sound; whatever goes wrong in the context becomes a UserError."""
+    # What PIL warns of is refused below.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             _refuse_unclear(image, path)
-            image.load()
-            if image.mode not in _DEEP_MODES:
-                return np.asarray(image.convert("L"))
-            # PIL turns grey around where zero is white, but only up to 8 bits.
-            tags = getattr(image, "tag_v2", {})
-            return _inverted(np.asarray(image)) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else np.asarray(image)
-    except _BROKEN as error:
-        raise UserError(f"image {path} cannot be read ({error}): replace the file or leave the study out") from error
+            yield image
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        wanted = f"{', '.join(_FORMATS)} or DICOM"
+        raise UserError(f"image {path} is none of {wanted}: replace the file or leave the study out") from error
+    except Exception as error:  # PIL's decoders raise many kinds on broken files
+        raise UserError(
+            f"image {path} cannot be read ({first_line(error)}): replace the file or leave the study out"
+        ) from error
 
 
 def _refuse_unclear(image: Image.Image, path: Path) -> None:
+    width, height = image.size
+    if not 1 <= width * height <= dicom.MAX_PIXELS or max(width, height) > _MAX_TIMES_LONGER * min(width, height):
+        raise UserError(
+            f"image {path} has {width} x {height} pixels: give one of at most {dicom.MAX_PIXELS}, whose longer edge is "
+            f"at most {_MAX_TIMES_LONGER} times the shorter"
+        )
     frames = getattr(image, "n_frames", 1)
     if frames != 1:
         raise UserError(f"image {path} holds {frames} images: save the one to be read as a separate file")
@@ -241,4 +268,7 @@ def _stretch_table(low: np.integer, high: np.integer) -> np.ndarray:
 
 def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     # The order of the operations decides the last bit: subtract, divide by the new maximum, multiply.
-    return ((values - low) / (high - low) * 255).astype(np.uint8)
+    stretched = values - low
+    stretched /= high - low
+    stretched *= 255
+    return stretched.astype(np.uint8)

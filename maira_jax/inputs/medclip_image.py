@@ -22,7 +22,7 @@ def to_padded_square(image: ImageSource, size: int) -> np.ndarray:
     """The padded and resized image before normalisation: uint8 [size, size].
 
     Args:
-      image: a file that PIL reads, or a grey array [height, width].
+      image: a PNG, JPEG, TIFF or DICOM file, or a grey array [height, width].
       size: side of the encoder's input, in pixels (224 for MedCLIP).
 
     Raises:

@@ -34,6 +34,7 @@ from sae.kernels import nested
 
 # Features with a density above this are dense.
 DENSE = 0.1
+_MAX_FVU = 1e6  # the mean alone has 1
 # Edges of the density histogram in log10, half a decade apart.
 _EDGES = np.arange(-7.0, 0.5, 0.5)
 # Batches that may be on their way to a device.
@@ -119,9 +120,18 @@ def evaluate(
 
 
 def summary(sums: Mapping[str, Any], n: int, group_sizes: tuple[int, ...]) -> tuple[dict[str, Any], np.ndarray]:
-    """The metrics of `n` tokens and the density of each feature, from the terms summed over all of them."""
+    """The metrics of `n` tokens and the density of each feature, from the terms summed over all of them.
+
+    Raises:
+      UserError: the activations do not vary, or the errors are not finite, so that the figures would mean nothing.
+    """
     totals = {name: np.asarray(value, np.float64) for name, value in sums.items()}
     total_variance = max(totals["square"] - np.square(totals["deviation"]).sum() / n, np.finfo(np.float64).tiny)
+    if not totals["errors"][-1] < _MAX_FVU * total_variance:
+        raise UserError(
+            f"the held-out activations have a variance of {total_variance / n:.3g} per token and errors of "
+            f"{totals['errors'][-1] / n:.3g}: check that their rows differ, and that the loss in log.jsonl fell"
+        )
     residual_variance = totals["errors"][-1] - np.square(totals["residual"]).sum() / n
     density = totals["fired"] / n  # [F]
     histogram, _ = np.histogram(np.log10(density[density > 0]), _EDGES)

@@ -3,6 +3,8 @@
 import collections
 import functools
 import pickle
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -116,3 +118,45 @@ def test_what_begins_like_the_older_format_is_not_executed(tmp_path, capsys):
     with pytest.raises(UserError, match="cannot be read as tensors"):
         torch_file.read(path)
     assert "executed" not in capsys.readouterr().out
+
+
+def _archive(path, description, **members):
+    """A file in the layout of torch's, with any bytes as its description."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", description)
+        for name, content in members.items():
+            archive.writestr(f"archive/data/{name}", content)
+
+
+def _many_copies():
+    """2,000 tensors that are the whole of one storage of a megabyte."""
+    storage = torch_file._tuple(
+        torch_file._text("storage"), torch_file._name("torch", "FloatStorage"), torch_file._text("a"),
+        torch_file._text("cpu"), torch_file._number(2**18),
+    )  # fmt: skip
+    number, tuple_of = torch_file._number, torch_file._tuple
+    one = torch_file._name("torch._utils", "_rebuild_tensor_v2") + tuple_of(
+        storage + pickle.BINPERSID, number(0), tuple_of(number(2**18)), tuple_of(number(1)), pickle.NEWFALSE,
+        pickle.EMPTY_DICT,
+    ) + pickle.REDUCE  # fmt: skip
+    items = b"".join(torch_file._text(str(name)) + one for name in range(2000))
+    return pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS + pickle.STOP
+
+
+BOMBS = {
+    "a number for the memo that takes 32 GB in C": b"\x80\x02}r\xff\xff\xff\xffcos\nsystem\n.",
+    "a tuple of tuples as a key": b"\x80\x02}(" + b")" + b"\x85" * 2**20 + b"K\x01u.",
+    "a number of a megabyte": b"\x80\x02\x8b" + (2**20).to_bytes(4, "little") + b"\x01" * 2**20 + b".",
+    "text of a size that is not there": b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b".",
+    "copies of a storage": _many_copies(),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_small_files_take_little_memory(tmp_path, bomb):
+    _archive(tmp_path / "ae.pt", BOMBS[bomb], a=bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        torch_file.read(tmp_path / "ae.pt")
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()

@@ -8,6 +8,7 @@ from maira_jax.inputs import batches
 from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up, padded_length, plan_batches, read_images
 from maira_jax.inputs.image import ImageConfig, preprocess
 from maira_jax.inputs.tokens import Encoded
+from maira_jax.studies.study import Study
 
 CONFIG = ImageConfig(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -65,6 +66,20 @@ def test_rows_are_padded_in_tokens_and_images(monkeypatch):
         np.testing.assert_array_equal(batch.pixels[row], read_images(images, 2, CONFIG))
         assert not batch.pixels[row, len(images) :].any()
     assert len(read) == 3 + 7  # the repeated request was read once
+
+
+class Words:
+    """Makes a token of each word of the findings."""
+
+    def encode(self, prompt, findings):
+        return request(len(findings.split())).encoded
+
+
+def test_a_report_that_is_longer_than_the_models_positions_is_refused_by_name():
+    study = Study("s1", "p1", image(0))
+    assert len(batches.reporting_request(study, Words(), findings="word " * 6144).encoded) == 6144
+    with pytest.raises(UserError, match="study s1 has 6,145 tokens with its texts: shorten them to 6,144, or leave"):
+        batches.reporting_request(study, Words(), findings="word " * 6145)
 
 
 def test_without_images_there_are_no_pixels():

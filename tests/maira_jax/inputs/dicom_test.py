@@ -15,9 +15,10 @@ import pydicom.data
 import pytest
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from maira_jax.errors import UserError
+from maira_jax.inputs import dicom
 from maira_jax.inputs.dicom import dicom_width_height, is_dicom, read_dicom, stream_size
 from maira_jax.inputs.image import read_grey, stretch, width_height
 from tests.helpers.dicom_file import lut, write_dicom
@@ -242,6 +243,16 @@ def test_what_a_stream_claims(form):
 def test_a_file_that_needs_another_decoder_names_it(tmp_path):
     with pytest.raises(UserError, match=r"JPEG Extended.*no installed decoder.*pip install pylibjpeg-libjpeg"):
         read_dicom(SAMPLES / "JPEG-lossy.dcm")
+
+
+def test_a_deflated_file_that_would_fill_memory_is_refused(tmp_path, monkeypatch):
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", np.zeros((2048, 2048), np.uint16)))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "b.dcm")
+    assert (tmp_path / "b.dcm").stat().st_size < 2**20 and read_dicom(tmp_path / "b.dcm").shape == (2048, 2048)
+    monkeypatch.setattr(dicom, "_MAX_INFLATED", 2**22)
+    with pytest.raises(UserError, match="b.dcm is DICOM that inflates to more than"):
+        read_dicom(tmp_path / "b.dcm")
 
 
 def test_nothing_of_the_header_is_printed(tmp_path):

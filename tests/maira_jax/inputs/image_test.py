@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maira_jax.errors import UserError
-from maira_jax.inputs.image import ImageConfig, preprocess, preprocess_batch, read_grey, stretch
+from maira_jax.inputs.image import ImageConfig, preprocess, preprocess_batch, read_grey, stretch, width_height
 
 CONFIG = {
     "crop_size": {"height": 518, "width": 518},
@@ -202,14 +202,36 @@ def test_unusable_files_are_refused_by_name(tmp_path):
         preprocess(tmp_path / "black.png", SMALL)
 
 
+def _header_of(width: int, height: int, depth: int = 16) -> bytes:
+    """A PNG that says to have so many pixels, and has few."""
+    return _png(struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0), bytes(100))
+
+
+@pytest.mark.parametrize(("width", "height"), [(300_000, 1), (1, 300_000), (13_000, 13_000), (2**31 - 1, 2**31 - 1)])
+def test_absurd_sizes_are_refused_before_pixels_are_made(tmp_path, width, height):
+    (tmp_path / "large.png").write_bytes(_header_of(width, height))
+    for read in (read_grey, width_height):
+        with pytest.raises(UserError, match=r"large.png (has \d+ x \d+ pixels|cannot be read)"):
+            read(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "EPS", "WEBP", "PPM", "ICO"])
+def test_other_kinds_of_images_are_not_decoded_whatever_their_name(tmp_path, kind):
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "image.png", kind)
+    with pytest.raises(UserError, match="image.png is none of PNG, JPEG, TIFF or DICOM"):
+        read_grey(tmp_path / "image.png")
+
+
 def _sixteen_bit_colour() -> bytes:
     """A PNG that Pillow reads but cannot write: 2 x 2 pixels of 3 x 16 bits."""
+    rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))
+    return _png(struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0), rows)
 
+
+def _png(head: bytes, rows: bytes) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))
-    head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -245,6 +267,9 @@ def test_config_is_read_and_what_it_does_not_know_is_refused(tmp_path, cfg):
         {"image_processor_type": "CLIPImageProcessor"},
         {"crop_size": {"height": 500, "width": 518}},
         {"image_mean": [0.5]},
+        {"image_std": [0, 0, 0]},
+        {"image_mean": [float("nan")] * 3},
+        {"rescale_factor": 0},
         {"size": {"height": 518}},
     ):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(CONFIG | change))

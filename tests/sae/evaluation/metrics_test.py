@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maira_jax.errors import UserError
 from sae import autoencoder
 from sae.autoencoder import Sae
 from sae.evaluation import metrics
@@ -75,3 +76,10 @@ def test_a_large_offset_does_not_spoil_the_variance():
     far, _ = evaluate(shifted, x + np.float32(1000), len(x))
     # What is left is the rounding of x + 1000 to float32, 6e-5 of a standard deviation of about 1.
     np.testing.assert_allclose(far["fvu"], near["fvu"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("value", [1.1, 0.0, 1e30])
+def test_figures_of_activations_that_do_not_vary_are_refused(value):
+    sae, x = random_sae()
+    with pytest.raises(UserError, match="check that their rows differ"):
+        evaluate(sae, np.full_like(x, value), 256)
