@@ -1,6 +1,7 @@
 """Explanations of a set are scored as our own are: the same ones score the same."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from interp.features.table import SCHEMA
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from tests.helpers.interp_run import config, make_workdir
+from tests.helpers.judge import serve
 
 FIELDS = {"n_explain": 20, "n_score": 20, "min_contexts": 5, "n_control": 2, "bootstrap": 20}
 FOREIGN = "A device, in the words of another program."
@@ -106,3 +108,21 @@ def test_features_that_are_asked_for_and_a_set_that_is_added_to(scored, tmp_path
     found[2] = own[2]["detection"]
     assert [row["detection"] for row in sets.read_set(workdir, "two").to_pylist()] == found
     assert "is of the set before it was added to: it is written anew" in capsys.readouterr().err
+
+
+def test_a_language_model_scores_explanations_of_its_kind(scored, tmp_path, capsys):
+    workdir = scored[0]
+    words = {0: 'Text that mentions "effusion".', 5: 'Text that mentions "pacemaker".'}
+    path = tmp_path / "words.jsonl"
+    path.write_text("".join(json.dumps({"feature": f, "explanation": text}) + "\n" for f, text in words.items()))
+    cfg = config(**FIELDS, judge="llm", set="words")
+    cfg.import_set.update({"files": (str(path),), "set": "words"})
+    import_set.run(cfg, workdir)
+    with serve() as server:
+        cfg.judge.update({"base_url": server.url, "model": "rule"})
+        assert stage.run(cfg, workdir)["scored"] == 2
+        asked = server.record()["requests"]
+    announced = int(re.search(r"about (\d+) requests to rule", capsys.readouterr().err)[1])
+    assert asked <= announced <= 1.1 * asked + 1  # the same question is asked once
+    rows = sets.read_set(workdir, "words").to_pylist()
+    assert min(row["detection"] for row in rows) > 0.9 and {row["judge"] for row in rows} == {"rule"}
