@@ -132,8 +132,8 @@ def _concepts(concepts: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _interval(found: Mapping[str, Any]) -> tuple[float, float]:
-    """The 95 % interval of a rate; of few cases, whose resamples may all agree, that of the share (Wilson 1927)."""
-    if found["n"] >= _FEW:
+    """The 95 % interval of a rate; of few cases, and where all agree, that of the share (Wilson 1927)."""
+    if found["n"] >= _FEW and found["low"] < found["high"]:
         return found["low"], found["high"]
     low, high = binomtest(round(found["rate"] * found["n"]), found["n"]).proportion_ci(method="wilson")
     return float(low), float(high)

@@ -31,8 +31,8 @@ const percent = (x, digits = 0) => (isNumber(x) ? (100 * x).toFixed(digits) + " 
 const density = (x) => (isNumber(x) ? (x === 0 ? "0" : x < 0.001 ? (100 * x).toPrecision(2) + " %" : (100 * x).toFixed(2) + " %") : DASH);
 const between = (interval) => (interval ? `95 % interval ${fixed(interval[0])} to ${fixed(interval[1])}` : "");
 const FEW = 30; // cases below which a rate is shown with its number of cases
-// Resamples of a few studies that all agree have no width: there, the interval is that of the share.
-const intervalOf = (r) => (r.n < FEW ? wilson(r.rate, r.n) : [r.low, r.high]);
+// Resamples of studies that all agree have no width: there, and of few cases, the interval is that of the share.
+const intervalOf = (r) => (r.n < FEW || r.low === r.high ? wilson(r.rate, r.n) : [r.low, r.high]);
 const rateTitle = (r) => (r && isNumber(r.rate) ? `${percent(r.rate)}, 95 % interval ${intervalOf(r).map((x) => percent(x)).join(" to ")}, n = ${r.n}` : "no case");
 const rate = (r, kind) => h("span", { title: rateTitle(r), class: kind || "" }, r && isNumber(r.rate) ? percent(r.rate) : DASH);
 const fewCases = (n) => (isNumber(n) && n > 0 && n < FEW ? h("span", { class: "few" }, ` n = ${n}`) : null);

@@ -56,12 +56,12 @@ function conceptTable() {
       if (!row.steering) return h("span", { class: "soft" }, "not run");
       const r = steered(row, intended);
       if (!r || (r.on_target.n === 0 && r.off_target.n === 0)) return h("span", { class: "soft", title: "not steered, or no study to judge it on" }, DASH);
-      return [rate(r.on_target), h("span", { class: "soft" }, " / "), rate(r.off_target, "soft"), h("span", { class: "soft small" }, ` at ${r.strength}`), fewCases(r.on_target.n)];
+      return [rate(r.on_target), h("span", { class: "soft" }, " / "), rate(r.off_target, "soft"), h("div", { class: "soft small" }, `at ${r.strength}`, fewCases(r.on_target.n))];
     },
   });
   return table([
     { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) },
-    { title: "Positive", num: true, hint: "Held-out studies with the concept, and their share", value: (r) => r.n_positive, cell: (r) => [`n = ${count(r.n_positive)}`, h("span", { class: "soft small" }, ` ${percent(r.prevalence)}`)] },
+    { title: "Positive", num: true, hint: "Held-out studies with the concept, and their share", value: (r) => r.n_positive, cell: (r) => [`n = ${count(r.n_positive)}`, h("div", { class: "soft small" }, percent(r.prevalence))] },
     { title: "Feature", num: true, value: (r) => r.feature, cell: (r) => link(r.feature, String(r.feature)) },
     { title: "F1", num: true, value: (r) => r.f1, cell: (r) => h("span", { title: `calling every study positive: ${fixed((2 * r.prevalence) / (1 + r.prevalence))}` }, meter(r.f1, 0.8)), hint: "On held-out studies" },
     { title: "Precision", num: true, value: (r) => r.precision, cell: (r) => shareOf(r.precision, (r.recall * r.n_positive) / r.precision) },
@@ -74,7 +74,7 @@ function conceptTable() {
 // A share with its 95 % interval, written out where there are few cases.
 function shareOf(share, n) {
   const interval = wilson(share, Math.round(n));
-  return h("span", { title: interval ? `${between(interval)}, n = ${Math.round(n)}` : "" }, fixed(share), interval && n < FEW ? h("span", { class: "few" }, ` ${range(interval)}`) : null);
+  return h("span", { title: interval ? `${between(interval)}, n = ${Math.round(n)}` : "" }, fixed(share), interval && n < FEW ? h("div", { class: "few" }, range(interval)) : null);
 }
 function setsPanel() {
   const rows = [{ set: "interp (this run's own)", explained: F.name.filter(Boolean).length, scored: S.scored, mean: S.detection.mean }, ...Object.entries(D.sets).map(([set, row]) => ({ set, ...row }))];
@@ -135,7 +135,7 @@ const reading = () => [
   h("p", {}, h("b", {}, "Held-out studies. "), "Explanations were made from training studies and tested on studies of other patients. " + `The ${THINGS} in this page are from the training studies.`),
   OF_IMAGES ? null : h("p", {}, h("b", {}, "Colours. "), "The stronger a token's tint, the stronger the feature there; the underlined token is the peak."),
   D.shows_studies ? h("p", {}, h("b", {}, "Studies. "), "The page of a study shows its images and texts, shaded by any feature, and the features that are strongest in each sentence.", D.deidentified ? " Studies are numbered, and dates, times, long numbers and physicians' names are masked; other words of the texts are as they were written." : "") : h("p", {}, h("b", {}, "Studies. "), "This atlas was written without contexts, reports and images."),
-  h("p", {}, h("b", {}, "Links. "), "The address of every page, searches included, leads back to it. Figures for a publication are in the folder figures."),
+  h("p", {}, h("b", {}, "Links. "), "The address of every page, searches included, leads back to it. Figures for a publication are in the folder figures, if matplotlib was installed."),
   h("p", {}, h("b", {}, "Keys. "), h("kbd", {}, "/"), " search, ", h("kbd", {}, "↑"), " ", h("kbd", {}, "↓"), " ", h("kbd", {}, "Enter"), " in the list, ", h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " next and previous feature."),
   h("p", { class: "small soft" }, `Interpreted ${D.run.finished ?? ""} on ${D.run.device ?? "unknown device"}; `
     + Object.entries(D.run.versions).filter(([k]) => ["python", "jax", "flax", "maira-jax"].includes(k)).map(([k, v]) => `${k} ${v}`).join(", ") + ". "

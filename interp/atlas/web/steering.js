@@ -71,7 +71,7 @@ function steering() {
   return [title,
     h("p", { class: "lead" }, evaluated.map((sweep) => `${several ? `Sweep ${sweep.name}: ` : ""}${count(sweep.rates.studies)} held-out studies. `).join("")
       + "On target: the concept was added (or removed) as intended. Off target: another finding changed. "
-      + "For each concept the strength was chosen on one half of the studies and is reported on the other; intervals are 95 %, over studies (below 30 cases, of the share by Wilson's formula)."),
+      + "For each concept the strength was chosen on one half of the studies and is reported on the other; intervals are 95 %, over studies (of few cases, and where all agree, of the share by Wilson's formula)."),
     waiting,
     panel(several ? "By sweep and method" : "By method", table([...ofSweep, ofMethod, ...rates], methods, several ? 3 : 2)),
     methodLegend([...new Set(methods.map((r) => r.method))]),
