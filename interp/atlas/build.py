@@ -43,6 +43,7 @@ class AtlasBuild:
         self._table = read_table(workdir / "interp" / "features.parquet")
         self._concepts = read_table(workdir / "interp" / "concepts.parquet").to_pylist()
         self._sets = features.OtherSets(workdir, self._disclosure)
+        self._neurons = neurons(workdir / "label")
         self._sweeps = [SteeringSweep.read(workdir, name) for name in sweeps(workdir, config.steer.name)]
 
     def run(self) -> int:
@@ -100,7 +101,7 @@ class AtlasBuild:
 
     def _without_studies(self) -> dict[str, Any]:
         for begin in range(0, self._table.num_rows, features.PER_CHUNK):
-            self._feature_chunk(begin, {}, {})
+            self._feature_chunk(begin, {})
         return {"words": [], "no_pictures": "", "grid": None, "shows_studies": False}
 
     def _steered(self, names: Sequence[str]) -> np.ndarray:
@@ -130,17 +131,14 @@ class AtlasBuild:
 
     def _features(self, found: contexts.ContextReader) -> list[str]:
         words, active = ContextWords(), (KINDS.index("top"), KINDS.index("decile"))
-        label = neurons(self._workdir / "label")
         for batch in found.batches():
             for begin in range(min(batch), max(batch) + 1, features.PER_CHUNK):
-                self._feature_chunk(begin, batch, dict(enumerate(label or ())))
+                self._feature_chunk(begin, batch)
             for feature, shown in batch.items():
                 words.add(feature, (context["tokens"] for context in shown if context["kind"] in active))
         return words.write(self._chunks)
 
-    def _feature_chunk(
-        self, begin: int, batch: Mapping[int, Sequence[Mapping[str, Any]]], label: Mapping[int, Mapping[str, Any]]
-    ) -> None:
+    def _feature_chunk(self, begin: int, batch: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
         """Writes the details of the features from `begin` on."""
         tokens: dict[str, int] = {}
         stop = min(begin + features.PER_CHUNK, self._table.num_rows)
@@ -149,7 +147,7 @@ class AtlasBuild:
             steered = {sweep.name: sweep.of(feature, self._disclosure) for sweep in self._sweeps}
             row |= {
                 "contexts": features.contexts(batch.get(feature, ()), tokens),
-                "label": label.get(feature),
+                "label": self._neurons[feature] if self._neurons else None,
                 "sets": self._sets.of(feature),
                 "steering": {name: entry for name, entry in steered.items() if entry},
             }

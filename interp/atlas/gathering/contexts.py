@@ -22,7 +22,7 @@ from sae.activations.store import TRAIN
 # Contexts of a feature by kind, and of each decile: 40 in all.
 MAX_SHOWN = {"top": 10, "decile": 1, "random": 6, "nearest": 7, "same study": 7}
 # Rows that are looked at for each one shown: sentences are shown once.
-_SPARE = 3
+_SPARE = 2
 _BATCH = 256  # features whose exemplars are read together, a row group
 _MIN_HEAT = 5  # percent of the feature's largest activation, for a patch of a heat map
 _IMAGE = SECTION_NAMES[Kind.IMAGE]

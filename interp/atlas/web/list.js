@@ -64,6 +64,11 @@ function namedConcepts() {
   const found = [...named(D.concepts, "concept", "concept and the feature that detects it"), ...named(D.statements || [], "statement", "statement and the feature that detects it")];
   return found.length ? h("p", { class: "concepts" }, h("span", { class: "soft small" }, "Concepts: "), found) : null;
 }
+function subtitle(i) {
+  if (byContext.has(i)) return "the words are in its contexts";
+  const others = Object.entries(F.sets).filter(([, names]) => names[i]).map(([set, names]) => `${set}: ${names[i]}`);
+  return others.length ? others.join(" · ") : F.reason[i] || (F.concept[i] ? `best concept: ${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : "");
+}
 let refreshList = null;
 function features() {
   let current = 0, asked = 0;
@@ -108,11 +113,6 @@ function features() {
     h("span", { class: "soft small" }, OF_IMAGES ? F.concept[i] : F.top_tokens[i].join(" · ")),
     h("span", { class: "num", title: isNumber(F.n_examples[i]) ? `n = ${F.n_examples[i]} examples` : "" }, meter(F.detection[i], 0.75)), h("span", { class: "num" }, fixed(F.f1[i])),
     h("span", { class: "num" }, density(F.density[i])), h("span", { class: "num" }, short(F.max_activation[i])), prefixes ? h("span", { class: "num" }, String(F.group[i] + 1)) : null);
-  const subtitle = (i) => {
-    if (byContext.has(i)) return "the words are in its contexts";
-    const others = Object.entries(F.sets).filter(([, names]) => names[i]).map(([set, names]) => `${set}: ${names[i]}`);
-    return others.length ? others.join(" · ") : F.reason[i] || (F.concept[i] ? `best concept: ${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : "");
-  };
   function keys(event) {
     const move = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -N, End: N }[event.key];
     if (event.key === "Enter" && order.length) location.hash = "#/feature/" + order[current];
