@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from interp.atlas.disclosure import Disclosure
+from interp.set_comparison import compare
 from interp.sets import OWN_SET, read_set, set_names
 
 PER_CHUNK = 16  # features whose details are in one chunk
@@ -49,7 +50,9 @@ class OtherSets:
     """The sets of interpretations next to the run's own.
 
     Attributes:
-      summary: of each set the number of "explained" features, the number of "scored" ones and their "mean" detection.
+      summary: of each set the number of "explained" features, the number of "scored" ones and their "mean" detection;
+        and compared with the run's own, of features that both explain, how far the explanations agree ("agreement";
+        those of different features: "agreement_shuffled") and the "spearman" correlation of the scores.
       names: of each set feature -> name.
 
     Args:
@@ -70,6 +73,9 @@ class OtherSets:
             scores = [row["detection"] for row in self._rows[name].values() if row.get("detection") is not None]
             self.summary[name] = {"explained": table.num_rows, "scored": len(scores)}
             self.summary[name]["mean"] = sum(scores) / len(scores) if scores else None
+            _, compared = compare(workdir, name)
+            self.summary[name] |= {of: compared[of] for of in ("agreement", "agreement_shuffled")}
+            self.summary[name]["spearman"] = compared["spearman"]["detection"]
             self.names[name] = {feature: row["name"] or row["explanation"] for feature, row in self._rows[name].items()}
 
     def of(self, feature: int) -> dict[str, dict[str, Any]]:

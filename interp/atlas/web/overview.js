@@ -83,6 +83,8 @@ function setsPanel() {
     { title: "Explained", num: true, value: (r) => r.explained, cell: (r) => count(r.explained) },
     { title: "Scored", num: true, hint: "By this project's protocol", value: (r) => r.scored, cell: (r) => count(r.scored) },
     { title: "Mean detection", num: true, value: (r) => r.mean, cell: (r) => fixed(r.mean) },
+    { title: "Agreement", num: true, hint: "Of its explanations with this run's own: mean cosine of their weighted words, and in brackets that of different features", value: (r) => r.agreement, cell: (r) => (isNumber(r.agreement) ? `${fixed(r.agreement)} (${fixed(r.agreement_shuffled)})` : "") },
+    { title: "Rank correlation", num: true, hint: "Of its detection scores with this run's own, over the features that both explain", value: (r) => r.spearman, cell: (r) => (isNumber(r.spearman) ? fixed(r.spearman) : "") },
   ], rows, 0, false), h("p", { class: "soft small" }, "The page of each feature shows all of them side by side."));
 }
 function scoreChart() {
