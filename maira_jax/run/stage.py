@@ -28,6 +28,7 @@ _COMMANDS = {
     "activations": "harvest",
     "sae": "train",
     "interp": "interpret",
+    "interpretations": "import_sae",
     "steer": "steer",
     "evaluation": "evaluate",
 }
@@ -46,11 +47,12 @@ def _versions() -> dict[str, str]:
 
 def _command_of(folder: str, workdir: Path) -> str:
     """The command that writes a stage's folder."""
-    name, _, sweep = folder.partition("/")
+    name, _, inner = folder.partition("/")
     command = _COMMANDS.get(name.partition("-")[0])
     if command is None:
         return "that stage"
-    return f"`python -m launch.{command} --workdir={workdir}{f' --sweep={sweep}' if sweep else ''}`"
+    flag = f" --{'set' if name == 'interpretations' else 'sweep'}={inner}" if inner else ""
+    return f"`python -m launch.{command} --workdir={workdir}{flag}`"
 
 
 def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ def test_run_again_it_is_finished(scored, capsys):
 
 
 def test_a_set_or_an_interpretation_that_is_not_there_is_refused(scored, tmp_path):
-    with pytest.raises(UserError, match="interpretations/other, which no finished stage wrote"):
+    with pytest.raises(UserError, match="interpretations/other, which no .* launch.import_sae .* --set=other`"):
         stage.run(config(**FIELDS, set="other"), scored[0])
     workdir = make_workdir(tmp_path / "run", 10)
     with pytest.raises(UserError, match="interp, which no finished stage wrote"):
