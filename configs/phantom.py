@@ -15,4 +15,5 @@ def get_config() -> ConfigDict:
     # The middle of the language model, as layer 15 is in MAIRA-2.
     config.harvest.site = "language.3.resid_post"
     config.train.update({"lr": 1e-3, "warmup_steps": 100, "decay_start": 1200, "dead_tokens": 100_000})
+    config.label.update({"bootstrap": 200, "probe_seeds": 2})  # for a demo's time
     return config

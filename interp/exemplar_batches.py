@@ -25,12 +25,14 @@ class ExemplarBatches:
       n_features: number of features in it.
       phases: folder of the results that are saved batch by batch.
       not_read: columns of the file that `read` leaves out.
+      of: which controls the features are; empty for those of the autoencoder.
     """
 
     path: Path
     n_features: int
     phases: Path
     not_read: tuple[str, ...] = ()
+    of: str = ""
 
     def read(self, batches: Iterable[range], wanted: pc.Expression) -> Iterator[tuple[int, Records]]:
         """Each feature of the batches, with those of its exemplars that are wanted."""
@@ -40,6 +42,10 @@ class ExemplarBatches:
             for row in table.filter(wanted).drop_columns(list(self.not_read)).to_pylist():
                 rows[row["feature"]].append(row)
             yield from rows.items()
+
+    def named(self, work: str) -> str:
+        """A piece of work on these features, as progress bars name it."""
+        return f"{work} ({self.of})" if self.of else work
 
     def saved(
         self, folder: str, description: str, compute: Callable[[Sequence[range]], Iterator[dict[str, Any]]]
@@ -57,7 +63,7 @@ class ExemplarBatches:
         missing = [batch for batch in batches if not paths[batch].is_file()]
         records = compute(missing)
         joined: Records = []
-        with progress(total=self.n_features, unit="features", desc=f"interpret: {description}") as bar:
+        with progress(total=self.n_features, unit="features", desc=f"interpret: {self.named(description)}") as bar:
             for batch in batches:
                 if batch in missing:
                     files.write_json(paths[batch], list(itertools.islice(records, len(batch))))

@@ -173,7 +173,8 @@ def _collect(
             kinds = frozenset({Kind.IMAGE})
         devices, folder = devices_of(RunSection.of(config).mesh), exemplars.phases
         cut, held_out = corpus.contexts, corpus.held_out
-        found = index.build(sae, corpus.store, cut, held_out, sizes, kinds, devices, folder, trace=trace)
+        name = exemplars.named("exemplars")
+        found = index.build(sae, corpus.store, cut, held_out, sizes, kinds, devices, folder, trace=trace, name=name)
     if processes.is_first() and not exemplars.path.is_file():
         n_activating = {TRAIN: section.n_explain, HELD_OUT: section.n_score}
         if corpus.of_images:
@@ -293,7 +294,8 @@ def _collect_controls(
     made = controls.build(sae, corpus.store, found[TRAIN], np.array(eligible), section.controls_of_kind, config.seed)
     for number, control in enumerate(made):
         folder = exemplars.phases / "controls" / str(number)
-        own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder, exemplars.not_read)
+        name = " and ".join(dict.fromkeys(control.kind))
+        own = ExemplarBatches(folder / "exemplars.parquet", control.sae.n_features, folder, exemplars.not_read, name)
         activity = _collect(section, config, control.sae, dataclasses.replace(corpus, store=control.store), own)
         collected.append(_ControlExemplars(control, activity, own))
     return collected

@@ -28,7 +28,7 @@ from maira_jax.studies.readers import READERS
 
 Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
 
-_DIGEST = re.compile("[0-9a-f]{64}")  # of a file; its start tells it from others
+_DIGEST = re.compile("[0-9a-f]{64}")  # of a file, which is for programs to compare
 _HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -127,6 +127,7 @@ def main(
     parallel: bool = False,
     estimates: str = "",
     stages: Callable[[ConfigDict], Sequence[Run]] | None = None,
+    words: Callable[[ConfigDict, Path], str] | None = None,
 ) -> NoReturn:
     """Parses the command line, runs a stage and exits.
 
@@ -140,6 +141,7 @@ def main(
       parallel: whether every process of a run of several takes part. Otherwise the first one runs the stage.
       estimates: the field of the configuration that has the stage say what it would take, for `--dry_run`.
       stages: gives the stages that a command of several runs, for `--dry_run`.
+      words: what the finished stage's files say, in a few lines, which are printed last.
     """
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLD)
@@ -173,6 +175,8 @@ def main(
             _announce(config)
             result = run(config, workdir) if parallel else processes.first_only(lambda: run(config, workdir))
         report(Path(sys.argv[0]).stem, result)
+        if words and processes.is_first() and not _DRY_RUN.value:
+            print(words(config, workdir), flush=True)
         processes.close()
     except RunEnded as ended:
         _leave(ended.sentence, ended.code)
@@ -240,7 +244,8 @@ def sections(config: ConfigDict, reads: Sequence[str]) -> list[type[Section]]:
 
 def report(name: str, result: Mapping[str, Any]) -> None:
     """Prints the single values of a stage's result in one line, and the most memory that a device has held."""
-    values = [f"{key} {_shown(value)}" for key, value in result.items() if isinstance(value, int | float | str)]
+    shown = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    values = [f"{key} {_shown(value)}" for key, value in shown.items() if not _DIGEST.fullmatch(str(value))]
     if result:
         peak = sharding.peak_memory()
         if peak:
@@ -250,7 +255,7 @@ def report(name: str, result: Mapping[str, Any]) -> None:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return value[:12] if _DIGEST.fullmatch(value) else value
+        return value
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 

@@ -1,4 +1,4 @@
-"""Runs convert, harvest, train, export, interpret, steer, evaluate and atlas, on the phantom or as --config says.
+"""Runs convert, generate, harvest, train, export, interpret, label, steer, evaluate and atlas, or as --config says.
 
 Of an image encoder (--config=configs/medsae.py) it runs harvest, train, export, label, interpret and atlas.
 
@@ -6,7 +6,7 @@ Finished stages are skipped and an interrupted one resumes, so the same command 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,27 @@ from ml_collections import ConfigDict
 from interp import stage as interpret
 from interp.atlas import stage as atlas
 from interp.medsae import stage as label
-from launch import _main
+from launch import _judge_flags, _main
 from maira_jax.checkpoint import convert
 from maira_jax.checkpoint.convert import PHANTOM
 from maira_jax.encoders import ENCODERS
 from maira_jax.encoders.encoder import RANDOM
+from maira_jax.generation import stage as generate
 from sae.activations import harvest
 from sae.activations.store import source_of
 from sae.formats import export
 from sae.training import stage as train
-from steer import evaluate, run_summary
+from steer import evaluate, run_summary, stage_words
 from steer import stage as steer
 
 STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("convert", convert.run),
+    ("generate", generate.run),
     ("harvest", harvest.run),
     ("train", train.run),
     ("export", export.run),
     ("interpret", interpret.run),
+    ("label", label.run),
     ("steer", steer.run),
     ("evaluate", evaluate.run),
     ("atlas", atlas.run),
@@ -45,8 +48,16 @@ STAGES_OF_IMAGES: tuple[tuple[str, _main.Run], ...] = (
     ("interpret", interpret.run),
     ("atlas", atlas.run),
 )
+# What the files of some stages say, printed after each.
+WORDS: Mapping[str, Callable[[ConfigDict, Path], str]] = {
+    "interpret": stage_words.of_interpretation,
+    "steer": stage_words.of_sweep,
+    "evaluate": stage_words.of_evaluation,
+}
+_N_REPORTS = 8  # that are generated where the configuration names no number
 READS = (
-    "seed", "model", "studies", "harvest", "train", "export", "label", "interpret", "steer", "evaluate", "sae", "judge",
+    "seed", "model", "studies", "generate", "harvest", "train", "export", "interpret", "label", "steer", "evaluate",
+    "sae", "judge",
 )  # fmt: skip
 
 
@@ -67,11 +78,14 @@ def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
     for section in _main.sections(config, READS):
         if section.section != "judge" or config.interpret.judge == "llm":
             section.of(config)
+    config.generate.studies = config.generate.studies or _N_REPORTS
     stages = chain(config)
     for number, (name, run_stage) in enumerate(stages, start=1):
         start = time.monotonic()
         result = run_stage(config, workdir)
         _main.report(f"[{number}/{len(stages)}] {name} ({time.monotonic() - start:.0f} s)", result)
+        if name in WORDS and not config.harvest.encoder:
+            print(WORDS[name](config, workdir))
     if config.harvest.encoder:
         print(run_summary.of_images(workdir, _control(config, workdir)))
     else:
@@ -86,6 +100,8 @@ def _control(config: ConfigDict, workdir: Path) -> str:
     of_phantom = ENCODERS.get(config.harvest.encoder).of_model and config.model.checkpoint == PHANTOM
     return "the encoder has seen synthetic images alone." if of_phantom and config.studies.source != "phantom" else ""
 
+
+_judge_flags.define()
 
 if __name__ == "__main__":
     _main.main(run, __doc__ or "", reads=READS, stages=lambda config: [run_stage for _, run_stage in chain(config)])

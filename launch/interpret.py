@@ -7,6 +7,7 @@ Result: WORKDIR/interp. A language model's answers are kept in WORKDIR/judge, an
 
 from interp import stage
 from launch import _judge_flags, _main
+from steer import stage_words
 
 _judge_flags.define()
 _main.define_shortcut(
@@ -23,4 +24,10 @@ _main.define_shortcut(
 _main.define_profile("blocks of tokens of the pass for exemplars")
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "interpret", "judge"), parallel=True)
+    _main.main(
+        stage.run,
+        __doc__ or "",
+        reads=("seed", "studies", "interpret", "judge"),
+        parallel=True,
+        words=stage_words.of_interpretation,
+    )

@@ -7,7 +7,7 @@ number of sweeps, distinguished by their names.
 """
 
 from launch import _main
-from steer import stage
+from steer import stage, stage_words
 
 _main.define_shortcut(
     "features",
@@ -52,4 +52,5 @@ if __name__ == "__main__":
         reads=("seed", "studies", "steer"),
         parallel=True,
         estimates="steer.dry_run",
+        words=stage_words.of_sweep,
     )

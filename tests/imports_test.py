@@ -71,7 +71,9 @@ ROOMS = {
         "comparison",
         "rates",
         "evaluate",
+        "stage_words",
         "run_summary",
+        "study_report",
     ),
 }
 # Imported inside the functions that need them, by users who installed the extra of that name.

@@ -51,10 +51,9 @@ SHORTER = {
         "--config.studies.n=300 --config.train.steps=300 --config.train.decay_start=200 --config.steer.studies=4 "
         "--config.sae.expansion=4"
     ),
-    "python -m launch.label --workdir=runs/first": "--config.label.probe_seeds=1 --config.label.bootstrap=100",
     "python -m launch.demo --workdir=runs/mine --config=configs/manifest.py:studies.jsonl": (
         "--config.train.steps=200 --config.train.decay_start=150 --config.sae.expansion=2 --config.steer.studies=2 "
-        "--config.steer.top=3"
+        "--config.steer.top=3 --config.generate.studies=2 --config.label.probe_seeds=1 --config.label.bootstrap=20"
     ),
 }
 

@@ -94,6 +94,7 @@ def build(
     folder: Path,
     route: Route | None = None,
     trace: StepTrace = profile.OFF,
+    name: str = "exemplars",
 ) -> dict[str, SplitIndex]:
     """Runs the pass, in which all processes of the run take part, and writes what `load` and `study_peaks` read.
 
@@ -108,6 +109,7 @@ def build(
       folder: where the results are, and where the pass is saved every few minutes, so that an interrupted one resumes.
       route: how the devices add a block, with equal results; None for what suits them.
       trace: which blocks are traced.
+      name: of the pass, for the progress bar.
 
     Returns:
       An index for each of `SPLITS`.
@@ -128,7 +130,7 @@ def build(
     saved = [range(*ends) for ends in processes.first_only(lambda: [[p.start, p.stop] for p in parts.saved()])]
     own = _share(contexts, cfg.block_tokens, saved)
     n_tokens = sum(int(contexts.length[part.start : part.stop].sum()) for reads in own for part in reads)
-    with progress(total=n_tokens, unit="tok", desc="interpret: exemplars") as bar:
+    with progress(total=n_tokens, unit="tok", desc=f"interpret: {name}") as bar:
         for reads in own:
             whole.add(reads, parts, bar, trace)
     added = processes.gather([[reads[0].start, reads[-1].stop] for reads in own])

@@ -1,5 +1,6 @@
-"""Measures of a report's text alone: edit distance, repetition, and whether it is degenerate."""
+"""What can be said of reports by their text alone: differences in words, repetition, and whether one is degenerate."""
 
+import difflib
 import re
 from collections import Counter
 
@@ -26,6 +27,19 @@ def edit_distance(first: list[str], second: list[str]) -> int:
         row = np.concatenate([[i + 1], best])
         row = np.minimum.accumulate(row - steps) + steps  # all insertions at once
     return int(row[-1])
+
+
+def marked_difference(original: str, edited: str) -> str:
+    """The edited report in plain text, word by word: what it lost is in [-these-], and what it gained in {+these+}."""
+    before, after = original.split(), edited.split()
+    pieces: list[str] = []
+    for what, low, high, start, stop in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        lost, gained = " ".join(before[low:high]), " ".join(after[start:stop])
+        if what == "equal":
+            pieces.append(gained)
+        else:
+            pieces += [f"[-{lost}-]"] * bool(lost) + [f"{{+{gained}+}}"] * bool(gained)
+    return " ".join(pieces)
 
 
 def repetition(report: str) -> float:

@@ -29,6 +29,9 @@ SMALL = {
     "steer.batch_studies": 2,
     "steer.batch_rows": 8,
     "evaluate.bootstrap": 50,
+    "generate.studies": 2,
+    "label.bootstrap": 20,
+    "label.probe_seeds": 1,
 }
 # One after the other, the demo is killed as soon as such a file is there: in the middle of each long stage.
 KILLS = ("activations/*/*", "sae/checkpoints/*", "interp/phases/*", "steer/*/*.*", "evaluation/*/*")
@@ -109,14 +112,14 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     assert steering.endswith("no change not measured" if rate is None else f"no change {rate:.0%}")
     page = Path(atlas.removeprefix("Atlas: "))
     assert page == workdir / "atlas" / "index.html" and "<html" in page.read_text()
-    assert [line for line in output.splitlines() if re.match(r"\[\d/8\] \w+", line)][-1].startswith("[8/8] atlas")
+    assert [line for line in output.splitlines() if re.match(r"\[\d+/10\] \w+", line)][-1].startswith("[10/10] atlas")
 
 
 def test_run_again_everything_is_finished(whole):
     workdir, output = whole
     before = results(workdir)
     again = finish(workdir)
-    assert again.count("already finished") == 8
+    assert again.count("already finished") == 10
     assert again.strip().splitlines()[-4:] == output.strip().splitlines()[-4:]
     assert results(workdir) == before
 

@@ -4,7 +4,7 @@ from launch import _main
 
 
 def test_it_has_the_peak_of_device_memory_where_devices_tell_it(monkeypatch, capsys):
-    result = {"steps": 1200, "fvu": 0.25, "parts": [1]}
+    result = {"steps": 1200, "fvu": 0.25, "parts": [1], "digest": "0" * 64}
     _main.report("train", result)
     monkeypatch.setattr(_main.sharding, "peak_memory", lambda: 3 * 2**29)
     _main.report("train", result)

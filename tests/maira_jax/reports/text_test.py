@@ -1,13 +1,14 @@
 """Measures of a text alone: edit distance, repetition, degeneration."""
 
 import random
+import re
 from functools import cache
 
 import pytest
 
 from maira_jax.phantom.world.latents import sample
 from maira_jax.phantom.world.write import write_sections
-from maira_jax.reports.text import degenerate, edit_distance, repetition
+from maira_jax.reports.text import degenerate, edit_distance, marked_difference, repetition
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
 LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")
@@ -61,3 +62,12 @@ def test_no_true_report_is_degenerate() -> None:
     for i in range(len(latents)):
         text = write_sections(latents, i, random.Random(i)).findings
         assert not degenerate(text, finished=True)
+
+
+def test_a_marked_difference_holds_both_reports() -> None:
+    for original, edited in ((LEFT, CLEAR), (CLEAR, LEFT), ("", CLEAR), (LEFT, ""), (LEFT, LEFT)):
+        marked = marked_difference(original, edited)
+        lost = re.sub(r" ?\{\+.*?\+\}", "", marked).replace("[-", "").replace("-]", "")
+        gained = re.sub(r" ?\[-.*?-\]", "", marked).replace("{+", "").replace("+}", "")
+        assert (lost.split(), gained.split()) == (original.split(), edited.split())
+    assert marked_difference("No mass today.", "A mass today.") == "[-No-] {+A+} mass today."

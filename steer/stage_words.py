@@ -1,0 +1,100 @@
+"""What the files of a finished stage say, in a few lines for the terminal."""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maira_jax.reports.text import marked_difference
+from maira_jax.run import files, storage
+from steer import evaluate, stage
+
+_N_EXAMPLES = 2
+_CONTROL = "random"  # the method that adds random directions
+_RATES = ("on_target", "off_target", "no_change")
+
+
+def of_interpretation(config: ConfigDict, workdir: Path) -> str:
+    """Which concepts have no feature, and why."""
+    left_out = _read(workdir / "interp" / "summary.json")["concepts"]["left_out"]
+    if not left_out:
+        return "concepts left out: none"
+    width = max(map(len, left_out))
+    return "\n".join(["concepts left out:", *(f"  {name:<{width}}  {why}" for name, why in left_out.items())])
+
+
+def of_sweep(config: ConfigDict, workdir: Path) -> str:
+    """Two steered reports, of different directions, with what differs from the unsteered ones."""
+    examples: dict[str, str] = {}
+    for line in _changed(workdir / stage.folder(config.steer.name)):
+        examples.setdefault(line["direction"], _example(line))
+        if len(examples) == _N_EXAMPLES:
+            break
+    return "\n".join(examples.values()) or "no steered report differs from the unsteered one"
+
+
+def _changed(folder: Path) -> Iterator[dict[str, Any]]:
+    """The reports that steering changed; first those of the largest strengths, and last those of random directions."""
+    storage.fetch(folder)
+    path = folder / stage.GENERATIONS
+    largest = max(abs(line["strength"]) for line in _lines(path))
+    for random, weaker in itertools.product((False, True), repeat=2):
+        for line in _lines(path):
+            is_changed = line["strength"] and line["finished"] and line["steered"] != line["original"]
+            rank = (line["settings"]["method"] == _CONTROL, abs(line["strength"]) < largest)
+            if is_changed and rank == (random, weaker):
+                yield line
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a sweep, one at a time: there may be more than memory holds."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _example(line: dict[str, Any]) -> str:
+    settings = line["settings"]
+    concept = f" ({settings['concept']})" if settings["concept"] else ""
+    return (
+        f"study {line['study_id']}, {line['direction']}{concept}, strength {line['strength']:+g}:\n"
+        f"  {marked_difference(line['original'], line['steered'])}"
+    )
+
+
+def of_evaluation(config: ConfigDict, workdir: Path) -> str:
+    """The rates of each concept at its best strengths, and those of each method, random directions included."""
+    summary = _read(workdir / evaluate.FOLDER / config.steer.name / evaluate.SUMMARY)
+    rows = [["method", "concept", "intended", "strength", "reports", "on target", "off target", "no change"]]
+    for row in summary["best"]:
+        if row["method"] != _CONTROL and row["strength"] is not None and row["on_target"]["n"]:
+            rows.append([row["method"], row["concept"], row["intended"], f"{row['strength']:+g}", *_rates(row)])
+    for method, rates in summary["headline"].items():
+        rows.append([method, "all", "", "best", *_rates(rates)])
+    if len(rows) == 1:
+        return "no report in which a concept could be added or removed"
+    return table(rows, 3)
+
+
+def table(rows: Sequence[Sequence[str]], n_left: int) -> str:
+    """Rows as lines of columns; all but the first `n_left` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:{'<' if i < n_left else '>'}{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _rates(row: dict[str, Any]) -> list[str]:
+    shown = ["-" if row[name]["rate"] is None else f"{row[name]['rate']:.0%}" for name in _RATES]
+    return [str(row["on_target"]["n"]), *shown]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    storage.fetch(path.parent, (path.name,))
+    return files.read_object(path)

@@ -1,0 +1,71 @@
+"""The whole study of the paper by its own configuration, small, on the phantom, with a server that answers by rule."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+
+from tests.helpers.judge import serve
+from tests.helpers.paths import ROOT
+
+SMALL = {
+    "studies.n": 80,
+    "model.dtype": "float32",
+    "harvest.site": "language.3.resid_post",
+    "harvest.dtype": "float32",
+    "generate.studies": 2,
+    "sae.expansion": 1,
+    "sae.k": 8,
+    "train.steps": 60,
+    "train.batch_size": 256,
+    "train.warmup_steps": 10,
+    "train.decay_start": 40,
+    "train.dtype": "float32",
+    "interpret.n_explain": 20,
+    "interpret.n_score": 10,
+    "interpret.min_contexts": 5,
+    "interpret.min_studies": 3,
+    "interpret.n_control": 8,
+    "label.bootstrap": 10,
+    "label.probe_seeds": 1,
+    "steer.studies": 2,
+    "steer.top": 2,
+    "steer.batch_studies": 2,
+    "steer.batch_rows": 8,
+    "steer.max_new_tokens": 64,
+    "evaluate.bootstrap": 10,
+    "evaluate.judge_studies": 2,
+}
+
+
+def launch(command, workdir, **fields):
+    config = "--config=configs/maira2_study.py:phantom,,phantom"
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    line = [sys.executable, "-m", f"launch.{command}", config, f"--workdir={workdir}", *flags]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_study_ends_with_the_papers_table(tmp_path):
+    with serve() as server:
+        judge = {"judge.model": "rules", "judge.base_url": server.url}
+        launch("demo", tmp_path, **SMALL, **judge)
+    table = launch("study_report", tmp_path)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    shown = {row[0]: row[1:] for row in cells}
+    summary = json.loads((tmp_path / "interp" / "summary.json").read_text())
+    scores = summary["detection_random"]
+    for name, count in (("detection above 0.75", scores["above_075"]), ("detection below 0.5", scores["below_05"])):
+        assert shown[name][1] == f"{count:,} ({count / scores['scored']:.1%})"
+    assert shown["detection above 0.75"][0] == "288 (1.8 %)" and shown["no observable change"][0] == "35 %"
+    assert scores["scored"] > 10 and shown["interpreted"][1] != "none"
+    rows = pq.read_table(tmp_path / "evaluation" / "concepts" / "results.parquet").to_pylist()
+    for column, method in ((1, "add"), (2, "random")):
+        judged = [row for row in rows if row["method"] == method and row["judge_on_target"] is not None]
+        unchanged = [row["judge_on_target"] + row["judge_off_target"] == 0 for row in judged]
+        assert len(judged) > 5 and shown["no observable change"][column] == f"{sum(unchanged) / len(judged):.0%}"
+        off = sum(row["judge_off_target"] for row in judged) / len(judged)
+        assert shown["off-target changes in a report"][column] == f"{off:.2f}"
+    assert "Explained and scored by rules" in table

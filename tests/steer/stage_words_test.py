@@ -1,0 +1,75 @@
+"""What is printed after a stage: concepts left out, two examples of steering, and the rates of evaluation."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from maira_jax.run import files
+from steer import stage_words
+from steer.stage import folder
+
+CONFIG = ConfigDict({"steer": {"name": "s"}})
+
+
+def line(study, direction, strength, steered, **settings):
+    original = "The heart is normal. No effusion."
+    settings = {"method": "add", "concept": "cardiomegaly", "feature": 3, "other_concepts": []} | settings
+    return {
+        "study_id": study, "direction": direction, "strength": strength, "settings": settings, "finished": True,
+        "original": original, "steered": steered or original,
+    }  # fmt: skip
+
+
+def write(workdir, lines):
+    path = workdir / folder("s") / "generations.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+
+def test_the_examples_are_of_two_directions_strongest_first(tmp_path):
+    write(
+        tmp_path,
+        [
+            line("a", "none", 0.0, "", method="none", concept=""),
+            line("a", "random-3", 2.0, "Changed.", method="random"),
+            line("a", "add-3", 1.0, "The heart is large. No effusion."),
+            line("a", "add-3", 2.0, "The heart is large. No effusion. Edema."),
+            line("b", "add-3", 2.0, "The heart is huge. No effusion."),
+            line("b", "add-5", 1.0, "The heart is normal.", concept=""),
+        ],
+    )
+    assert stage_words.of_sweep(CONFIG, tmp_path).splitlines() == [
+        "study a, add-3 (cardiomegaly), strength +2:",
+        "  The heart is [-normal.-] {+large.+} No effusion. {+Edema.+}",
+        "study b, add-5, strength +1:",
+        "  The heart is normal. [-No effusion.-]",
+    ]
+
+
+def test_a_sweep_that_changed_nothing_says_so(tmp_path):
+    write(tmp_path, [line("a", "add-3", 1.0, "")])
+    assert stage_words.of_sweep(CONFIG, tmp_path) == "no steered report differs from the unsteered one"
+
+
+@pytest.mark.parametrize(("left_out", "words"), [({}, "concepts left out: none"), ({"mass": "why"}, "  mass  why")])
+def test_concepts_that_were_left_out(tmp_path, left_out, words):
+    files.write_json(tmp_path / "interp" / "summary.json", {"concepts": {"left_out": left_out}})
+    assert stage_words.of_interpretation(CONFIG, tmp_path).splitlines()[-1] == words
+
+
+def test_rates_are_those_of_the_summary(tmp_path):
+    def rates(on, off, none):
+        return {"on_target": {"rate": on, "n": 4}, "off_target": {"rate": off}, "no_change": {"rate": none}}
+
+    best = [{"concept": "mass", "method": method, "intended": "added", "strength": 0.5} for method in ("add", "random")]
+    best = [row | rates(0.5, 0.25, None) for row in best]
+    unknown = {"concept": "edema", "method": "add", "intended": "added", "strength": None}
+    summary = {"best": [*best, unknown], "headline": {"add": rates(0.5, 0.25, 0), "random": rates(0, 0, 1)}}
+    files.write_json(tmp_path / "evaluation" / "s" / "summary.json", summary)
+    lines = [row.split() for row in stage_words.of_evaluation(CONFIG, tmp_path).splitlines()]
+    assert lines[1:] == [
+        ["add", "mass", "added", "+0.5", "4", "50%", "25%", "-"],
+        ["add", "all", "best", "4", "50%", "25%", "0%"],
+        ["random", "all", "best", "4", "0%", "0%", "100%"],
+    ]
