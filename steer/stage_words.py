@@ -18,12 +18,13 @@ _RATES = ("on_target", "off_target", "no_change")
 
 
 def of_interpretation(config: ConfigDict, workdir: Path) -> str:
-    """Which concepts have no feature, and why."""
+    """Which concepts were not looked for, and why."""
     left_out = _read(workdir / "interp" / "summary.json")["concepts"]["left_out"]
-    if not left_out:
-        return "concepts left out: none"
-    width = max(map(len, left_out))
-    return "\n".join(["concepts left out:", *(f"  {name:<{width}}  {why}" for name, why in left_out.items())])
+    by_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        by_reason.setdefault(why, []).append(name)
+    lines = [f"{', '.join(names)}: {why}" for why, names in by_reason.items()]
+    return "\n  ".join([f"concepts left out: {len(left_out) or 'none'}", *lines])
 
 
 def of_sweep(config: ConfigDict, workdir: Path) -> str:

@@ -6,35 +6,31 @@ import sys
 
 import pyarrow.parquet as pq
 
+from configs import phantom
 from tests.helpers.judge import serve
 from tests.helpers.paths import ROOT
+from tests.launch import demo_test
 
-SMALL = {
+DEFAULTS = phantom.get_config()
+# What the configuration sets for MAIRA-2 is as for the phantom again, so that programs are those of the demo's test.
+SMALL = demo_test.SMALL | {
     "studies.n": 80,
     "model.dtype": "float32",
-    "harvest.site": "language.3.resid_post",
+    "harvest.site": DEFAULTS.harvest.site,
     "harvest.dtype": "float32",
-    "generate.studies": 2,
+    "harvest.batch_size": DEFAULTS.harvest.batch_size,
+    "generate.batch_size": DEFAULTS.generate.batch_size,
+    "generate.studies": 1,
     "sae.expansion": 1,
     "sae.k": 8,
-    "train.steps": 60,
+    "train.steps": 30,
     "train.batch_size": 256,
-    "train.warmup_steps": 10,
-    "train.decay_start": 40,
+    "train.decay_start": 20,
     "train.dtype": "float32",
-    "interpret.n_explain": 20,
-    "interpret.n_score": 10,
-    "interpret.min_contexts": 5,
-    "interpret.min_studies": 3,
     "interpret.n_control": 8,
-    "label.bootstrap": 10,
-    "label.probe_seeds": 1,
     "steer.studies": 2,
-    "steer.top": 2,
-    "steer.batch_studies": 2,
-    "steer.batch_rows": 8,
-    "steer.max_new_tokens": 64,
-    "evaluate.bootstrap": 10,
+    "steer.workers": DEFAULTS.steer.workers,
+    "steer.max_new_tokens": DEFAULTS.steer.max_new_tokens,
     "evaluate.judge_studies": 2,
 }
 
