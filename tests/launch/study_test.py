@@ -1,14 +1,12 @@
 """The whole study of the paper by its own configuration, small, on the phantom, with a server that answers by rule."""
 
 import json
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 
 from configs import phantom
+from tests.helpers.commands import launch
 from tests.helpers.judge import serve
-from tests.helpers.paths import ROOT
 from tests.launch import demo_test
 
 DEFAULTS = phantom.get_config()
@@ -18,7 +16,6 @@ SMALL = demo_test.SMALL | {
     "model.dtype": "float32",
     "harvest.site": DEFAULTS.harvest.site,
     "harvest.dtype": "float32",
-    "harvest.batch_size": DEFAULTS.harvest.batch_size,
     "generate.batch_size": DEFAULTS.generate.batch_size,
     "generate.studies": 1,
     "sae.expansion": 1,
@@ -35,20 +32,13 @@ SMALL = demo_test.SMALL | {
 }
 
 
-def launch(command, workdir, **fields):
-    config = "--config=configs/maira2_study.py:phantom,,phantom"
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    line = [sys.executable, "-m", f"launch.{command}", config, f"--workdir={workdir}", *flags]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_the_study_ends_with_the_papers_table(tmp_path):
     with serve() as server:
-        judge = {"judge.model": "rules", "judge.base_url": server.url}
-        launch("demo", tmp_path, **SMALL, **judge)
-    table = launch("study_report", tmp_path)
+        fields = {"studies.source": "phantom", "judge.model": "rules", "judge.base_url": server.url} | SMALL
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        done = launch("demo", "--config=configs/maira2_study.py:phantom,", f"--workdir={tmp_path}", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+    table = launch("study_report", f"--workdir={tmp_path}").stdout
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     shown = {row[0]: row[1:] for row in cells}
     summary = json.loads((tmp_path / "interp" / "summary.json").read_text())
