@@ -5,8 +5,8 @@
 
 CHECKPOINT is a Hugging Face folder of MAIRA-2, MIMIC the folder of MIMIC-CXR-JPG with the reports' files/ in it.
 --config.studies.split takes an official split, --config.studies.source=NAME another reader of studies. The language
-model that --config.judge.model and judge.base_url name explains, scores by detection alone, as in the paper, and compares
-steered reports of up to 300 tokens.
+model that --config.judge.model and judge.base_url name explains, scores by detection alone, as in the paper, and
+compares steered reports of up to 300 tokens.
 """
 
 from ml_collections import ConfigDict
