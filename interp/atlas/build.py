@@ -85,9 +85,9 @@ class AtlasBuild:
         exemplars, largest = self._workdir / "interp" / "exemplars.parquet", self._table["max_activation"].to_pylist()
         survey = contexts.survey(exemplars, self._table.num_rows, ids, places).by_priority(self._priority())
         names = ids.to_pylist()
-        pages = study_pages.chosen(
-            np.concatenate([self._steered(names), survey.study[survey.is_top & ~survey.is_spare]]), store
-        )
+        strongest = survey.study[survey.is_top & ~survey.is_spare]
+        shown = np.concatenate([self._steered(names), strongest])
+        pages = study_pages.chosen(shown, store, self._table.num_rows)
         similar = None
         if is_finished(self._workdir / "similar"):
             similar = study_pages.similar_studies(self._workdir / "similar", [names[study] for study in pages])

@@ -25,20 +25,22 @@ from sae.autoencoder import Sae, encode
 from sae.saved import load_sae
 
 MAX_STUDIES = 1000
-_MAX_ROWS = 1 << 17  # rows of all shown studies, which are encoded anew
+# Rows of all shown studies, which are encoded anew, and products in that: some minutes of two processors.
+_MAX_ROWS, _MAX_PRODUCTS = 1 << 17, 1 << 42
 _BLOCK = 256  # rows encoded together
 _MIN_PERCENT, _MAX_OF_ROW = 5, 32  # of the feature's largest activation, and features of a row
 _MAX_SIMILAR, _MAX_SHARED = 6, 4  # studies that are like one, and features that two share
 _IMAGES = (Kind.IMAGE, Kind.IMAGE_LAST)
 
 
-def chosen(study: np.ndarray, store: ActivationStore) -> list[int]:
+def chosen(study: np.ndarray, store: ActivationStore, n_features: int) -> list[int]:
     """The studies that get a page: the first different ones of `study [n]`, while their rows are not too many."""
+    most = min(_MAX_ROWS, _MAX_PRODUCTS // (store.d_model * n_features))
     start, stop = (store.studies[name].to_numpy() for name in ("start", "stop"))
     _, first = np.unique(study, return_index=True)
     different = study[np.sort(first)][:MAX_STUDIES]
     rows = np.cumsum(stop[different] - start[different])
-    return different[rows <= _MAX_ROWS].tolist()
+    return different[rows <= most].tolist()
 
 
 def similar_studies(folder: Path, study_ids: Sequence[str]) -> dict[str, list[tuple[str, float, list[Any]]]]:

@@ -49,7 +49,10 @@ const range = (interval) => (interval ? `${fixed(interval[0])}–${fixed(interva
 const bar = (x) => h("i", { "aria-hidden": "true" }, h("b", { vars: { width: Math.round(100 * Math.max(0, Math.min(1, x))) + "%" } }));
 const meter = (x, good) => isNumber(x) ? h("span", { class: "meter" + (x >= good ? " good" : "") }, bar(x), fixed(x)) : h("span", { class: "soft" }, DASH);
 const name = (i) => F.name[i] || (F.density[i] ? "not explained" : "never active");
-const link = (i, text) => h("a", { href: "#/feature/" + i, title: name(i) }, text || `${i} ${name(i)}`);
+// Concepts that a feature detects well, of a feature the best one: its explanation may say little, as of images.
+const detected = new Map(D.concepts.filter((row) => row.f1 >= 0.8).sort((a, b) => a.f1 - b.f1).map((row) => [row.feature, row.concept]));
+const titled = (i) => `${i} ${name(i)}` + (detected.has(i) ? ` (${detected.get(i)})` : "");
+const link = (i, text) => h("a", { href: "#/feature/" + i, title: name(i) }, text || titled(i));
 const tile = (value, label, title) => h("div", { class: "tile", title }, h("b", {}, value), h("span", {}, label));
 const chip = (text, kind) => h("span", { class: "chip " + (kind || "") }, text);
 const panel = (title, ...kids) => h("section", { class: "panel" }, title ? h("h2", {}, title) : null, ...kids);

@@ -16,7 +16,7 @@ function heatMap(heat, cell) {
   const svg = s("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", class: "heat", "aria-hidden": "true" });
   for (let n = 0; n < heat.length; n += 2) {
     const row = Math.floor(heat[n] / columns), column = heat[n] % columns;
-    svg.append(s("rect", { x: x + column * width, y: y + row * height, width, height, "fill-opacity": (heat[n + 1] / 100) * 0.6 },
+    svg.append(s("rect", { x: x + column * width, y: y + row * height, width, height, "fill-opacity": 0.1 + (heat[n + 1] / 100) * 0.55 },
       s("title", {}, `${heat[n + 1]} % of the feature's largest activation`)));
   }
   return svg;

@@ -13,6 +13,7 @@ function studies() {
 }
 // Features that are active nearly everywhere say little about a place: they come last.
 const telling = (i, share) => share * (F.density[i] > 0.1 ? 0.01 : 1);
+const LISTED = 300; // features to choose from; any other one by its number
 async function study(id, query) {
   const found = await chunk("study-" + studyNumber.get(id));
   const rows = new Map(found.features.map(([i, share, ...pairs]) => [i, pairs]));
@@ -20,9 +21,10 @@ async function study(id, query) {
   const images = h("div", { class: "xrays" }), report = h("div", { class: "report" }), about = h("p", { class: "small", role: "status" });
   const wanted = Number(query.get("feature"));
   let chosen = query.has("feature") && Number.isInteger(wanted) && wanted >= 0 && wanted < N ? wanted : ranked.length ? ranked[0][0] : null;
+  const option = ([i, share]) => h("option", { value: i }, `${titled(i)}, ${share} %`);
   const number = h("input", { type: "number", min: 0, max: N - 1, "aria-label": "Number of the feature to shade by", on: { change: (e) => { const i = Number(e.target.value); if (Number.isInteger(i) && i >= 0 && i < N) choose(i); } } });
   const list = h("select", { "aria-label": "Feature to shade by", on: { change: (e) => choose(Number(e.target.value)) } },
-    ranked.slice(0, 200).map(([i, share]) => h("option", { value: i }, `${i} ${name(i)} (${share} %)`)));
+    ranked.slice(0, LISTED).map(option));
   function choose(i) {
     chosen = i;
     history.replaceState(null, "", studyHref(id, i));
@@ -30,7 +32,8 @@ async function study(id, query) {
   }
   function shade() {
     const pairs = rows.get(chosen) || [];
-    if (chosen !== null) { number.value = chosen; list.value = rows.has(chosen) ? String(chosen) : ""; }
+    if (chosen !== null) { number.value = chosen; list.value = String(chosen); }
+    if (rows.has(chosen) && !list.value) { list.append(option(ranked.find(([i]) => i === chosen))); list.value = String(chosen); }
     about.replaceChildren(...(chosen === null ? ["No feature is active here."] : [link(chosen), rows.has(chosen) ? "" : " is not active here, or below 5 % of its largest activation."]));
     images.replaceChildren(...studyImages(found, pairs, id));
     report.replaceChildren(...reportParts(found, pairs, chosen, rows, choose));
@@ -66,7 +69,7 @@ function reportParts(found, pairs, chosen, rows, choose) {
     for (const [n, share] of best) (n < 0 ? ofImages : bySentence[n]).push([i, share]);
   }
   const strongestOf = (entries, most) => h("div", { class: "ofsentence" }, entries.sort((a, b) => telling(...b) - telling(...a)).slice(0, most).map(([i, share]) =>
-    h("button", { type: "button", class: "chip" + (i === chosen ? " good" : ""), title: `${share} % of its largest activation`, on: { click: () => choose(i) } }, `${i} ${name(i)}`)));
+    h("button", { type: "button", class: "chip" + (i === chosen ? " good" : ""), title: `${share} % of its largest activation`, on: { click: () => choose(i) } }, titled(i))));
   let section = -1;
   const images = ofImages.length ? [h("h3", {}, found.images.length === 1 ? "image" : "images"), h("div", { class: "sentence" }, strongestOf(ofImages, 12))] : [];
   return images.concat(found.sentences.flatMap(([own, start, stop], n) => {
