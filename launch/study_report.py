@@ -1,4 +1,4 @@
-"""Prints the table of arXiv 2507.12950 with a run's own figures beside the published ones.
+"""Prints the table of arXiv 2507.12950 with the published figures and a run's own.
 
 python -m launch.study_report --workdir=runs/study
 """
