@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     _check_sweep(workdir, sweep)
     model = () if is_of_images(source_of(workdir / "activations")) else ("model",)
     inputs = (*model, *_NEEDED, *optional_stages(workdir))
-    deciding = {"atlas": section.deciding(), "sweep": sweep}
+    deciding = {"atlas": section.deciding(), "first_sweep": sweep}
     with Stage(workdir, "atlas", deciding, inputs=inputs, config=config, replaces=True) as stage:
         if not stage.finished:
             build = AtlasBuild(config, workdir, stage.dir, deidentify=section.deidentify, studies=section.studies)

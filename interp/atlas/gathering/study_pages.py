@@ -96,7 +96,7 @@ class StudyReader:
         self._store, self._studies, self._places = store, sorted(studies), places
         self._pictures, self._disclosure, self._max_length = pictures, disclosure, max_length
         self._table = store.studies
-        self._encoder = _RowEncoder(load_sae(workdir / "sae"), np.asarray(largest, np.float32))
+        self._encoder = RowEncoder(load_sae(workdir / "sae"), np.asarray(largest, np.float32))
         self._of_images = is_of_images(store.source)
         if not self._of_images:
             self._tokens, self._pieces = tokens, pieces_of(Tokenizer.from_dir(workdir / "model"), tokens.token_id)
@@ -156,8 +156,13 @@ class StudyReader:
                 yield (study_id, number), self._pictures[study_id, number]
 
 
-class _RowEncoder:
-    """Finds the features of rows of activations, blocks of one size, so that it is compiled once."""
+class RowEncoder:
+    """Finds the features of rows of activations, in blocks of one size, so that it is compiled once.
+
+    Args:
+      sae: autoencoder of raw activations.
+      largest: the largest activation of each feature. float32 [F]
+    """
 
     def __init__(self, sae: Sae, largest: np.ndarray):
         self._sae, self._largest = sae, largest
@@ -170,10 +175,11 @@ class _RowEncoder:
         order = np.lexsort((row, feature))
         row, feature, percent = row[order], feature[order], percent[order]
         bounds = np.append(np.flatnonzero(np.diff(feature, prepend=-1)), len(feature)).tolist()
-        found = []
-        for begin, end in itertools.pairwise(bounds):
-            pairs = np.column_stack([row[begin:end], percent[begin:end]]).ravel().tolist()
-            found.append([int(feature[begin]), int(percent[begin:end].max()), *pairs])
+        pairs = np.column_stack([row, percent]).ravel().tolist()
+        found = [
+            [int(feature[begin]), max(pairs[2 * begin + 1 : 2 * end : 2]), *pairs[2 * begin : 2 * end]]
+            for begin, end in itertools.pairwise(bounds)
+        ]
         return sorted(found, key=lambda entry: -entry[1])
 
     def _entries(self, x: np.ndarray, begin: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

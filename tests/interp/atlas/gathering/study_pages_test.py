@@ -1,8 +1,11 @@
 """A study's page: its text, what is active on each token, its images, and studies like it."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
+from interp.atlas.gathering.study_pages import RowEncoder
 from interp.medsae.similar import StudyCodes, nearest, shared_features
 from maira_jax.studies.readers import phantom
 from sae.activations.store import ActivationStore
@@ -44,3 +47,9 @@ def test_similar_studies_are_those_of_the_codes(full):
         np.testing.assert_allclose([cosine for _, cosine, *_ in found], cosines, atol=1e-3)
         for other, _, shared, _ in found:
             assert shared[0][0] == shared_features(codes, own, codes.row(other))[0][0]
+
+
+def test_a_study_in_which_nothing_is_active_has_no_features(run_dir):
+    sae = dataclasses.replace(load_sae(run_dir / "sae"), threshold=1e9)
+    rows = np.ones((300, sae.d_model), np.float32)
+    assert RowEncoder(sae, np.ones(sae.n_features, np.float32)).strongest(rows) == []
