@@ -26,6 +26,7 @@ from sae.sweep.section import SweepSection
 from sae.training.config import SaeSection, TrainSection
 from steer.config import SteerSection
 from steer.evaluate import EvaluateSection
+from steer.localize.section import LocalizeSection
 
 SECTIONS: tuple[type[Section], ...] = (
     RunSection,
@@ -44,6 +45,7 @@ SECTIONS: tuple[type[Section], ...] = (
     JudgeSection,
     LabelSection,
     SimilarSection,
+    LocalizeSection,
     SteerSection,
     EvaluateSection,
     AtlasSection,

@@ -119,7 +119,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             return stage.manifest["counts"]
         path = Path(workdir) / folder(name) / GENERATIONS
         lines = jsonl.read(path, "steer again", required=("study_id", "direction", "strength", "settings"))
-        rows = [_result(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
+        rows = [result_row(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
         if client:
             _compare(client, rows, lines, files.read_json(path.parent / DIRECTIONS), section.judge_studies)
         with files.atomic_path(stage.dir / RESULTS) as path:
@@ -158,7 +158,7 @@ def _compare(
             row |= {f"judge_{name}": value for name, value in answer._asdict().items()}
 
 
-def _result(number: int, line: dict[str, Any]) -> dict[str, Any]:
+def result_row(number: int, line: dict[str, Any]) -> dict[str, Any]:
     """The row of `SCHEMA` for one generation."""
     settings, original, steered = line["settings"], line["original"], line["steered"]
     concept, strength = settings["concept"], line["strength"]

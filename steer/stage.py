@@ -78,7 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         if stage.finished:
             return stage.manifest["counts"]
         sweep = Sweep.load(config, workdir, shared=stage.dir)
-        parts = _write_parts(stage.dir, sweep, StepTrace.of_run(config, workdir, "steer"))
+        parts = write_parts(stage.dir, sweep, StepTrace.of_run(config, workdir, "steer"))
         processes.barrier()
         unfinished = 0
         if processes.is_first():
@@ -131,7 +131,7 @@ def _save_directions(directory: Path, directions: Sequence[Direction]) -> None:
         np.save(file, np.stack([direction.intervention.vector for direction in directions]))
 
 
-def _write_parts(directory: Path, sweep: Sweep, trace: StepTrace) -> jsonl.PartFiles:
+def write_parts(directory: Path, sweep: Sweep, trace: StepTrace) -> jsonl.PartFiles:
     """Writes this process's share of the parts that are missing, one for each batch of studies."""
     writer, batch_studies, studies = sweep.writer, sweep.section.batch_studies, range(len(sweep.studies))
     starts = studies[::batch_studies]

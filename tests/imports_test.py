@@ -72,6 +72,7 @@ ROOMS = {
         "rates",
         "evaluate",
         "stage_words",
+        "localize",
         "run_summary",
         "study_report",
     ),

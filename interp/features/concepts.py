@@ -6,7 +6,7 @@ the best feature are those with the highest F1 on the train studies; what is rep
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,11 @@ class StudyLabels:
     @classmethod
     def from_json(cls, rows: Iterable[str]) -> "StudyLabels":
         """Reads the `labels` column of a store's studies."""
-        parsed = [json.loads(row) for row in rows]
+        return cls.of([json.loads(row) for row in rows])
+
+    @classmethod
+    def of(cls, parsed: Sequence[Mapping[str, bool]]) -> "StudyLabels":
+        """The labels of studies, each as in `Study.labels`."""
         concepts = tuple(sorted({name for labels in parsed for name in labels}))
         known = np.array([[name in labels for name in concepts] for labels in parsed], bool)
         value = np.array([[bool(labels.get(name)) for name in concepts] for labels in parsed], bool)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from maira_jax.generation.decode import Sampling, row_keys
 from maira_jax.inputs.batches import InputBatch, fill_up
+from maira_jax.inputs.tokens import FRONTAL, token_filter_mask
 from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
@@ -97,6 +98,8 @@ class SweepWriter:
       edits: the edits of the others.
       sentences: the sentences of the prompted rows.
       prompted_length: the length that prompts with a sentence are padded to.
+      patches: which patches of each study's frontal image are edited, bool [patches] each; empty: the tokens of
+        `section.positions` are.
     """
 
     params: Params
@@ -108,6 +111,7 @@ class SweepWriter:
     edits: SteeringEdits
     sentences: tuple[str, ...]
     prompted_length: int
+    patches: Sequence[np.ndarray] = ()
 
     @classmethod
     def of(
@@ -164,8 +168,12 @@ class SweepWriter:
 
     def prefill(self, studies: Sequence[int], shape: SweepShape) -> PromptPrefixes:
         """Reads the prompts of studies, filled up to `n_studies`."""
-        batch = self.prompts.batch(fill_up(studies, self.n_studies))
+        numbers = fill_up(studies, self.n_studies)
+        batch = self.prompts.batch(numbers)
         edited = self.section.edited(batch.kinds)
+        if self.patches:
+            edited = token_filter_mask(batch.kinds, FRONTAL)
+            edited[edited] = np.concatenate([self.patches[number] for number in numbers])
         return self._prefill(shape, batch, edited)
 
     def _prefill(self, shape: SweepShape, batch: InputBatch, edited: np.ndarray) -> PromptPrefixes:
