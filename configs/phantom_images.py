@@ -1,4 +1,4 @@
-"""The phantom, steered where its language model reads the image.
+"""The phantom, read and steered where the image enters its language model; nothing is stored of the text.
 
 python -m launch.demo --config=configs/phantom_images.py --workdir=runs/images
 """
@@ -10,19 +10,17 @@ from configs import phantom
 
 def get_config() -> ConfigDict:
     config = phantom.get_config()
-    # The first blocks read from the image what the report will say; an edit of the image after block 3 comes too late.
     config.harvest.site = "language.embed"
     config.harvest.token_filter = "frontal"
     # What is in an image is said by few directions, all of them in every one of its tokens.
     config.sae.expansion = 2
     config.sae.k = 8
-    config.interpret.concept_sections = ("image",)
+    config.steer.concepts = ()
     config.steer.top = 20
     config.steer.methods = (
         "add", "add_several", "clamp", "class_means", "ablate", "project", "difference_of_means", "probe", "random",
         "prompt",
     )  # fmt: skip
     config.steer.strengths = (-1.0, 1.0)
-    config.steer.positions = ("frontal",)
     config.steer.batch_rows = 32
     return config

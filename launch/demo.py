@@ -1,4 +1,4 @@
-"""Runs convert, generate, harvest, train, export, interpret, label, steer, evaluate and atlas, or as --config says.
+"""Runs convert, generate, harvest, train, export, localize, interpret, label, steer, evaluate and atlas, in this order.
 
 Of an image encoder (--config=configs/medsae.py) it runs harvest, train, export, label, interpret and atlas.
 
@@ -27,6 +27,7 @@ from sae.formats import export
 from sae.training import stage as train
 from steer import evaluate, run_summary, stage_words
 from steer import stage as steer
+from steer.localize import stage as localize
 
 STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("convert", convert.run),
@@ -34,6 +35,7 @@ STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("harvest", harvest.run),
     ("train", train.run),
     ("export", export.run),
+    ("localize", localize.run),
     ("interpret", interpret.run),
     ("label", label.run),
     ("steer", steer.run),
@@ -56,8 +58,8 @@ WORDS: Mapping[str, Callable[[ConfigDict, Path], str]] = {
 }
 _N_REPORTS = 8  # that are generated where the configuration names no number
 READS = (
-    "seed", "model", "studies", "generate", "harvest", "train", "export", "interpret", "label", "steer", "evaluate",
-    "sae", "judge",
+    "seed", "model", "studies", "generate", "harvest", "train", "export", "localize", "interpret", "label", "steer",
+    "evaluate", "sae", "judge",
 )  # fmt: skip
 
 

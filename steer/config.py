@@ -38,8 +38,8 @@ class SteerSection(Section, name="steer"):
     )
     concepts: tuple[str, ...] = setting(
         (),
-        "Concepts to steer, each by its best feature, where steer.features and steer.match are empty; empty: the "
-        "steer.top that features detect best.",
+        "Concepts to steer, each by its best feature if one is known, where steer.features and steer.match are empty; "
+        "empty: the steer.top that features detect best.",
     )
     top: int = setting(
         12, "Largest number of features that are chosen by match or concept; those of steer.features all are.", ge=1

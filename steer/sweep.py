@@ -113,6 +113,9 @@ def _directions(section: SteerSection, seed: int, workdir: Path, activations: Ac
     if section.features or section.concepts or section.match or not section.combinations:
         targets = choose(catalogue, section.features, section.match, section.concepts, section.top)
         print(f"steer: {'; '.join(map(str, targets))}", file=sys.stderr)
+        unknown = set(section.concepts) - {target.concept for target in targets}
+        if unknown and not (section.features or section.match):
+            print(f"steer: no feature is known for {', '.join(sorted(unknown))}", file=sys.stderr)
     inputs = MethodInputs.measure(sae, section.unit, seed, activations, section.measured, section.methods)
     if section.unit == "residual_norm" and not inputs.statistic(StudyMeans).residual_norm:
         raise UserError(

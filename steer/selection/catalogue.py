@@ -79,19 +79,18 @@ class FeatureCatalogue:
         rows = {n: {"feature": n, "explanation": "", "max_activation": m} for n, m in zip(chosen, largest, strict=True)}
         return cls(rows, [], source)
 
-    def best_of(self, concept: str) -> Target:
-        """The best feature of a concept.
+    def best_of(self, concepts: Sequence[str]) -> list[Target]:
+        """The best feature of each concept that was measured.
 
         Raises:
-          UserError: the concept was not measured.
+          UserError: none was.
         """
-        row = next((row for row in self.concepts if row["concept"] == concept), None)
-        if row is None:
-            known = ", ".join(sorted(row["concept"] for row in self.concepts)) or "none"
-            raise UserError(
-                f"steer.concepts names {concept!r}, but {self.source} has no feature for it: choose from {known}"
-            )
-        return self._detecting(row)
+        rows = {row["concept"]: row for row in self.concepts}
+        found = [self._detecting(rows[concept]) for concept in concepts if concept in rows]
+        if not found:
+            known = ", ".join(sorted(rows)) or "none"
+            raise UserError(f"steer.concepts names none that {self.source} has a feature for: choose from {known}")
+        return found
 
     def target(self, number: int) -> Target:
         """A feature with its concept.

@@ -25,6 +25,6 @@ def choose(
       UserError: a feature or a concept does not exist, or nothing matches.
     """
     if concepts and not (features or match):
-        return [catalogue.best_of(concept) for concept in concepts]
+        return catalogue.best_of(concepts)
     numbers = features or (by_explanation(catalogue, match) if match else by_concept(catalogue))[:top]
     return [catalogue.target(number) for number in numbers]

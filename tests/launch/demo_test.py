@@ -24,8 +24,14 @@ SMALL = {
     "interpret.n_score": 10,
     "interpret.min_contexts": 5,
     "interpret.min_studies": 3,
+    "localize.sites": ("language.0.resid_post",),
+    "localize.sections": ("frontal",),
+    "localize.studies": 80,
+    "localize.top": 1,
+    "localize.min_studies": 3,
+    "localize.write_studies": 2,
     "steer.studies": 3,
-    "steer.top": 2,
+    "steer.concepts": ("cardiomegaly", "consolidation"),
     "steer.batch_studies": 2,
     "steer.batch_rows": 8,
     "evaluate.bootstrap": 50,
@@ -34,9 +40,10 @@ SMALL = {
     "label.probe_seeds": 1,
 }
 # One after the other, the demo is killed as soon as such a file is there: in the middle of each long stage.
-KILLS = ("activations/*/*", "sae/checkpoints/*", "interp/phases/*", "steer/*/*.*", "evaluation/*/*")
+KILLS = ("activations/*/*", "sae/checkpoints/*", "localize/*/*", "interp/phases/*", "steer/*/*.*", "evaluation/*/*")
 RESULTS = (
     "sae/metrics.json",
+    "localize/sites.parquet",
     "interp/summary.json",
     "interp/features.jsonl",
     "steer/concepts/generations.jsonl",
@@ -112,14 +119,14 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     assert steering.endswith("no change not measured" if rate is None else f"no change {rate:.0%}")
     page = Path(atlas.removeprefix("Atlas: "))
     assert page == workdir / "atlas" / "index.html" and "<html" in page.read_text()
-    assert [line for line in output.splitlines() if re.match(r"\[\d+/10\] \w+", line)][-1].startswith("[10/10] atlas")
+    assert [line for line in output.splitlines() if re.match(r"\[\d+/11\] \w+", line)][-1].startswith("[11/11] atlas")
 
 
 def test_run_again_everything_is_finished(whole):
     workdir, output = whole
     before = results(workdir)
     again = finish(workdir)
-    assert again.count("already finished") == 10
+    assert again.count("already finished") == 11
     assert again.strip().splitlines()[-4:] == output.strip().splitlines()[-4:]
     assert results(workdir) == before
 

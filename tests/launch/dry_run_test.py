@@ -105,7 +105,7 @@ def test_a_command_of_several_stages_speaks_of_each(tmp_path, capsys):
         assert _dry_run.rehearse([run for _, run in demo.STAGES], "", config, workdir) == {}
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"1 x \d+ devices \(.+\), a sum over all is right", lines[0])
-    assert len(lines) == 2 + 10 and lines[2] == f"would begin {workdir / 'model'}"
+    assert len(lines) == 2 + 11 and lines[2] == f"would begin {workdir / 'model'}"
     assert lines[5].startswith("would end with: train.steps is 0")
     assert lines[-1].startswith("would end with: stage atlas reads")
     assert list(tmp_path.iterdir()) == []
