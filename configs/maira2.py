@@ -30,6 +30,8 @@ def get_config(paths: str = "maira-2,studies.jsonl") -> ConfigDict:
         }
     )
     config.generate.batch_size = 24
+    # Each row holds the keys and values of its own prompt, 0.8 GB.
+    config.localize.update({"batch_size": 8, "batch_studies": 1, "batch_rows": 16})
     config.steer.update({"batch_studies": 8, "batch_rows": 16, "workers": 1})
     config.sae.update(
         {
