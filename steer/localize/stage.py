@@ -75,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     identity["weights"] = ModelSection.of(config).weights
     computing = section.computing() | {"mesh": RunSection.of(config).mesh}
     inputs = ("model", "sae") if section.autoencoder else ("model",)
-    with Stage(workdir, FOLDER, identity, inputs=inputs, computing=computing) as stage:
+    with Stage(workdir, FOLDER, identity, inputs=inputs, computing=computing, config=config) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         model, plan = load(config, workdir)

@@ -160,3 +160,14 @@ def add_steering(workdir, evaluated=True, name="concepts"):
         }
         files.write_json(finished.dir / "summary.json", summary)
         finished.finish({})
+
+
+def add_localize(workdir):
+    """A finished localize stage, in the format of the steer package."""
+    measures = {"read_auroc": 0.99, "write_on_target": 0.95, "write_off_target": 0.1, "write_no_change": 0.0}
+    point = {"site": "language.0.resid_post", "depth": 1, "section": "frontal", "n": 40} | measures
+    point |= {"ablate_lost": 0.9, "ablate_patches_lost": None}
+    with Stage(workdir, "localize", {}) as finished:
+        summary = {"recommendation": f"Steer at block 0. {ATTACK}", "concepts": ["cardiomegaly"], "points": [point]}
+        files.write_json(finished.dir / "summary.json", summary | {name: point[name] for name in ("site", "section")})
+        finished.finish({})

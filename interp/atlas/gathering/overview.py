@@ -28,6 +28,7 @@ def overview(workdir: Path, disclosure: Disclosure) -> dict[str, Any]:
         "concepts": read_table(workdir / "interp" / "concepts.parquet").to_pylist(),
         "statements": disclosure.texts(rounded(read_table(statements).to_pylist())) if statements.is_file() else None,
         "label": _label(workdir / "label"),
+        "localize": _localize(workdir / "localize"),
     }
 
 
@@ -73,3 +74,12 @@ def _label(folder: Path) -> dict[str, Any] | None:
     if summary is None:
         return None
     return {name: rounded(summary[name]) for name in ("studies", "sections", "bases")}
+
+
+def _localize(folder: Path) -> dict[str, Any] | None:
+    """Where concepts are read and written, by site and section of the prompt, and the recommendation."""
+    summary = json_if_finished(folder / "summary.json")
+    if summary is None:
+        return None
+    points = [rounded(point) for point in summary["points"]]
+    return {name: summary[name] for name in ("recommendation", "site", "section", "concepts")} | {"points": points}

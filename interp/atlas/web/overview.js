@@ -38,6 +38,7 @@ function overview() {
       "It is known what every sentence of these studies states. For each statement, the feature with the best F1 on the contexts of training studies; F1, precision and recall are measured on those of held-out studies. "
       + `Over ${count(S.truth.features)} features, detection scores and true F1 have a rank correlation of ${fixed(S.truth.spearman)} (with random negatives alone ${fixed(S.truth.spearman_random)}) for the best description by up to three statements or words, `
       + `and of ${fixed(S.truth.spearman_facts)} (${fixed(S.truth.spearman_facts_random)}) for that by statements alone.`), statementTable()) : null,
+    localizePanel(),
     D.label ? panel("Features and raw dimensions, against the labels", h("p", { class: "soft small" },
       `MedSAE's measures over ${count(D.label.studies)} studies${OF_IMAGES ? "" : ` (tokens of: ${D.label.sections.join(", ")})`}. Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good. Compare features with the others by rank: raw dimensions and random directions are rarely 0, which alone lowers their monosemanticity.`), labelTable()) : null,
     panel("Not scored", notScored()),
@@ -86,6 +87,20 @@ function setsPanel() {
     { title: "Agreement", num: true, hint: "Of its explanations with this run's own: mean cosine of their weighted words, and in brackets that of different features", value: (r) => r.agreement, cell: (r) => (isNumber(r.agreement) ? `${fixed(r.agreement)} (${fixed(r.agreement_shuffled)})` : "") },
     { title: "Rank correlation", num: true, hint: "Of its detection scores with this run's own, over the features that both explain", value: (r) => r.spearman, cell: (r) => (isNumber(r.spearman) ? fixed(r.spearman) : "") },
   ], rows, 0, false), h("p", { class: "soft small" }, "The page of each feature shows all of them side by side."));
+}
+function localizePanel() {
+  const found = D.localize;
+  if (!found) return null;
+  const share = (name, title, hint) => ({ title, num: true, hint, value: (r) => r[name], cell: (r) => percent(r[name]) });
+  return panel("Where concepts are read and written", h("p", {}, found.recommendation), table([
+    { title: "Site", value: (r) => r.depth, cell: (r) => (r.site === found.site && r.section === found.section ? h("b", {}, r.site) : r.site) },
+    { title: "Tokens", value: (r) => r.section, cell: (r) => r.section },
+    { title: "Read", num: true, hint: "Mean AUROC of a probe on held-out studies", value: (r) => r.read_auroc, cell: (r) => meter(r.read_auroc, 0.9) },
+    { title: "Written", num: true, hint: "Reports on target with the difference of means added", value: (r) => r.write_on_target, cell: (r) => [meter(r.write_on_target, 0.8), fewCases(r.n)] },
+    share("write_off_target", "Off target"), share("write_no_change", "No change"),
+    share("ablate_lost", "Lost without the tokens", "Reports that lose their concept when all these tokens are their mean"),
+    share("ablate_patches_lost", "Lost without its patches", "The same for the patches that touch the finding alone"),
+  ], found.points, 0, false), h("p", { class: "soft small" }, `Over ${found.concepts.join(", ")}.`));
 }
 function scoreChart() {
   const bins = (values) => { const out = Array(20).fill(0); for (const v of values) if (isNumber(v)) out[Math.min(19, Math.floor(v * 20))]++; return out; };

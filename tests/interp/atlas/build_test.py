@@ -15,6 +15,7 @@ def test_the_list_has_every_feature_and_the_first_view_the_judges_name(plain):
     assert atlas.head["summary"]["judge"] == "offline judge (no language model)"
     assert {row["concept"] for row in atlas.head["concepts"]} >= {"communication", "pneumothorax"}
     assert atlas.head["sweeps"] == [] and atlas.head["sets"] == {} and atlas.head["label"] is None
+    assert atlas.head["localize"] is None
     assert atlas.head["run"]["stages"] == {"export": False, "label": False, "similar": False}
     for feature, row in enumerate(table):
         details = atlas.details(feature)
@@ -37,6 +38,7 @@ def test_stages_sets_and_sweeps_are_shown_with_each_feature(full):
     assert (found["explained"], found["scored"], found["mean"], found["spearman"]) == (2, 0, None, None)
     assert 0 < found["agreement"] < 1 and found["agreement_shuffled"] < found["agreement"]
     assert atlas.chunk("list")["sets"]["published"] == {"0": "effusions", "4": "phone calls"}
+    assert atlas.head["localize"]["site"] == "language.0.resid_post" and len(atlas.head["localize"]["points"]) == 1
     details = atlas.details(4)
     assert details["sets"]["published"]["score"] == 6.5 and ATTACK in details["sets"]["published"]["explanation"]
     assert list(details["steering"]) == ["concepts", "again"] and atlas.details(5)["steering"] == {}

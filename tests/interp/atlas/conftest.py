@@ -8,7 +8,7 @@ import pytest
 from interp import stage
 from interp.medsae import similar_stage
 from interp.medsae import stage as label
-from tests.helpers.atlas_page import add_hostile_texts, add_set, add_steering, atlas_config, atlas_of
+from tests.helpers.atlas_page import add_hostile_texts, add_localize, add_set, add_steering, atlas_config, atlas_of
 from tests.helpers.interp_run import make_workdir
 
 
@@ -40,5 +40,6 @@ def full(run_dir, tmp_path_factory):
     add_steering(workdir)
     add_steering(workdir, name="again")
     add_set(workdir)
+    add_localize(workdir)
     add_hostile_texts(workdir)
     return types.SimpleNamespace(workdir=workdir, atlas=atlas_of(workdir, cfg))

@@ -83,8 +83,8 @@ def test_batches_are_traced(workdir):
 
 def test_the_token_filter_keeps_no_boilerplate(workdir):
     kinds = set(ActivationStore.open(workdir / "activations").tokens.kind.tolist())
-    assert {Kind.IMAGE_LAST, Kind.FINDINGS} <= kinds
-    assert not kinds & {Kind.PAD, Kind.BOS, Kind.BOILERPLATE, Kind.IMAGE, Kind.EOS}
+    assert {Kind.IMAGE, Kind.IMAGE_LAST, Kind.FINDINGS} <= kinds
+    assert not kinds & {Kind.PAD, Kind.BOS, Kind.BOILERPLATE, Kind.EOS}
 
 
 def test_patients_are_not_divided(workdir):
