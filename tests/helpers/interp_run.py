@@ -135,7 +135,8 @@ def _strengths(study: Study, pieces: list[str], kinds: np.ndarray, rng: np.rando
 def config(**interpret: object) -> ml_collections.ConfigDict:
     """The phantom's config with fewer examples, controls, resamples and splits."""
     cfg = phantom_config.get_config()
-    cfg.interpret.update({"n_explain": 40, "n_score": 50, "n_control": 8, "bootstrap": 200} | interpret)
+    fewer = {"n_explain": 40, "n_score": 50, "n_control": 8, "bootstrap": 200}
+    cfg.interpret.update({"concept_sections": ("findings",)} | fewer | interpret)
     cfg.label.update({"bootstrap": 50, "probe_seeds": 1})
     cfg.studies.update({"n": 240, "seed": 0})
     return cfg
