@@ -11,6 +11,7 @@ from configs import base, phantom
 def get_config(path: str = "studies.jsonl") -> ConfigDict:
     config = phantom.get_config()
     config.studies = base.studies("manifest", path=path)
+    config.localize.autoencoder = False
     config.steer.concepts = ()  # those of the studies' own labels
     config.interpret.n_score = 50  # as published; each costs a language model's time
     return config

@@ -21,6 +21,7 @@ def get_config(data: str = "data") -> ConfigDict:
     config.sae.k = 24
     config.train.steps = 2000
     config.steer.max_new_tokens = 128
+    config.localize.autoencoder = False
     config.steer.concepts = ()  # those of the studies' own labels
     config.interpret.n_score = 50  # as published; each costs a language model's time
     return config

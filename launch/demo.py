@@ -1,5 +1,7 @@
 """Runs convert, generate, harvest, train, export, localize, interpret, label, steer, evaluate and atlas, in this order.
 
+Localize is left out where localize.autoencoder is not set, as for MAIRA-2: it is for before a site is chosen.
+
 Of an image encoder (--config=configs/medsae.py) it runs harvest, train, export, label, interpret and atlas.
 
 Finished stages are skipped and an interrupted one resumes, so the same command always ends with the same result.
@@ -64,10 +66,13 @@ READS = (
 
 
 def chain(config: ConfigDict) -> tuple[tuple[str, _main.Run], ...]:
-    """The stages of a configuration, by name: an image encoder writes no reports that could be steered."""
+    """The stages of a configuration, by name: an image encoder writes no reports that could be steered.
+
+    Localize is among them where it reads the autoencoder's features; else it is run before the site is chosen.
+    """
     encoder = config.harvest.encoder
     if not encoder:
-        return STAGES
+        return tuple(stage for stage in STAGES if stage[0] != "localize" or config.localize.autoencoder)
     return (STAGES[:1] if ENCODERS.get(encoder).of_model else ()) + STAGES_OF_IMAGES
 
 
