@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from interp.sets import SCORED, stage_name
 from maira_jax.reports.text import marked_difference
 from maira_jax.run import files, storage
 from steer import evaluate, stage
@@ -18,13 +19,30 @@ _RATES = ("on_target", "off_target", "no_change")
 
 
 def of_interpretation(config: ConfigDict, workdir: Path) -> str:
-    """Which concepts were not looked for, and why."""
+    """Which concepts were not looked for, and why; of an imported set that was scored how it compares with our own."""
+    if config.interpret.set:
+        return _of_set(_read(workdir / stage_name(config.interpret.set) / SCORED / "summary.json"))
     left_out = _read(workdir / "interp" / "summary.json")["concepts"]["left_out"]
     by_reason: dict[str, list[str]] = {}
     for name, why in left_out.items():
         by_reason.setdefault(why, []).append(name)
     lines = [f"{', '.join(names)}: {why}" for why, names in by_reason.items()]
     return "\n  ".join([f"concepts left out: {len(left_out) or 'none'}", *lines])
+
+
+def _of_set(summary: dict[str, Any]) -> str:
+    found, other = summary["comparison"], summary["compared_with"]
+    lines = [f"not scored: {n} ({why})" for why, n in summary["not_scored"].items()]
+    lines.append(f"explained by {other} as well: {found['both']}")
+    if found["agreement"] is not None:
+        lines.append(
+            f"agreement of the explanations: {found['agreement']:.2f}, of different features "
+            f"{found['agreement_shuffled']:.2f}"
+        )
+    correlation = found["spearman"]["detection"]
+    if correlation is not None:
+        lines.append(f"rank correlation of the detection scores: {correlation:.2f}")
+    return "\n".join(lines)
 
 
 def of_sweep(config: ConfigDict, workdir: Path) -> str:

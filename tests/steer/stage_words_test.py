@@ -9,7 +9,7 @@ from maira_jax.run import files
 from steer import stage_words
 from steer.stage import folder
 
-CONFIG = ConfigDict({"steer": {"name": "s"}})
+CONFIG = ConfigDict({"steer": {"name": "s"}, "interpret": {"set": ""}})
 
 
 def line(study, direction, strength, steered, **settings):
@@ -65,6 +65,23 @@ def test_a_sweep_that_changed_nothing_says_so(tmp_path):
 def test_concepts_that_were_left_out(tmp_path, left_out, lines):
     files.write_json(tmp_path / "interp" / "summary.json", {"concepts": {"left_out": left_out}})
     assert stage_words.of_interpretation(CONFIG, tmp_path).splitlines() == lines
+
+
+def test_a_scored_set_is_compared_with_our_own(tmp_path):
+    config, folder = CONFIG.copy_and_resolve_references(), tmp_path / "interpretations" / "released" / "scored"
+    config.interpret.set = "released"
+    compared = {"both": 3, "agreement": 0.5, "agreement_shuffled": 0.25, "spearman": {"detection": 0.75}}
+    summary = {"not_scored": {"the judge gave no answers": 2}, "compared_with": "interp", "comparison": compared}
+    files.write_json(folder / "summary.json", summary)
+    assert stage_words.of_interpretation(config, tmp_path).splitlines() == [
+        "not scored: 2 (the judge gave no answers)",
+        "explained by interp as well: 3",
+        "agreement of the explanations: 0.50, of different features 0.25",
+        "rank correlation of the detection scores: 0.75",
+    ]
+    summary["comparison"] |= {"both": 0, "agreement": None, "spearman": {"detection": None}}
+    files.write_json(folder / "summary.json", summary | {"not_scored": {}})
+    assert stage_words.of_interpretation(config, tmp_path) == "explained by interp as well: 0"
 
 
 def test_rates_are_those_of_the_summary(tmp_path):
