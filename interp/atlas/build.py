@@ -86,7 +86,7 @@ class AtlasBuild:
         survey = contexts.survey(exemplars, self._table.num_rows, ids, places).by_priority(self._priority())
         names = ids.to_pylist()
         strongest = survey.study[survey.is_top & ~survey.is_spare]
-        shown = np.concatenate([self._steered(names), strongest])
+        shown = np.concatenate([self._steered(names), strongest, survey.study])
         pages = study_pages.chosen(shown, store, self._table.num_rows)
         similar = None
         if is_finished(self._workdir / "similar"):
