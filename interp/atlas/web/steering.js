@@ -44,13 +44,14 @@ function diff(original, steered) {
 // What each method does, for the legend.
 const METHODS = {
   add: ["SAE feature added", "the feature's decoder direction, times the strength, is added at every edited token"],
-  add_several: ["several SAE features added", "the decoder directions of the features that detect the concept best are added together"],
-  clamp: ["SAE feature clamped", "the feature's activation is set to a value; what the autoencoder does not reconstruct stays"],
-  class_means: ["class-conditional means", "the activations are moved towards the mean of studies with the concept, or without it"],
+  add_several: ["several SAE features added", "the decoder directions of all features that detect the concept about as well are added together, each weighted by its largest activation"],
+  combination: ["SAE features combined", "features that the user names are boosted and suppressed together"],
+  clamp: ["SAE feature clamped", "the feature's activation is set to a value, whether it is active or not"],
+  class_means: ["class-conditional means", "features are set to their mean activation in studies with the concept, or without it"],
   ablate: ["SAE feature ablated", "the feature's own contribution is removed"],
   project: ["feature direction projected out", "the component along the decoder direction is removed"],
   difference_of_means: ["difference of means", "a baseline without an autoencoder: mean of studies with the concept minus mean of those without"],
-  probe: ["linear probe", "a baseline without an autoencoder: the direction of a logistic regression on the concept's label"],
+  probe: ["linear probe", "a baseline without an autoencoder: the weights of a logistic regression on the concept's label"],
   random: ["random direction", "a control: a direction drawn at random, of the same length"],
   prompt: ["sentence in the prompt", "a baseline without an edit: a sentence on the concept is added to the prompt"],
 };
