@@ -1,6 +1,7 @@
 """The `steer` section of the configuration."""
 
 import re
+from typing import Literal
 
 import numpy as np
 
@@ -41,6 +42,13 @@ class SteerSection(Section, name="steer"):
         "Concepts to steer, each by its best feature if one is known, where steer.features and steer.match are empty; "
         "empty: the steer.top that features detect best.",
     )
+    select: Literal["concept", "gradient"] = setting(
+        "concept",
+        "How the features of a concept are chosen where steer.features and steer.match are empty. concept: those that "
+        "detect it best; gradient: those that, to first order, most raise the probability of sentences that state it.",
+    )
+    candidates: int = setting(1, "Features that are steered for each concept, the best ones by steer.select.", ge=1)
+    select_studies: int = setting(8, "Training studies on whose prompts gradients are taken, all at once.", ge=1)
     top: int = setting(
         12, "Largest number of features that are chosen by match or concept; those of steer.features all are.", ge=1
     )

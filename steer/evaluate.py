@@ -44,7 +44,7 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from steer import comparison
 from steer.config import SteerSection
-from steer.rates import HEADLINE, summarise
+from steer.rates import HEADLINE, selection_correlations, summarise
 from steer.stage import DIRECTIONS, GENERATIONS, folder
 
 FOLDER = "evaluation"  # with a folder for each sweep in it
@@ -117,14 +117,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with contextlib.closing(client) if client else contextlib.nullcontext(), stage:
         if stage.finished:
             return stage.manifest["counts"]
-        path = Path(workdir) / folder(name) / GENERATIONS
-        lines = jsonl.read(path, "steer again", required=("study_id", "direction", "strength", "settings"))
+        source = Path(workdir) / folder(name)
+        lines = jsonl.read(
+            source / GENERATIONS, "steer again", required=("study_id", "direction", "strength", "settings")
+        )
         rows = [result_row(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
         if client:
-            _compare(client, rows, lines, files.read_json(path.parent / DIRECTIONS), section.judge_studies)
+            _compare(client, rows, lines, files.read_json(source / DIRECTIONS), section.judge_studies)
         with files.atomic_path(stage.dir / RESULTS) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
         summary = {"definitions": __doc__} | summarise(rows, section.bootstrap, config.seed)
+        targets = [each["target"] for each in files.read_json(source / DIRECTIONS) if each["target"]]
+        summary["selection"] = selection_correlations(summary["best"], targets)
         files.write_json(stage.dir / SUMMARY, summary)
         counts: dict[str, Any] = {"generations": len(rows), "degenerate": sum(bool(r["degenerate"]) for r in rows)}
         for method, rates in summary["headline"].items():

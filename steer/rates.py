@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from interp.scorers.bootstrap import percentile_interval, study_weights
 from maira_jax.errors import UserError
@@ -139,24 +140,26 @@ def _halves(rows: Sequence[dict[str, Any]], seed: int) -> set[str]:
 def _best(
     rows: Sequence[dict[str, Any]], bootstrap: StudyBootstrap, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """The best strength of each concept, method and intended effect, and the generations it is reported on, by method.
+    """The best strength of each concept, feature, method and intended effect, and the generations it is reported on.
+
+    The latter are by method.
 
     Only eligible generations take part: what a direction does where its concept is already as intended is in `rates`.
     Where the half that chooses has no eligible study, `strength` is None.
     """
     choosing = _halves(rows, seed)
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["eligible"]:
-            groups[row["concept"], row["method"], row["intended"]].append(row)
+            groups[row["concept"], row["method"], row["intended"], row["feature"]].append(row)
     best: list[dict[str, Any]] = []
     reported: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for (concept, method, intended), group in sorted(groups.items()):
+    for (concept, method, intended, feature), group in sorted(groups.items()):
         scores: dict[float, int] = defaultdict(int)
         for row in group:
             if row["study_id"] in choosing:
                 scores[row["strength"]] += row["on_target"] - row["off_target"] if _whole(row) else -1
-        entry = {"concept": concept, "method": method, "intended": intended, "feature": group[0]["feature"]}
+        entry = {"concept": concept, "method": method, "intended": intended, "feature": feature}
         if not scores:
             best.append(entry | {"strength": None, "chosen_on": 0})
             continue
@@ -166,3 +169,33 @@ def _best(
         best.append(entry | {"strength": strength, "chosen_on": chosen_on} | bootstrap.rates(rest))
         reported[method] += rest
     return best, reported
+
+
+def selection_correlations(
+    best: Iterable[dict[str, Any]], targets: Iterable[Mapping[str, Any]], method: str = "add"
+) -> dict[str, dict[str, Any]]:
+    """How the scores by which features are selected go with what steering then did.
+
+    Args:
+      best: the best strengths, of `summarise`.
+      targets: the targets of the directions, each with `concept`, `feature`, `f1` and `score`.
+      method: the method whose effects count: the share on target minus the share off target, where a concept was added.
+
+    Returns:
+      By score ("f1", "score") Spearman's rank correlation over the features of all concepts, and their number; None
+      with fewer than three, or where all are equal.
+    """
+    known = {(target["concept"], target["feature"]): target for target in targets}
+    effects = {
+        (row["concept"], row["feature"]): row["on_target"]["rate"] - row["off_target"]["rate"]
+        for row in best
+        if row["method"] == method and row["intended"] == "added" and row.get("on_target", {}).get("rate") is not None
+    }
+    found = {}
+    for name in ("f1", "score"):
+        pairs = [
+            (known[key][name], effect) for key, effect in effects.items() if known.get(key, {}).get(name) is not None
+        ]
+        differ = len(pairs) >= 3 and all(len(set(values)) > 1 for values in zip(*pairs, strict=True))
+        found[name] = {"spearman": float(spearmanr(*zip(*pairs, strict=True))[0]) if differ else None, "n": len(pairs)}
+    return found

@@ -4,22 +4,29 @@ import dataclasses
 import hashlib
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import ml_collections
+import numpy as np
 
 from maira_jax.checkpoint import store
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
+from maira_jax.inputs.batches import fill_up
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.tokens import Tokenizer
+from maira_jax.model import sharding
+from maira_jax.model.config import Maira2Config
+from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
 from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection
 from maira_jax.studies.readers import load_studies, manifest
 from maira_jax.studies.study import Study
 from sae import formats
-from sae.activations.store import HELD_OUT, ActivationStore
+from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from sae.autoencoder import Sae
 from sae.saved import load_sae
 from steer.config import SteerSection
@@ -29,8 +36,11 @@ from steer.methods.direction import Direction, make_directions
 from steer.methods.study_means import StudyMeans
 from steer.program.prompts import Prompts
 from steer.program.sweep_writer import SweepWriter, plan_rows
+from steer.selection.by_gradient import GradientModel, concept_sentences, gradient_scores
 from steer.selection.catalogue import FeatureCatalogue
 from steer.selection.choose import choose
+
+_READ_REPORTS = 1000  # of the training studies, whose sentences on a concept are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +86,8 @@ class Sweep:
         site = Site.parse(str(activations.source["site"]), cfg)
         if site.tower != "language" and section.positions != ("image",):
             raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")
-        directions = _of_first(lambda: _directions(section, config.seed, workdir, activations), shared)
+        model = (params, cfg, site)
+        directions = _of_first(lambda: _directions(config, section, workdir, activations, model), shared)
         prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
         rows = plan_rows(directions, section.nonzero_strengths, activations.d_model, site)
         return cls(section, directions, SweepWriter.of(params, cfg, prompts, section, config.seed, rows))
@@ -104,19 +115,29 @@ def _of_first(make: Callable[[], list[Direction]], shared: Path) -> list[Directi
     return directions
 
 
-def _directions(section: SteerSection, seed: int, workdir: Path, activations: ActivationStore) -> list[Direction]:
+def _directions(
+    config: ml_collections.ConfigDict,
+    section: SteerSection,
+    workdir: Path,
+    activations: ActivationStore,
+    model: tuple[Params, Maira2Config, Site],
+) -> list[Direction]:
     combined = [number for text in section.combinations for number, _ in members(text)]
     sae, catalogue = _autoencoder(section, workdir, activations, (*section.features, *combined))
     # All features are chosen before anything is measured: a wrong one fails before the pass over the store.
     known = {number: catalogue.target(number) for number in combined}
     targets = []
     if section.features or section.concepts or section.match or not section.combinations:
-        targets = choose(catalogue, section.features, section.match, section.concepts, section.top)
+        score = None
+        if section.select == "gradient":
+            score = _gradients(config, section, workdir, activations, model, sae, catalogue)
+        given = (section.features, section.match, section.concepts, section.top, section.candidates)
+        targets = choose(catalogue, *given, score)
         print(f"steer: {'; '.join(map(str, targets))}", file=sys.stderr)
         unknown = set(section.concepts) - {target.concept for target in targets}
         if unknown and not (section.features or section.match):
             print(f"steer: no feature is known for {', '.join(sorted(unknown))}", file=sys.stderr)
-    inputs = MethodInputs.measure(sae, section.unit, seed, activations, section.measured, section.methods)
+    inputs = MethodInputs.measure(sae, section.unit, config.seed, activations, section.measured, section.methods)
     if section.unit == "residual_norm" and not inputs.statistic(StudyMeans).residual_norm:
         raise UserError(
             f"{activations.directory} has no token of steer.positions to measure: choose another steer.unit"
@@ -126,6 +147,34 @@ def _directions(section: SteerSection, seed: int, workdir: Path, activations: Ac
     if not directions:
         raise UserError("no method of steer.methods can steer these features: add the method 'add'")
     return directions
+
+
+def _gradients(
+    config: ml_collections.ConfigDict,
+    section: SteerSection,
+    workdir: Path,
+    activations: ActivationStore,
+    model: tuple[Params, Maira2Config, Site],
+    sae: Sae,
+    catalogue: FeatureCatalogue,
+) -> Callable[[Sequence[str]], Mapping[str, np.ndarray]]:
+    """From concepts to the gradient score of every feature, on training studies and the sentences of their reports."""
+
+    def score(concepts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        table = activations.studies.select(["study_id", "split"]).to_pylist()
+        train = {row["study_id"] for row in table if row["split"] == TRAIN}
+        studies = [study for study in load_studies(config.studies) if study.study_id in train]
+        reports = [study.findings for study in studies if study.findings]
+        params, cfg, site = model
+        folder = workdir / "model"
+        images = ImageConfig.from_dir(folder)
+        read = GradientModel(params, cfg, Tokenizer.from_dir(folder), images, site, section.measured)
+        said = {concept: concept_sentences(reports[:_READ_REPORTS], concept) for concept in concepts}
+        rows = sharding.rows_on(sharding.mesh_of(params), min(section.select_studies, len(studies)))
+        w_dec = np.asarray(sae.params["W_dec"])
+        return gradient_scores(read, fill_up(studies[:rows], rows), said, w_dec, catalogue.max_activations)
+
+    return score
 
 
 def _autoencoder(

@@ -92,6 +92,25 @@ class FeatureCatalogue:
             raise UserError(f"steer.concepts names none that {self.source} has a feature for: choose from {known}")
         return found
 
+    def runners_up(self, best: Target, n: int) -> list[Target]:
+        """The best feature of a concept and those that detect it next best, n in all at most."""
+        row = next(row for row in self.concepts if row["concept"] == best.concept)
+        pairs = [pair for pair in zip(row["runners_up"], row["runners_up_f1"], strict=True) if pair[0] in self.features]
+        known = [(number, f1, *self._known(number)) for number, f1 in pairs[: n - 1]]
+        return [best, *(Target(best.concept, number, largest, text, f1) for number, f1, text, largest in known)]
+
+    def scored(self, concept: str, number: int, score: float) -> Target:
+        """A feature that was chosen for a concept by a score."""
+        explanation, largest = self._known(number)
+        row = next(row for row in self.concepts if row["concept"] == concept)
+        known = dict(zip([row["feature"], *row["runners_up"]], [row["f1"], *row["runners_up_f1"]], strict=True))
+        return Target(concept, number, largest, explanation, known.get(number), score=score)
+
+    @property
+    def max_activations(self) -> np.ndarray:
+        """The largest activation of every feature, in their order, float32 [F]."""
+        return np.array([self.features[number]["max_activation"] for number in sorted(self.features)], np.float32)
+
     def target(self, number: int) -> Target:
         """A feature with its concept.
 

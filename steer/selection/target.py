@@ -13,6 +13,7 @@ class Target:
       max_activation: the feature's largest activation, in raw activation units.
       explanation: the feature's explanation from the interpret stage.
       f1: F1 of the feature as a detector of the concept on held-out studies; None if not measured.
+      score: what it was chosen by, where that is not F1.
       others: features that detect the concept about as well, each with its largest activation.
     """
 
@@ -22,7 +23,10 @@ class Target:
     explanation: str = ""
     f1: float | None = None
     others: tuple[tuple[int, float], ...] = ()
+    score: float | None = None
 
     def __str__(self) -> str:
         concept = f" {self.concept}" if self.concept else ""
-        return f"feature {self.feature}{concept}" + ("" if self.f1 is None else f" (F1 {self.f1:.2f})")
+        known = [f"F1 {self.f1:.2f}"] if self.f1 is not None else []
+        known += [f"score {self.score:.2f}"] if self.score is not None else []
+        return f"feature {self.feature}{concept}" + (f" ({', '.join(known)})" if known else "")

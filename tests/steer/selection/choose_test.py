@@ -1,5 +1,6 @@
 """Which features are chosen: by number, by explanation, or the best one of each concept."""
 
+import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
@@ -64,6 +65,28 @@ def test_concepts_by_name_each_for_itself() -> None:
     assert [target.concept for target in choose(make_catalogue(), (), "", ("oedemas", "effusion"), 1)] == ["effusion"]
     with pytest.raises(UserError, match="none that interp has a feature for: choose from effusion, large effusion"):
         choose(make_catalogue(), (), "", ("oedemas",), 1)
+
+
+def test_several_candidates_by_f1_or_by_a_score() -> None:
+    found = choose(make_catalogue(), (), "", ("effusion",), 12, candidates=3)
+    assert [(target.feature, target.concept, target.f1) for target in found] == [
+        (2, "effusion", 0.8),
+        (1, "effusion", 0.75),
+        (3, "effusion", 0.4),
+    ]
+    asked = []
+
+    def score(concepts):
+        asked.extend(concepts)
+        return {concept: np.array([0.0, 0.1, 0.5, 2.0, 1.0]) for concept in concepts}
+
+    catalogue = make_catalogue()
+    catalogue.features[0] = {"feature": 0, "explanation": None, "max_activation": 1.0}
+    first, second = choose(catalogue, (), "", ("effusion",), 12, candidates=2, score=score)
+    assert asked == ["effusion"] and (first.feature, first.score, first.f1) == (3, 2.0, 0.4)
+    assert (second.feature, second.score, second.f1) == (4, 1.0, None)
+    assert str(first) == "feature 3 effusion (F1 0.40, score 2.00)"
+    assert choose(catalogue, (1,), "", (), 12, score=score)[0].score is None, "what is named is not scored"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Features by their effect, to first order, on how likely the model finds it to state a concept: gradient x activation.
+
+For a concept the objective is the log-probability of a sentence that states it, minus that of one that denies it, each
+as the beginning of the report on a study's own prompt and image. One backward pass for each sentence and batch gives
+its gradient along a vector that is added to all edited tokens at the site, and with it the first-order effect of every
+feature at once: its decoder row times its largest activation. Sources: attribution patching (Syed et al.,
+arXiv 2310.10348), and on choosing features to steer by their effect Arad et al. (arXiv 2505.20063).
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maira_jax.inputs.batches import InputBatch, assemble, padded_length, reporting_request
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.tokens import Kind, Tokenizer
+from maira_jax.model import maira2, sharding
+from maira_jax.model.config import Maira2Config
+from maira_jax.model.layers import Params
+from maira_jax.model.maira2 import Edits
+from maira_jax.model.sites import Site
+from maira_jax.reports import labeller
+from maira_jax.reports.changes import TargetFindings
+from maira_jax.reports.mentions import sentences
+from maira_jax.studies.study import Study
+
+_N_SENTENCES = 3  # of each kind, the most frequent ones
+
+
+class ConceptSentences(NamedTuple):
+    """Sentences that state a concept, and as many that deny it."""
+
+    stating: tuple[str, ...]
+    denying: tuple[str, ...]
+
+
+class GradientModel(NamedTuple):
+    """The model whose gradient is taken, and where.
+
+    Attributes:
+      params, cfg: the model.
+      tokenizer, image_cfg: of its checkpoint.
+      site: where features are added.
+      edited: from the kinds of a study's tokens (of `Kind`) to which of them are edited, bool of the same shape.
+    """
+
+    params: Params
+    cfg: Maira2Config
+    tokenizer: Tokenizer
+    image_cfg: ImageConfig
+    site: Site
+    edited: Callable[[np.ndarray], np.ndarray]
+
+
+def concept_sentences(reports: Iterable[str], concept: str) -> ConceptSentences:
+    """The most frequent sentences of reports that state a concept, and those that deny it.
+
+    Where reports have none, "There is CONCEPT." and "There is no CONCEPT.".
+    """
+    stating: Counter[str] = Counter()
+    denying: Counter[str] = Counter()
+    target = TargetFindings.of(concept)
+    for sentence in (text for report in reports for text in sentences(report)):
+        parsed = labeller.parse(sentence)
+        statuses = {finding.status for finding in parsed.findings if target.include(finding)}
+        if parsed.concepts.get(concept):
+            stating[sentence] += 1
+        elif statuses == {"absent"}:
+            denying[sentence] += 1
+    found = [tuple(text for text, _ in counted.most_common(_N_SENTENCES)) for counted in (stating, denying)]
+    return ConceptSentences(found[0] or (f"There is {concept}.",), found[1] or (f"There is no {concept}.",))
+
+
+def gradient_scores(
+    model: GradientModel,
+    studies: Sequence[Study],
+    said: Mapping[str, ConceptSentences],
+    w_dec: np.ndarray,
+    max_activation: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The first-order effect of adding each feature, at its largest activation, to all edited tokens.
+
+    Args:
+      model: the model.
+      studies: whose prompts and images are read, all in one batch.
+      said: the sentences of each concept.
+      w_dec: the decoder, float32 [F, d_model].
+      max_activation: float32 [F].
+
+    Returns:
+      By concept nats, mean over studies and sentences, float64 [F].
+
+    Raises:
+      UserError: a study has no prompt, or an image cannot be read.
+    """
+    gradients: dict[str, np.ndarray] = {}
+    for text in dict.fromkeys(text for each in said.values() for text in (*each.stating, *each.denying)):
+        requests = [reporting_request(study, model.tokenizer, findings=text) for study in studies]
+        length = padded_length(max(len(request.encoded) for request in requests))
+        batch = assemble(requests, model.tokenizer, model.image_cfg, length)
+        gradients[text] = _gradient(model, batch)
+    found = {}
+    for concept, each in said.items():
+        stating, denying = (np.mean([gradients[text] for text in texts], axis=0) for texts in each)  # [d_model]
+        found[concept] = (w_dec.astype(np.float64) @ (stating - denying)) * max_activation
+    return found
+
+
+def _gradient(model: GradientModel, batch: InputBatch) -> np.ndarray:
+    """The gradient of the log-probability of the findings along a vector that is added, mean over rows, [d_model]."""
+    on = sharding.mesh_of(model.params)
+    edited = model.edited(batch.kinds) & batch.mask
+    with jax.set_mesh(on):
+        placed = sharding.place_rows(on, (batch.tokens, batch.mask, batch.pixels, edited, batch.kinds == Kind.FINDINGS))
+        found = _gradient_of_rows(model.params, model.cfg, model.site.code, *placed)  # [B, d_model]
+    return np.asarray(found, np.float64).mean(0)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _gradient_of_rows(
+    params: Params,
+    cfg: Maira2Config,
+    site: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+    pixels: jax.Array | None,
+    edited: jax.Array,
+    scored: jax.Array,
+) -> jax.Array:
+    rows = len(tokens)
+
+    def log_probability(added: jax.Array) -> jax.Array:
+        edits = Edits(jnp.full(rows, site, jnp.int32), added, jnp.ones(rows), edited)
+        logits = maira2.forward(params, cfg, tokens, mask, pixels, edits=edits).logits
+        assert logits is not None
+        logs = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))  # [B, T - 1, vocab]
+        each = jnp.take_along_axis(logs, tokens[:, 1:, None], axis=-1)[..., 0]  # [B, T - 1]
+        return jnp.where(scored[:, 1:], each, 0).sum()
+
+    return jax.grad(log_probability)(jnp.zeros((rows, cfg.text.hidden_size), jnp.float32))
