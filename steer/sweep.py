@@ -18,8 +18,6 @@ from maira_jax.inputs.batches import fill_up
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import sharding
-from maira_jax.model.config import Maira2Config
-from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
 from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection
@@ -86,7 +84,9 @@ class Sweep:
         site = Site.parse(str(activations.source["site"]), cfg)
         if site.tower != "language" and section.positions != ("image",):
             raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")
-        model = (params, cfg, site)
+        folder = workdir / "model"
+        texts, images = Tokenizer.from_dir(folder), ImageConfig.from_dir(folder)
+        model = GradientModel(params, cfg, texts, images, site, section.measured)
         directions = _of_first(lambda: _directions(config, section, workdir, activations, model), shared)
         prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
         rows = plan_rows(directions, section.nonzero_strengths, activations.d_model, site)
@@ -120,7 +120,7 @@ def _directions(
     section: SteerSection,
     workdir: Path,
     activations: ActivationStore,
-    model: tuple[Params, Maira2Config, Site],
+    model: GradientModel,
 ) -> list[Direction]:
     combined = [number for text in section.combinations for number, _ in members(text)]
     sae, catalogue = _autoencoder(section, workdir, activations, (*section.features, *combined))
@@ -130,7 +130,7 @@ def _directions(
     if section.features or section.concepts or section.match or not section.combinations:
         score = None
         if section.select == "gradient":
-            score = _gradients(config, section, workdir, activations, model, sae, catalogue)
+            score = _gradients(config, section, activations, model, sae, catalogue)
         given = (section.features, section.match, section.concepts, section.top, section.candidates)
         targets = choose(catalogue, *given, score)
         print(f"steer: {'; '.join(map(str, targets))}", file=sys.stderr)
@@ -152,9 +152,8 @@ def _directions(
 def _gradients(
     config: ml_collections.ConfigDict,
     section: SteerSection,
-    workdir: Path,
     activations: ActivationStore,
-    model: tuple[Params, Maira2Config, Site],
+    model: GradientModel,
     sae: Sae,
     catalogue: FeatureCatalogue,
 ) -> Callable[[Sequence[str]], Mapping[str, np.ndarray]]:
@@ -165,14 +164,10 @@ def _gradients(
         train = {row["study_id"] for row in table if row["split"] == TRAIN}
         studies = [study for study in load_studies(config.studies) if study.study_id in train]
         reports = [study.findings for study in studies if study.findings]
-        params, cfg, site = model
-        folder = workdir / "model"
-        images = ImageConfig.from_dir(folder)
-        read = GradientModel(params, cfg, Tokenizer.from_dir(folder), images, site, section.measured)
         said = {concept: concept_sentences(reports[:_READ_REPORTS], concept) for concept in concepts}
-        rows = sharding.rows_on(sharding.mesh_of(params), min(section.select_studies, len(studies)))
+        rows = sharding.rows_on(sharding.mesh_of(model.params), min(section.select_studies, len(studies)))
         w_dec = np.asarray(sae.params["W_dec"])
-        return gradient_scores(read, fill_up(studies[:rows], rows), said, w_dec, catalogue.max_activations)
+        return gradient_scores(model, fill_up(studies[:rows], rows), said, w_dec, catalogue.max_activations)
 
     return score
 

@@ -85,6 +85,9 @@ def gradient_scores(
 ) -> dict[str, np.ndarray]:
     """The first-order effect of adding each feature, at its largest activation, to all edited tokens.
 
+    A feature that makes other findings as likely steers off target: of its effect on a concept, its largest positive
+    effect on the concepts about other findings is subtracted.
+
     Args:
       model: the model.
       studies: whose prompts and images are read, all in one batch.
@@ -104,11 +107,15 @@ def gradient_scores(
         length = padded_length(max(len(request.encoded) for request in requests))
         batch = assemble(requests, model.tokenizer, model.image_cfg, length)
         gradients[text] = _gradient(model, batch)
-    found = {}
+    effects = {}
     for concept, each in said.items():
         stating, denying = (np.mean([gradients[text] for text in texts], axis=0) for texts in each)  # [d_model]
-        found[concept] = (w_dec.astype(np.float64) @ (stating - denying)) * max_activation
-    return found
+        effects[concept] = (w_dec.astype(np.float64) @ (stating - denying)) * max_activation  # [F]
+    names = {concept: TargetFindings.of(concept).name for concept in said}
+    return {
+        concept: effect - np.max([effects[name] for name in said if names[name] != names[concept]], axis=0, initial=0.0)
+        for concept, effect in effects.items()
+    }
 
 
 def _gradient(model: GradientModel, batch: InputBatch) -> np.ndarray:

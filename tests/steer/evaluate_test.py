@@ -75,6 +75,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     with Stage(workdir, "steer/made", {}) as stage:
         text = "".join(json.dumps(entry) + "\n" for entry in made_generations())
         (stage.dir / "generations.jsonl").write_text(text)
+        files.write_json(stage.dir / "directions.json", [{"key": "add", "target": None}])
         stage.finish({})
     result = evaluate.run(
         configured(200),
@@ -165,7 +166,7 @@ def test_a_language_model_compares_the_reports(tmp_path: Path) -> None:
         for entry in generations:
             entry["direction"] = f"{entry['direction']}-3"
         (stage.dir / "generations.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in generations))
-        target = {"explanation": 'Says "effusion".', "concept": "left pleural effusion"}
+        target = {"explanation": 'Says "effusion".', "concept": "left pleural effusion", "feature": 3}
         described = [{"key": "add-3", "target": target}, {"key": "random-3", "target": None}]
         files.write_json(stage.dir / "directions.json", described)
         stage.finish({})

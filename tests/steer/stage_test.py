@@ -196,6 +196,19 @@ def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None
     assert all(originals.values())
 
 
+def test_candidates_are_chosen_by_gradient(workdir: Path) -> None:
+    config = make_config()
+    config.steer.update({"select": "gradient", "candidates": 2, "methods": ("add",), "strengths": (4.0,), "studies": 2})
+    stage.run(config, workdir)
+    targets = [entry["target"] for entry in files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)]
+    assert [target["concept"] for target in targets] == ["pneumothorax", "pneumothorax", "oedema", "oedema"]
+    for first, second in (targets[:2], targets[2:]):
+        assert first["score"] >= second["score"] and first["feature"] != second["feature"]
+    evaluate.run(config, workdir)
+    summary = files.read_json(workdir / "evaluation" / "test" / "summary.json")
+    assert set(summary["selection"]) == {"f1", "score"}
+
+
 def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:
     config = make_config()
     config.steer.update({"temperature": 0.8, "top_p": 0.9, "methods": ("random",), "strengths": (1e-20, 9.0)})

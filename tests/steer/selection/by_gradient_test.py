@@ -68,6 +68,15 @@ def test_scores_are_what_a_small_step_along_a_feature_changes(model, studies):
                     change = [log_probability(model, study, text, s * step * w_dec[feature]) for s in (1, -1)]
                     expected += sign * (change[0] - change[1]) / (2 * step) / len(texts) / 2
         assert scores[feature] == pytest.approx(expected * largest[feature], rel=0.03, abs=2e-3)
+    both = said | {"pacemaker": ConceptSentences(("Pacemaker.",), ("No pacemaker.",))}
+    other = gradient_scores(model, studies[:2], {"pacemaker": both["pacemaker"]}, w_dec, largest)["pacemaker"]
+    found = gradient_scores(model, studies[:2], both, w_dec, largest)
+    np.testing.assert_allclose(found["cardiomegaly"], scores - np.maximum(other, 0), atol=1e-5)
+    np.testing.assert_allclose(found["pacemaker"], other - np.maximum(scores, 0), atol=1e-5)
+    nested = said | {"severe cardiomegaly": both["pacemaker"]}
+    np.testing.assert_allclose(
+        gradient_scores(model, studies[:2], nested, w_dec, largest)["cardiomegaly"], scores, atol=1e-5
+    )
 
 
 def test_the_most_frequent_sentences_that_state_a_concept_and_that_deny_it():
