@@ -13,16 +13,17 @@ import pyarrow.parquet as pq
 
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import storage
+from maira_jax.run.columns import column
 
 OWN_SET = "interp"
 FOLDER, SCORED = "interpretations", "scored"
 FEATURES = "features.parquet"
 SCHEMA = pa.schema(
     [
-        ("feature", pa.int32()),  # ascending, each once; of those alone that the set knows
-        ("name", pa.string()),  # a few words
-        ("explanation", pa.string()),
-        ("score", pa.float64()),  # that came with the explanation, on its own scale
+        column("feature", pa.int32(), "ascending, each once; only those that the set knows"),
+        column("name", pa.string(), "a few words"),
+        column("explanation", pa.string(), "when the feature is active"),
+        column("score", pa.float64(), "that came with the explanation, on its own scale"),
     ]
 )
 
@@ -68,9 +69,9 @@ def read_set(workdir: Path, name: str) -> pa.Table:
     same = pc.fill_null(pc.equal(table["explanation"], found["explanation"]), False)
     own = set(table.column_names)
     rows = found.take(pc.if_else(same, pa.array(range(table.num_rows)), None))
-    for column in rows.column_names:
-        if column not in own:
-            table = table.append_column(column, rows[column])
+    for added in rows.column_names:
+        if added not in own:
+            table = table.append_column(added, rows[added])
     return table
 
 

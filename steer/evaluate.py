@@ -39,6 +39,7 @@ from interp.llm.client import ChatClient
 from maira_jax.reports.changes import cached_parse, compare
 from maira_jax.reports.text import degenerate, edit_distance, repetition, words_of
 from maira_jax.run import files, jsonl
+from maira_jax.run.columns import column
 from maira_jax.run.config import Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
@@ -52,33 +53,40 @@ RESULTS = "results.parquet"
 SUMMARY = "summary.json"
 ADDED, REMOVED = "added", "removed"
 _STRINGS = pa.list_(pa.string())
+# What a language model counts, and rates from 0 to 2; null where it did not judge.
+_JUDGED = {
+    "on_target": "on-target differences by the language model; null where it did not judge",
+    "off_target": "off-target differences by it",
+    "concept": "how far the steered report has the concept, 0 to 2",
+    "report": "how far it is a report, 0 to 2",
+    "fluency": "how fluent it is, 0 to 2",
+}
 SCHEMA = pa.schema(
     [
-        ("line", pa.int32()),  # the line's number in generations.jsonl, from 0
-        ("study_id", pa.string()),
-        ("direction", pa.string()),
-        ("method", pa.string()),
-        ("concept", pa.string()),  # "" when the direction has none
-        ("feature", pa.int32()),
-        ("strength", pa.float64()),
-        ("intended", pa.string()),  # "added", "removed", or "" without a concept or a strength
-        ("eligible", pa.bool_()),
-        ("on_target", pa.bool_()),
-        ("off_target", pa.bool_()),
-        ("off_target_attributes", pa.bool_()),
-        ("no_change", pa.bool_()),
-        ("identical", pa.bool_()),
-        ("degenerate", pa.string()),  # why, "" if it is not
-        ("added", _STRINGS),  # findings
-        ("removed", _STRINGS),
-        ("changed", _STRINGS),
-        ("concepts", _STRINGS),
-        ("edit_distance", pa.int32()),  # words
-        ("repetition", pa.float64()),
-        ("mean_nll", pa.float64()),  # nats per token
-        ("words", pa.int32()),  # the length of the longer of the two reports
-        # The language model's numbers of differences and its ratings; null where it did not judge.
-        *((f"judge_{name}", pa.int32()) for name in ("on_target", "off_target", "concept", "report", "fluency")),
+        column("line", pa.int32(), "number of the line in generations.jsonl, from 0"),
+        column("study_id", pa.string(), "the study"),
+        column("direction", pa.string(), "key of the direction"),
+        column("method", pa.string(), "of steering"),
+        column("concept", pa.string(), "that it is to change; empty when it has none"),
+        column("feature", pa.int32(), "that is steered, if one is"),
+        column("strength", pa.float64(), "in the sweep's units"),
+        column("intended", pa.string(), "added, removed, or empty without a concept or a strength"),
+        column("eligible", pa.bool_(), "whether the concept could be added or removed"),
+        column("on_target", pa.bool_(), "whether it was"),
+        column("off_target", pa.bool_(), "whether other findings changed"),
+        column("off_target_attributes", pa.bool_(), "whether attributes of other findings changed"),
+        column("no_change", pa.bool_(), "whether no finding changed"),
+        column("identical", pa.bool_(), "whether the texts are equal"),
+        column("degenerate", pa.string(), "why it is no report; empty if it is one"),
+        column("added", _STRINGS, "findings"),
+        column("removed", _STRINGS, "findings"),
+        column("changed", _STRINGS, "findings"),
+        column("concepts", _STRINGS, "concepts of the study that changed, with + or - before the name"),
+        column("edit_distance", pa.int32(), "words"),
+        column("repetition", pa.float64(), "share of runs of four words that occurred before"),
+        column("mean_nll", pa.float64(), "nats per token, under the unsteered model"),
+        column("words", pa.int32(), "length of the longer of the two reports"),
+        *(column(f"judge_{name}", pa.int32(), meaning) for name, meaning in _JUDGED.items()),
     ]
 )
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+import pyarrow as pa
 
 from interp.sets import OWN_SET, stage_name
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.run import files, jsonl, processes, storage
+from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -30,6 +32,24 @@ def folder(name: str) -> str:
     return f"steer/{name}"
 
 
+# A line of generations.jsonl.
+LINES = pa.schema(
+    [
+        column("study_id", pa.string(), "the study"),
+        column("prompt", pa.string(), "a hash of what the model was shown of it, without an added sentence"),
+        column("direction", pa.string(), "key of the direction"),
+        column("strength", pa.float64(), "how strongly, in its units"),
+        column("original", pa.string(), "the report at strength 0, by the same program"),
+        column("steered", pa.string(), "the report at this strength"),
+        column("n_tokens", pa.int32(), "length of the steered report"),
+        column("finished", pa.bool_(), "whether it ended by itself"),
+        column("finite", pa.bool_(), "whether all its tokens were chosen from finite logits"),
+        column("mean_nll", pa.float64(), "its mean negative log-likelihood under the unsteered model, nats per token"),
+        column("settings", pa.struct([]), "method, concepts, feature, unit and its size, site, positions, sampling"),
+    ]
+)
+
+
 def input_stages(section: SteerSection) -> tuple[str, ...]:
     """The stages that a sweep reads."""
     if section.sae:
@@ -41,15 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes steered reports.
 
     Writes `steer/NAME/`: `directions.json` (each direction with its target and the size of its unit),
-    `directions.npy` (their vectors, in the same order) and `generations.jsonl`, one line per report:
-
-      study_id, prompt   the study's id, and a hash of what the model was shown of it, without an added sentence
-      direction, strength   the key of the direction, and how strongly, in its units
-      original, steered  the reports at strength 0, by the same program, and at this strength
-      n_tokens, finished   of the steered report: its length, and whether it ended by itself
-      finite             whether all its tokens were chosen from finite logits
-      mean_nll           its mean negative log-likelihood under the unsteered model, nats per token
-      settings           method, concepts, feature, unit and its size, site, edited positions, sampling
+    `directions.npy` (their vectors, in the same order) and `generations.jsonl`, one line per report (see `LINES`).
 
     The lines are study by study in the order of `plan_rows`. The processes of a run take batches of studies in turn,
     each on its own devices; the first one measures the directions. A killed run resumes with the batches that are

@@ -12,21 +12,22 @@ from interp.exemplars.selection import KINDS, RANDOM, Exemplars, hard_candidates
 from interp.exemplars.token_activations import token_activations
 from maira_jax.inputs.tokens import SECTION_NAMES, Kind
 from maira_jax.run import files
+from maira_jax.run.columns import column
 from sae.autoencoder import Sae
 
 SCHEMA = pa.schema(
     [
-        ("feature", pa.int32()),
-        ("split", pa.string()),
-        ("kind", pa.string()),  # one of `interp.exemplars.selection.KINDS`
-        ("decile", pa.int8()),  # 0 weakest to 9 strongest; null unless kind is "decile"
-        ("study_id", pa.string()),
-        ("section", pa.string()),
-        ("position", pa.int32()),  # of the first token in its sequence
-        ("tokens", pa.list_(pa.string())),  # a word boundary is a leading space
-        ("activations", pa.list_(pa.float32())),
-        ("max_activation", pa.float32()),
-        ("peak", pa.int16()),  # which token has the largest activation; null without activation
+        column("feature", pa.int32(), "the feature"),
+        column("split", pa.string(), "train: shown to the explainer; held_out: scored on"),
+        column("kind", pa.string(), "why it is shown: top, decile, or of a non-activating kind"),
+        column("decile", pa.int8(), "0 weakest to 9 strongest; null unless kind is decile"),
+        column("study_id", pa.string(), "the study"),
+        column("section", pa.string(), "what its tokens are part of, as in activations/tokens.parquet"),
+        column("position", pa.int32(), "of the first token in the study's sequence"),
+        column("tokens", pa.list_(pa.string()), "their texts; a word boundary is a leading space"),
+        column("activations", pa.list_(pa.float32()), "of the feature, on each token"),
+        column("max_activation", pa.float32(), "the largest of them"),
+        column("peak", pa.int16(), "which token has it; null without activation"),
     ]
 )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from interp.exemplars.study_peaks import StudyPeaks
+from maira_jax.run.columns import column
 from maira_jax.run.progress import progress
 
 N_RUNNERS_UP = 4
@@ -20,19 +21,19 @@ _FEATURES = 256
 
 SCHEMA = pa.schema(
     [
-        ("concept", pa.string()),
-        ("prevalence", pa.float64()),  # share of positive studies among the held-out ones whose label is known
-        ("n_train", pa.int32()),
-        ("n_held_out", pa.int32()),
-        ("n_positive", pa.int32()),  # of the held-out studies
-        ("feature", pa.int32()),
-        ("threshold", pa.float64()),  # a study is positive above it
-        ("train_f1", pa.float64()),
-        ("f1", pa.float64()),
-        ("precision", pa.float64()),
-        ("recall", pa.float64()),
-        ("runners_up", pa.list_(pa.int32())),
-        ("runners_up_f1", pa.list_(pa.float64())),
+        column("concept", pa.string(), "a label of the studies"),
+        column("prevalence", pa.float64(), "share of positive studies among the held-out ones whose label is known"),
+        column("n_train", pa.int32(), "train studies whose label is known"),
+        column("n_held_out", pa.int32(), "held-out studies whose label is known"),
+        column("n_positive", pa.int32(), "held-out studies that have it"),
+        column("feature", pa.int32(), "that detects it best on the train studies"),
+        column("threshold", pa.float64(), "a study is positive above it"),
+        column("train_f1", pa.float64(), "F1 on the train studies"),
+        column("f1", pa.float64(), "F1 on the held-out studies"),
+        column("precision", pa.float64(), "on the held-out studies"),
+        column("recall", pa.float64(), "on the held-out studies"),
+        column("runners_up", pa.list_(pa.int32()), "the next best features"),
+        column("runners_up_f1", pa.list_(pa.float64()), "their F1 on the held-out studies"),
     ]
 )
 

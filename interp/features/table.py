@@ -14,94 +14,109 @@ from interp.features.summary import JudgeOrigin, summarise
 from interp.scorers.detection import SHUFFLED
 from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
+from maira_jax.run.columns import column
 
 _INTERVAL = pa.list_(pa.float64(), 2)
+_BY_NEGATIVE = pa.struct([(kind, pa.float64()) for kind in NON_ACTIVATING_KINDS])
 
 SCHEMA = pa.schema(
     [
-        ("feature", pa.int32()),
-        ("name", pa.string()),  # a few words
-        ("explanation", pa.string()),
-        ("reason", pa.string()),  # why there is no score; null where there is one
-        ("judge", pa.string()),
-        ("prompt_version", pa.string()),
-        ("cost", pa.float64()),  # US dollars; an answer that two features share counts for both
-        ("detection", pa.float64()),  # balanced accuracy; chance is 0.5
-        ("detection_interval", _INTERVAL),
-        ("detection_random", pa.float64()),  # the same with random negatives alone, as published scores are
-        ("detection_random_interval", _INTERVAL),
-        ("detection_hard", pa.float64()),  # with the hard negatives alone
-        ("detection_hard_interval", _INTERVAL),
-        ("accuracy", pa.float64()),
-        ("accuracy_interval", _INTERVAL),
-        ("precision", pa.float64()),
-        ("precision_interval", _INTERVAL),
-        ("recall", pa.float64()),
-        ("recall_interval", _INTERVAL),
-        ("f1", pa.float64()),
-        ("f1_interval", _INTERVAL),
-        ("by_decile", pa.list_(pa.float64())),  # accuracy on activating examples, weakest decile first
-        # Accuracy on the non-activating examples of each kind.
-        ("by_negative", pa.struct([(kind, pa.float64()) for kind in NON_ACTIVATING_KINDS])),
-        ("n_examples", pa.int32()),
-        ("n_failed", pa.int32()),
-        ("detection_shuffled", pa.float64()),  # of another feature's explanation on the same examples: a control
-        ("detection_shuffled_random", pa.float64()),
-        ("detection_shuffled_hard", pa.float64()),
-        ("fuzzing", pa.float64()),  # balanced accuracy on right and wrong marks; null without contexts to mark
-        ("fuzzing_interval", _INTERVAL),
-        ("fuzzing_n_examples", pa.int32()),
-        ("fuzzing_n_failed", pa.int32()),
-        ("explanation_group", pa.int32()),  # the first feature whose explanation says nearly the same
-        ("density", pa.float64()),  # share of the tokens on which it is active
-        ("mean_position", pa.float64()),  # of those tokens in their studies' sequences, from 0
-        ("max_activation", pa.float64()),
-        ("n_contexts_train", pa.int64()),
-        ("n_contexts_held_out", pa.int64()),
-        ("histogram", pa.list_(pa.int64())),  # peaks of activating contexts; edges in summary.json
-        ("sections", pa.struct([(name, pa.float64()) for name in SECTIONS])),  # share of its active tokens
-        ("top_tokens", pa.list_(pa.string())),
-        # Tokens whose logits the decoder row raises the furthest; null without a language head.
-        ("promoted", pa.list_(pa.string())),
-        ("promoted_logit", pa.list_(pa.float64())),  # for a row of length 1, before the final norm's division
-        ("suppressed", pa.list_(pa.string())),
-        ("suppressed_logit", pa.list_(pa.float64())),
-        ("group", pa.int16()),  # of the Matryoshka prefixes, 0 is in all of them
-        ("parent", pa.int32()),  # the feature of a narrower prefix that it splits off from; null without one
-        ("parent_share", pa.float64()),  # of its contexts, those in which the parent is active
-        ("children", pa.list_(pa.int32())),
-        ("similar", pa.list_(pa.int32())),  # by cosine of the decoder rows
-        ("similar_cosine", pa.list_(pa.float64())),
-        ("coactive", pa.list_(pa.int32())),  # by correlation of activity over the sampled contexts
-        ("coactive_correlation", pa.list_(pa.float64())),
-        ("concept", pa.string()),  # the labelled concept that it detects best, above chance, on the train studies
-        ("concept_f1", pa.float64()),  # on the held-out studies
-        # Facts and words of which one mostly holds where it is active, if known.
-        ("true_description", pa.list_(pa.string())),
-        ("true_f1", pa.float64()),  # of that description, on held-out contexts, half of them activating
-        ("fact_f1", pa.float64()),  # of the best description by facts alone
+        column("feature", pa.int32(), "its number"),
+        column("name", pa.string(), "a few words"),
+        column("explanation", pa.string(), "when it is active"),
+        column("reason", pa.string(), "why there is no score; null where there is one"),
+        column("judge", pa.string(), "who answered"),
+        column("prompt_version", pa.string(), "names of the prompts or rules"),
+        column("cost", pa.float64(), "US dollars; an answer that two features share counts for both"),
+        column("detection", pa.float64(), "balanced accuracy of detection; chance is 0.5"),
+        column("detection_interval", _INTERVAL, "95 % interval of detection"),
+        column("detection_random", pa.float64(), "the same with random negatives alone, as published scores are"),
+        column("detection_random_interval", _INTERVAL, "95 % interval of detection_random"),
+        column("detection_hard", pa.float64(), "the same with the hard negatives alone"),
+        column("detection_hard_interval", _INTERVAL, "95 % interval of detection_hard"),
+        column("accuracy", pa.float64(), "of detection"),
+        column("accuracy_interval", _INTERVAL, "95 % interval of accuracy"),
+        column("precision", pa.float64(), "of detection"),
+        column("precision_interval", _INTERVAL, "95 % interval of precision"),
+        column("recall", pa.float64(), "of detection"),
+        column("recall_interval", _INTERVAL, "95 % interval of recall"),
+        column("f1", pa.float64(), "of detection"),
+        column("f1_interval", _INTERVAL, "95 % interval of f1"),
+        column("by_decile", pa.list_(pa.float64()), "accuracy on activating examples, weakest decile first"),
+        column(
+            "by_negative",
+            pa.struct([(kind, pa.float64()) for kind in NON_ACTIVATING_KINDS]),
+            "accuracy on each non-activating kind",
+        ),
+        column("n_examples", pa.int32(), "examples that were answered"),
+        column("n_failed", pa.int32(), "examples without a usable answer"),
+        column("detection_shuffled", pa.float64(), "of another feature's explanation on the same examples: a control"),
+        column("detection_shuffled_random", pa.float64(), "the same with random negatives alone"),
+        column("detection_shuffled_hard", pa.float64(), "the same with the hard negatives alone"),
+        column("fuzzing", pa.float64(), "balanced accuracy on right and wrong marks; null without contexts to mark"),
+        column("fuzzing_interval", _INTERVAL, "95 % interval of fuzzing"),
+        column("fuzzing_n_examples", pa.int32(), "examples of fuzzing that were answered"),
+        column("fuzzing_n_failed", pa.int32(), "examples of fuzzing without a usable answer"),
+        column("explanation_group", pa.int32(), "the first feature whose explanation says nearly the same"),
+        column("density", pa.float64(), "share of the tokens on which it is active"),
+        column("mean_position", pa.float64(), "of those tokens in their studies' sequences, from 0"),
+        column("max_activation", pa.float64(), "its largest activation"),
+        column("n_contexts_train", pa.int64(), "train contexts in which it is active"),
+        column("n_contexts_held_out", pa.int64(), "held-out contexts in which it is active"),
+        column("histogram", pa.list_(pa.int64()), "its peaks in activating contexts; edges in summary.json"),
+        column(
+            "sections",
+            pa.struct([(name, pa.float64()) for name in SECTIONS]),
+            "share of its active tokens",
+        ),
+        column("top_tokens", pa.list_(pa.string()), "on which it is strongest"),
+        column(
+            "promoted",
+            pa.list_(pa.string()),
+            "tokens whose logits it raises most; null without a language head",
+        ),
+        column("promoted_logit", pa.list_(pa.float64()), "for a row of length 1, before the final norm's division"),
+        column("suppressed", pa.list_(pa.string()), "tokens whose logits it lowers most"),
+        column("suppressed_logit", pa.list_(pa.float64()), "likewise"),
+        column("group", pa.int16(), "of the Matryoshka prefixes; 0 is in all of them"),
+        column("parent", pa.int32(), "the feature of a narrower prefix that it splits off from; null without one"),
+        column("parent_share", pa.float64(), "of its contexts, those in which the parent is active"),
+        column("children", pa.list_(pa.int32()), "features that split off from it"),
+        column("similar", pa.list_(pa.int32()), "features near it, by cosine of the decoder rows"),
+        column("similar_cosine", pa.list_(pa.float64()), "their cosines"),
+        column("coactive", pa.list_(pa.int32()), "features active with it, by correlation over the sampled contexts"),
+        column("coactive_correlation", pa.list_(pa.float64()), "their correlations"),
+        column("concept", pa.string(), "the labelled concept that it detects best, above chance, on the train studies"),
+        column("concept_f1", pa.float64(), "on the held-out studies"),
+        column(
+            "true_description",
+            pa.list_(pa.string()),
+            "facts or words that mostly hold where it is active",
+        ),
+        column("true_f1", pa.float64(), "of that description, on held-out contexts, half of them activating"),
+        column("fact_f1", pa.float64(), "of the best description by facts alone"),
     ]
 )
 
 
 CONTROL_SCHEMA = pa.schema(
     [
-        ("control", pa.string()),  # one of `interp.scorers.controls`
-        ("direction", pa.string()),  # of the raw dimensions: sign and number
-        ("matched_feature", pa.int32()),  # the feature that has its density
-        ("density", pa.float64()),
-        ("name", pa.string()),
-        ("explanation", pa.string()),
-        ("reason", pa.string()),
-        ("cost", pa.float64()),
-        ("detection", pa.float64()),
-        ("detection_interval", _INTERVAL),
-        ("detection_random", pa.float64()),
-        ("detection_hard", pa.float64()),
-        ("n_examples", pa.int32()),
-        ("n_failed", pa.int32()),
-        ("true_f1", pa.float64()),
-        ("fact_f1", pa.float64()),
+        column("control", pa.string(), "raw dimensions, shuffled weights or shuffled activations"),
+        column("direction", pa.string(), "of the raw dimensions: sign and number"),
+        column("matched_feature", pa.int32(), "the feature that has its density"),
+        column("density", pa.float64(), "share of the tokens on which it is active"),
+        column("name", pa.string(), "a few words"),
+        column("explanation", pa.string(), "when it is active"),
+        column("reason", pa.string(), "why there is no score; null where there is one"),
+        column("cost", pa.float64(), "US dollars; an answer that two features share counts for both"),
+        column("detection", pa.float64(), "balanced accuracy of detection; chance is 0.5"),
+        column("detection_interval", _INTERVAL, "95 % interval of detection"),
+        column("detection_random", pa.float64(), "the same with random negatives alone, as published scores are"),
+        column("detection_hard", pa.float64(), "the same with the hard negatives alone"),
+        column("n_examples", pa.int32(), "examples that were answered"),
+        column("n_failed", pa.int32(), "examples without a usable answer"),
+        column("true_f1", pa.float64(), "of that description, on held-out contexts, half of them activating"),
+        column("fact_f1", pa.float64(), "of the best description by facts alone"),
     ]
 )
 # Column -> measure of `interp.scorers.statistics.Score`.

@@ -26,13 +26,30 @@ from interp.medsae.comparison import DIMENSIONS, DIRECTIONS, FEATURES, differenc
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.probes import columns_of
 from interp.medsae.vectors import random_directions
+from maira_jax.run.columns import column
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
 from sae.evaluation import probing
 
 FOLDS = 5
 RANDOM_FEATURES, UNIFORM, PERFECT = "random features", "uniform map", "perfect map"
-MEASURES = ("pointing", "touching", "inside", "iou", "oracle_iou")
+_MEANINGS = {
+    "pointing": "whether the centre of its largest patch lies in a box",
+    "touching": "whether its largest patch touches a box",
+    "inside": "share of its sum inside boxes",
+    "iou": "intersection over union with the boxes, at the best threshold of other images",
+    "oracle_iou": "the same at the image's own best threshold",
+}
+MEASURES = tuple(_MEANINGS)
+SCHEMA = pa.schema(
+    [
+        column("concept", pa.string(), "the label whose boxes are looked for"),
+        column("study_id", pa.string(), "the study"),
+        column("map", pa.string(), "which neurons made the heat map"),
+        column("neuron", pa.int64(), "the neuron, where it is one"),
+        *(column(name, pa.float64(), meaning) for name, meaning in _MEANINGS.items()),
+    ]
+)
 _BASES = (FEATURES, DIMENSIONS, DIRECTIONS)
 _N_RANDOM = 20  # features that are drawn
 _TOGETHER = 16  # neurons whose maps are added
@@ -173,8 +190,9 @@ def localise(
                 row = {"concept": concept, "study_id": study_ids[number], "map": name, "group": int(group[i])}
                 row |= {"neuron": None if neuron is None else int(neuron[i])}
                 rows.append(row | {measure: float(getattr(scores, measure)[i]) for measure in MEASURES})
-    table = pa.Table.from_pylist(rows)
-    return _summary(table, studies.groups), table.drop_columns(["group"])
+    groups = pa.array([row["group"] for row in rows])
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    return _summary(table.append_column("group", groups), studies.groups), table
 
 
 def _readouts(studies: LabelledStudies, c: int, seed: int) -> dict[str, WeightedNeurons]:

@@ -16,8 +16,21 @@ from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 from interp.medsae.comparison import FEATURES, MEDSAE, Measured, difference, interval
 from interp.medsae.patient_groups import PatientGroups
+from maira_jax.run.columns import column
 from maira_jax.run.progress import progress
 from sae.evaluation import probing
+
+SCHEMA = pa.schema(
+    [
+        column("basis", pa.string(), "features, raw dimensions or random directions"),
+        column("k", pa.string(), "number of neurons that the probe reads, or that it is dense"),
+        column("concept", pa.string(), "the label"),
+        column("split", pa.int64(), "of the patients, from 0"),
+        column("neurons", pa.list_(pa.int64()), "that it reads"),
+        column("auroc", pa.float64(), "on the other patients"),
+        column("f1", pa.float64(), "on the other patients"),
+    ]
+)
 
 SIZES = (1, 2, 4, 8, 16)
 DENSE = "dense"
@@ -91,7 +104,8 @@ def probe_bases(
             {"basis": basis, "k": str(row.k)} | {name: getattr(row, name) for name in names}
             for basis, rows in scores.items()
             for row in rows
-        ]
+        ],
+        schema=SCHEMA,
     )
     return summary | {"differences": _differences(scores)}, table
 

@@ -18,6 +18,17 @@ from scipy import sparse
 from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.errors import UserError
 from maira_jax.run import files
+from maira_jax.run.columns import column
+
+SCHEMA = pa.schema(
+    [
+        column("study_id", pa.string(), "the study"),
+        column("patient_id", pa.string(), "the patient"),
+        column("split", pa.string(), "train or held_out"),
+        column("feature", pa.large_list(pa.int32()), "the features of its code"),
+        column("activation", pa.large_list(pa.float32()), "their largest activations"),
+    ]
+)
 
 FILE = "codes.parquet"
 _STUDIES = 512  # whose activations are read together, as dense numbers
@@ -73,7 +84,7 @@ class StudyCodes:
             "feature": lists(self.code.indices.astype(np.int32)),
             "activation": lists(self.code.data),
         }
-        table = pa.table(columns).replace_schema_metadata({"features": str(self.code.shape[1])})
+        table = pa.table(columns, schema=SCHEMA).replace_schema_metadata({"features": str(self.code.shape[1])})
         with files.atomic_path(folder / FILE) as path:
             pq.write_table(table, path)
 

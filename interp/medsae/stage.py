@@ -34,6 +34,7 @@ from interp.medsae.vectors import study_vectors
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
+from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.stage import Stage
 from sae.activations.store import ActivationStore
@@ -144,22 +145,50 @@ def _labels(section: LabelSection, store: ActivationStore, study: np.ndarray) ->
     return StudyLabels(tuple(labels.concepts[c] for c in chosen), labels.value[:, chosen], labels.known[:, chosen])
 
 
+def neuron_schema(concepts: Sequence[str]) -> pa.Schema:
+    """Columns of neurons.parquet; those of measures by rank end with `_by_rank`."""
+    by_concept = pa.struct([(concept, pa.float64()) for concept in concepts])
+    fields = [
+        column("basis", pa.string(), "features, raw dimensions or random directions"),
+        column("neuron", pa.int32(), "its number in the basis"),
+    ]
+    for rule in (comparison.MEDSAE, comparison.BY_RANK):
+        suffix, how = ("", "") if rule == comparison.MEDSAE else (f"_{rule}", ", by rank")
+        for field in dataclasses.fields(NeuronMeasures):
+            meaning, is_by_concept = _NEURON_MEASURES[field.name]
+            kind = by_concept if is_by_concept else pa.float64()
+            fields.append(column(field.name + suffix, kind, meaning + how))
+    return pa.schema([*fields, column("active_by_rank", pa.int64(), "studies on which it is active, by rank")])
+
+
+# Meaning of each of `NeuronMeasures`, and whether there is one for every label.
+_NEURON_MEASURES = {
+    "monosemanticity": ("MedSAE's score: similarity of the studies that activate it", False),
+    "correlation": ("Pearson's r with each label", True),
+    "entropy": ("of the correlations' absolute values, in nats", False),
+    "threshold": ("it fires above it", False),
+    "precision": ("of its firing as a test for each label", True),
+    "recall": ("likewise", True),
+    "f1": ("likewise", True),
+}
+
+
 def _table(basis: str, rules: dict[str, comparison.BasisMeasures], concepts: tuple[str, ...]) -> pa.Table:
-    """One row per neuron; the columns of measures by rank end with `_by_rank`."""
-
-    def by_concept(values: np.ndarray) -> pa.Array:
-        rows = [{c: _number(v) for c, v in zip(concepts, row, strict=True)} for row in values]
-        return pa.array(rows, pa.struct([(c, pa.float64()) for c in concepts]))
-
+    """One row per neuron, of `neuron_schema`."""
     n_active = rules[comparison.BY_RANK].n_active
-    columns = {"basis": pa.array([basis] * len(n_active)), "neuron": pa.array(np.arange(len(n_active), dtype=np.int32))}
+    columns: dict[str, Any] = {"basis": [basis] * len(n_active), "neuron": range(len(n_active))}
     for rule, measured in rules.items():
         suffix = "" if rule == comparison.MEDSAE else f"_{rule}"
         for field in dataclasses.fields(NeuronMeasures):
             values = getattr(measured.measures, field.name)
-            column = by_concept(values) if values.ndim == 2 else pa.array(map(_number, values), pa.float64())
-            columns[field.name + suffix] = column
-    return pa.table(columns | {"active_by_rank": pa.array(n_active)})
+            columns[field.name + suffix] = (
+                [dict(zip(concepts, map(_number, row), strict=True)) for row in values]
+                if values.ndim == 2
+                else list(map(_number, values))
+            )
+    columns["active_by_rank"] = n_active
+    schema = neuron_schema(concepts)
+    return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _number(value: float) -> float | None:

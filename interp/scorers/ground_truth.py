@@ -22,6 +22,7 @@ from interp.exemplars.shown import section_words
 from interp.explainers.rules import words
 from maira_jax.inputs.prompt import NOT_AVAILABLE
 from maira_jax.inputs.tokens import SECTION_NAMES, SECTIONS, Kind
+from maira_jax.run.columns import column
 from sae.activations.store import HELD_OUT
 
 _REPORTS = (Kind.FINDINGS, Kind.PRIOR_REPORT)
@@ -35,13 +36,13 @@ _Weighted: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 SCHEMA = pa.schema(
     [
-        ("statement", pa.string()),
-        ("prevalence", pa.float64()),  # among the held-out contexts
-        ("feature", pa.int32()),  # with the best F1 on the train split
-        ("name", pa.string()),  # that the judge gave it
-        ("f1", pa.float64()),  # of its activity as a sign of the statement, on the held-out split
-        ("precision", pa.float64()),
-        ("recall", pa.float64()),
+        column("statement", pa.string(), "a fact that a sentence may state, or a word in quotes"),
+        column("prevalence", pa.float64(), "among the held-out contexts"),
+        column("feature", pa.int32(), "with the best F1 on the train split"),
+        column("name", pa.string(), "that the judge gave the feature"),
+        column("f1", pa.float64(), "of its activity as a sign of the statement, on the held-out split"),
+        column("precision", pa.float64(), "likewise"),
+        column("recall", pa.float64(), "likewise"),
     ]
 )
 

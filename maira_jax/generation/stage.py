@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
+import pyarrow as pa
 
 from maira_jax.checkpoint import store
 from maira_jax.checkpoint.convert import ModelSection
@@ -23,6 +24,7 @@ from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.int8 import Weights
 from maira_jax.run import files, jsonl, processes, storage
+from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
@@ -36,6 +38,34 @@ REPORT, GROUNDED, PHRASE = "report", "grounded", "phrase"
 FOLDERS = {REPORT: "reports", GROUNDED: "grounded", PHRASE: "phrases"}
 _MAX_NEW_TOKENS = {REPORT: 300, GROUNDED: 450, PHRASE: 150}
 RESULT, IMAGES = "generations.jsonl", "images"
+
+# A line of generations.jsonl, and what it has more where boxes were asked for.
+LINES = pa.schema(
+    [
+        column("study_id", pa.string(), "the study"),
+        column("prompt", pa.string(), "the first 16 hex digits of a hash over the prompt's tokens"),
+        column("findings", pa.string(), "the text, without boxes"),
+        column("n_tokens", pa.int32(), "number of generated tokens"),
+        column("finished", pa.bool_(), "whether the text ended by itself"),
+    ]
+)
+_BOX = pa.list_(pa.float64(), 4)  # x_min, y_min, x_max, y_max
+_PHRASE = pa.struct([("text", pa.string()), ("boxes", pa.list_(_BOX)), ("square_boxes", pa.list_(_BOX))])
+BOX_LINES = pa.schema(
+    [
+        column("phrase", pa.string(), "what was asked for, where one was"),
+        column("text", pa.string(), "as generated, with its box tokens"),
+        column(
+            "phrases",
+            pa.list_(_PHRASE),
+            "each with its boxes (x_min, y_min, x_max, y_max in fractions of the current frontal image), or null, and "
+            "those in its centre square, which the model sees",
+        ),
+        column("unparsed", pa.list_(pa.string()), "pieces that are no whole phrase or box"),
+        column("width", pa.int32(), "of the current frontal image, in pixels"),
+        column("height", pa.int32(), "likewise"),
+    ]
+)
 
 
 class GenerateSection(Section, name="generate"):
@@ -67,21 +97,8 @@ class GenerateSection(Section, name="generate"):
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes the texts of `config.generate` for the first `config.generate.studies` of `config.studies`.
 
-    Writes `generations.jsonl` into the task's folder, one line per study in their order:
-
-      study_id             the study's id
-      findings             the text, without boxes
-      n_tokens, finished   number of generated tokens, and whether the text ended by itself
-      prompt               the first 16 hex digits of a hash over the prompt's tokens
-
-    and, where boxes were asked for:
-
-      phrase               what was asked for, where one was
-      text                 as generated, with its box tokens
-      phrases              each with its `text`, its `boxes` ([x_min, y_min, x_max, y_max] in fractions of the current
-                           frontal image) and `square_boxes` (of its centre square, which the model sees), or null
-      unparsed             pieces of `text` that are no whole phrase or box, such as the end of an unfinished one
-      width, height        of the current frontal image, in pixels
+    Writes `generations.jsonl` into the task's folder, one line per study in their order: `LINES`, and with boxes
+    `BOX_LINES`.
 
     An interrupted run resumes and ends with the same texts. The processes of a run take batches in turn, each on its
     own devices; the texts are the same for any number of them. `images/` holds one picture per line where they are

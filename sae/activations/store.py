@@ -25,6 +25,7 @@ import tensorstore as ts
 
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files, processes, storage
+from maira_jax.run.columns import column
 from sae.activations.row_ranges import RowRanges
 from sae.activations.token_rows import TokenRows
 
@@ -35,12 +36,12 @@ SHARD_ROWS = 16384
 CHUNK_ROWS = 128
 STUDY_SCHEMA = pa.schema(
     [
-        ("study_id", pa.string()),
-        ("patient_id", pa.string()),
-        ("split", pa.string()),
-        ("labels", pa.string()),
-        ("start", pa.int64()),
-        ("stop", pa.int64()),
+        column("study_id", pa.string(), "the study, each once"),
+        column("patient_id", pa.string(), "the patient"),
+        column("split", pa.string(), "train or held_out; all studies of a patient are in one"),
+        column("labels", pa.string(), "JSON of {concept: true or false}; what is not known is not there"),
+        column("start", pa.int64(), "first row of the study's tokens"),
+        column("stop", pa.int64(), "one past the last"),
     ]
 )
 TOKENS, STUDIES = "tokens.parquet", "studies.parquet"

@@ -9,9 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maira_jax.inputs.tokens import SECTION_NAMES, SECTIONS, Kind
+from maira_jax.run.columns import column
 
 TOKEN_SCHEMA = pa.schema(
-    [("study_id", pa.string()), ("position", pa.int32()), ("token_id", pa.int32()), ("section", pa.string())]
+    [
+        column("study_id", pa.string(), "the study"),
+        column("position", pa.int32(), "place in the study's sequence, from 0"),
+        column("token_id", pa.int32(), "in the tokenizer's vocabulary; -1 for rows that are no tokens"),
+        column(
+            "section",
+            pa.string(),
+            f"what it is part of: {', '.join(SECTIONS)}; null for rows that are no tokens",
+        ),
+    ]
 )
 _NONE = -1
 _GROUP_ROWS = 1 << 20  # rows that are written at once

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from maira_jax.errors import UserError
 from maira_jax.run import files, processes, storage
+from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.stage import MANIFEST, Stage
@@ -23,7 +24,25 @@ from sae.training.config import CHUNK_STEPS, SaeSection, TrainSection
 from sae.training.stage import TrainingRun, finish, loss_of, measure, stage_of, train_all
 from sae.training.trainer import TrainState
 
-_MEASURES = ("fvu", "explained_variance", "cosine", "l0", "dead", "dense")
+_MEASURES = {
+    "fvu": column("fvu", pa.float64(), "fraction of variance unexplained, on held-out tokens"),
+    "explained_variance": column("explained_variance", pa.float64(), "1 less it"),
+    "cosine": column("cosine", pa.float64(), "mean cosine of a token with its reconstruction"),
+    "l0": column("l0", pa.float64(), "features active on a token, on average"),
+    "dead": column("dead", pa.int64(), "features that are never active"),
+    "dense": column("dense", pa.int64(), "features active on more than a tenth of the tokens"),
+}
+SCHEMA = pa.schema(
+    [
+        column("member", pa.int64(), "number of the autoencoder, from 0"),
+        column("n_features", pa.int64(), "its width"),
+        column("lr", pa.float64(), "its learning rate"),
+        column("k", pa.int64(), "features kept in training, on average; of a ReLU autoencoder without meaning"),
+        column("l1", pa.float64(), "weight of its L1 penalty"),
+        *_MEASURES.values(),
+        column("best", pa.bool_(), "whether it is the one in sae/"),
+    ]
+)
 # Members whose fvu exceeds the lowest one by at most this share of it are taken for equally good.
 _EQUAL = 0.01
 
@@ -134,7 +153,7 @@ def _table(configs: Sequence[MemberConfig], measured: Mapping[int, dict[str, Any
         | {"best": index == best}
         for index, (sae, train) in enumerate(configs)
     ]
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _write(directory: Path, table: pa.Table) -> None:

@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from docs import files_page
 from tests.helpers.paths import ROOT
 
 SMALL = {
@@ -129,6 +131,27 @@ def test_run_again_everything_is_finished(whole):
     assert again.count("already finished") == 11
     assert again.strip().splitlines()[-4:] == output.strip().splitlines()[-4:]
     assert results(workdir) == before
+
+
+def columns_of(path):
+    """Name and type of each column of a parquet file, or each field of a JSON Lines file."""
+    if path.suffix == ".parquet":
+        return {field.name: files_page.kind_of(field.type) for field in pq.read_schema(path)}
+    return set(json.loads(path.read_text().partition("\n")[0]))
+
+
+def test_files_have_the_columns_of_the_page(whole):
+    """Of logs and of features.jsonl, which is features.parquet again, the page says in words what they hold."""
+    workdir = whole[0]
+    written = {path.relative_to(workdir) for ending in ("parquet", "jsonl") for path in workdir.rglob(f"*.{ending}")}
+    in_words = {Path("sae", f"{name}.jsonl") for name in ("log", "held_out", "timing")} | {
+        Path("interp/features.jsonl")
+    }
+    seen = {re.sub("/concepts/", "/NAME/", str(path)): columns_of(workdir / path) for path in written - in_words}
+    assert len(seen) == 12 and seen.keys() <= files_page.TABLES.keys()
+    for name, columns in seen.items():
+        declared = {field.name: files_page.kind_of(field.type) for field in files_page.TABLES[name][1]}
+        assert columns == (declared if isinstance(columns, dict) else set(declared)), name
 
 
 @pytest.mark.drill
