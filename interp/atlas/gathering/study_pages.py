@@ -93,7 +93,7 @@ class StudyReader:
         disclosure: Disclosure,
         max_length: int,
     ):
-        self._store, self._studies, self._places = store, sorted(studies), places
+        self._store, self._studies, self._places = store, studies, places
         self._pictures, self._disclosure, self._max_length = pictures, disclosure, max_length
         self._table = store.studies
         self._encoder = RowEncoder(load_sae(workdir / "sae"), np.asarray(largest, np.float32))
@@ -102,7 +102,7 @@ class StudyReader:
             self._tokens, self._pieces = tokens, pieces_of(Tokenizer.from_dir(workdir / "model"), tokens.token_id)
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Each study in turn.
+        """Each study, in the order in which they were given: that of the store would tell whose number is whose.
 
         A study has "id" and "name", "split", "labels" (those present), "images" (number of the file and of the first
         patch's row, -1 without, and the patch's rectangle), "tokens" (one text per row, empty ones of an image),
