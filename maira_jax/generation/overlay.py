@@ -11,7 +11,7 @@ from maira_jax.generation.grounding import Phrase
 _LONG_EDGE = 1024  # pixels of the picture of the X-ray
 _MARGIN, _FONT_SIZE, _LINE_HEIGHT = 16, 20, 28
 # Okabe and Ito's colours, which colour-blind readers can distinguish; without black, which is lost on an X-ray.
-_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 _PLAIN = "#B0B0B0"
 _BACKGROUND, _TEXT = "#101010", "#F0F0F0"
 
@@ -33,7 +33,7 @@ def draw(grey: np.ndarray, phrases: Sequence[Phrase], notes: Sequence[str] = ())
     xray = Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
     font = ImageFont.load_default(_FONT_SIZE)
     located = [phrase for phrase in phrases if phrase.boxes]
-    colours = {id(phrase): _COLOURS[i % len(_COLOURS)] for i, phrase in enumerate(located)}
+    colours = {id(phrase): COLOURS[i % len(COLOURS)] for i, phrase in enumerate(located)}
     pen = ImageDraw.Draw(xray)
     for phrase in located:
         for box in phrase.boxes or ():

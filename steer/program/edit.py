@@ -1,6 +1,6 @@
 """Interventions as an edit of the model: a batch of rows, each with its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import jax
@@ -57,7 +57,13 @@ class SteeringEdits(maira2.Edits):
     kept: jax.Array | None = None
 
     @classmethod
-    def of(cls, interventions: Sequence[Intervention], strengths: Sequence[float], sites: Sequence[Site]) -> Self:
+    def of(
+        cls,
+        interventions: Sequence[Intervention],
+        strengths: Sequence[float],
+        sites: Sequence[Site],
+        min_clamps: int = 0,
+    ) -> Self:
         """The edit of some rows: row i does interventions[i] at strengths[i].
 
         The shapes depend on the number of rows, and on the largest number of features that an intervention sets.
@@ -66,6 +72,8 @@ class SteeringEdits(maira2.Edits):
           interventions: [batch].
           strengths: [batch], in units of each intervention; 0 edits nothing.
           sites: where the residual stream is edited, in one tower. [batch]
+          min_clamps: features that there is room for in each row at least, so that what sets fewer, or none, has the
+            same shapes.
         """
         lengths = [0.0 if i.clamps else s * i.unit_size for i, s in zip(interventions, strengths, strict=True)]
         replaced = np.array([i.replaces and bool(s) for i, s in zip(interventions, strengths, strict=True)])  # [batch]
@@ -73,7 +81,7 @@ class SteeringEdits(maira2.Edits):
             site=jnp.array([site.code for site in sites], jnp.int32),
             direction=jnp.asarray(np.stack([intervention.vector for intervention in interventions])),
             strength=jnp.asarray(lengths, jnp.float32),
-            clamps=_clamp_edits(interventions, strengths),
+            clamps=_clamp_edits(interventions, strengths, min_clamps),
             kept=jnp.asarray(~replaced, jnp.float32) if replaced.any() else None,
         )
 
@@ -92,9 +100,42 @@ class SteeringEdits(maira2.Edits):
         return edit
 
 
-def _clamp_edits(interventions: Sequence[Intervention], strengths: Sequence[float]) -> ClampEdits | None:
-    """The features that each row sets, padded to the largest number of them; None where no row could set any."""
+@struct.dataclass
+class FunctionEdits(maira2.Edits):
+    """x + strength * (function(x) - x) at one site; `direction` is ignored.
+
+    Attributes:
+      function: from x [batch, positions, d] to an array of the same shape; static, so each one is compiled once.
+    """
+
+    function: Callable[[jax.Array], jax.Array] = struct.field(pytree_node=False, kw_only=True)
+
+    @classmethod
+    def of(
+        cls, function: Callable[[jax.Array], jax.Array], strengths: Sequence[float], site: Site, d_model: int
+    ) -> Self:
+        """The edit of one row per strength; a strength of 1 replaces x by function(x), one of 0 leaves x alone."""
+        n = len(strengths)
+        codes = jnp.full(n, site.code, jnp.int32)
+        return cls(codes, jnp.zeros((n, d_model)), jnp.asarray(strengths, jnp.float32), function=function)
+
+    def hook(self, mask: jax.Array) -> Hook:
+        """The edit as a function of (x [batch, positions, d], site code), on the positions in `mask`."""
+
+        def edit(x: jax.Array, code: jax.Array) -> jax.Array:
+            here = (mask & (self.site == code)[:, None])[..., None]  # [B, P, 1]
+            change = self.strength[:, None, None] * (self.function(x) - x)  # [B, P, d]
+            return x + jnp.where(here, change, 0).astype(x.dtype)
+
+        return edit
+
+
+def _clamp_edits(
+    interventions: Sequence[Intervention], strengths: Sequence[float], min_clamps: int
+) -> ClampEdits | None:
+    """The features that each row sets, padded to the largest number of them; None where there is no room for any."""
     max_features = max((len(clamp.bias) for i in interventions for clamp in i.clamps), default=0)
+    max_features = max(max_features, min_clamps)
     if not max_features:
         return None
     n, width = len(interventions), len(interventions[0].vector)
