@@ -36,11 +36,11 @@ def leaving_no_trace(workdir: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def rehearse(stages: Sequence[Run], estimates: str, config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
+def rehearse(stages: Mapping[str, Run], estimates: str, config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
     """What `--dry_run` does instead of running the stages; called by every process.
 
     Args:
-      stages: the stages of the command.
+      stages: the stages of the command, by name.
       estimates: the field of the configuration that has the only one say what it would take; empty if there is none.
       config: the configuration.
       workdir: the run directory.
@@ -56,13 +56,27 @@ def rehearse(stages: Sequence[Run], estimates: str, config: ConfigDict, workdir:
     processes.barrier()  # until all have deleted their files
     storage.fetch(workdir, (run_stage.MANIFEST, run_stage.UNFINISHED))
     would_work = False
-    for run in stages:
+    for run in stages.values():
         sentence, would_work = processes.first_only(functools.partial(intention, run, config, workdir))
         print(storage.named(sentence))
+    print(processes.first_only(functools.partial(_costs, list(stages), config)), end="")
     if not (estimates and would_work):
         return {}
     config.update_from_flattened_dict({estimates: True})
-    return processes.first_only(functools.partial(stages[0], config, workdir))
+    return processes.first_only(functools.partial(run, config, workdir))
+
+
+def _costs(names: Sequence[str], config: ConfigDict) -> str:
+    """What those stages take whose costs are counted; of an image encoder's none are."""
+    # Not at the top: it imports what most commands do not need.
+    from steer import run_costs
+
+    if config.harvest.encoder or not set(names) & set(run_costs.COUNTED):
+        return ""
+    try:
+        return f"{run_costs.text(config, names)}\n"
+    except UserError as error:
+        return f"what it takes is not known: {error}\n"
 
 
 def devices() -> str:

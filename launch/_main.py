@@ -126,7 +126,7 @@ def main(
     reads: Sequence[str],
     parallel: bool = False,
     estimates: str = "",
-    stages: Callable[[ConfigDict], Sequence[Run]] | None = None,
+    stages: Callable[[ConfigDict], Mapping[str, Run]] | None = None,
     words: Callable[[ConfigDict, Path], str] | None = None,
 ) -> NoReturn:
     """Parses the command line, runs a stage and exits.
@@ -140,7 +140,7 @@ def main(
       reads: the names of the sections that the command reads, which `--help` explains; "seed" is the top level.
       parallel: whether every process of a run of several takes part. Otherwise the first one runs the stage.
       estimates: the field of the configuration that has the stage say what it would take, for `--dry_run`.
-      stages: gives the stages that a command of several runs, for `--dry_run`.
+      stages: gives the stages that a command of several runs, by name, for `--dry_run`.
       words: what the finished stage's files say, in a few lines, which are printed last.
     """
     gc.freeze()
@@ -162,7 +162,12 @@ def main(
         print(_help.text(command, doc, _entries(), sections(config, reads), config, source))
         sys.exit(0)
     if _DRY_RUN.value:
-        run, parallel = functools.partial(_dry_run.rehearse, stages(config) if stages else (run,), estimates), True
+        run, parallel = (
+            functools.partial(
+                _dry_run.rehearse, stages(config) if stages else {Path(sys.argv[0]).stem: run}, estimates
+            ),
+            True,
+        )
     try:
         interrupts.catch()
         processes.start(_DISTRIBUTED.value, address, parallel, _leave)

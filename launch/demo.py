@@ -111,4 +111,4 @@ def _control(config: ConfigDict, workdir: Path) -> str:
 _judge_flags.define()
 
 if __name__ == "__main__":
-    _main.main(run, __doc__ or "", reads=READS, stages=lambda config: [run_stage for _, run_stage in chain(config)])
+    _main.main(run, __doc__ or "", reads=READS, stages=lambda config: dict(chain(config)))

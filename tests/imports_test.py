@@ -73,6 +73,7 @@ ROOMS = {
         "rates",
         "evaluate",
         "stage_words",
+        "run_costs",
         "localize",
         "run_summary",
         "study_report",

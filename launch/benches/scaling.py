@@ -21,6 +21,7 @@ from launch.benches.absent_devices import NAMES, DeviceFacts
 from launch.benches.stage_programs import PROGRAMS, Setting
 from maira_jax.errors import UserError
 from sae.activations.config import HarvestSection
+from steer.run_costs import PRICES
 
 # Of each device: the configuration whose programs are compiled, and the devices along the batch and the features that
 # train; None: as the command chooses them. v5p:4x4x4 is what Google calls v5p-128: it counts two cores to a chip.
@@ -30,10 +31,6 @@ SETUPS: dict[str, tuple[str, tuple[int, int] | None]] = {
     "v5e:4x4": ("configs/maira2_pod.py", (4, 4)),
     "v5p:4x4x4": ("configs/maira2_pod.py", (16, 4)),
 }
-# Dollars for an hour of one device: public list prices on demand in 2026, which `--price` replaces. H100: an eighth of
-# AWS's p5.48xlarge, us-east-1 (https://aws.amazon.com/ec2/pricing/on-demand). TPUs: https://cloud.google.com/tpu/pricing,
-# the regions of the United States.
-PRICES = {"h100": 6.88, "v5e": 1.20, "v5p": 4.20}
 # Mean tokens of a study with a frontal and a lateral image that each filter keeps, over the 3,337 reports of Indiana
 # University's collection.
 TOKENS_PER_STUDY = {"paper": 89, "all": 2908}

@@ -10,6 +10,7 @@ from launch import _dry_run, demo
 from maira_jax.errors import UserError
 from maira_jax.run import processes
 from maira_jax.run.stage import Stage
+from steer import run_costs
 from tests.helpers import pods
 
 
@@ -102,12 +103,13 @@ def test_a_command_of_several_stages_speaks_of_each(tmp_path, capsys):
     config, workdir = phantom.get_config(), tmp_path / "run"
     config.train.steps = 0
     with _dry_run.leaving_no_trace(workdir):
-        assert _dry_run.rehearse([run for _, run in demo.STAGES], "", config, workdir) == {}
+        assert _dry_run.rehearse(dict(demo.STAGES), "", config, workdir) == {}
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"1 x \d+ devices \(.+\), a sum over all is right", lines[0])
-    assert len(lines) == 2 + 11 and lines[2] == f"would begin {workdir / 'model'}"
+    assert len(lines) == 2 + 11 + 1 + 8 and lines[2] == f"would begin {workdir / 'model'}"
     assert lines[5].startswith("would end with: train.steps is 0")
-    assert lines[-1].startswith("would end with: stage atlas reads")
+    assert lines[12].startswith("would end with: stage atlas reads")
+    assert [line.split()[0] for line in lines[14:]] == list(run_costs.COUNTED)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,6 +118,6 @@ def test_a_stage_says_what_it_would_take_once_its_inputs_are_finished(tmp_path):
         return {"seconds_at_most": 5} if config.steer.dry_run else stage_run(config, workdir)
 
     config = phantom.get_config()
-    assert _dry_run.rehearse([steered], "steer.dry_run", config, tmp_path) == {}
+    assert _dry_run.rehearse({"steered": steered}, "steer.dry_run", config, tmp_path) == {}
     first_run(config, tmp_path)
-    assert _dry_run.rehearse([steered], "steer.dry_run", config, tmp_path) == {"seconds_at_most": 5}
+    assert _dry_run.rehearse({"steered": steered}, "steer.dry_run", config, tmp_path) == {"seconds_at_most": 5}
