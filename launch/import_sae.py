@@ -70,5 +70,5 @@ if __name__ == "__main__":
         run,
         __doc__ or "",
         reads=("seed", "studies", "harvest", "train", "import_sae", "import_set"),
-        stages=chain,
+        stages=lambda config: {stage.__module__: stage for stage in chain(config)},
     )
