@@ -23,7 +23,7 @@ from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.int8 import Weights
-from maira_jax.run import files, jsonl, processes, storage
+from maira_jax.run import files, growth, jsonl, processes, storage
 from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.performance.profile import StepTrace
@@ -76,8 +76,8 @@ class GenerateSection(Section, name="generate"):
     )
     phrase: str = setting("", "With task phrase: what to locate in every study; empty: each study's own phrase.")
     studies: int | None = setting(None, "At most this many studies, from the first; None: all.", ge=1)
-    # It decides: matrix products of another shape round differently, and a token may have a close second.
-    batch_size: int = setting(32, "Texts written together.", ge=1)
+    # Matrix products of another shape round differently: a token with a close second may become that one.
+    batch_size: int = setting(32, "Texts written together.", ge=1, decides=False)
     max_new_tokens: int | None = setting(
         None, "Tokens of the longest text; None: as on MAIRA-2's model card, 300, 450 or 150 by task.", ge=1
     )
@@ -100,9 +100,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Writes `generations.jsonl` into the task's folder, one line per study in their order: `LINES`, and with boxes
     `BOX_LINES`.
 
-    An interrupted run resumes and ends with the same texts. The processes of a run take batches in turn, each on its
-    own devices; the texts are the same for any number of them. `images/` holds one picture per line where they are
-    asked for, which can be later.
+    An interrupted run resumes and ends with the same texts; one of more studies continues from those that are there.
+    The processes of a run take batches in turn, each on its own devices; the texts are the same for any number of them.
+    `images/` holds one picture per line where they are asked for, which can be later.
 
     Returns:
       What the manifest counts.
@@ -112,11 +112,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     section, run_section = GenerateSection.of(config), RunSection.of(config)
     weights = ModelSection.of(config).weights
-    identity = {"generate": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
+    all_studies = load_studies(config.studies)
+    n = min(len(all_studies), section.studies or len(all_studies))
+    source = {name: value for name, value in config.studies.to_dict().items() if name != "n"}
+    identity = {"generate": section.deciding() | {"studies": n}, "studies": source, "seed": config.seed}
     identity["weights"] = weights
     folder, computing = FOLDERS[section.task], {"generate": section.computing(), "mesh": run_section.mesh}
-    with Stage(Path(workdir), folder, identity, inputs=("model",), computing=computing, config=config) as stage:
-        studies = load_studies(config.studies)[: section.studies]
+    grows = {"generate.studies": growth.largest}
+    with Stage(Path(workdir), folder, identity, ("model",), computing, config, grows) as stage:
+        studies = all_studies[: stage.section["generate"]["studies"]]
         if not stage.finished:
             trace = StepTrace.of_run(config, workdir, "generate")
             counts = _generate(stage.dir, section, studies, Path(workdir) / "model", run_section, weights, trace)
@@ -193,26 +197,32 @@ def _write(
     trace: StepTrace,
 ) -> list[dict[str, Any]]:
     """The record of each study, in their order, on the first process; each process writes a share of the batches."""
-    plans = {f"{number:06d}": batch for number, batch in enumerate(writer.plan(requests))}
     names = [study.study_id for study in studies]
     identities = [
         {"study_id": name, "prompt": hashlib.sha256(request.encoded.ids.tobytes()).hexdigest()[:16]}
         for name, request in zip(names, requests, strict=True)
     ]
-    expected = {part: [identities[row] for row in batch.rows] for part, batch in plans.items()}
-    parts = jsonl.PartFiles(directory, expected, "generate again")
+    again = "generate again"
+    known = {(record["study_id"], record["prompt"]): record for record in jsonl.read_earlier(directory, RESULT, again)}
+    records = {row: known.get(tuple(identity.values())) for row, identity in enumerate(identities)}
+    missing = [row for row, record in records.items() if record is None]
+    asked = [requests[row] for row in missing], [names[row] for row in missing]
+    plans = {f"{number:06d}": batch for number, batch in enumerate(writer.plan(asked[0]))}
+    expected = {part: [identities[missing[row]] for row in batch.rows] for part, batch in plans.items()}
+    parts = jsonl.PartFiles(directory, expected, again)
     batches = trace.over([plans[part] for part in parts.mine])
     total = parts.n_found + parts.n_mine
     with progress(total=total, initial=parts.n_found, unit="study", desc=FOLDERS[section.task], shared=True) as bar:
-        for part, written in zip(parts.mine, writer.write(requests, names, batches), strict=True):
-            parts.write(part, [identities[row] | _record(studies[row], section, text) for row, text in written])
+        for part, written in zip(parts.mine, writer.write(*asked, batches), strict=True):
+            rows = [(missing[row], text) for row, text in written]
+            parts.write(part, [identities[row] | _record(studies[row], section, text) for row, text in rows])
             bar.update(len(written))
     processes.barrier()
     if not processes.is_first():
         return []
-    rows = (row for batch in plans.values() for row in batch.rows)
-    records = dict(zip(rows, parts.records(), strict=True))
-    return [records[row] for row in range(len(studies))]
+    rows_of_parts = (missing[row] for batch in plans.values() for row in batch.rows)
+    records |= dict(zip(rows_of_parts, parts.records(), strict=True))
+    return [record for record in records.values() if record is not None]
 
 
 def _record(study: Study, section: GenerateSection, written: GeneratedText) -> dict[str, Any]:
@@ -254,7 +264,7 @@ def _save_images(directory: Path, studies: Sequence[Study]) -> None:
             files.remove(leftover)
     processes.barrier()
     storage.fetch(directory)
-    records = jsonl.read(directory / RESULT, "generate again")
+    records = jsonl.read(directory / RESULT, "generate again")[: len(studies)]
     pictures = list(enumerate(zip(studies, records, strict=True)))[processes.index() :: processes.count()]
     for number, (study, record) in progress(pictures, unit="image", desc="draw", shared=True):
         path = directory / IMAGES / image_name(number, study.study_id)

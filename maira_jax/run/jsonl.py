@@ -17,6 +17,11 @@ from maira_jax.run import files, processes, storage
 PARTS = "parts"  # the folder of a stage's parts, which `Stage` removes when it is finished
 
 
+EARLIER = "earlier"  # the folder of parts of a smaller result, from which the present one continues
+
+LEFT = (PARTS, EARLIER)
+
+
 def line(record: Mapping[str, Any], sort_keys: bool = False) -> str:
     """One record as a line of text, its end included."""
     return json.dumps(record, ensure_ascii=False, sort_keys=sort_keys) + "\n"
@@ -51,6 +56,26 @@ def truncate(path: Path, n: int) -> None:
         os.truncate(path, sum(len(text) + 1 for text in _whole_lines(path)[:n]))
 
 
+def set_parts_aside(folder: Path) -> None:
+    """Keeps the parts of an attempt at a smaller result for `read_earlier`, apart from those of the present one."""
+    if (folder / PARTS).is_dir():
+        number = len(list((folder / EARLIER).glob("*")))
+        (folder / EARLIER).mkdir(exist_ok=True)
+        storage.move(folder / PARTS, folder / EARLIER / f"{number:03d}")
+
+
+def read_earlier(folder: Path, result: str, again: str) -> Iterator[dict[str, Any]]:
+    """The records of the result that is there, and of attempts at smaller ones.
+
+    Args:
+      folder: the stage's folder.
+      result: the name of the file that all parts are joined into.
+      again: the command that writes it anew; for messages.
+    """
+    for path in (folder / result, *sorted((folder / EARLIER).glob("*/*.jsonl"))):
+        yield from read(path, again)
+
+
 class PartFiles:
     """The records of a stage, part by part, in a folder of the stage's folder. Made by all processes of a run together.
 
@@ -65,7 +90,7 @@ class PartFiles:
       n_mine: number of records in the parts of `mine`.
 
     Raises:
-      UserError: a part is damaged or of another run, or an older version began the folder.
+      UserError: a part is damaged or of another run.
     """
 
     def __init__(self, folder: Path, expected: Mapping[str, Sequence[Mapping[str, Any]]], again: str):
@@ -91,13 +116,6 @@ class PartFiles:
 
     def _found(self) -> list[str]:
         """The names of the parts that are there, after a look at what they hold."""
-        if not self._folder.is_dir():
-            older = next(self._folder.parent.glob("*.jsonl"), None)
-            if older is not None:
-                raise UserError(
-                    f"{older} was begun by an older version, which wrote no parts: delete {older.parent} and "
-                    f"{self._again}"
-                )
         # Listed, and not asked for one by one: a network file system may remember for a while that a file was missing.
         there = {path.stem for path in self._folder.glob("*.jsonl")}
         found = [name for name in self._expected if name in there]

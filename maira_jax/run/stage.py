@@ -16,6 +16,7 @@ import ml_collections
 from maira_jax.errors import UserError
 from maira_jax.run import files, jsonl, processes, run_config, storage
 from maira_jax.run.config import shown
+from maira_jax.run.growth import Growth, grown
 from maira_jax.run.lock import FolderLock
 from maira_jax.run.run_config import RunMemory, flatten, plain
 
@@ -132,6 +133,9 @@ class Stage:
       computing: fields that only say how the result is computed (meshes, sizes of parts, intervals); recorded in the
         manifest, never compared.
       config: the whole configuration, which the run directory is to remember; None where the folder is in no run.
+      grows: how fields of the section that say how much is wanted, by dotted name, become those of a larger result.
+        Where they ask for no more than is there, it is finished. Else it is unfinished, the old result is still there,
+        and `section` is what is there and what is wanted together.
       replaces: whether a result of another configuration or of other inputs is not refused: it stays as it is until
         this one is whole, which is written into a folder inside of it, `dir`, and then takes its place.
 
@@ -151,6 +155,7 @@ class Stage:
         inputs: tuple[str, ...] = (),
         computing: Mapping[str, Any] | None = None,
         config: ml_collections.ConfigDict | None = None,
+        grows: Mapping[str, Growth] | None = None,
         replaces: bool = False,
     ):
         self.workdir = Path(workdir)
@@ -160,6 +165,7 @@ class Stage:
         _refuse_not_finite(self.section)
         self.inputs = inputs
         self.computing = plain(computing or {})
+        self.grows = grows or {}
         self.replaces = replaces
         self.finished = False
         self.manifest: dict[str, Any] = {}
@@ -181,6 +187,7 @@ class Stage:
         )
         if sentence is not None:
             raise refusal or UserError(sentence)
+        self.section = self.manifest["section"]
         if _stops:
             self.__exit__(None, None, None)
             raise StageReached(self)
@@ -196,7 +203,7 @@ class Stage:
             if self._memory is None or self._memory.differences(self._config):
                 run_config.refuse_contradiction(self.workdir, self._config, stages_in(self.workdir))
         storage.fetch(self.dir / MANIFEST)
-        if self.replaces or not (self.dir / MANIFEST).is_file():
+        if self.replaces or self.grows or not (self.dir / MANIFEST).is_file():
             try:
                 self.dir.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire()
@@ -227,7 +234,12 @@ class Stage:
             if self.replaces and identity != {key: there.get(key) for key in identity}:
                 self.dir = self.dir / _NEXT
                 break
-            self._refuse_other(identity, there)
+            section, before = grown(there["section"], self.section, self.grows)
+            identity = dict(identity) | {"section": section}
+            self._refuse_other(identity, there | {"section": before})
+            if section != there["section"] or (path == unfinished and self._is_otherwise_computed(there)):
+                self._extend(identity)
+                return
             self.finished = path == manifest
             self.manifest = there
             if self._memory is None:
@@ -239,6 +251,23 @@ class Stage:
         self.dir.mkdir(exist_ok=True)
         if any(self.dir.iterdir()):
             raise UserError(f"{self.dir} holds files that no stage wrote: choose another --workdir or move them")
+        self._remember()
+        self._mark_begun(identity)
+
+    def _extend(self, identity: Mapping[str, Any]) -> None:
+        """Begins a larger result from the one, or from the attempt at one, that is there."""
+        unfinished = self.dir / UNFINISHED
+        attempt = files.read_object(unfinished) if unfinished.is_file() else {}
+        if attempt.get("section") != identity["section"] or self._is_otherwise_computed(attempt):
+            jsonl.set_parts_aside(self.dir)
+        print(f"{self.name}: continues from what is in {storage.named(str(self.dir))}", file=sys.stderr)
+        self._mark_begun(identity)
+
+    def _is_otherwise_computed(self, attempt: Mapping[str, Any]) -> bool:
+        """Whether the parts of an attempt may be others, where they can be set aside."""
+        return bool(self.grows) and attempt.get("computing") != self.computing
+
+    def _mark_begun(self, identity: Mapping[str, Any]) -> None:
         self.manifest = dict(identity) | {
             "stage": self.name,
             "versions": _versions(),
@@ -248,7 +277,6 @@ class Stage:
             "computing": self.computing,
             "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        self._remember()
         files.write_json(self.dir / UNFINISHED, self.manifest)
 
     def _remember(self) -> None:
@@ -260,6 +288,10 @@ class Stage:
         found = [path for path in self.dir.rglob("*") if not path.is_dir()]
         return found == [self.dir / UNFINISHED]
 
+    def _is_untouched(self) -> bool:
+        """Whether an attempt at a larger result has left nothing."""
+        return (self.dir / MANIFEST).is_file() and not any((self.dir / name).is_dir() for name in jsonl.LEFT)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -269,6 +301,8 @@ class Stage:
             files.remove(self.dir)
             if self._config is not None:
                 run_config.restore(self.workdir, self._memory)
+        if error is not None and self._is_untouched():
+            files.remove(self.dir / UNFINISHED)
         if self.dir.name == _NEXT:
             files.remove(self.dir)
         self._lock.release()
@@ -307,7 +341,8 @@ class Stage:
 
     def _remove_parts(self) -> None:
         """Removes what the result has been joined from."""
-        files.remove(self.dir / jsonl.PARTS)
+        for name in jsonl.LEFT:
+            files.remove(self.dir / name)
 
     def _input_digests(self) -> dict[str, str]:
         digests = {}

@@ -244,6 +244,46 @@ def test_grounded_reports_and_their_pictures(inputs, workdir, monkeypatch):
     assert {path: path.read_bytes() for path in pictures[0].parent.iterdir()} == before
 
 
+def test_more_studies_continue_from_those_that_are_there(inputs, workdir, monkeypatch):
+    manifest = workdir / "studies.jsonl"
+    rows = [json.loads(line) | {"frontal": None, "lateral": None} for line in inputs[1].read_text().splitlines()]
+
+    def run(n, **fields):
+        seen = say(monkeypatch, {name: f"{name} of {n}" for name in IDS})
+        manifest.write_text("\n".join(json.dumps(row | {"findings": "x"}) for row in rows[: n or 5]))
+        counts = stage.run(make_config(manifest, **fields), workdir)
+        return len(seen), counts["studies"], [line["findings"] for line in lines_of(workdir / "reports")]
+
+    two = [f"{name} of 2" for name in IDS[:2]]
+    assert run(2, studies=2) == (2, 2, two)
+    assert run(5, studies=1) == (0, 2, two)  # no more than is there
+    assert run(3, studies=None) == (1, 3, [*two, "s3 of 3"])  # the manifest has grown
+    assert run(5, studies=4, batch_size=1) == (1, 4, [*two, "s3 of 3", f"{IDS[3]} of 5"])
+    assert sorted(path.name for path in (workdir / "reports").iterdir()) == ["generations.jsonl", "manifest.json"]
+    with pytest.raises(UserError, match=r"generate\.temperature \(now 0.5, there 1.0\)"):
+        run(5, temperature=0.5)
+
+
+def test_a_killed_attempt_at_more_studies_is_continued_by_one_at_still_more(inputs, workdir, monkeypatch):
+    texts = dict.fromkeys(IDS, "Text.")
+    say(monkeypatch, texts)
+    stage.run(make_config(inputs[1], studies=1), workdir)
+    say(monkeypatch, texts)
+    write = ReportWriter.write
+
+    def failing(*args):
+        yield next(write(*args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReportWriter, "write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(make_config(inputs[1], studies=4), workdir)
+    assert len(lines_of(workdir / "reports")) == 1
+    seen = say(monkeypatch, texts)
+    assert stage.run(make_config(inputs[1], batch_size=3), workdir)["studies"] == 5
+    assert len(seen) == 2 and [line["study_id"] for line in lines_of(workdir / "reports")] == list(IDS)
+
+
 def test_phrases_of_the_manifest_or_one_for_all(inputs, workdir, monkeypatch):
     with pytest.raises(UserError, match="study s1 has no phrase to locate"):
         stage.run(make_config(inputs[1], task="phrase"), workdir)

@@ -58,12 +58,6 @@ def test_a_part_that_is_missing_in_the_end_is_named(tmp_path):
         list(parts.records())
 
 
-def test_what_an_older_version_left_is_refused(tmp_path):
-    (tmp_path / "generations.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="generations.jsonl was begun by an older version.* and run again"):
-        parts_of(tmp_path)
-
-
 def test_a_finished_stage_has_no_parts(tmp_path):
     for _ in range(2):
         with Stage(tmp_path, "texts", {}) as stage:

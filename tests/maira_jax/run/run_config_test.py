@@ -5,6 +5,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
+import interp.llm.section  # noqa: F401  (declares what is not remembered)
 from maira_jax.errors import UserError
 from maira_jax.run.run_config import remembered
 from maira_jax.run.stage import Stage

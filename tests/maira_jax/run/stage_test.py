@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.run import files
+from maira_jax.run import files, growth
 from maira_jax.run.stage import Stage
 
 
@@ -137,3 +137,32 @@ def test_the_command_of_a_missing_sweep_names_it(tmp_path):
         finish(tmp_path, "evaluation/two", {}, ("steer/two",))
     with pytest.raises(UserError, match=r"run `python -m launch.train --workdir=\S*` first"):
         finish(tmp_path, "export", {}, ("sae-x2",))
+
+
+def test_a_result_grows_by_the_fields_that_can(tmp_path):
+    grows = {"steer.strengths": growth.union, "steer.features": growth.union, "steer.studies": growth.largest}
+
+    def run(strengths=(1,), features=(3,), studies=2, finishes=True, **other):
+        section = {"steer": {"strengths": strengths, "features": features, "studies": studies} | other}
+        with Stage(tmp_path, "steer/a", section, grows=grows) as stage:
+            found = [*stage.section["steer"].values()][:3]
+            if finishes and not stage.finished:
+                stage.finish({})
+                return found, True
+            return found, False
+
+    assert run() == ([[1], [3], 2], True)
+    assert run(studies=1) == ([[1], [3], 2], False)
+    assert run(strengths=(2, 1), studies=5) == ([[1, 2], [3], 5], True)
+    assert run(strengths=(2,), features=(4,), finishes=False) == ([[1, 2], [3, 4], 5], False)
+    assert run(strengths=(2,)) == ([[1, 2], [3], 5], False)  # an attempt that is not finished locks nothing
+    for refused in ({"features": ()}, {"top_p": 0.5}):
+        with pytest.raises(UserError, match=rf"steer\.{next(iter(refused))} "):
+            run(**refused)
+
+
+def test_fields_grow_together():
+    there, wanted = {"a": {"n": 3, "of": [1]}, "digest": "x"}, {"a": {"n": 2, "of": []}, "digest": "y"}
+    fields = {"a.n": growth.largest, "a.of": growth.union_or_all, "digest": growth.newest, "b.c": growth.union}
+    assert growth.grown(there, wanted, fields) == ({"a": {"n": 3, "of": []}, "digest": "y"},) * 2
+    assert there["a"]["of"] == [1] and wanted["a"]["n"] == 2
