@@ -1,7 +1,8 @@
 """The steer stage: studies x directions x strengths, written by one compiled program."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pyarrow as pa
 
 from interp.sets import OWN_SET, stage_name
 from maira_jax.checkpoint.convert import ModelSection
-from maira_jax.run import files, jsonl, processes, storage
+from maira_jax.errors import UserError
+from maira_jax.run import files, growth, jsonl, processes, storage
 from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
@@ -20,9 +22,17 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stage import Stage
 from steer.config import SteerSection
 from steer.methods.direction import Direction
-from steer.program.sweep_writer import GenerationRow, SteeredReport
+from steer.program.sweep_writer import GenerationRow, SteeredReport, SweepWriter
 from steer.sweep import Sweep
 
+ReportKey = tuple[str, str, float]  # study, direction, strength
+
+_LISTS = ("features", "concepts", "combinations", "methods", "strengths")
+_GROWS = {f"steer.{name}": growth.union for name in _LISTS} | {
+    "steer.studies": growth.largest,
+    "steer.manifest": growth.newest,
+    "manifest_digest": growth.newest,
+}
 GENERATIONS = "generations.jsonl"
 DIRECTIONS = "directions.json"
 
@@ -65,7 +75,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
     The lines are study by study in the order of `plan_rows`. The processes of a run take batches of studies in turn,
     each on its own devices; the first one measures the directions. A killed run resumes with the batches that are
-    missing. In the end the file is the same, for any number of processes.
+    missing. In the end the file is the same, for any number of processes. A finished sweep continues with the features,
+    strengths, methods and studies that are asked for in addition.
 
     Returns:
       The counts of the manifest. With `steer.dry_run` nothing is written, and it is what `estimate` returns.
@@ -85,21 +96,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         if path:  # the content decides the result, not only its path
             identity[f"{name}_digest"] = files.content_digest(Path(path).expanduser())
     computing = section.computing() | {"mesh": RunSection.of(config).mesh}
-    stage = Stage(workdir, folder(section.name), identity, input_stages(section), computing, config)
+    stage = Stage(workdir, folder(section.name), identity, input_stages(section), computing, config, _GROWS)
     with stage:
         if stage.finished:
             return stage.manifest["counts"]
+        config = config.copy_and_resolve_references()
+        config.steer.update({name: _tuple(value) for name, value in stage.section["steer"].items()})
         sweep = Sweep.load(config, workdir, shared=stage.dir)
-        parts = write_parts(stage.dir, sweep, StepTrace.of_run(config, workdir, "steer"))
+        earlier = _read_earlier(stage.dir, sweep)
+        parts = write_parts(stage.dir, sweep, StepTrace.of_run(config, workdir, "steer"), earlier)
         processes.barrier()
         unfinished = 0
         if processes.is_first():
             _save_directions(stage.dir, sweep.directions)
-            unfinished = _join(parts, stage.dir / GENERATIONS)
+            unfinished = _join(parts, earlier, sweep, stage.dir / GENERATIONS)
         counts = {
             "studies": len(sweep.studies),
             "directions": len(sweep.directions),
-            "strengths": len(section.nonzero_strengths),
+            "strengths": len(sweep.section.nonzero_strengths),
             "generations": sweep.n_generations,
             "unfinished": unfinished,
         }
@@ -143,13 +157,58 @@ def _save_directions(directory: Path, directions: Sequence[Direction]) -> None:
         np.save(file, np.stack([direction.intervention.vector for direction in directions]))
 
 
-def write_parts(directory: Path, sweep: Sweep, trace: StepTrace) -> jsonl.PartFiles:
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_earlier(directory: Path, sweep: Sweep) -> dict[ReportKey, dict[str, Any]]:
+    """The lines that a smaller sweep, or an attempt at one, has left.
+
+    Raises:
+      UserError: they are of studies that are not steered any more.
+    """
+    numbers = {study.study_id: number for number, study in enumerate(sweep.studies)}
+    shown = functools.cache(sweep.writer.prompts.digest)
+    found = {}
+    for line in jsonl.read_earlier(directory, GENERATIONS, "steer again"):
+        name = line["study_id"]
+        if name not in numbers:
+            raise UserError(
+                f"{directory} has reports of study {name}, which is not among the {len(numbers)} that are to be "
+                "steered: add it to them, or choose another --sweep"
+            )
+        if line["prompt"] == shown(numbers[name]):
+            found[name, line["direction"], line["strength"]] = line
+    return found
+
+
+def _batches(sweep: Sweep, earlier: Collection[ReportKey]) -> dict[str, tuple[SweepWriter, range | list[int]]]:
+    """What is missing: the name of each part, who writes it and the studies; studies that lack the same go together."""
+    lacking: dict[tuple[int, ...], list[int]] = {}
+    for study in range(len(sweep.studies)):
+        rows = enumerate(sweep.writer.rows)
+        missing = tuple(number for number, row in rows if _key(study, row, sweep) not in earlier)
+        lacking.setdefault(missing, []).append(study)
+    found: dict[str, tuple[SweepWriter, range | list[int]]] = {}
+    size = sweep.section.batch_studies
+    for missing, studies in lacking.items():
+        if not missing:
+            continue
+        rows = [sweep.writer.rows[number] for number in dict.fromkeys((0, *missing))]  # 0 is the unsteered one
+        writer = sweep.writer if len(rows) == len(sweep.writer.rows) else sweep.writer.of_rows(rows)
+        for start in range(0, len(studies), size):
+            found[f"{studies[start]:06d}-{size}"] = writer, studies[start : start + size]
+    return found
+
+
+def write_parts(
+    directory: Path, sweep: Sweep, trace: StepTrace, earlier: Collection[ReportKey] = ()
+) -> jsonl.PartFiles:
     """Writes this process's share of the parts that are missing, one for each batch of studies."""
-    writer, batch_studies, studies = sweep.writer, sweep.section.batch_studies, range(len(sweep.studies))
-    starts = studies[::batch_studies]
-    batches = {f"{start:06d}-{batch_studies}": studies[start : start + batch_studies] for start in starts}
+    batches = _batches(sweep, earlier)
     expected = {
-        part: [_known(study, row, sweep) for study in batch for row in writer.rows] for part, batch in batches.items()
+        part: [_known(study, row, sweep) for study in studies for row in writer.rows]
+        for part, (writer, studies) in batches.items()
     }
     parts = jsonl.PartFiles(directory, expected, "steer again")
     mine = [batches[part] for part in parts.mine]
@@ -158,22 +217,27 @@ def write_parts(directory: Path, sweep: Sweep, trace: StepTrace) -> jsonl.PartFi
     total = parts.n_found + parts.n_mine
     with progress(total=total, initial=parts.n_found, unit="report", desc="steer", shared=True) as bar:
         try:
-            written = pool.map(lambda batch: writer.write(batch, bar.update), mine)  # what waits is text alone
+            written = pool.map(lambda batch: batch[0].write(batch[1], bar.update), mine)  # what waits is text alone
             for part, reports in trace.over(zip(parts.mine, written, strict=True)):
-                own = zip(batches[part], reports, strict=True)
-                parts.write(part, [line for study, lines in own for line in _lines(study, lines, sweep)])
+                writer, studies = batches[part]
+                own = zip(studies, reports, strict=True)
+                parts.write(part, [line for study, lines in own for line in _lines(study, lines, sweep, writer)])
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # after an error, nobody wants what is under way
     return parts
 
 
-def _join(parts: jsonl.PartFiles, path: Path) -> int:
-    """Writes the file of all parts and returns how many reports did not end by themselves."""
+def _join(parts: jsonl.PartFiles, earlier: Mapping[ReportKey, dict[str, Any]], sweep: Sweep, path: Path) -> int:
+    """Writes the file of all lines and returns how many reports did not end by themselves."""
+    lines = {(line["study_id"], line["direction"], line["strength"]): line for line in parts.records()} | earlier
     unfinished = 0
     with files.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for record in parts.records():
-            file.write(jsonl.line(record, sort_keys=True))
-            unfinished += not record["finished"]
+        for study in range(len(sweep.studies)):
+            original = lines[_key(study, sweep.writer.rows[0], sweep)]["steered"]
+            for row in sweep.writer.rows:
+                line = lines[_key(study, row, sweep)] | {"original": original}
+                file.write(jsonl.line(line, sort_keys=True))
+                unfinished += not line["finished"]
     return unfinished
 
 
@@ -182,10 +246,14 @@ def _known(study: int, row: GenerationRow, sweep: Sweep) -> dict[str, Any]:
     return {"study_id": sweep.studies[study].study_id, "direction": row.direction.key, "strength": row.strength}
 
 
-def _lines(study: int, reports: Sequence[SteeredReport], sweep: Sweep) -> list[dict[str, Any]]:
+def _key(study: int, row: GenerationRow, sweep: Sweep) -> ReportKey:
+    return sweep.studies[study].study_id, row.direction.key, row.strength
+
+
+def _lines(study: int, reports: Sequence[SteeredReport], sweep: Sweep, writer: SweepWriter) -> list[dict[str, Any]]:
     """The lines of one study, one per row; the first row is the unsteered report."""
-    shown = {"prompt": sweep.writer.prompts.digest(study), "original": reports[0].text}
-    pairs = zip(sweep.writer.rows, reports, strict=True)
+    shown = {"prompt": writer.prompts.digest(study), "original": reports[0].text}
+    pairs = zip(writer.rows, reports, strict=True)
     return [_known(study, row, sweep) | shown | _line(row, report, sweep) for row, report in pairs]
 
 

@@ -113,6 +113,6 @@ class Prompts:
         """Names what the model is shown of a study: the first 16 hex digits of a hash over tokens and pixels."""
         request = self.requests[number]
         digest = hashlib.sha256(request.encoded.ids.tobytes())
-        if self.n_images:
-            digest.update(self.pixels(number).tobytes())
+        if request.images:
+            digest.update(self.pixels(number)[: len(request.images)].tobytes())  # without the padding to other studies
         return digest.hexdigest()[:16]

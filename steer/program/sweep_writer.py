@@ -84,6 +84,16 @@ def plan_rows(
     return sorted(rows, key=lambda row: row.sentence is not None)
 
 
+def _of_rows(rows: Sequence[GenerationRow], prompts: Prompts) -> tuple[SteeringEdits, tuple[str, ...], int]:
+    """Edits, sentences and the length of prompts with one, of a writer of these rows."""
+    own = [row for row in rows if row.sentence is None]
+    edits = SteeringEdits.of(
+        [row.direction.intervention for row in own], [row.strength for row in own], [row.site for row in own]
+    )
+    sentences = tuple(row.sentence for row in rows if row.sentence is not None)
+    return edits, sentences, prompts.length_with(sentences) if sentences else 0
+
+
 @dataclasses.dataclass(frozen=True)
 class SweepWriter:
     """Writes all rows of some studies.
@@ -124,13 +134,12 @@ class SweepWriter:
         rows: Sequence[GenerationRow],
     ) -> Self:
         """The writer for a model as it is loaded."""
-        own = [row for row in rows if row.sentence is None]
-        edits = SteeringEdits.of(
-            [row.direction.intervention for row in own], [row.strength for row in own], [row.site for row in own]
-        )
-        sentences = tuple(row.sentence for row in rows if row.sentence is not None)
-        length = prompts.length_with(sentences) if sentences else 0
-        return cls(maira2.unstacked(params), cfg, prompts, section, seed, rows, edits, sentences, length)
+        return cls(maira2.unstacked(params), cfg, prompts, section, seed, rows, *_of_rows(rows, prompts))
+
+    def of_rows(self, rows: Sequence[GenerationRow]) -> Self:
+        """A writer of some of the rows."""
+        edits, sentences, length = _of_rows(rows, self.prompts)
+        return dataclasses.replace(self, rows=rows, edits=edits, sentences=sentences, prompted_length=length)
 
     @property
     def mesh(self) -> Mesh:

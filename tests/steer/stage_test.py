@@ -290,6 +290,43 @@ def test_a_killed_sweep_ends_with_the_same_file(
     assert len(redone) == 3 - batches
 
 
+def test_a_sweep_continues_from_what_is_there(
+    swept: tuple[Path, dict], workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(**fields: object) -> list[tuple[int, int]]:
+        config, written = make_config(), []
+        config.steer.update({"methods": ("add", "clamp"), "features": (5,)} | fields)
+        write = SweepWriter.write
+
+        def counting(self: SweepWriter, studies: list[int], *args: object) -> list:
+            written.append((len(studies), len(self.rows)))
+            return write(self, studies, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SweepWriter, "write", counting)
+            stage.run(config, workdir)
+        return sorted(written)
+
+    assert run(strengths=(4.0,), studies=1) == [(1, 3)]
+    assert run(studies=3, strengths=(-4.0,), features=(9,)) == [(1, 7), (2, 9)]
+    assert run(strengths=(4.0,), studies=1) == []  # it is all there
+    with pytest.raises(UserError, match=r"steer.top_p \(now 0.5, there 1.0\)"):
+        run(top_p=0.5)
+    keys = ("study_id", "direction", "strength")
+    whole = {tuple(line[key] for key in keys): line for line in lines_of(swept[0])}
+    lines = lines_of(workdir)
+    found = [tuple(line[key] for key in keys) for line in lines]
+    steered = {"none", "add-5", "clamp-5", "add-9", "clamp-9"}
+    assert sorted(found) == sorted(key for key in whole if key[1] in steered and key[0] <= lines[-1]["study_id"])
+    assert [study for study, *_ in found] == sorted(study for study, *_ in found)
+    for line in lines:
+        other = whole[tuple(line[key] for key in keys)]
+        assert line.pop("mean_nll") == pytest.approx(other["mean_nll"], abs=2e-5)
+        assert line.items() <= other.items()
+    described = files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)
+    assert {each["key"] for each in described} == {"add-5", "clamp-5", "add-9", "clamp-9"}
+
+
 def test_a_dry_run_estimates_and_writes_nothing(swept: tuple[Path, dict]) -> None:
     workdir, counts = swept
     config = make_config()
