@@ -121,7 +121,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     identity: dict[str, Any] = {"evaluate": section.deciding(), "seed": config.seed}
     if client:
         identity["judge"] = client.section.deciding() | {"prompts": [comparison.PROMPT.stem]}
-    stage = Stage(workdir, f"{FOLDER}/{name}", identity, inputs=(folder(name),), config=config)
+    stage = Stage(workdir, f"{FOLDER}/{name}", identity, inputs=(folder(name),), config=config, replaces=True)
     with contextlib.closing(client) if client else contextlib.nullcontext(), stage:
         if stage.finished:
             return stage.manifest["counts"]

@@ -186,8 +186,8 @@ def _batches(sweep: Sweep, earlier: Collection[ReportKey]) -> dict[str, tuple[Sw
     """What is missing: the name of each part, who writes it and the studies; studies that lack the same go together."""
     lacking: dict[tuple[int, ...], list[int]] = {}
     for study in range(len(sweep.studies)):
-        rows = enumerate(sweep.writer.rows)
-        missing = tuple(number for number, row in rows if _key(study, row, sweep) not in earlier)
+        keys = [_key(study, row, sweep) for row in sweep.writer.rows]
+        missing = tuple(number for number, key in enumerate(keys) if key not in earlier)
         lacking.setdefault(missing, []).append(study)
     found: dict[str, tuple[SweepWriter, range | list[int]]] = {}
     size = sweep.section.batch_studies
@@ -229,7 +229,8 @@ def write_parts(
 
 def _join(parts: jsonl.PartFiles, earlier: Mapping[ReportKey, dict[str, Any]], sweep: Sweep, path: Path) -> int:
     """Writes the file of all lines and returns how many reports did not end by themselves."""
-    lines = {(line["study_id"], line["direction"], line["strength"]): line for line in parts.records()} | earlier
+    lines = {(line["study_id"], line["direction"], line["strength"]): line for line in parts.records()}
+    lines |= earlier
     unfinished = 0
     with files.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for study in range(len(sweep.studies)):

@@ -204,7 +204,7 @@ def _write(
     ]
     again = "generate again"
     known = {(record["study_id"], record["prompt"]): record for record in jsonl.read_earlier(directory, RESULT, again)}
-    records = {row: known.get(tuple(identity.values())) for row, identity in enumerate(identities)}
+    records = {row: known.get((identity["study_id"], identity["prompt"])) for row, identity in enumerate(identities)}
     missing = [row for row, record in records.items() if record is None]
     asked = [requests[row] for row in missing], [names[row] for row in missing]
     plans = {f"{number:06d}": batch for number, batch in enumerate(writer.plan(asked[0]))}
