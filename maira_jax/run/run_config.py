@@ -18,7 +18,7 @@ from maira_jax.run.config import is_remembered, shown
 
 FILE = "config.json"
 # Of the studies, a stage may be decided by the first n alone.
-_SIZES = {"n"}
+_SIZES = {"n", "on_error"}
 
 # The folder of each stage that is there, finished or not, and the section that it was decided by.
 Stages = Mapping[str, Mapping[str, Any]]

@@ -21,6 +21,7 @@ from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.image_readers import ImageReaders, default_processes
+from maira_jax.inputs.readable import load_readable
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
@@ -32,7 +33,6 @@ from maira_jax.run.performance import profile
 from maira_jax.run.performance.device_queue import DeviceQueue
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.stage import Stage
-from maira_jax.studies.readers import load_studies
 from sae.activations import imported, open_shards
 from sae.activations.batch_size import automatic_batch_size
 from sae.activations.config import HarvestSection
@@ -118,7 +118,8 @@ class Harvester:
         harvest = HarvestSection.of(config)
         site = language_site(harvest.site, model)
         tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
-        self.plan = make_plan(load_studies(config.studies), tokenizer, harvest)
+        readers = default_processes() if harvest.readers is None else harvest.readers
+        self.plan = make_plan(load_readable(config.studies, model_dir.parent, readers), tokenizer, harvest)
         self.studies = study_table(self.plan.studies, self.plan.starts, harvest.held_out_fraction, config.seed)
         self.d_model, self.dtype = model.text.hidden_size, np.dtype(_DTYPES[harvest.dtype])
         self.source = {
@@ -137,7 +138,7 @@ class Harvester:
         self.batches = HarvestBatches(self.plan, tokenizer, images, self.batch_size, shape[0])
         self.queue: DeviceQueue[HarvestBatch, HarvestInputs] = DeviceQueue()
         self._forward = functools.partial(kept_activations, params, model, site, harvest.dtype)
-        self._readers = ImageReaders(images.size, default_processes() if harvest.readers is None else harvest.readers)
+        self._readers = ImageReaders(images.size, readers)
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: Path, batch_size: int | None = None) -> Self:

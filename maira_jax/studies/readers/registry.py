@@ -12,6 +12,7 @@ A reader of one more data set is one file: a `StudiesSection` that declares its 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from maira_jax.errors import UserError
 from maira_jax.run.config import Section, setting
@@ -51,6 +52,9 @@ class FilesSection(StudiesSection):
     """Studies that are read from files."""
 
     path: str = setting("", "The data set's folder, or the manifest.")
+    on_error: Literal["refuse", "skip"] = setting(
+        "refuse", "What a harvest does with studies that have an image that cannot be read."
+    )
 
     @property
     def folder(self) -> Path:

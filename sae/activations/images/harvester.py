@@ -14,6 +14,7 @@ from maira_jax.encoders.encoder import SQUARES, ImageEncoder, ImageRows, LoadedE
 from maira_jax.errors import UserError
 from maira_jax.inputs.batches import fill_up
 from maira_jax.inputs.image_readers import ImageReaders, default_processes
+from maira_jax.inputs.readable import load_readable
 from maira_jax.model import sharding
 from maira_jax.model.layers import Params
 from maira_jax.run import processes
@@ -21,7 +22,6 @@ from maira_jax.run.config import RunSection
 from maira_jax.run.performance import profile
 from maira_jax.run.performance.device_queue import DeviceQueue
 from maira_jax.run.performance.profile import StepTrace
-from maira_jax.studies.readers import load_studies
 from maira_jax.studies.study import ImageSource, Study
 from sae.activations.batch_size import automatic_image_batch
 from sae.activations.config import HarvestSection
@@ -94,7 +94,9 @@ class ImageHarvester:
           UserError: a field is out of range, a checkpoint or a study cannot be read, or no study has an image.
         """
         harvest, run = HarvestSection.of(config), RunSection.of(config)
-        studies = [study for study in load_studies(config.studies) if study.frontal is not None]
+        readers = default_processes() if harvest.readers is None else harvest.readers
+        found = load_readable(config.studies, Path(workdir), readers)
+        studies = [study for study in found if study.frontal is not None]
         if not studies:
             raise UserError("no study has a frontal image: give other studies")
         loaded = ENCODERS.get(harvest.encoder).load(harvest.weights, Path(workdir) / "model", run.mesh, run.seed)
