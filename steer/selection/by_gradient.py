@@ -101,12 +101,13 @@ def gradient_scores(
     Raises:
       UserError: a study has no prompt, or an image cannot be read.
     """
-    gradients: dict[str, np.ndarray] = {}
-    for text in dict.fromkeys(text for each in said.values() for text in (*each.stating, *each.denying)):
-        requests = [reporting_request(study, model.tokenizer, findings=text) for study in studies]
-        length = padded_length(max(len(request.encoded) for request in requests))
-        batch = assemble(requests, model.tokenizer, model.image_cfg, length)
-        gradients[text] = _gradient(model, batch)
+    texts = dict.fromkeys(text for each in said.values() for text in (*each.stating, *each.denying))
+    requests = {text: [reporting_request(study, model.tokenizer, findings=text) for study in studies] for text in texts}
+    length = padded_length(max(len(request.encoded) for rows in requests.values() for request in rows))
+    gradients = {
+        text: _gradient(model, assemble(rows, model.tokenizer, model.image_cfg, length))
+        for text, rows in requests.items()
+    }
     effects = {}
     for concept, each in said.items():
         stating, denying = (np.mean([gradients[text] for text in texts], axis=0) for texts in each)  # [d_model]

@@ -17,8 +17,8 @@ from sae import autoencoder
 from sae.autoencoder import Sae
 from steer.localize import reading
 from steer.localize.section import LocalizeSection, points_of
+from tests.helpers.localized import make_config
 from tests.helpers.phantom_model import D_MODEL
-from tests.steer.localize.conftest import make_config
 
 forward = jax.jit(maira2.forward, static_argnames=("cfg", "read", "logits"))
 
@@ -42,7 +42,7 @@ def slow(model, study, points):
     return found
 
 
-def test_one_pass_reads_every_point_as_each_study_alone_does(localized_model, tmp_path):
+def test_one_pass_reads_every_point_as_each_study_alone_does(localized_model, one_length, tmp_path):
     config = make_config()
     config.localize.sections = ("frontal", "generated")
     section = LocalizeSection.of(config)

@@ -16,14 +16,14 @@ from maira_jax.studies.readers import load_studies
 from steer.localize import stage, writing
 from steer.localize.plan import load
 from steer.program.sweep_writer import SweepWriter
-from tests.steer.localize.conftest import make_config
+from tests.helpers.localized import make_config
 
 
 def rows_of(workdir):
     return pq.read_table(workdir / "localize" / stage.SITES).to_pylist()
 
 
-def test_the_table_the_budget_and_what_a_killed_run_writes_again(localized_run, monkeypatch):
+def test_the_table_the_budget_and_what_a_killed_run_writes_again(localized_run, one_length, monkeypatch):
     config, written = make_config(), []
     whole = SweepWriter.write
     # The patches at findings come last: the run is killed before them.

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import phantom
-from maira_jax.checkpoint import store
 from maira_jax.inputs.batches import assemble, reporting_request
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
@@ -15,24 +13,21 @@ from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
 from maira_jax.studies.readers import load_studies
 from steer.selection.by_gradient import ConceptSentences, GradientModel, concept_sentences, gradient_scores
-from tests.helpers.phantom_model import D_MODEL, write_model
+from tests.helpers.localized import make_config
+from tests.helpers.phantom_model import D_MODEL
 
 
 @pytest.fixture(scope="module")
 def studies():
-    config = phantom.get_config()
-    config.studies.update({"n": 12, "size": 28})
-    return list(load_studies(config.studies))
+    return list(load_studies(make_config().studies))[:12]
 
 
 @pytest.fixture(scope="module")
-def model(studies, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gradient")
-    write_model(folder, studies)
-    params, cfg = store.load(folder)
+def model(localized_model):
+    folder, cfg = localized_model.folder, localized_model.cfg
     site = Site.parse("language.0.resid_post", cfg)
     return GradientModel(
-        params,
+        localized_model.params,
         cfg,
         Tokenizer.from_dir(folder),
         ImageConfig.from_dir(folder),
@@ -41,12 +36,14 @@ def model(studies, tmp_path_factory):
     )
 
 
+forward = jax.jit(maira2.forward, static_argnames=("cfg",))
+
+
 def log_probability(model, study, sentence, added):
     """Of a sentence after a study's prompt, with a vector added to the frontal image's tokens."""
     request = reporting_request(study, model.tokenizer, findings=sentence)
     batch = assemble([request], model.tokenizer, model.image_cfg, 512, 2)
     edits = Edits(jnp.array([model.site.code]), added[None], jnp.ones(1), jnp.asarray(model.edited(batch.kinds)))
-    forward = jax.jit(maira2.forward, static_argnames=("cfg",))
     logits = forward(model.params, model.cfg, batch.tokens, batch.mask, batch.pixels, edits=edits).logits[0]
     logs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     at = np.flatnonzero(batch.kinds[0] == Kind.FINDINGS)

@@ -1,0 +1,33 @@
+"""A small random model that several tests share."""
+
+import pytest
+
+from maira_jax.checkpoint import store
+from maira_jax.inputs import batches
+from maira_jax.run.stage import Stage
+from maira_jax.studies.readers import load_studies
+from steer.localize.reading import ReadModel
+from tests.helpers.localized import make_config
+from tests.helpers.phantom_model import write_model
+
+
+@pytest.fixture(scope="session")
+def localized_run(tmp_path_factory):
+    """A run directory with the model."""
+    workdir = tmp_path_factory.mktemp("localize")
+    with Stage(workdir, "model", {"test": "model"}) as stage:
+        write_model(stage.dir, list(load_studies(make_config().studies)))
+        stage.finish({})
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def localized_model(localized_run):
+    params, cfg = store.load(localized_run / "model")
+    return ReadModel(params, cfg, localized_run / "model", None)
+
+
+@pytest.fixture()
+def one_length(monkeypatch):
+    """Pads all studies to one length, for which one program is compiled."""
+    monkeypatch.setattr(batches, "_N_LENGTHS", 1)
