@@ -35,7 +35,7 @@ from interp.scorers import controls, ground_truth
 from interp.scorers.scorer import ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import SECTION_NAMES, Kind
-from maira_jax.run import files, processes
+from maira_jax.run import files, growth, processes
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance import profile
 from maira_jax.run.performance.profile import StepTrace
@@ -60,6 +60,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     Writes into `workdir/interp` the tables features (also as .jsonl), controls, concepts, exemplars and, where the
     truth of every sentence is known, statements, as .parquet, and summary.json.
 
+    A result of some features grows by those that are asked for in addition: exemplars and a language model's answers
+    stay, and tables and controls are those of all.
+
     Returns:
       What the manifest counts.
 
@@ -67,6 +70,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: the config is invalid, an input stage is not finished, or there is nothing held out to score on.
     """
     section, workdir = InterpretSection.of(config), Path(workdir)
+    grows = {"interpret.features": growth.union_or_all}
     if section.set:
         return scored_set.run(config, workdir)
     of_images = is_of_images(source_of(workdir / "activations"))
@@ -87,8 +91,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
                 identity["judge"] = judge.deciding() | {"prompts": list(interpreters.versions)}
                 computing |= judge.computing()
         inputs = ("activations", "sae") if of_images else ("model", "activations", "sae")
-        stage = stack.enter_context(Stage(workdir, "interp", identity, inputs, computing, config))
+        stage = stack.enter_context(Stage(workdir, "interp", identity, inputs, computing, config, grows))
+        if stage.extended:
+            for name in ("explanations", "scores", "controls"):
+                files.remove(stage.dir / "phases" / name)
         if not stage.finished:
+            features = tuple(stage.section["interpret"]["features"])
+            section = section.model_copy(update={"features": features})
             _interpret(section, interpreters, config, workdir, stage.dir)
             stage.finish(processes.first_only(lambda: _counts(files.read_json(stage.dir / "summary.json"))))
             if processes.is_first():

@@ -60,6 +60,8 @@ def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
     left, right = flatten(ours), flatten(theirs)
     for key in sorted(left.keys() | right.keys()):
         if left.get(key) != right.get(key):
+            if key.startswith("inputs."):
+                return f"{key}, which was made anew or extended since"
             return f"{key} (now {shown(left.get(key))}, there {shown(right.get(key))})"
     raise AssertionError("the two differ")
 
@@ -135,7 +137,8 @@ class Stage:
       config: the whole configuration, which the run directory is to remember; None where the folder is in no run.
       grows: how fields of the section that say how much is wanted, by dotted name, become those of a larger result.
         Where they ask for no more than is there, it is finished. Else it is unfinished, the old result is still there,
-        and `section` is what is there and what is wanted together.
+        `section` is what is there and what is wanted together, and `extended` tells the first process that it has just
+        become that.
       replaces: whether a result of another configuration or of other inputs is not refused: it stays as it is until
         this one is whole, which is written into a folder inside of it, `dir`, and then takes its place.
 
@@ -168,6 +171,7 @@ class Stage:
         self.grows = grows or {}
         self.replaces = replaces
         self.finished = False
+        self.extended = False
         self.manifest: dict[str, Any] = {}
         self._config = config
         self._memory: RunMemory | None = None  # before the stage begins
@@ -258,7 +262,8 @@ class Stage:
         """Begins a larger result from the one, or from the attempt at one, that is there."""
         unfinished = self.dir / UNFINISHED
         attempt = files.read_object(unfinished) if unfinished.is_file() else {}
-        if attempt.get("section") != identity["section"] or self._is_otherwise_computed(attempt):
+        self.extended = attempt.get("section") != identity["section"]
+        if self.extended or self._is_otherwise_computed(attempt):
             jsonl.set_parts_aside(self.dir)
         print(f"{self.name}: continues from what is in {storage.named(str(self.dir))}", file=sys.stderr)
         self._mark_begun(identity)

@@ -151,6 +151,16 @@ def test_only_the_features_asked_for_are_explained(inputs, tmp_path):
     assert all(row["density"] is not None for row in rows)
     controls = pq.read_table(workdir / "interp" / "controls.parquet")["control"].to_pylist()
     assert max(map(controls.count, controls)) == 2, "no more of a kind than features"
+    exemplars = (workdir / "interp" / "exemplars.parquet").stat().st_mtime_ns
+    stage.run(config(features=(3,)), workdir)
+    stage.run(config(features=(5,)), workdir)  # it is there
+    more = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
+    assert [row["feature"] for row in more if row["explanation"]] == [0, 3, 5]
+    assert [(more[i]["explanation"], more[i]["detection"]) for i in (0, 5)] == [
+        (rows[i]["explanation"], rows[i]["detection"]) for i in (0, 5)
+    ]
+    assert (workdir / "interp" / "exemplars.parquet").stat().st_mtime_ns == exemplars
+    assert not (workdir / "interp" / "phases").exists()
     shutil.rmtree(workdir / "interp")
     with pytest.raises(UserError, match="interpret.features names 12, but the features are 0 to 11"):
         stage.run(config(features=(12,)), workdir)
