@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from maira_jax.studies.readers import phantom
+from tests.helpers import python_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
@@ -117,3 +118,15 @@ def test_the_examples_run(folder, example):
     """After the demo, whose model they read."""
     Image.fromarray(phantom.studies(0, 1, seed=4, size=112)[0].frontal).save(folder / "images" / "s1.png")
     run(folder, f"{sys.executable} {example}")
+
+
+def test_the_session_of_the_readme_is_short():
+    lines = [line for line in python_cells.cells(ROOT / "README.md")[0].splitlines() if line]
+    assert len(lines) <= 12 and sum("import" in line for line in lines) <= 2
+
+
+def test_the_notebooks_and_the_python_of_the_pages_run(folder):
+    """After the demo, in one process, whose compiled programs they share."""
+    Image.fromarray(phantom.studies(0, 1, seed=4, size=112)[0].frontal).save(folder / "images" / "s1.png")
+    pages = (ROOT / "README.md", ROOT / "docs" / "guide" / "session.md", *sorted((ROOT / "examples").glob("*.ipynb")))
+    run(folder, f"{sys.executable} -m tests.helpers.python_cells {' '.join(map(str, pages))}")
