@@ -56,7 +56,7 @@ def make_directions(targets: Iterable[Target], methods: Iterable[str], inputs: M
         for name, method in chosen.items():
             subject = target.concept.replace(" ", "-") if method.of_concept else str(target.feature)
             key = f"{name}-{subject}"
-            if key in found and not method.of_concept:  # the same feature, for another concept
+            if target.of_concept and not method.of_concept:  # the feature may be another concept's too
                 key = f"{key}-{target.concept.replace(' ', '-')}"
             if key in found or not subject:
                 continue

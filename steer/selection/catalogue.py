@@ -86,7 +86,11 @@ class FeatureCatalogue:
           UserError: none was.
         """
         rows = {row["concept"]: row for row in self.concepts}
-        found = [self._detecting(rows[concept]) for concept in concepts if concept in rows]
+        found = [
+            dataclasses.replace(self._detecting(rows[concept]), of_concept=True)
+            for concept in concepts
+            if concept in rows
+        ]
         if not found:
             known = ", ".join(sorted(rows)) or "none"
             raise UserError(f"steer.concepts names none that {self.source} has a feature for: choose from {known}")
@@ -97,14 +101,17 @@ class FeatureCatalogue:
         row = next(row for row in self.concepts if row["concept"] == best.concept)
         pairs = [pair for pair in zip(row["runners_up"], row["runners_up_f1"], strict=True) if pair[0] in self.features]
         known = [(number, f1, *self._known(number)) for number, f1 in pairs[: n - 1]]
-        return [best, *(Target(best.concept, number, largest, text, f1) for number, f1, text, largest in known)]
+        return [
+            best,
+            *(Target(best.concept, number, largest, text, f1, of_concept=True) for number, f1, text, largest in known),
+        ]
 
     def scored(self, concept: str, number: int, score: float) -> Target:
         """A feature that was chosen for a concept by a score."""
         explanation, largest = self._known(number)
         row = next(row for row in self.concepts if row["concept"] == concept)
         known = dict(zip([row["feature"], *row["runners_up"]], [row["f1"], *row["runners_up_f1"]], strict=True))
-        return Target(concept, number, largest, explanation, known.get(number), score=score)
+        return Target(concept, number, largest, explanation, known.get(number), score=score, of_concept=True)
 
     @property
     def max_activations(self) -> np.ndarray:

@@ -14,6 +14,7 @@ class Target:
       explanation: the feature's explanation from the interpret stage.
       f1: F1 of the feature as a detector of the concept on held-out studies; None if not measured.
       score: what it was chosen by, where that is not F1.
+      of_concept: whether it was chosen for the concept, and not the concept found for it.
       others: features that detect the concept about as well, each with its largest activation.
     """
 
@@ -24,6 +25,7 @@ class Target:
     f1: float | None = None
     others: tuple[tuple[int, float], ...] = ()
     score: float | None = None
+    of_concept: bool = False
 
     def __str__(self) -> str:
         concept = f" {self.concept}" if self.concept else ""

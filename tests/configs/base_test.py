@@ -42,6 +42,7 @@ def test_a_reader_names_its_own_fields():
         "source",
         "n",
         "balanced",
+        "on_error",
         "path",
         "uncertain",
         "reports",

@@ -64,6 +64,14 @@ def test_features_of_a_concept_share_what_knows_the_concept_alone(inputs: Method
     assert [direction.key for direction in found] == ["add-4", "prompt-effusion", "add-5"]
 
 
+def test_a_feature_of_two_concepts_has_a_direction_for_each(inputs: MethodInputs) -> None:
+    """Its key does not depend on the other targets, so that a sweep can grow."""
+    targets = [Target(concept, 4, 20.0, of_concept=True) for concept in ("effusion", "large effusion")]
+    for chosen in (targets, targets[::-1]):
+        found = {direction.key: direction.target.concept for direction in make_directions(chosen, ("add",), inputs)}
+        assert found == {"add-4-effusion": "effusion", "add-4-large-effusion": "large effusion"}
+
+
 def test_units(inputs: MethodInputs) -> None:
     means = StudyMeans(np.zeros((1, WIDTH), np.float32), StudyLabels.from_json(["{}"]), 7.0)
     for unit, size in (("max_activation", 20.0), ("residual_norm", 7.0), ("raw", 1.0)):
