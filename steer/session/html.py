@@ -14,7 +14,7 @@ from PIL import Image
 from maira_jax.generation.grounding import PhraseBox
 from maira_jax.inputs.regions import patch_boxes
 
-_SIDE, _QUALITY = 384, 80  # longest side in pixels, and JPEG's quality
+_SIDE, _QUALITY = 384, 80  # longest side in pixels, as shown and at most in the file, and JPEG's quality
 _MIN_SHADE = 0.05  # of the largest activation; what is below stays unshaded
 _ADDED = "background:rgba(0,158,115,.30);text-decoration:none"
 _REMOVED = "background:rgba(213,94,0,.25)"
@@ -78,7 +78,7 @@ def x_ray(
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=_QUALITY)
     data = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    wide, high = picture.size
+    wide, high = (round(side * _SIDE / max(width, height)) for side in (width, height))
     shapes = [] if heat is None else _heat_map(heat, largest, wide, high, (width, height))
     for colour, text, box in boxes:
         # A model may write the corners in any order.
