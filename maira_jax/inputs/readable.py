@@ -61,8 +61,8 @@ def load_readable(section: Mapping[str, Any], workdir: Path, readers: int) -> Se
         named = ", ".join(dict.fromkeys(entry["image"] for entry in unreadable[:_NAMED]))
         more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
         raise UserError(
-            f"{len(unreadable)} images cannot be read: {named}{more}; {report} says why: replace them, or leave their "
-            "studies out with --config.studies.on_error=skip"
+            f"image files cannot be read: {named}{more}; {report} says why: replace them, or leave their studies out "
+            "with --config.studies.on_error=skip"
         )
     return [study for study in studies if study.study_id not in skipped]
 

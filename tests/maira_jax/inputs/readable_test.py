@@ -28,7 +28,7 @@ def section(tmp_path):
 
 @pytest.mark.parametrize("readers", [0, 2])
 def test_all_are_named_before_anything_else(section, tmp_path, readers):
-    with pytest.raises(UserError, match=r"4 images cannot be read: .*1.png, .*3.png, .*4.png; .*images.json says"):
+    with pytest.raises(UserError, match=r"image files cannot be read: .*1.png, .*3.png, .*4.png; .*images.json says"):
         load_readable(section, tmp_path, readers)
     found = json.loads((tmp_path / "images.json").read_text())["unreadable"]
     assert [entry["study_id"] for entry in found] == ["s1", "s3", "s4", "s5"]

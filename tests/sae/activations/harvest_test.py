@@ -207,7 +207,7 @@ def test_a_broken_image_is_named(config, workdir, tmp_path):
     (tmp_path / "model").symlink_to(workdir / "model")
     changed = config.copy_and_resolve_references()
     changed.studies = base.studies("manifest", path=str(manifest))
-    with pytest.raises(UserError, match=f"images cannot be read: .*{broken.name}; "):
+    with pytest.raises(UserError, match=f"image files cannot be read: .*{broken.name}; "):
         harvest.run(changed, tmp_path)
 
 
