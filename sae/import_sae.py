@@ -97,7 +97,7 @@ def check_fits(sae: Sae, store: ActivationStore, path: Path) -> None:
             f"{path} takes {sae.d_model} dimensions and {store.directory} has {store.d_model}: "
             "harvest the model and site that it was trained on"
         )
-    stated, site = _stated_site(sae.meta), str(store.source.get("site", ""))
+    stated, site = stated_site(sae.meta), str(store.source.get("site", ""))
     if stated and site and stated not in (site, _block(site)):
         raise UserError(
             f"{path} says that it was trained on {stated}, and {store.directory} has {site}: "
@@ -105,7 +105,7 @@ def check_fits(sae: Sae, store: ActivationStore, path: Path) -> None:
         )
 
 
-def _stated_site(meta: Mapping[str, Any]) -> str:
+def stated_site(meta: Mapping[str, Any]) -> str:
     """The site, or else the decoder block, that a file says its autoencoder was trained on; "" where it does not."""
     if "source" in meta:
         return str(meta["source"].get("site", ""))

@@ -18,8 +18,9 @@ from maira_jax.studies.readers import load_studies
 from sae import formats
 from sae.activations.store import HELD_OUT, ActivationStore
 from sae.autoencoder import Sae
+from sae.import_sae import stated_site
 from sae.saved import load_sae
-from steer.config import SteerSection
+from steer.config import GENERATED, SteerSection
 from steer.session import near
 from steer.session.features import NamedFeatures
 from steer.session.loaded_model import LoadedModel
@@ -47,6 +48,7 @@ def open_run(workdir: str | Path, *, interpretations: str = OWN_SET) -> Session:
         remedy = f"give the --workdir of a run, below {folder.parent} or elsewhere, whose model was converted"
         raise near.unknown("run", folder.name, found, remedy)
     config = remembered(folder)
+    steering = SteerSection.of(config)
     weights, mesh = ModelSection.of(config).weights, RunSection.of(config).mesh
     sae = load_sae(folder / "sae") if (folder / "sae" / "sae.json").is_file() else None
     store = ActivationStore.open(folder / "activations") if (folder / "activations").is_dir() else None
@@ -56,7 +58,9 @@ def open_run(workdir: str | Path, *, interpretations: str = OWN_SET) -> Session:
     source = {} if sae is None else sae.meta.get("source", {})
     site = str(source.get("site") or (store.source["site"] if store else Site.last(model.cfg).name))
     names = NamedFeatures(0 if sae is None else sae.n_features, folder, interpretations)
-    return Session(model, folder, _studies(config, store), SteerSection.of(config).max_new_tokens, sae, site, names)
+    return Session(
+        model, folder, _studies(config, store), steering.max_new_tokens, steering.positions, sae, site, names
+    )
 
 
 def open_checkpoint(
@@ -83,15 +87,15 @@ def open_checkpoint(
     found = None if sae is None else formats.load(Path(sae).expanduser())
     place = _site_of(found, sae, site, model)
     names = NamedFeatures(0 if found is None else found.n_features, None)
-    return Session(model, path, RunStudies([], [], list), _MAX_NEW_TOKENS, found, place, names)
+    return Session(model, path, RunStudies([], [], list), _MAX_NEW_TOKENS, (GENERATED,), found, place, names)
 
 
 def _site_of(sae: Sae | None, file: str | Path | None, site: str | None, model: LoadedModel) -> str:
     """The name of the site that an autoencoder is of; without one the last site of the language model."""
     if sae is None:
         return site or Site.last(model.cfg).name
-    name = site or sae.meta.get("source", {}).get("site")
-    if not name:
+    name = site or stated_site(sae.meta)
+    if not name or name.startswith("block "):  # a block has several sites
         raise UserError(f"{file} does not name the site that it is of: say site='language.15.resid_post', or another")
     place = Site.parse(str(name), model.cfg)
     width = model.cfg.vision.hidden_size if place.tower == "vision" else model.cfg.text.hidden_size

@@ -66,12 +66,14 @@ class Session:
       folder: the run directory or the checkpoint.
       studies: the studies of the run; of a checkpoint there are none.
       max_new_tokens: the largest number of tokens of a report.
+      positions: which tokens `steer` edits where it is not told: the run's `steer.positions`.
     """
 
     model: LoadedModel
     folder: Path
     studies: RunStudies
     max_new_tokens: int
+    positions: tuple[str, ...]
     _sae: Sae | None
     _site: str
     _names: NamedFeatures
@@ -215,7 +217,7 @@ class Session:
         what: Steering,
         strength: float = 1.0,
         *,
-        at: str | Sequence[str] = GENERATED,
+        at: str | Sequence[str] | None = None,
         method: Literal["add", "clamp"] = "add",
         unit: Literal["max_activation", "raw"] = "max_activation",
         site: str | None = None,
@@ -229,7 +231,8 @@ class Session:
             of the same shape.
           strength: multiplies what is done; below 0 steers away. At a site, x + strength * (function(x) - x).
           at: which tokens are edited: "generated", parts of the prompt ("image", "frontal", "indication", "technique",
-            "comparison", "prior_report", "boilerplate", "bos"), "prompt" for the whole of it, or several of these.
+            "comparison", "prior_report", "boilerplate", "bos"), "prompt" for the whole of it, or several of these;
+            None: `positions`.
           method: "add" adds the features' decoder rows; "clamp" sets features, to 0 at a strength of 0.
           unit: of the strength of features: each one's largest activation over the run's studies, or 1.
           site: where; None: the site of the autoencoder.
@@ -238,7 +241,7 @@ class Session:
           UserError: a study, feature, site or part of the prompt does not exist, or the direction is of another width.
         """
         found, place = self.study(study), self.site if site is None else self._parsed(site)
-        section = self._section((at,) if isinstance(at, str) else tuple(at))
+        section = self._section(self.positions if at is None else (at,) if isinstance(at, str) else tuple(at))
         if place.tower != "language" and section.positions != ("image",):
             raise UserError(f"at {place.name} only images are edited: say at='image'")
         concept, title, change, strength = self._change(what, strength, method, unit, place)

@@ -30,7 +30,7 @@ NAMES = {5: "left pleural effusion", 6: "denies effusion <script>", 9: "cardiome
 def make_config() -> ConfigDict:
     config = phantom_config.get_config()
     config.studies.update({"n": 8, "seed": 2, "size": 28})
-    config.steer.max_new_tokens = 12
+    config.steer.update({"max_new_tokens": 12, "positions": ("generated",)})
     return config
 
 
