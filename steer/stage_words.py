@@ -46,10 +46,10 @@ def _of_set(summary: dict[str, Any]) -> str:
 
 
 def of_sweep(config: ConfigDict, workdir: Path) -> str:
-    """Two steered reports, of different directions, with what differs from the unsteered ones."""
+    """Two steered reports, of different concepts, with what differs from the unsteered ones."""
     examples: dict[str, str] = {}
     for line in _changed(workdir / stage.folder(config.steer.name)):
-        examples.setdefault(line["direction"], _example(line))
+        examples.setdefault(line["settings"]["concept"] or line["direction"], _example(line))
         if len(examples) == _N_EXAMPLES:
             break
     return "\n".join(examples.values()) or "no steered report differs from the unsteered one"
