@@ -19,6 +19,7 @@ from sae.activations import store, token_rows
 from sae.sweep import stage as sweep
 from steer import evaluate
 from steer import stage as steer
+from steer.localize import stage as localize
 
 PAGE = Path(__file__).parent / "reference" / "files.md"
 START = "<!-- From here on written by python -m docs.files_page -->\n"
@@ -39,6 +40,8 @@ TABLES: dict[str, tuple[str, pa.Schema]] = {
     "label/probing.parquet": ("basis, size, label and split", probes.SCHEMA),
     "label/localisation.parquet": ("label, image and map", localisation.SCHEMA),
     "similar/codes.parquet": ("study", similar.SCHEMA),
+    "localize/sites.parquet": ("site, section and concept", localize.SCHEMA),
+    "localize/generations.jsonl": ("report", steer.LINES),
     "steer/NAME/generations.jsonl": ("report", steer.LINES),
     "evaluation/NAME/results.parquet": ("report", evaluate.SCHEMA),
 }

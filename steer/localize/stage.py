@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from interp.features.concepts import StudyLabels
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.run import files, jsonl
+from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection
 from maira_jax.run.stage import Stage
 from steer.config import SteerSection
@@ -29,26 +30,30 @@ FOLDER = "localize"
 SITES, SUMMARY, CURVE = "sites.parquet", "summary.json", "curve.svg"
 SCHEMA = pa.schema(
     [
-        ("site", pa.string()),
-        ("depth", pa.int32()),  # blocks of the language model before the site; below 0 in front of it
-        ("section", pa.string()),  # of the prompt: the tokens that are read and edited
-        ("concept", pa.string()),
-        ("read_auroc", pa.float64()),  # of a dense probe on held-out studies; null where nothing could be scored
-        ("read_f1", pa.float64()),
-        ("read_sae_auroc", pa.float64()),  # of a probe on a few features; null where there is no autoencoder
-        ("read_sae_f1", pa.float64()),
-        ("write_strength", pa.float64()),  # times the difference of means, chosen on half of the studies
-        ("write_on_target", pa.float64()),  # share of the reports without the concept that get it; degenerate: not
-        ("write_on_target_low", pa.float64()),
-        ("write_on_target_high", pa.float64()),
-        ("write_off_target", pa.float64()),
-        ("write_no_change", pa.float64()),
-        ("write_degenerate", pa.float64()),
-        ("n", pa.int32()),  # reports that these are shares of
-        ("ablate_lost", pa.float64()),  # share of the reports with the concept that lose it when the tokens are ablated
-        ("ablate_n", pa.int32()),
-        ("ablate_patches_lost", pa.float64()),  # when only the patches that overlap a box of the concept are
-        ("ablate_patches_n", pa.int32()),
+        column("site", pa.string(), "of the residual stream"),
+        column("depth", pa.int32(), "blocks of the language model before the site; below 0 in front of it"),
+        column("section", pa.string(), "of the prompt: the tokens that are read and edited"),
+        column("concept", pa.string(), "that is read and written"),
+        column("read_auroc", pa.float64(), "of a dense probe on held-out studies; null where nothing could be scored"),
+        column("read_f1", pa.float64(), "of the same probe"),
+        column("read_sae_auroc", pa.float64(), "of a probe on a few features; null where there is no autoencoder"),
+        column("read_sae_f1", pa.float64(), "of the same probe"),
+        column("write_strength", pa.float64(), "times the difference of means, chosen on half of the studies"),
+        column("write_on_target", pa.float64(), "share of the reports without the concept that get it, undamaged"),
+        column("write_on_target_low", pa.float64(), "lower end of its 95 % interval"),
+        column("write_on_target_high", pa.float64(), "upper end of its 95 % interval"),
+        column("write_off_target", pa.float64(), "share of the reports in which other findings change"),
+        column("write_no_change", pa.float64(), "share of the reports in which no finding changes"),
+        column("write_degenerate", pa.float64(), "share of the reports that are none"),
+        column("n", pa.int32(), "reports that these are shares of"),
+        column(
+            "ablate_lost",
+            pa.float64(),
+            "share of the reports with the concept that lose it with these tokens ablated",
+        ),
+        column("ablate_n", pa.int32(), "reports that this is a share of"),
+        column("ablate_patches_lost", pa.float64(), "the same with only the patches in a box of the concept ablated"),
+        column("ablate_patches_n", pa.int32(), "reports that this is a share of"),
     ]
 )
 
