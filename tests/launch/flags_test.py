@@ -73,7 +73,7 @@ def test_shortcuts_set_the_configuration_or_say_why_not(tmp_path):
 
 def test_another_machine_needs_a_flag_of_its_own(tmp_path):
     arguments = [f"--workdir={tmp_path}", "--config.interpret.judge=llm", "--config.judge.model=m", "--max_cost=2"]
-    arguments += ["--config.judge.base_url=http://10.0.0.5:8000/v1", "--config.judge.price_in=1"]
+    arguments += ["--config.judge.base_url=https://10.0.0.5:8000/v1", "--config.judge.price_in=1"]
     result = launch("interpret", *arguments)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "--allow_remote" in result.stderr
     result = launch("interpret", *arguments, "--allow_remote")
