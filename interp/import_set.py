@@ -19,7 +19,7 @@ from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 from maira_jax.run.config import Section, setting
 from maira_jax.run.lock import FolderLock
-from maira_jax.run.stage import MANIFEST, Stage
+from maira_jax.run.stage import Stage
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".csv": functools.partial(pyarrow.csv.read_csv, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
@@ -84,10 +84,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             lock.acquire()
         try:
             counts = _add(stage, paths, section)
-            if not stage.finished:
+            if not stage.finished or counts != stage.manifest["counts"]:
                 stage.finish(counts)
-            elif counts != stage.manifest["counts"]:
-                files.write_json(stage.dir / MANIFEST, stage.manifest | {"counts": counts})
         finally:
             lock.release()
     return counts

@@ -29,6 +29,7 @@ from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import ScoreTask
 from interp.set_comparison import compare
 from maira_jax.run import files, processes, storage
+from maira_jax.run.jsonl import PHASES
 from maira_jax.run.run_config import plain
 from maira_jax.run.stage import MANIFEST, UNFINISHED, Stage
 from sae.activations.store import source_of
@@ -78,7 +79,6 @@ def _run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             counts = {name: summary[name] for name in ("features", "scored")}
             of_both = summary["comparison"]
             stage.finish(counts | {"detection": summary["detection"]["mean"], "agreement": of_both["agreement"]})
-            files.remove(stage.dir / "phases")
         return stage.manifest["counts"]
 
 
@@ -106,7 +106,7 @@ def _score(
 ) -> dict[str, Any]:
     """Writes the results into `out` and returns the summary."""
     n_features = load_sae(workdir / "sae").n_features
-    exemplars = ExemplarBatches(workdir / sets.OWN_SET / "exemplars.parquet", n_features, out / "phases")
+    exemplars = ExemplarBatches(workdir / sets.OWN_SET / "exemplars.parquet", n_features, out / PHASES)
     explained = _explained(sets.read_set(workdir, section.set), n_features, frozenset(section.features))
     _announce(interpreters, exemplars, explained)
     scores = all_scores(interpreters.scorers, exemplars, explained, seed)

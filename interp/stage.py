@@ -37,6 +37,7 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import SECTION_NAMES, Kind
 from maira_jax.run import files, growth, processes
 from maira_jax.run.config import RunSection
+from maira_jax.run.jsonl import PHASES
 from maira_jax.run.performance import profile
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.stage import Stage
@@ -100,8 +101,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             section = section.model_copy(update={"features": features})
             _interpret(section, interpreters, config, workdir, stage.dir)
             stage.finish(processes.first_only(lambda: _counts(files.read_json(stage.dir / "summary.json"))))
-            if processes.is_first():
-                files.remove(stage.dir / "phases")
         return stage.manifest["counts"]
 
 
@@ -125,7 +124,7 @@ def _interpret(
     sae, corpus = load_sae(workdir / "sae"), Corpus.open(workdir, section.context_length)
     _check(section, sae, corpus, workdir)
     not_read = ("activations",) if corpus.of_images else ()
-    exemplars = ExemplarBatches(out / "exemplars.parquet", sae.n_features, out / "phases", not_read)
+    exemplars = ExemplarBatches(out / "exemplars.parquet", sae.n_features, out / PHASES, not_read)
     trace = StepTrace.of_run(config, workdir, "interpret")
     found = _collect(section, config, sae, corpus, exemplars, trace)
     scored = interpreters and _scored(section, interpreters, exemplars, config.seed)

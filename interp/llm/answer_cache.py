@@ -1,12 +1,14 @@
 """Answers of language models, kept on disk: what was answered once is never asked, or paid for, again."""
 
 import contextlib
+import hashlib
 import json
 import sqlite3
 import threading
 import time
 import uuid
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ CREATE TABLE IF NOT EXISTS answers (
   tokens_in INTEGER NOT NULL,
   tokens_out INTEGER NOT NULL,
   cost REAL NOT NULL,           -- US dollars
+  checksum BLOB NOT NULL,       -- of the others
   PRIMARY KEY (key, attempt)
 );
 CREATE TABLE IF NOT EXISTS batches (
@@ -88,21 +91,30 @@ class AnswerCache:
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
             row = self._db.execute(
-                "SELECT COUNT(*), TOTAL(tokens_in), TOTAL(tokens_out), TOTAL(cost) FROM answers"
+                "SELECT COUNT(checksum), TOTAL(tokens_in), TOTAL(tokens_out), TOTAL(cost) FROM answers"
             ).fetchone()
-        except sqlite3.OperationalError as error:
-            raise UserError(f"{path} is held by another process ({error}): wait until that run has ended") from error
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{path} cannot be read ({error}): restore it, or delete it and pay again") from error
+            raise self._refusal(error) from error
         self.totals = CacheTotals(row[0], int(row[1]), int(row[2]), row[3])
 
     def get(self, key: str) -> list[CachedAnswer]:
         """All answers to a request, in the order in which they came."""
         with self._lock:
-            rows = self._db.execute(
-                "SELECT answer, tokens_in, tokens_out, cost FROM answers WHERE key = ? ORDER BY attempt", (key,)
-            ).fetchall()
-        return [CachedAnswer(*row) for row in rows]
+            rows = self._rows("SELECT * FROM answers WHERE key = ? ORDER BY attempt", (key,))
+        return [self._answer(row) for row in rows]
+
+    def verify(self) -> int:
+        """Compares every answer with its checksum; returns how many there are.
+
+        Raises:
+          UserError: one has changed.
+        """
+        with self._lock:
+            damaged = self._rows("PRAGMA integrity_check") != [("ok",)]
+            rows = self._rows("SELECT * FROM answers")
+        if damaged:
+            raise self._refusal(sqlite3.DatabaseError("its pages contradict each other"))
+        return sum(1 for row in rows if self._answer(row))
 
     def add(self, key: str, attempt: int, model: str, prompt: str, data: Any, answer: CachedAnswer) -> None:
         """Keeps an answer; when this returns, it survives the process.
@@ -119,7 +131,7 @@ class AnswerCache:
           UserError: the disk is full.
         """
         row = (key, attempt, prompt, model, zlib.compress(json.dumps(data).encode()), *answer)
-        self._write("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._write("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, _checksum(row)))
         n, tokens_in, tokens_out, cost = self.totals
         tokens_in, tokens_out = tokens_in + answer.tokens_in, tokens_out + answer.tokens_out
         self.totals = CacheTotals(n + 1, tokens_in, tokens_out, cost + answer.cost)
@@ -137,6 +149,28 @@ class AnswerCache:
     def close(self) -> None:
         self._send()
         self._db.close()
+
+    def _rows(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise self._refusal(error) from error
+
+    def _answer(self, row: tuple[Any, ...]) -> CachedAnswer:
+        """The answer in a row of the table, whose checksum must be right."""
+        *values, checksum = row
+        if checksum != _checksum(values):
+            raise self._refusal(ValueError("an answer is not what was written"))
+        return CachedAnswer(*values[-len(CachedAnswer._fields) :])
+
+    def _refusal(self, error: Exception) -> UserError:
+        """Why the file cannot be used, and what helps."""
+        if isinstance(error, sqlite3.OperationalError):
+            if "locked" in str(error):
+                return UserError(f"{self._path} is held by another process ({error}): wait until that run has ended")
+            if not str(error).startswith("no such"):
+                return UserError(f"could not write {self._path} ({error}): free space, or make its folder writable")
+        return UserError(f"{self._path} cannot be read ({error}): restore it, or delete it and pay again")
 
     def _send(self) -> None:
         """Sends a copy to the bucket, if there is one."""
@@ -157,7 +191,12 @@ class AnswerCache:
         try:
             with self._lock:
                 self._db.execute(statement, row)
-        except sqlite3.OperationalError as error:
-            raise UserError(f"could not write {self._path} ({error}): free space; nothing paid for is lost") from error
+        except sqlite3.DatabaseError as error:
+            raise self._refusal(error) from error
         if time.monotonic() >= self._send_at:
             self._send()
+
+
+def _checksum(values: Sequence[Any]) -> bytes:
+    """Of a row of the table of answers, but for the checksum itself."""
+    return hashlib.sha256(repr(tuple(values)).encode(errors="surrogatepass")).digest()[:8]

@@ -15,11 +15,27 @@ from typing import Any
 import ml_collections
 
 from interp.llm import egress
+from interp.llm.answer_cache import AnswerCache
 from interp.llm.ledger import TYPICAL_ANSWER, AnswerLedger, ChatReply
 from interp.llm.requests import ChatRequest
 from interp.llm.section import JudgeSection
+from maira_jax.run import storage
 
-FOLDER = "judge"  # of a run directory
+FOLDER, _ANSWERS = "judge", "answers.sqlite"  # in a run directory
+
+
+def verify_answers(workdir: Path) -> int:
+    """Compares the answers that a run directory keeps with their checksums; returns how many there are.
+
+    Raises:
+      UserError: one was changed, or the file cannot be read.
+    """
+    path = Path(workdir) / FOLDER / _ANSWERS
+    storage.fetch(path)
+    if not path.is_file():
+        return 0
+    with contextlib.closing(AnswerCache(path)) as cache:
+        return cache.verify()
 
 
 @dataclasses.dataclass
@@ -54,7 +70,7 @@ class ChatClient:
         Raises:
           UserError: a field is unknown or out of range, or the server is a remote one that is not allowed.
         """
-        return cls(JudgeSection.of(config), Path(workdir) / FOLDER / "answers.sqlite")
+        return cls(JudgeSection.of(config), Path(workdir) / FOLDER / _ANSWERS)
 
     def answer(self, requests: Iterable[ChatRequest], description: str) -> Iterator[ChatReply | None]:
         """Answers requests: from the cache, or by asking many at a time.

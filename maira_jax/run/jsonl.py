@@ -14,12 +14,10 @@ from typing import Any
 from maira_jax.errors import UserError
 from maira_jax.run import files, processes, storage
 
-PARTS = "parts"  # the folder of a stage's parts, which `Stage` removes when it is finished
-
-
+PARTS = "parts"  # the folder of a stage's parts
 EARLIER = "earlier"  # the folder of parts of a smaller result, from which the present one continues
-
-LEFT = (PARTS, EARLIER)
+PHASES = "phases"  # the folder of what a stage of several phases keeps until it is finished
+LEFT = (PARTS, EARLIER, PHASES)  # what `Stage` removes when it is finished
 
 
 def line(record: Mapping[str, Any], sort_keys: bool = False) -> str:

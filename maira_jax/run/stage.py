@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import math
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 import ml_collections
 
 from maira_jax.errors import UserError
-from maira_jax.run import files, jsonl, processes, run_config, storage
+from maira_jax.run import checksums, files, jsonl, processes, run_config, storage
 from maira_jax.run.config import shown
 from maira_jax.run.growth import Growth, grown
 from maira_jax.run.lock import FolderLock
@@ -73,10 +74,44 @@ def _refuse_not_finite(section: Mapping[str, Any]) -> None:
                 raise UserError(f"{name} is {number}, which is not a finite number: change it")
 
 
-def _read(path: Path, wanted: set[str]) -> dict[str, Any]:
-    """Reads a manifest, which must have the fields `wanted`."""
+def _commit() -> str | None:
+    """The commit of the source that runs, with "-dirty" where files differ from it; None outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads the manifest of a finished stage.
+
+    Raises:
+      UserError: it is missing, or not as the stage wrote it.
+    """
     found = files.read_object(path)
-    if not wanted <= found.keys():
+    checksums.check_signed(path, found)
+    return found
+
+
+def refuse_damaged(folder: Path, command: str) -> dict[str, Any]:
+    """Compares the files of a finished stage with its manifest, which is returned.
+
+    Raises:
+      UserError: a file is missing or was changed.
+    """
+    manifest = read_manifest(folder / MANIFEST)
+    found = checksums.problems(folder, manifest["files"], may_be_absent=storage.is_remote(folder))
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UserError(f"{found[0]}{more}: restore it, or delete {folder} and run {command} again")
+    return manifest
+
+
+def _read_begun(path: Path) -> dict[str, Any]:
+    """What a stage that was begun says of itself."""
+    found = files.read_object(path)
+    if not {"section", "inputs"} <= found.keys():
         raise UserError(f"{path} is not what a stage wrote: delete {path.parent} and run that stage again")
     return found
 
@@ -234,7 +269,7 @@ class Stage:
         for path in (manifest, unfinished):
             if not path.is_file():
                 continue
-            there = _read(path, {"section", "inputs"} | ({"counts"} if path == manifest else set()))
+            there = read_manifest(path) if path == manifest else _read_begun(path)
             if self.replaces and identity != {key: there.get(key) for key in identity}:
                 self.dir = self.dir / _NEXT
                 break
@@ -276,6 +311,7 @@ class Stage:
         self.manifest = dict(identity) | {
             "stage": self.name,
             "versions": _versions(),
+            "commit": _commit(),
             "device": str(jax.devices()[0].device_kind),
             "device_count": len(processes.devices()),
             "processes": processes.count(),
@@ -329,13 +365,21 @@ class Stage:
         storage.send(self.dir)
         processes.barrier()
         end = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.manifest = self.manifest | {"end": end, "counts": plain(counts)}
+        self.manifest = self.manifest | {"end": end, "counts": plain(counts), "files": self._checksums()}
         if processes.is_first():
-            files.write_json(self.dir / MANIFEST, self.manifest)
+            files.write_json(self.dir / MANIFEST, checksums.sign(self.manifest))
             files.remove(self.dir / UNFINISHED)
             self._remove_parts()
         self.manifest = processes.broadcast(self.manifest)
         self.finished = True
+
+    def _checksums(self) -> dict[str, dict[str, Any]]:
+        """Of the files of the result; where each process has those that it wrote, of all of them."""
+        apart = (MANIFEST, UNFINISHED, *jsonl.LEFT)
+        if storage.is_remote(self.dir):
+            parts = processes.gather(checksums.of_folder(self.dir, apart))
+            return {name: entry for part in parts for name, entry in sorted(part.items())}
+        return processes.first_only(lambda: checksums.of_folder(self.dir, apart))
 
     def _take_place(self) -> None:
         """Removes the old result, of which the new one has been a part, and gives the new one its name."""
@@ -358,9 +402,8 @@ class Stage:
                     f"stage {self.name} reads {path.parent}, which no finished stage wrote: run "
                     f"{_command_of(name, self.workdir)} first"
                 )
-            wanted = {"section", "inputs", "counts"}
-            manifest = _read(path, wanted)
-            digests[name] = files.digest({key: manifest[key] for key in wanted})
+            manifest = refuse_damaged(path.parent, _command_of(name, self.workdir))
+            digests[name] = files.digest({key: manifest[key] for key in ("section", "inputs", "counts")})
         return digests
 
     def _refuse_other(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

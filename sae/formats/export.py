@@ -5,6 +5,7 @@ from typing import Any
 
 import ml_collections
 
+from maira_jax.checkpoint.digests import DIGESTS
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.config import Section, setting
@@ -34,7 +35,8 @@ class ExportSection(Section, name="export"):
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes the autoencoder of a run, and its companions, in each format of `config.export.to`.
 
-    `export/FORMAT/` holds the autoencoder of `sae/`, `export/NAME/FORMAT/` each companion of `config.sae.companions`.
+    `export/FORMAT/` holds the autoencoder of `sae/`, `export/NAME/FORMAT/` each companion of `config.sae.companions`;
+    `sha256sum -c` compares them with `export/SHA256SUMS`.
 
     Returns:
       The SHA-256 of each file, by its path under `export/`.
@@ -50,7 +52,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         for folder, place in trained.items():
             _write(workdir / folder, stage.dir / place, section)
         written = sorted(path for path in stage.dir.rglob("*") if path.parent.name in section.to)
-        stage.finish({str(path.relative_to(stage.dir)): files.sha256(path) for path in written})
+        digests = {str(path.relative_to(stage.dir)): files.sha256(path) for path in written}
+        with files.atomic_path(stage.dir / DIGESTS) as path:
+            path.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+        stage.finish(digests)
         return stage.manifest["counts"]
 
 

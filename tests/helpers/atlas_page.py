@@ -11,6 +11,7 @@ from interp.atlas import stage
 from interp.atlas.chunks import read_chunk
 from maira_jax.run import files
 from maira_jax.run.stage import Stage
+from tests.helpers import rewritten
 from tests.helpers.interp_run import config
 
 ATTACK = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)> & \u2028 é"
@@ -104,6 +105,7 @@ def add_hostile_texts(workdir):
     pq.write_table(
         table.set_column(where, table.schema.field("tokens"), pa.array(rows, table.schema.types[where])), exemplars
     )
+    rewritten.accept(workdir / "interp")
 
 
 def add_set(workdir, name="published"):

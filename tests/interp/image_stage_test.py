@@ -11,6 +11,7 @@ from interp.explainers import explainer
 from interp.explainers.offline_explainer import PREFIX
 from maira_jax.errors import UserError
 from maira_jax.run import files
+from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 from tests.helpers import image_run
 from tests.helpers.image_run import BRIGHT, BRIGHT_PATCH, DEAD, DENSE, GRID, LEFT_WITHOUT_DEVICE, NOISE, config
@@ -64,7 +65,7 @@ def test_features_are_named_by_labels_and_scored_on_held_out_images(offline):
 
 def test_exemplars_are_images_with_the_activations_of_their_patches(offline):
     workdir, _ = offline
-    store, sae = stage.ActivationStore.open(workdir / "activations"), load_sae(workdir / "sae")
+    store, sae = ActivationStore.open(workdir / "activations"), load_sae(workdir / "sae")
     n_patches = GRID[0] * GRID[1]
     patches = np.asarray(sae.encode(store.read(0, store.n_tokens))).reshape(-1, n_patches, sae.n_features)
     studies = {row["study_id"]: (i, row["split"]) for i, row in enumerate(store.studies.to_pylist())}

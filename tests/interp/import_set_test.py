@@ -10,6 +10,7 @@ from configs import phantom
 from interp import import_set, sets
 from maira_jax.errors import UserError
 from maira_jax.run import files
+from maira_jax.run.checksums import sign
 from maira_jax.run.stage import Stage
 
 ROWS = [
@@ -166,6 +167,6 @@ def test_what_cannot_be_asked_for_is_refused(workdir, tmp_path, fields, sentence
 def test_a_set_belongs_to_an_autoencoder(workdir, tmp_path):
     add(workdir, written(tmp_path))
     manifest = files.read_json(workdir / "sae" / "manifest.json")
-    files.write_json(workdir / "sae" / "manifest.json", manifest | {"counts": {"n_features": 13}})
+    files.write_json(workdir / "sae" / "manifest.json", sign(manifest | {"counts": {"n_features": 13}}))
     with pytest.raises(UserError, match=r"released holds a result of another configuration.*sae"):
         add(workdir, written(tmp_path))

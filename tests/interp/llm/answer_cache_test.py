@@ -1,6 +1,9 @@
 """The cache of answers: what a kill leaves, and who may hold it."""
 
+import contextlib
+import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -53,3 +56,35 @@ def test_half_a_character_at_the_end_of_an_answer_does_no_harm(tmp_path):
     kept = ledger.record(request, "key", "cut off \ud83d", None)
     assert kept.text == "cut off ?" and ledger.cache.get("key") == [kept]
     ledger.close()
+
+
+def test_no_flipped_bit_of_an_answer_goes_unnoticed(tmp_path):
+    cache = AnswerCache(tmp_path / "answers.sqlite")
+    for i in range(20):
+        cache.add(f"key {i}", 0, "m", "detect-1", {"text": f"report {i}"}, CachedAnswer(f"answer {i}", 100, 10, 0.5))
+    cache.close()
+    whole, rng, found = (tmp_path / "answers.sqlite").read_bytes(), random.Random(0), 0
+    begin = whole.index(b"answer 0") - 2000  # the pages before hold the schema
+    for number in range(200):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(begin, len(whole))] ^= 1 << rng.randrange(8)
+        path = tmp_path / f"{number}.sqlite"
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            cache = AnswerCache(path)
+            for i in range(20):
+                with contextlib.suppress(UserError):
+                    assert [answer.text for answer in cache.get(f"key {i}")] in ([f"answer {i}"], [])
+            try:
+                cache.verify()
+            except UserError:
+                found += 1
+            cache.close()
+    assert found > 30  # of the others most are in what is free
+
+
+@pytest.mark.parametrize(("error", "says"), [("database is locked", "held by another"), ("disk is full", "free space")])
+def test_a_full_disk_is_not_another_process(tmp_path, error, says):
+    cache = AnswerCache(tmp_path / "answers.sqlite")
+    assert says in str(cache._refusal(sqlite3.OperationalError(error)))
+    cache.close()

@@ -11,7 +11,7 @@ from interp.atlas import build
 from interp.atlas.gathering import pictures
 from maira_jax.errors import UserError
 from maira_jax.inputs.regions import patch_boxes
-from tests.helpers import image_run
+from tests.helpers import image_run, rewritten
 from tests.helpers.atlas_page import ATTACK, atlas_of, scripts
 from tests.helpers.image_run import BRIGHT, BRIGHT_PATCH, DEAD, GRID, HEIGHT, WIDTH, config
 
@@ -67,6 +67,7 @@ def test_the_number_of_images_is_bounded_and_the_best_features_come_first(copied
 def test_what_is_written_in_labels_and_names_stays_text(copied):
     header = copied / "activations" / "store.json"
     header.write_text(header.read_text().replace('"toy"', '"</script><img src=x>"'))
+    rewritten.accept(header.parent)
     page = atlas_of(copied, config()).page
     assert len(scripts(page)) == 2 and not [tag for tag, _ in page.elements if tag == "img"]
     assert ATTACK not in page.scripts[-1]
@@ -80,6 +81,7 @@ def test_images_that_are_not_at_hand(copied):
         atlas_of(copied, cfg)
     header = copied / "activations" / "store.json"
     header.write_text(header.read_text().replace('"encoder"', '"arrays"'))
+    rewritten.accept(header.parent)
     atlas = atlas_of(copied, cfg)
     assert "is not among config.studies" in atlas.head["no_pictures"]
     assert not (copied / "atlas" / "images").exists() and atlas.head["run"]["encoder"]["name"] == "arrays"
