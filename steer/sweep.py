@@ -83,7 +83,7 @@ class Sweep:
         params, cfg = store.load(workdir / "model", mesh, rows=section.batch_studies, weights=weights)
         site = Site.parse(str(activations.source["site"]), cfg)
         if site.tower != "language" and section.positions != ("image",):
-            raise UserError(f"at {site.name} only images are edited: set steer.positions to ('image',)")
+            raise UserError(f"at {site.name} only images are edited: set steer.positions to image")
         folder = workdir / "model"
         texts, images = Tokenizer.from_dir(folder), ImageConfig.from_dir(folder)
         model = GradientModel(params, cfg, texts, images, site, section.measured)

@@ -94,16 +94,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
-def refuse_damaged(folder: Path, command: str) -> dict[str, Any]:
+def refuse_damaged(workdir: Path, name: str) -> dict[str, Any]:
     """Compares the files of a finished stage with its manifest, which is returned.
+
+    Args:
+      workdir: the run directory.
+      name: the stage's folder.
 
     Raises:
       UserError: a file is missing or was changed.
     """
+    folder = workdir / name
     manifest = read_manifest(folder / MANIFEST)
     found = checksums.problems(folder, manifest["files"], may_be_absent=storage.is_remote(folder))
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        command = _command_of(name, workdir)
         raise UserError(f"{found[0]}{more}: restore it, or delete {folder} and run {command} again")
     return manifest
 
@@ -402,7 +408,7 @@ class Stage:
                     f"stage {self.name} reads {path.parent}, which no finished stage wrote: run "
                     f"{_command_of(name, self.workdir)} first"
                 )
-            manifest = refuse_damaged(path.parent, _command_of(name, self.workdir))
+            manifest = refuse_damaged(self.workdir, name)
             digests[name] = files.digest({key: manifest[key] for key in ("section", "inputs", "counts")})
         return digests
 

@@ -14,6 +14,7 @@ from maira_jax.model.sites import Site
 from maira_jax.run import storage
 from maira_jax.run.config import RunSection
 from maira_jax.run.run_config import remembered
+from maira_jax.run.stage import MANIFEST, refuse_damaged
 from maira_jax.studies.readers import load_studies
 from sae import formats
 from sae.activations.store import HELD_OUT, ActivationStore
@@ -47,6 +48,9 @@ def open_run(workdir: str | Path, *, interpretations: str = OWN_SET) -> Session:
         found = sorted(path.parent.name for path in folder.parent.glob("*/model"))
         remedy = f"give the --workdir of a run, below {folder.parent} or elsewhere, whose model was converted"
         raise near.unknown("run", folder.name, found, remedy)
+    for name in ("model", "activations", "sae", OWN_SET):
+        if (folder / name / MANIFEST).is_file():
+            refuse_damaged(folder, name)
     config = remembered(folder)
     steering = SteerSection.of(config)
     weights, mesh = ModelSection.of(config).weights, RunSection.of(config).mesh

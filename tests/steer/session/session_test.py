@@ -203,6 +203,15 @@ def test_what_does_not_exist_is_answered_with_what_is_near(run, workdir):
         assert words in str(found.value)
 
 
+def test_a_run_of_which_a_file_was_changed_is_not_opened(workdir):
+    path = workdir / "activations" / "studies.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
+    with pytest.raises(UserError, match="studies.parquet is not what the stage wrote.*launch.harvest"):
+        maira_jax.open_run(workdir)
+    path.write_bytes(whole)
+
+
 def test_a_checkpoint_is_opened_with_an_autoencoder_of_any_format(run, workdir, tmp_path):
     sae = load_sae(workdir / "sae")
     plain_file.save(tmp_path, dataclasses.replace(sae, meta={}), True)
