@@ -43,6 +43,9 @@ NOT_RUN = {
     "python -m launch.interpret --workdir=runs/released --set=released": "likewise",
     "python -m launch.steer --workdir=runs/released --sweep=effusion "
     '--match="pleural effusion" --set=released': "likewise",
+    "python -m launch.convert --workdir=runs/stepwise --config=configs/manifest.py:studies.jsonl": "as the demo",
+    "python -m launch.harvest --workdir=runs/stepwise": "tests/launch/memory_test.py does, smaller",
+    "python -m launch.train --workdir=runs/stepwise --config.train.steps=600": "likewise",
     "python -m launch.pretrain --workdir=runs/pretrain": "takes 45 minutes",
 }
 # Runs that are shortened here.

@@ -26,6 +26,7 @@ from launch.benches import child_process, peers
 from sae.activations.batches import ShuffledBatches
 from sae.activations.row_ranges import RowRanges
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore, StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 from sae.training.config import CHUNK_STEPS
 
 _SIDES = ("ours", "memmap", "dataloader")
@@ -97,7 +98,7 @@ def _write(arguments: argparse.Namespace, folder: Path) -> None:
     for name in ("study_id", "patient_id", "labels"):
         studies = studies.append_column(name, numbers)
     zeros = np.zeros(arguments.tokens, np.int32)
-    tokens = pa.table({name: zeros for name in ("study", "position", "token_id", "kind")})
+    tokens = TokenRows(zeros, zeros, zeros, zeros.astype(np.int8))
     layout = StoreLayout.of(arguments.tokens, arguments.d_model, "bfloat16")
     writer = StoreWriter(folder / "activations", layout, tokens, studies, {})
     shape = (arguments.tokens, arguments.d_model)

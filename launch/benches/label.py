@@ -23,6 +23,7 @@ from interp.medsae import stage
 from launch.benches import child_process
 from maira_jax.run.stage import Stage
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
+from sae.activations.token_rows import TokenRows
 from sae.autoencoder import Sae
 from sae.saved import save_sae
 
@@ -66,10 +67,7 @@ def _make(workdir: Path, arguments: argparse.Namespace) -> None:
     patient = np.sort(rng.integers(0, n // 2, n))
     threshold = float(np.quantile(x[:2000] @ directions.T, 1 - arguments.density))
     with Stage(workdir, "activations", {}) as made:
-        rows = np.arange(n, dtype=np.int32)
-        tokens = pa.table(
-            {"study": rows, "position": rows * 0, "token_id": rows * 0 - 1, "kind": (rows * 0 - 1).astype(np.int8)}
-        )
+        tokens = TokenRows.without_tokens(n, 1)
         studies = pa.table(
             {
                 "study_id": [f"image-{i}" for i in range(n)],

@@ -65,6 +65,7 @@ def configured(**judge):
 def program(command, workdir, cfg):
     """What starts a command with a configuration."""
     given = {f"interpret.{name}": cfg.interpret[name] for name in (*SETTINGS, "judge")}
+    given |= {"interpret.concept_sections": ",".join(cfg.interpret.concept_sections)}
     given |= {f"judge.{name}": cfg.judge[name] for name in ("base_url", "model")}
     given |= {f"label.{name}": cfg.label[name] for name in ("bootstrap", "probe_seeds")}
     given |= {"similar.study_id": cfg.similar.study_id, "studies.n": cfg.studies.n, "studies.seed": cfg.studies.seed}

@@ -22,13 +22,13 @@ def main(directory: Path) -> None:
         text=dataclasses.replace(CFG.text, num_attention_heads=8, num_key_value_heads=8),
     )
     params, _ = make(directory, cfg)
-    convert.run(model_section(directory), directory)
+    convert.run(model_section(directory), directory / "run")
     inputs = batch((1, 2, 1, 1, 3, 1, 2, 1))[:3]
     read = all_sites(cfg)
     one = forward(params, cfg, *inputs, read=read)
     words, _ = generate(params, cfg, *inputs, max_new_tokens=12, eos_id=-1)
     for data, model in ((4, 2), (2, 4), (8, 1), (1, 8)):
-        split, _ = store.load(directory / "model", (data, model))
+        split, _ = store.load(directory / "run" / "model", (data, model))
         mesh = sharding.mesh_of(split)
         rows = sharding.place_rows(mesh, inputs)
         kernel = split["language"]["layers"]["gate_up"]["kernel"]
@@ -44,7 +44,7 @@ def main(directory: Path) -> None:
             with jax.set_mesh(mesh):
                 spoken, _ = generate(split, cfg, *rows, max_new_tokens=12, eos_id=-1)
             np.testing.assert_array_equal(spoken, words)
-    check_int8(directory / "model", cfg, inputs)
+    check_int8(directory / "run" / "model", cfg, inputs)
     print("equal")
 
 

@@ -21,8 +21,8 @@ from tests.helpers.tiny_model import CFG, all_sites, batch, forward, make, relat
 def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tiny")
     make(directory, CFG)
-    convert.run(model_section(directory), directory)
-    return directory / "model"
+    convert.run(model_section(directory), directory / "run")
+    return directory / "run" / "model"
 
 
 def test_a_weight_moves_by_half_a_step_at_most():

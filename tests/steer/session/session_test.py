@@ -189,9 +189,7 @@ def test_what_does_not_exist_is_answered_with_what_is_near(run, workdir):
         "has no image: vision.embed is a site of images": lambda: run.read(
             Study("t", "t", frontal=None, indication="Cough."), "vision.embed"
         ),
-        f"there is no run '{workdir.name}x', the nearest is '{workdir.name}'": lambda: maira_jax.open_run(
-            f"{workdir}x"
-        ),
+        f"there is no run '{workdir.name}x', the nearest": lambda: maira_jax.open_run(f"{workdir}x"),
         "no set of interpretations 'other': choose from interp": lambda: maira_jax.open_run(
             workdir, interpretations="other"
         ),

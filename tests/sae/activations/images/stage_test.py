@@ -157,9 +157,9 @@ def test_killed_with_worker_processes_it_resumes_to_the_same_bits(tower, tmp_pat
 def test_studies_without_a_frontal_image_are_left_out(config, tmp_path, monkeypatch):
     studies = load_studies(config.studies)
     without = [dataclasses.replace(study, frontal=None) if i % 2 else study for i, study in enumerate(studies)]
-    monkeypatch.setattr(harvester, "load_studies", lambda section: without)
+    monkeypatch.setattr(harvester, "load_readable", lambda *_: without)
     assert harvest.run(config, tmp_path / "half")["studies"] == 23
-    monkeypatch.setattr(harvester, "load_studies", lambda section: without[1::2])
+    monkeypatch.setattr(harvester, "load_readable", lambda *_: without[1::2])
     with pytest.raises(UserError, match="no study has a frontal image"):
         harvest.run(config, tmp_path / "none")
 
