@@ -53,7 +53,8 @@ SHORTER = {
     "python -m launch.demo --workdir=runs/first --config.studies.n=600 --config.train.steps=600 "
     "--config.train.decay_start=400 --config.steer.studies=8": (
         "--config.studies.n=300 --config.train.steps=300 --config.train.decay_start=200 --config.steer.studies=4 "
-        "--config.sae.expansion=4"
+        "--config.sae.expansion=4 --config.localize.top=3 --config.localize.write_studies=4 "
+        "--config.localize.studies=150"
     ),
     "python -m launch.demo --workdir=runs/mine --config=configs/manifest.py:studies.jsonl": (
         "--config.train.steps=200 --config.train.decay_start=150 --config.sae.expansion=2 --config.steer.studies=2 "

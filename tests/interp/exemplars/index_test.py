@@ -101,7 +101,7 @@ def test_every_kind_of_autoencoder_is_indexed_as_it_encodes(world, kind, route):
         np.testing.assert_array_equal(found[name].n_tokens.sum(1), (f[mask] > 0).sum(0))
 
 
-@pytest.mark.parametrize("tile", [24, 3])
+@pytest.mark.parametrize("tile", [pytest.param(24, marks=pytest.mark.drill), 3])
 def test_tiles_give_exactly_what_the_list_gives(world, tile):
     for block_tokens in (64, 512):
         one, one_peak = build(world, block_tokens)
