@@ -96,7 +96,7 @@ MALFORMED = "what came back was no chat completion"
 def test_an_answer_that_is_no_answer_costs_one_request(tmp_path, monkeypatch, sent, forever, reason):
     monkeypatch.setattr(bounded, "MAX_ANSWER_BYTES", 2**20)
     with raw_server(lambda *_: sent, forever) as url:
-        client = make_client(url, tmp_path, attempts=1, timeout=0.5)
+        client = make_client(url, tmp_path, attempts=1, timeout=0.5 if reason == LATE else 30.0)
         assert detect(client, detect_questions(1)) == [None]
     ((found, count),) = client.usage()["failed"].items()
     assert found.startswith(reason) and count == 1
