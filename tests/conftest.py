@@ -1,12 +1,16 @@
 """What several tests use, and how many tests were skipped for want of data."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
 DATA = "MAIRA_JAX_TEST_DATA"
+# Linux allows a process 65,530 maps of memory. Each compiled program has some, and XLA crashes where it gets no more.
+_MAPS, _MAX_MAPS = Path("/proc/self/maps"), 15_000
 _WITHOUT_DATA = f"needs the folder of real data that the environment variable {DATA} names"
 
 
@@ -16,6 +20,15 @@ def pytest_configure() -> None:
     To write a program XLA serialises it, which once in many runs crashed a process with as many threads as this one.
     """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Forgets what was compiled after a file of tests, where it has become much."""
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
