@@ -6,7 +6,7 @@ import gc
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -145,30 +145,16 @@ def main(
     """
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLD)
-    command = f"python -m launch.{Path(sys.argv[0]).stem}"
-    asks_help = any(argument in _HELP for argument in sys.argv)
-    try:
-        argv = [argument for argument in sys.argv if argument not in _HELP]
-        config = _configuration.parse(argv, lambda: str(_WORKDIR.value), _shortcuts, reads)
-        storage.check_address("--workdir", _WORKDIR.value)
-        address = _address()
-    except UserError as error:
-        _fail(str(error), BAD_INPUT)
-    # A configuration file is a program: it can fail in any way.
-    except Exception as error:
-        _fail(f"{_configuration.sentence(error)} (see {command} --help)", BAD_FLAGS)
-    if asks_help:
+    name = Path(sys.argv[0]).stem
+    config, address = _parsed(f"python -m launch.{name}", reads)
+    if any(argument in _HELP for argument in sys.argv):
         source = _configuration.source(sys.argv, str(_WORKDIR.value))
-        print(_help.text(command, doc, _entries(), sections(config, reads), config, source))
+        print(_help.text(f"python -m launch.{name}", doc, _entries(), sections(config, reads), config, source))
         sys.exit(0)
     if _DRY_RUN.value:
-        run, parallel = (
-            functools.partial(
-                _dry_run.rehearse, stages(config) if stages else {Path(sys.argv[0]).stem: run}, estimates
-            ),
-            True,
-        )
-    try:
+        rehearsed = stages(config) if stages else {name: run}
+        run, parallel, words = functools.partial(_dry_run.rehearse, rehearsed, estimates), True, None
+    with _ending(f"python -m launch.{name}"):
         interrupts.catch()
         processes.start(_DISTRIBUTED.value, address, parallel, _leave)
         processes.silence()
@@ -179,10 +165,32 @@ def main(
             processes.check_same(config.to_dict(), workdir)
             _announce(config)
             result = run(config, workdir) if parallel else processes.first_only(lambda: run(config, workdir))
-        report(Path(sys.argv[0]).stem, result)
-        if words and processes.is_first() and not _DRY_RUN.value:
+        report(name, result)
+        if words and processes.is_first():
             print(words(config, workdir), flush=True)
         processes.close()
+    sys.exit(0)
+
+
+def _parsed(command: str, reads: Sequence[str]) -> tuple[ConfigDict, Address | None]:
+    """The configuration, and where this process stands in a run of several, as the command line says them."""
+    try:
+        argv = [argument for argument in sys.argv if argument not in _HELP]
+        config = _configuration.parse(argv, lambda: str(_WORKDIR.value), _shortcuts, reads)
+        storage.check_address("--workdir", _WORKDIR.value)
+        return config, _address()
+    except UserError as error:
+        _fail(str(error), BAD_INPUT)
+    # A configuration file is a program: it can fail in any way.
+    except Exception as error:
+        _fail(f"{_configuration.sentence(error)} (see {command} --help)", BAD_FLAGS)
+
+
+@contextlib.contextmanager
+def _ending(command: str) -> Iterator[None]:
+    """Ends all processes with a sentence and its exit code where what runs in the context does not come to its end."""
+    try:
+        yield
     except RunEnded as ended:
         _leave(ended.sentence, ended.code)
     except UserError as error:
@@ -198,7 +206,6 @@ def main(
         raise
     except Exception as error:
         _fail_unexpectedly(error)
-    sys.exit(0)
 
 
 def _announce(config: ConfigDict) -> None:
