@@ -175,10 +175,19 @@ def _of_memory(memory: RunMemory, workdir: str) -> ConfigDict:
 
 
 def _load_origin(origin: str, workdir: str) -> None:
-    """Runs the user's own configuration file, which may register a reader or a variant; its values are not used."""
+    """Runs the user's own configuration file, which may register a reader or a variant; its values are not used.
+
+    Raises:
+      UserError: it fails, or lies in the run directory, which may come from somebody else with what it holds.
+    """
     path = Path(origin.partition(":")[0])
     if not path.is_absolute() or not path.is_file():  # of this repository, made in Python, or moved since
         return
+    if not storage.is_address(workdir) and path.resolve().is_relative_to(Path(workdir).expanduser().resolve()):
+        raise UserError(
+            f"{path}, which {workdir}/{run_config.FILE} names, lies in the run directory itself, and is a program: "
+            f"give --config={origin} if you trust it, and keep it elsewhere"
+        )
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location("run_configuration", path)

@@ -61,6 +61,13 @@ def test_what_a_file_registered_that_has_gone_is_asked_for(tmp_path, memory):
         _configuration._of_memory(memory, "run")
 
 
+def test_a_file_in_the_run_directory_is_not_run_unasked(tmp_path, memory):
+    """A run may come from somebody else, with the file that it names."""
+    (tmp_path / "mine.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(UserError, match=r"mine.py, which .*config.json names, lies in the run directory itself"):
+        _configuration._load_origin(memory.origin, str(tmp_path))
+
+
 def test_a_file_that_fails_is_named(tmp_path, memory):
     (tmp_path / "mine.py").write_text("1 / 0")
     with pytest.raises(UserError, match="mine.py, which the configuration of run was made by, fails .division by zero"):
