@@ -286,7 +286,7 @@ class Stage:
                 self._extend(identity)
                 return
             self.finished = path == manifest
-            self.manifest = there
+            self.manifest = {name: value for name, value in there.items() if name not in ("files", "checksum")}
             if self._memory is None:
                 self._remember()
             if self.finished:
@@ -371,21 +371,22 @@ class Stage:
         storage.send(self.dir)
         processes.barrier()
         end = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.manifest = self.manifest | {"end": end, "counts": plain(counts), "files": self._checksums()}
+        self.manifest = self.manifest | {"end": end, "counts": plain(counts)}
+        written = self._checksums()
         if processes.is_first():
-            files.write_json(self.dir / MANIFEST, checksums.sign(self.manifest))
+            files.write_json(self.dir / MANIFEST, checksums.sign(self.manifest | {"files": written}))
             files.remove(self.dir / UNFINISHED)
             self._remove_parts()
         self.manifest = processes.broadcast(self.manifest)
         self.finished = True
 
     def _checksums(self) -> dict[str, dict[str, Any]]:
-        """Of the files of the result; where each process has those that it wrote, of all of them."""
+        """Of the files of the result, for the first process; where each has those that it wrote, of all of them."""
         apart = (MANIFEST, UNFINISHED, *jsonl.LEFT)
         if storage.is_remote(self.dir):
             parts = processes.gather(checksums.of_folder(self.dir, apart))
             return {name: entry for part in parts for name, entry in sorted(part.items())}
-        return processes.first_only(lambda: checksums.of_folder(self.dir, apart))
+        return checksums.of_folder(self.dir, apart) if processes.is_first() else {}
 
     def _take_place(self) -> None:
         """Removes the old result, of which the new one has been a part, and gives the new one its name."""
