@@ -95,7 +95,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         stage = stack.enter_context(Stage(workdir, "interp", identity, inputs, computing, config, grows))
         if stage.extended:
             for name in ("explanations", "scores", "controls"):
-                files.remove(stage.dir / "phases" / name)
+                files.remove(stage.dir / PHASES / name)
         if not stage.finished:
             features = tuple(stage.section["interpret"]["features"])
             section = section.model_copy(update={"features": features})

@@ -1,7 +1,7 @@
 """Measures where in the model, and at which tokens, each concept can be read, and where it can be written.
 
 Reading: probes on held-out studies, from one pass of the model for all sites. Writing: reports with the difference of
-means of a concept added there, and with the tokens ablated. What it takes is said before it runs, and by --dry_run.
+means of a concept added there, and with the tokens ablated. What it takes is printed before it runs, and by --dry_run.
 Result: WORKDIR/localize/sites.parquet, summary.json with a recommendation, and curve.svg.
 
   python -m launch.localize --sites=language.embed,language.0.resid_post,language.3.resid_post

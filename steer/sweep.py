@@ -164,10 +164,10 @@ def _gradients(
         train = {row["study_id"] for row in table if row["split"] == TRAIN}
         studies = [study for study in load_studies(config.studies) if study.study_id in train]
         reports = [study.findings for study in studies if study.findings]
-        said = {concept: concept_sentences(reports[:_READ_REPORTS], concept) for concept in concepts}
+        statements = {concept: concept_sentences(reports[:_READ_REPORTS], concept) for concept in concepts}
         rows = sharding.rows_on(sharding.mesh_of(model.params), min(section.select_studies, len(studies)))
         w_dec = np.asarray(sae.params["W_dec"])
-        return gradient_scores(model, fill_up(studies[:rows], rows), said, w_dec, catalogue.max_activations)
+        return gradient_scores(model, fill_up(studies[:rows], rows), statements, w_dec, catalogue.max_activations)
 
     return score
 

@@ -1,4 +1,4 @@
-"""What can be said of reports by their text alone: differences in words, repetition, and whether one is degenerate."""
+"""Properties of reports by their text alone: differences in words, repetition, and whether one is degenerate."""
 
 import difflib
 import re

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _NEARLY = 0.1  # of a share: sites that come as close to the best one write nearly as well
-_WELL = 0.8  # of the best share on target: sites from which on writing is said to work
+_WELL = 0.8  # of the best share on target: sites that reach it count as those where writing works
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,31 +84,31 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         if stage.finished:
             return stage.manifest["counts"]
         model, plan = load(config, workdir)
-        said = budget(plan)
-        print(f"localize: {_sentence(said)}", file=sys.stderr)
+        counted = budget(plan)
+        print(f"localize: {_sentence(counted)}", file=sys.stderr)
         rows, summary = _measure(model, plan, stage.dir)
         with files.atomic_path(stage.dir / SITES) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
         with files.atomic_path(stage.dir / CURVE) as path:
             path.write_text(svg(summary["points"]), encoding="utf-8")
         files.write_json(stage.dir / SUMMARY, summary)
-        stage.finish(said | {"site": summary["site"], "section": summary["section"]})
+        stage.finish(counted | {"site": summary["site"], "section": summary["section"]})
         print(f"localize: {summary['recommendation']}", file=sys.stderr)
         return stage.manifest["counts"]
 
 
-def _sentence(said: Mapping[str, int]) -> str:
+def _sentence(counted: Mapping[str, int]) -> str:
     return (
-        f"{said['studies_read']:,} studies are read in {said['passes']:,} passes, and {said['reports']:,} reports "
-        f"written, for {said['prompts_read_again']:,} of which the prompt is read again, edited"
+        f"{counted['studies_read']:,} studies are read in {counted['passes']:,} passes, and {counted['reports']:,} "
+        f"reports written, for {counted['prompts_read_again']:,} of which the prompt is read again, edited"
     )
 
 
 def _estimate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
-    """What `budget` says, and the longest time that writing takes."""
+    """What `budget` counts, and the longest time that writing takes."""
     model, plan = load(config, workdir)
     groups = plan.groups()
-    said: dict[str, Any] = budget(plan)
+    counted: dict[str, Any] = budget(plan)
     nothing = StudyLabels((), np.zeros((0, 0), bool), np.zeros((0, 0), bool))
     seconds = 0
     for group in groups:
@@ -116,7 +116,7 @@ def _estimate(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any
         means = {point: PointMeans(np.zeros((0, width), np.float32), nothing) for point in group.points}
         rows = group.rows(plan.concepts, plan.section.strengths, means, width)
         seconds += estimate(writing.sweep_of(group, model.params, model.cfg, model.folder, rows, 0))["seconds_at_most"]
-    return said | {"writing_seconds_at_most": seconds}
+    return counted | {"writing_seconds_at_most": seconds}
 
 
 def _measure(model: ReadModel, plan: LocalizePlan, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

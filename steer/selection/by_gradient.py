@@ -79,7 +79,7 @@ def concept_sentences(reports: Iterable[str], concept: str) -> ConceptSentences:
 def gradient_scores(
     model: GradientModel,
     studies: Sequence[Study],
-    said: Mapping[str, ConceptSentences],
+    statements: Mapping[str, ConceptSentences],
     w_dec: np.ndarray,
     max_activation: np.ndarray,
 ) -> dict[str, np.ndarray]:
@@ -91,7 +91,7 @@ def gradient_scores(
     Args:
       model: the model.
       studies: whose prompts and images are read, all in one batch.
-      said: the sentences of each concept.
+      statements: the sentences of each concept.
       w_dec: the decoder, float32 [F, d_model].
       max_activation: float32 [F].
 
@@ -101,7 +101,7 @@ def gradient_scores(
     Raises:
       UserError: a study has no prompt, or an image cannot be read.
     """
-    texts = dict.fromkeys(text for each in said.values() for text in (*each.stating, *each.denying))
+    texts = dict.fromkeys(text for each in statements.values() for text in (*each.stating, *each.denying))
     requests = {text: [reporting_request(study, model.tokenizer, findings=text) for study in studies] for text in texts}
     length = padded_length(max(len(request.encoded) for rows in requests.values() for request in rows))
     gradients = {
@@ -109,12 +109,13 @@ def gradient_scores(
         for text, rows in requests.items()
     }
     effects = {}
-    for concept, each in said.items():
+    for concept, each in statements.items():
         stating, denying = (np.mean([gradients[text] for text in texts], axis=0) for texts in each)  # [d_model]
         effects[concept] = (w_dec.astype(np.float64) @ (stating - denying)) * max_activation  # [F]
-    names = {concept: TargetFindings.of(concept).name for concept in said}
+    names = {concept: TargetFindings.of(concept).name for concept in statements}
     return {
-        concept: effect - np.max([effects[name] for name in said if names[name] != names[concept]], axis=0, initial=0.0)
+        concept: effect
+        - np.max([effects[name] for name in statements if names[name] != names[concept]], axis=0, initial=0.0)
         for concept, effect in effects.items()
     }
 
