@@ -19,7 +19,7 @@ from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 from maira_jax.run.config import Section, setting
 from maira_jax.run.lock import FolderLock
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".csv": functools.partial(pyarrow.csv.read_csv, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),

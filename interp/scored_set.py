@@ -30,8 +30,8 @@ from interp.scorers.scorer import ScoreTask
 from interp.set_comparison import compare
 from maira_jax.run import files, processes, storage
 from maira_jax.run.jsonl import PHASES
-from maira_jax.run.run_config import plain
-from maira_jax.run.stage import MANIFEST, UNFINISHED, Stage
+from maira_jax.run.stages.run_config import plain
+from maira_jax.run.stages.stage import MANIFEST, UNFINISHED, Stage
 from sae.activations.store import source_of
 from sae.saved import load_sae
 

@@ -35,12 +35,13 @@ from interp.scorers import controls, ground_truth
 from interp.scorers.scorer import ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import SECTION_NAMES, Kind
-from maira_jax.run import files, growth, processes
+from maira_jax.run import files, processes
 from maira_jax.run.config import RunSection
 from maira_jax.run.jsonl import PHASES
 from maira_jax.run.performance import profile
 from maira_jax.run.performance.profile import StepTrace
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages import growth
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_stated
 from sae.activations.store import HELD_OUT, TRAIN, source_of
 from sae.autoencoder import Sae

@@ -16,9 +16,10 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from configs import base
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import run_config, storage
+from maira_jax.run import storage
 from maira_jax.run.config import RunSection, shown
-from maira_jax.run.run_config import RunMemory
+from maira_jax.run.stages import run_config
+from maira_jax.run.stages.run_config import RunMemory
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIG = CONFIGS / "phantom.py"

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
 from maira_jax.run import files, processes, storage
-from maira_jax.run import stage as run_stage
+from maira_jax.run.stages import stage as run_stage
 
 Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
 

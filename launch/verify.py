@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from interp.llm import client
 from launch import _main
-from maira_jax.run import verify
+from maira_jax.run.stages import verify
 
 
 def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
-    """Verifies the stages and the answers; see `maira_jax.run.verify.verify`."""
+    """Verifies the stages and the answers; see `maira_jax.run.stages.verify.verify`."""
     return verify.verify(workdir) | {"answers": client.verify_answers(workdir)}
 
 

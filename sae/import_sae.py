@@ -12,7 +12,7 @@ import numpy as np
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.run.config import Section, setting
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from sae import formats
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae

@@ -42,7 +42,7 @@ from maira_jax.run import files, jsonl
 from maira_jax.run.columns import column
 from maira_jax.run.config import Section, setting
 from maira_jax.run.progress import progress
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from steer import comparison
 from steer.config import SteerSection
 from steer.rates import HEADLINE, selection_correlations, summarise

@@ -14,12 +14,13 @@ import pyarrow as pa
 from interp.sets import OWN_SET, stage_name
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
-from maira_jax.run import files, growth, jsonl, processes, storage
+from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages import growth
+from maira_jax.run.stages.stage import Stage
 from steer.config import SteerSection
 from steer.methods.direction import Direction
 from steer.program.sweep_writer import GenerationRow, SteeredReport, SweepWriter

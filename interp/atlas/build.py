@@ -19,7 +19,7 @@ from interp.atlas.gathering.steering import SteeringSweep
 from interp.atlas.page import render
 from interp.exemplars.selection import KINDS
 from maira_jax.run import files
-from maira_jax.run.stage import MANIFEST
+from maira_jax.run.stages.stage import MANIFEST
 from sae.activations.store import ActivationStore
 from sae.activations.token_rows import TokenRows
 

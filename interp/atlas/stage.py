@@ -12,7 +12,7 @@ from interp.exemplars.corpus import is_of_images
 from maira_jax.errors import UserError
 from maira_jax.run import storage
 from maira_jax.run.config import Section, setting
-from maira_jax.run.stage import MANIFEST, Stage
+from maira_jax.run.stages.stage import MANIFEST, Stage
 from sae.activations.store import source_of
 
 _NEEDED = ("activations", "sae", "interp")

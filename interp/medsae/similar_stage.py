@@ -16,7 +16,7 @@ from interp.medsae.vectors import study_vectors
 from maira_jax.errors import UserError
 from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection, Section, setting
-from maira_jax.run.stage import MANIFEST, Stage
+from maira_jax.run.stages.stage import MANIFEST, Stage
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from sae.saved import load_sae
 

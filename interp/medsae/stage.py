@@ -36,7 +36,7 @@ from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
 from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection, Section, setting
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 

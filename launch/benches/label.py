@@ -21,7 +21,7 @@ import pyarrow as pa
 from configs import base
 from interp.medsae import stage
 from launch.benches import child_process
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
 from sae.activations.token_rows import TokenRows
 from sae.autoencoder import Sae

@@ -28,7 +28,7 @@ from maira_jax.model.layers import ParameterPath, Params
 from maira_jax.run import files
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.progress import progress
-from maira_jax.run.stage import MANIFEST, Stage
+from maira_jax.run.stages.stage import MANIFEST, Stage
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 PHANTOM = "phantom"

@@ -15,7 +15,7 @@ from maira_jax.model.config import Maira2Config
 from maira_jax.model.sites import Site
 from maira_jax.model.vision import VisionTower
 from maira_jax.run import files
-from maira_jax.run.stage import MANIFEST
+from maira_jax.run.stages.stage import MANIFEST
 
 
 @ENCODERS.register("maira2_vision")

@@ -23,12 +23,13 @@ from maira_jax.inputs.prompt import phrase_grounding_prompt
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.int8 import Weights
-from maira_jax.run import files, growth, jsonl, processes, storage
+from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages import growth
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from maira_jax.studies.study import Study
 

@@ -32,7 +32,7 @@ from maira_jax.run.config import RunSection
 from maira_jax.run.performance import profile
 from maira_jax.run.performance.device_queue import DeviceQueue
 from maira_jax.run.performance.profile import StepTrace
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from sae.activations import imported, open_shards
 from sae.activations.batch_size import automatic_batch_size
 from sae.activations.config import HarvestSection

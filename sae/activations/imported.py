@@ -26,7 +26,7 @@ from safetensors import safe_open
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
 from maira_jax.run.progress import progress
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.splits import split_of
 from sae.activations.config import HarvestSection
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter

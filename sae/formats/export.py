@@ -9,7 +9,7 @@ from maira_jax.checkpoint.digests import DIGESTS
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.config import Section, setting
-from maira_jax.run.stage import MANIFEST, Stage
+from maira_jax.run.stages.stage import MANIFEST, Stage
 from sae.formats import model_card
 from sae.formats.registry import writers
 from sae.saved import load_sae

@@ -13,7 +13,7 @@ from maira_jax.run import files, processes, storage
 from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
-from maira_jax.run.stage import MANIFEST, Stage
+from maira_jax.run.stages.stage import MANIFEST, Stage
 from sae.activations import live
 from sae.activations.store import ActivationRows
 from sae.sweep import pareto

@@ -18,7 +18,7 @@ from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from sae.activations import batches, live
 from sae.activations.batch_size import DEFAULT_BATCH_SIZE
 from sae.activations.config import HarvestSection

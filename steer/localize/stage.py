@@ -15,7 +15,7 @@ from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.run import files, jsonl
 from maira_jax.run.columns import column
 from maira_jax.run.config import RunSection
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from steer.config import SteerSection
 from steer.localize import reading, writing
 from steer.localize.curve import svg

@@ -13,8 +13,8 @@ from maira_jax.errors import UserError
 from maira_jax.model.sites import Site
 from maira_jax.run import storage
 from maira_jax.run.config import RunSection
-from maira_jax.run.run_config import remembered
-from maira_jax.run.stage import MANIFEST, refuse_damaged
+from maira_jax.run.stages.run_config import remembered
+from maira_jax.run.stages.stage import MANIFEST, refuse_damaged
 from maira_jax.studies.readers import load_studies
 from sae import formats
 from sae.activations.store import HELD_OUT, ActivationStore

@@ -10,7 +10,7 @@ from interp import sets
 from interp.atlas import stage
 from interp.atlas.chunks import read_chunk
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from tests.helpers import rewritten
 from tests.helpers.interp_run import config
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from sae.autoencoder import Sae
 from sae.saved import save_sae
 

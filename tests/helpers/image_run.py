@@ -9,7 +9,7 @@ import pyarrow as pa
 from scipy.stats import ortho_group
 
 from configs import base
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers.registry import READERS, StudiesSection
 from maira_jax.studies.study import Box, Study
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter

@@ -17,7 +17,7 @@ from maira_jax.inputs.prompt import reporting_prompt
 from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import phantom
 from maira_jax.studies.study import Study
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter

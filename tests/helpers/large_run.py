@@ -22,7 +22,7 @@ from maira_jax.inputs.tokens import Kind, Tokenizer
 from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.run import files
 from maira_jax.run.config import setting
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers.registry import READERS, StudiesSection
 from maira_jax.studies.study import Study
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter

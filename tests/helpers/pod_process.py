@@ -8,7 +8,7 @@ import time
 from launch import _main
 from maira_jax.errors import UserError
 from maira_jax.run import processes
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 
 
 def agree(workdir):

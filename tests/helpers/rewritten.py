@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from maira_jax.run import checksums, files
-from maira_jax.run.stage import MANIFEST
+from maira_jax.run import files
+from maira_jax.run.stages import checksums
+from maira_jax.run.stages.stage import MANIFEST
 
 
 def accept(folder: Path) -> None:

@@ -20,7 +20,7 @@ from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf_dict
 from maira_jax.phantom.pretraining import tokenizer_files
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations import store

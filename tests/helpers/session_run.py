@@ -14,7 +14,7 @@ from configs import phantom as phantom_config
 from interp.exemplars import exemplar_table
 from maira_jax.inputs.prompt import reporting_prompt
 from maira_jax.inputs.tokens import Tokenizer, token_filter_mask
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations.store import StoreLayout, StoreWriter

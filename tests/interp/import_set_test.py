@@ -10,8 +10,8 @@ from configs import phantom
 from interp import import_set, sets
 from maira_jax.errors import UserError
 from maira_jax.run import files
-from maira_jax.run.checksums import sign
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.checksums import sign
+from maira_jax.run.stages.stage import Stage
 
 ROWS = [
     {"latent": 3, "description": 'a "large" heart,\nor a wide one', "auroc": 0.75, "other": 1},

@@ -9,7 +9,7 @@ from configs import phantom
 from launch import _dry_run, demo
 from maira_jax.errors import UserError
 from maira_jax.run import processes
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from steer import run_costs
 from tests.helpers import pods
 

@@ -8,7 +8,7 @@ import pytest
 from configs import base, maira2
 from launch import _configuration
 from maira_jax.errors import UserError
-from maira_jax.run.run_config import RunMemory
+from maira_jax.run.stages.run_config import RunMemory
 from tests.helpers.commands import launch
 
 READER = """

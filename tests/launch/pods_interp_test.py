@@ -10,7 +10,7 @@ from interp.atlas import stage as atlas
 from interp.medsae import similar_stage
 from interp.medsae import stage as label
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from sae.formats import export
 from steer import evaluate
 from tests.helpers import pods

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import fs
 
 from maira_jax.generation import stage as generation
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations import harvest

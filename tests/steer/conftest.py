@@ -4,7 +4,7 @@ import pytest
 
 from maira_jax.checkpoint import store
 from maira_jax.inputs import batches
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from steer.localize.reading import ReadModel
 from tests.helpers.localized import make_config

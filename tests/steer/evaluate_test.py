@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from maira_jax.errors import UserError
 from maira_jax.reports.text import words_of
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from steer import evaluate, rates
 from tests.helpers.judge import judge_config, serve
 

@@ -17,7 +17,7 @@ from maira_jax.errors import UserError
 from maira_jax.generation.decode import Sampling, generate, row_keys
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
 from sae.activations.store import StoreLayout, StoreWriter

@@ -11,7 +11,7 @@ from interp.exemplars.corpus import is_of_images
 from interp.exemplars.selection import KINDS
 from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
-from maira_jax.run.stage import MANIFEST
+from maira_jax.run.stages.stage import MANIFEST
 from sae.activations.store import source_of
 
 _OPTIONAL = ("export", "label", "similar")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from interp.sets import FOLDER, SCORED
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files
-from maira_jax.run.stage import MANIFEST
+from maira_jax.run.stages.stage import MANIFEST
 
 
 def optional_stages(workdir: Path) -> Sequence[str]:

@@ -29,7 +29,7 @@ from maira_jax.phantom.pretraining.study_source import StudySource, study_source
 from maira_jax.phantom.pretraining.training_loop import fit
 from maira_jax.run import files
 from maira_jax.run.config import Section, setting
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 
 CHECKPOINT = "checkpoint"  # the result's folder, inside the stage's
 _DTYPE = "bfloat16"  # of the checkpoint; training is in float32

@@ -10,7 +10,7 @@ import ml_collections
 from maira_jax.encoders import ENCODERS
 from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from sae.activations import open_shards
 from sae.activations.config import HarvestSection
 from sae.activations.harvest_plan import study_table

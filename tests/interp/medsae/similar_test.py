@@ -12,7 +12,7 @@ from interp.medsae import similar, similar_stage
 from interp.medsae.similar import StudyCodes, nearest, shared_features
 from maira_jax.errors import UserError
 from maira_jax.run import files
-from maira_jax.run.stage import MANIFEST
+from maira_jax.run.stages.stage import MANIFEST
 from tests.helpers.interp_run import config, make_workdir
 
 N, F = 60, 700

@@ -15,7 +15,7 @@ from maira_jax.generation.decode import generate
 from maira_jax.generation.grounding import parse
 from maira_jax.generation.report_writer import GeneratedText, ReportWriter
 from maira_jax.inputs import batches
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from tests.helpers.commands import launch
 from tests.helpers.dicom_file import write_dicom

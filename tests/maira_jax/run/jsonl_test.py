@@ -6,7 +6,7 @@ import pytest
 
 from maira_jax.errors import UserError
 from maira_jax.run import jsonl, processes
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 
 EXPECTED = {"0": [{"study": "a"}, {"study": "b"}], "1": [{"study": "c"}, {"study": "d"}], "2": [{"study": "e"}]}
 RECORDS = {name: [known | {"text": "ü\u2028"} for known in part] for name, part in EXPECTED.items()}

@@ -12,7 +12,7 @@ import pytest
 from maira_jax.errors import UserError
 from maira_jax.run import files, lock, processes, storage
 from maira_jax.run.lock import FolderLock
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.stage import Stage
 from tests.helpers import bucket as buckets
 
 

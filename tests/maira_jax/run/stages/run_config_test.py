@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 import interp.llm.section  # noqa: F401  (declares what is not remembered)
 from maira_jax.errors import UserError
-from maira_jax.run.run_config import remembered
-from maira_jax.run.stage import Stage
+from maira_jax.run.stages.run_config import remembered
+from maira_jax.run.stages.stage import Stage
 
 
 def config(n=None, path="a.jsonl", steps=10, strengths=(-1.0, 1.0), profile=0) -> ConfigDict:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from maira_jax.errors import UserError
-from maira_jax.run import files, growth
-from maira_jax.run.stage import Stage
+from maira_jax.run import files
+from maira_jax.run.stages import growth
+from maira_jax.run.stages.stage import Stage
 
 
 def finish(workdir: Path, name: str, section: dict, inputs: tuple[str, ...] = (), **counts) -> None:

@@ -15,11 +15,12 @@ import jax
 import ml_collections
 
 from maira_jax.errors import UserError
-from maira_jax.run import checksums, files, jsonl, processes, run_config, storage
+from maira_jax.run import files, jsonl, processes, storage
 from maira_jax.run.config import shown
-from maira_jax.run.growth import Growth, grown
 from maira_jax.run.lock import FolderLock
-from maira_jax.run.run_config import RunMemory, flatten, plain
+from maira_jax.run.stages import checksums, run_config
+from maira_jax.run.stages.growth import Growth, grown
+from maira_jax.run.stages.run_config import RunMemory, flatten, plain
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"

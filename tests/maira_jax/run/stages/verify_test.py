@@ -11,8 +11,8 @@ import tensorstore as ts
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
-from maira_jax.run.stage import MANIFEST, Stage
-from maira_jax.run.verify import verify
+from maira_jax.run.stages.stage import MANIFEST, Stage
+from maira_jax.run.stages.verify import verify
 
 FILES = ("numbers.json", "lines.jsonl", "table.parquet", "density.npy", "deep/er/plain.txt", "values.zarr/zarr.json")
 CHUNK = "values.zarr/c/0"

@@ -8,9 +8,10 @@ import numpy as np
 import tensorstore as ts
 
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import checksums, storage
+from maira_jax.run import storage
 from maira_jax.run.progress import progress
-from maira_jax.run.stage import MANIFEST, read_manifest, stages_in
+from maira_jax.run.stages import checksums
+from maira_jax.run.stages.stage import MANIFEST, read_manifest, stages_in
 
 _ROWS_BYTES = 2**26  # of an array that are read at a time
 
