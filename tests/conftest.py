@@ -10,7 +10,7 @@ import pytest
 
 DATA = "MAIRA_JAX_TEST_DATA"
 # Linux allows a process 65,530 maps of memory. Each compiled program has some, and XLA crashes where it gets no more.
-_MAPS, _MAX_MAPS = Path("/proc/self/maps"), 15_000
+_MAPS, _MAX_MAPS = Path("/proc/self/maps"), 30_000
 _WITHOUT_DATA = f"needs the folder of real data that the environment variable {DATA} names"
 
 
