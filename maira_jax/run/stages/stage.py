@@ -188,8 +188,8 @@ class Stage:
       UserError: a field of the section is NaN or infinite.
 
     Raises (on entering):
-      UserError: an input stage is not finished, the folder holds a result of another configuration, another stage one
-        of other studies, or another process works in it.
+      UserError: an input stage is not finished, a file of it is missing or was changed, the folder holds a result of
+        another configuration, another stage one of other studies, or another process works in it.
     """
 
     def __init__(
