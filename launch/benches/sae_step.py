@@ -1,8 +1,10 @@
 """Tokens/s of a training step: ours, dictionary_learning's, SAELens' and sparsify's, in turns in one process.
 
 They take turns of a few steps each, so that other load affects all of them alike; medians over the turns are compared.
-All train in float32 from activations in memory. No feature is dead, so that no auxiliary loss is computed.
-sparsify has neither Matryoshka nor BatchTopK: its plain TopK is timed.
+All train from activations in memory, ours with products of `--dtype`, the others with parameters in float32 and
+products of `--peer_products`. No feature is dead, so that no auxiliary loss is computed. sparsify has neither
+Matryoshka nor BatchTopK: its plain TopK is timed. On a GPU the share of the device's measured rate of bfloat16 products
+is given that our step's five products make up.
 """
 
 import argparse
@@ -18,12 +20,15 @@ import jax
 import numpy as np
 
 from launch.benches import peers
+from launch.benches.matrix_rate import matrix_rate
+from sae.training import flops
 from sae.training.config import SaeConfig, TrainConfig, TrainSection, group_sizes
 from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
 _STEPS = 10_000
+_PEERS = ("dictionary_learning", "sae_lens", "sparsify")
 
 
 def main(options: Sequence[str]) -> None:
@@ -37,13 +42,19 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--microbatches", type=int, default=1, help="parts of our batch")
     parser.add_argument("--turns", type=int, default=7, help="number of times that each is timed")
     parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
-    parser.add_argument("--alone", action="store_true", help="time ours alone")
+    parser.add_argument("--peers", default=",".join(_PEERS), help="the others; empty: ours alone")
+    parser.add_argument(
+        "--peer_products",
+        choices=("highest", "high"),
+        default="highest",
+        help="PyTorch's precision of float32 products, of which `high` is TF32 on GPUs",
+    )
     arguments = parser.parse_args(options)
     rng = np.random.default_rng(0)
     shape = (arguments.steps, arguments.batch_size, arguments.d_model)
     x = rng.normal(size=shape).astype(np.float32)
     turns = {"ours": _ours(arguments, x)}
-    if not arguments.alone:
+    if arguments.peers:
         turns |= _peers(arguments, x)
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for turn in turns.values():
@@ -54,16 +65,22 @@ def main(options: Sequence[str]) -> None:
             start = time.perf_counter()
             turn()
             seconds[name].append((time.perf_counter() - start) / arguments.steps)
+    rates = {name: arguments.batch_size / statistics.median(times) for name, times in seconds.items()}
     result = {
         **vars(arguments),
         "device": str(jax.devices()[0].device_kind),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        "tokens_per_second": {
-            name: round(arguments.batch_size / statistics.median(times)) for name, times in seconds.items()
-        },
+        "milliseconds": {name: round(1000 * statistics.median(times), 2) for name, times in seconds.items()},
+        "tokens_per_second": {name: round(rate) for name, rate in rates.items()},
         "ratio": {name: _ratio(seconds["ours"], times) for name, times in seconds.items() if name != "ours"},
     }
+    if jax.default_backend() == "gpu":
+        measured = matrix_rate()
+        result["measured_tflops"] = round(measured / 1e12)
+        result["share_of_measured"] = round(
+            rates["ours"] * flops.per_token(arguments.d_model, arguments.n_features) / measured, 3
+        )
     print(json.dumps(result))
 
 
@@ -110,12 +127,13 @@ def _peers(arguments: argparse.Namespace, x: np.ndarray) -> dict[str, Callable[[
     d, f, k = arguments.d_model, arguments.n_features, arguments.k
     widths = list(itertools.accumulate(group_sizes(_FRACTIONS, f)))
     torch = peers.torch()
+    torch.set_float32_matmul_precision(arguments.peer_products)
     gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
     device = "cuda" if gpu else "cpu"
-    trainers: dict[str, peers.PeerTrainer] = {
-        "dictionary_learning": peers.DictionaryLearning(d, f, k, _FRACTIONS, _STEPS, seed=0, device=device),
-        "sae_lens": peers.SaeLens(d, f, k, widths, _STEPS, arguments.batch_size, device, lr_end=3e-5),
-        "sparsify": peers.Sparsify(d, f, k, device),
+    makers: dict[str, Callable[[], peers.PeerTrainer]] = {
+        "dictionary_learning": lambda: peers.DictionaryLearning(d, f, k, _FRACTIONS, _STEPS, seed=0, device=device),
+        "sae_lens": lambda: peers.SaeLens(d, f, k, widths, _STEPS, arguments.batch_size, device, lr_end=3e-5),
+        "sparsify": lambda: peers.Sparsify(d, f, k, device),
     }
     batches = torch.from_numpy(x).to(device)
 
@@ -125,4 +143,4 @@ def _peers(arguments: argparse.Namespace, x: np.ndarray) -> dict[str, Callable[[
         if gpu:
             torch.cuda.synchronize()
 
-    return {name: functools.partial(turn, peer) for name, peer in trainers.items()}
+    return {name: functools.partial(turn, makers[name]()) for name in arguments.peers.split(",")}
