@@ -22,6 +22,9 @@ _CONNECTOR = re.compile(r", (?:and |or )?| and | or | with | nor | as well as |/
 _MODIFIER_ONLY = re.compile(r"^[\s\w-]*$")
 _SHARED_PREDICATE = re.compile(r"\s*(?:(?:is|are|has|have|appears?|remains?|persists?|again|both)\b.*)")
 
+_WRAPPED = re.compile(r"(?<=[\w,]) *\n *(?=[a-z])")
+_CONTRACTED = re.compile(r"\b(is|are|was|were|do|does|did|has|have|could)n't\b")
+
 VERB = re.compile(
     r"\b(?:is|are|was|were|has|have|had|remains?|persists?|appears?|shows?|seen|noted|present|improved|worsened|resolved)\b"
 )
@@ -39,6 +42,7 @@ class Mention:
       normal: whether it comes from a statement of normality ("the lungs are clear").
       before, after: the words of the clause that belong to this mention rather than to another.
       resolved: whether the finding is absent because it has resolved.
+      hedge: the words that leave an uncertain finding open.
       qualifiers: for each place of the finding, the fields of `Finding` that are known.
     """
 
@@ -51,6 +55,7 @@ class Mention:
     before: str = ""
     after: str = ""
     resolved: bool = False
+    hedge: str | None = None
     qualifiers: list[dict[str, str]] = dataclasses.field(default_factory=lambda: [{}])
 
     def findings(self) -> list[Finding]:
@@ -63,6 +68,8 @@ class Mention:
         found = []
         for qualifier in self.qualifiers[:1] if midline else self.qualifiers:
             fields = {key: value for key, value in qualifier.items() if key not in unused}
+            if self.status == "uncertain" and self.hedge:
+                fields["hedge"] = self.hedge
             if self.status == "absent" and self.resolved:
                 fields["change"] = "resolved"
             found.append(Finding(self.name, self.status, **fields))
@@ -71,7 +78,10 @@ class Mention:
 
 def sentences(report: str) -> Iterator[str]:
     """The sentences of a report, in lower case, without the characters that end them."""
-    text = re.sub(r"[ \t\r\f\v]+", " ", report.lower().replace("\u2019", "'"))
+    text = report.replace("\u2019", "'")
+    if text != text.lower():  # without capitals, nothing tells a wrapped line from a new one
+        text = _WRAPPED.sub(" ", text)
+    text = _CONTRACTED.sub(r"\1 not", re.sub(r"[ \t\r\f\v]+", " ", text.lower())).replace("can't", "cannot")
     for sentence in _SENTENCE_END.split(text):
         sentence = sentence.strip(" ,.-")
         if sentence:

@@ -14,7 +14,7 @@ _HEDGE_END = re.compile(r",(?! (?:or|and/or) )|\bbut\b")
 
 
 def set_status(clause: str, mention: Mention) -> None:
-    """Sets `status` and `resolved` of a mention from the negations and hedges of its clause."""
+    """Sets `status`, `resolved` and `hedge` of a mention from the negations and hedges of its clause."""
     text = _without_pseudo_negations(clause)
     head, inside = text[: mention.start], text[mention.start : mention.end]
     tail = _without_pseudo_negations(mention.after)
@@ -23,13 +23,12 @@ def set_status(clause: str, mention: Mention) -> None:
         or _negated_before(head)
         or bool(cues.NEGATION_AFTER.search(cues.UNCERTAIN_AFTER.sub(" ", tail)) or cues.RESOLVED.search(tail))
     )
-    uncertain = bool(cues.UNCERTAIN_AFTER.search(mention.after)) or any(
-        not _HEDGE_END.search(head[cue.end() :]) for cue in cues.UNCERTAIN_BEFORE.finditer(head)
-    )
+    hedges = [cue for cue in cues.UNCERTAIN_BEFORE.finditer(head) if not _HEDGE_END.search(head[cue.end() :])]
+    hedge = cues.UNCERTAIN_AFTER.search(mention.after) or (hedges[-1] if hedges else None)
     if cues.HYPOTHETICAL.search(head):
         mention.status = "unmentioned"
-    elif uncertain and not (negated and not _hedged_negation(clause)):
-        mention.status = "uncertain"
+    elif hedge and not (negated and not _hedged_negation(clause)):
+        mention.status, mention.hedge = "uncertain", hedge.group()
     elif negated:
         mention.status = "absent"
         mention.resolved = bool(cues.RESOLVED.search(tail) or cues.RESOLVED.search(mention.before))

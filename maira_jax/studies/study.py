@@ -42,10 +42,11 @@ class Finding:
       zone: one of `ZONES` of the lung.
       change: one of `CHANGES` against the prior study; "resolved" only with status "absent".
       tip: one of `TIPS`, for tubes and lines.
+      hedge: of an uncertain finding the words that leave it open, lower case ("may represent").
 
     Raises:
-      ValueError: a field is not one of its allowed values, or a finding that is not absent is
-        "resolved".
+      ValueError: a field is not one of its allowed values, a finding that is not absent is
+        "resolved", or one that is not uncertain is hedged.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Finding:
     zone: str | None = None
     change: str | None = None
     tip: str | None = None
+    hedge: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _ALLOWED.items():
@@ -63,6 +65,8 @@ class Finding:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
         if self.change == "resolved" and self.status != "absent":
             raise ValueError("change='resolved' needs status='absent'")
+        if self.hedge is not None and self.status != "uncertain":
+            raise ValueError("a hedge needs status='uncertain'")
 
 
 FINDING_FIELDS = tuple(f.name for f in fields(Finding))

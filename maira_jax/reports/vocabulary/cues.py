@@ -21,11 +21,16 @@ PSEUDO_NEGATION: re.Pattern[str] = any_of(
         ),
         r"not (?:only|certain|necessarily)",
         (
-            r"no (?:longer|further|prior|previous|comparison|priors) (?=an? |the |stud|exam|"
+            r"no (?:further|prior|previous|comparison|priors) (?=an? |the |stud|exam|"
             r"film|radiograph|image|for|available)"
         ),
         r"no (?:prior|previous|comparison|priors)(?: \w+)?",
         r"no (?:acute )?distress",
+        # What an earlier image did not show.
+        (
+            r"not (?:\w+ )?(?:seen|present|visible|evident|identified|apparent|noted) (?:previously|before|"
+            r"(?:on|in) (?:the |any )?(?:\w+ )?(?:prior|previous|earlier|last|preceding|comparison))"
+        ),
     ]
 )
 NEGATION_BEFORE: re.Pattern[str] = any_of(
@@ -39,7 +44,12 @@ NEGATION_BEFORE: re.Pattern[str] = any_of(
         r"absent",
         r"devoid of",
         r"lack of",
-        r"(?:denies|exclude[sd]?|excluding) (?!by)",
+        r"(?:denies|exclude[sd]?|excluding)(?! by)",
+        r"nothing",
+        r"(?:cannot|can not|could not) (?:\w+ )?(?:see|identify|appreciate|find|visuali[sz]e|detect)",
+        r"fail(?:s|ed)? to (?:\w+ )?(?:show|demonstrate|reveal|identify)",
+        r"unlikely(?: to (?:represent|reflect|be|indicate))?",
+        r"not that of",
         r"(?:do|does|did) not (?:\w+ )?(?:show|demonstrate|reveal|see|have|identify)",
         r"not (?:show|demonstrate|reveal|see|contain)\w*",
         r"not (?:have|any|an?)",
@@ -59,7 +69,7 @@ RESOLVED: re.Pattern[str] = any_of(
         r"(?:has|have|had|is|are|now|been|fully|completely|entirely|since)? ?(?:resolved|cleared)",
         r"(?:resolution|clearing|clearance) of",
         r"(?:interval )?removal of",
-        r"(?:has|have) been (?:\w+ )?(?:removed|withdrawn|taken out|explanted|extubated)",
+        r"(?:has|have) been (?:\w+ )?(?:removed|withdrawn|taken out|explanted|extubated|evacuated)",
         r"(?:interval )?(?:removed|extubated)",
         (
             r"no longer (?:\w+ )?(?:seen|visible|visuali[sz]ed|present|evident|identified|"
@@ -79,7 +89,13 @@ NEGATION_AFTER: re.Pattern[str] = any_of(
         ),
         r"(?:is|are|was|were) absent",
         r"absent",
-        r"(?:is|are) (?:ruled out|excluded)",
+        r"(?:is|are|was|were|(?:has|have) been) (?:ruled out|excluded)",
+        (
+            r"(?:cannot|can not|could not) be (?:\w+ )?(?:seen|identified|visuali[sz]ed|detected|demonstrated|"
+            r"appreciated|found)"
+        ),
+        r"(?:has|have) not (?:\w+ )?(?:developed|occurred|recurred|re-?accumulated|persisted|formed)",
+        r"none|(?<=: )(?:no$|negative)",
         r"(?:is|are|appears?|seems?) (?:\w+ )?unlikely",
         r"unlikely",
         r"(?:is|are) negative",
@@ -91,7 +107,7 @@ PARTIAL: re.Pattern[str] = any_of(
     [
         (
             r"(?:partial(?:ly)?|incomplete(?:ly)?|nearly|almost|near[ -]complete(?:ly)?|"
-            r"not (?:fully |completely |yet )?|some) (?:interval )?(?:resolved|resolution|"
+            r"not(?: fully| completely| entirely| yet)?|some) (?:interval )?(?:resolved|resolution|"
             r"resolving|cleared|clearing|clearance)"
         ),
         r"(?:is|are) resolving|resolving",
@@ -134,12 +150,15 @@ UNCERTAIN_AFTER: re.Pattern[str] = any_of(
         r"suspected|questioned",
     ]
 )
-#: Reasons for the study, which are not results of it.
+#: Reasons for the study, and what it could show, which are not results of it.
 HYPOTHETICAL: re.Pattern[str] = any_of(
     [
         r"(?:to )?evaluat(?:e|ion|ed|ing) (?:for|of)",
-        r"assess(?:ment|ing)? for",
-        r"(?:to )?rule out",
+        r"(?:assess(?:ment|ing)?|eval|check(?:ing)?|looking) for",
+        r"(?:to )?rule out|r/o",
+        r"^(?:clinical )?(?:history|indications?|information)",
+        r"reason for (?:the )?(?:exam\w*|study|test|request)",
+        r"sensitivity (?:to detect|for|of)|insensitive (?:to|for)|detection of",
         r"history of",
         r"(?:correlate|correlation) (?:\w+ )?(?:for|with)",
     ]
