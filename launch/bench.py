@@ -1,7 +1,7 @@
 """Benchmarks against other libraries on this machine: python -m launch.bench NAME [options].
 
 sae_step   tokens/s of a training step: ours, dictionary_learning's, SAELens' and sparsify's
-recovery   true features recovered from synthetic activations: ours, dictionary_learning's and SAELens'
+recovery   features recovered from synthetic activations, and errors and probes on real ones: ours and two others
 exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 steer      tokens/s and memory of a steering sweep, ours and transformers' generate with a hook
 harvest    tokens/s of reading activations at a layer: ours and transformers with a hook
