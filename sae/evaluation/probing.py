@@ -44,13 +44,13 @@ def fit_sparse(x: np.ndarray, y: np.ndarray, counted: np.ndarray) -> tuple[np.nd
 @jax.jit
 @jax.vmap
 def _fit_sparse(x: jax.Array, y: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     n = counted.sum()
-    mean = (counted @ x) / n
-    scale = jnp.sqrt(counted @ jnp.square(x - mean) / n)
+    mean = product(counted, x) / n
+    scale = jnp.sqrt(product(counted, jnp.square(x - mean)) / n)
     scale = jnp.where(scale > 1e-6 * jnp.abs(mean), scale, 1.0)
     z = jnp.column_stack([(x - mean) / scale, jnp.ones(len(x))])  # [n, k + 1]
     penalty = jnp.append(jnp.ones(x.shape[1]), 0.0)
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
     def improved(_: int, w: jax.Array) -> jax.Array:
         score = product(z, w)  # [n]
@@ -71,7 +71,7 @@ def _fit_sparse(x: jax.Array, y: jax.Array, counted: jax.Array) -> tuple[jax.Arr
 
     w = jax.lax.fori_loop(0, _NEWTON_STEPS, improved, jnp.zeros(z.shape[1]))
     weights = w[:-1] / scale
-    return weights, w[-1] - mean @ weights
+    return weights, w[-1] - product(mean, weights)
 
 
 def fit_dense(

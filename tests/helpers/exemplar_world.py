@@ -31,10 +31,9 @@ class ArrayStore:
         return [self.read(start, stop) for start, stop in ranges]
 
 
-def make_world() -> dict[str, Any]:
-    """60 studies of random activations and texts, an SAE with a threshold for each feature, and all its features."""
+def make_world(n_studies: int = 60, d_model: int = 8, n_features: int = 24) -> dict[str, Any]:
+    """Studies of random activations and texts, an SAE with a threshold for each feature, and all its features."""
     rng = np.random.default_rng(0)
-    n_studies, d_model, n_features = 60, 8, 24
     lengths = rng.integers(20, 90, n_studies)
     study = np.repeat(np.arange(n_studies, dtype=np.int32), lengths)
     n = len(study)

@@ -11,6 +11,7 @@ from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig, to_hf
 from maira_jax.model.sites import Site
 from maira_jax.run import files
 from tests.helpers import torch_sites
+from tests.helpers.random_params import random_params, relative
 from tests.helpers.torch_oracle import Maira2Oracle
 
 CFG = Maira2Config(
@@ -54,17 +55,7 @@ forward = jax.jit(maira2.forward, static_argnames=("cfg", "read", "logits"))
 
 def make(directory: Path, cfg: Maira2Config):
     """Random weights, every one different from its initial value, in both forms."""
-    rng = np.random.default_rng(0)
-
-    def value(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        # Scaled so that every part, the images too, has a say in the logits.
-        mean = 1 if "scale" in path[-1].key else 0
-        fan_in = leaf.shape[1 if path[1].key == "layers" else 0]
-        std = fan_in**-0.5 if path[-1].key in ("kernel", "lm_head") else 0.2
-        return rng.normal(mean, std, leaf.shape).astype(np.float32)
-
-    params = jax.tree_util.tree_map_with_path(value, jax.eval_shape(lambda: maira2.init(cfg, jax.random.key(0))))
-    convert.to_hf(params, cfg, directory, np.dtype(np.float32))
+    convert.to_hf(random_params(cfg), cfg, directory, np.dtype(np.float32))
     files.write_json(directory / "config.json", to_hf_dict(cfg))
     assert Maira2Config.from_dir(directory) == cfg
     return convert.to_flax(directory, cfg, np.dtype(np.float32)), Maira2Oracle(directory)
@@ -86,11 +77,6 @@ def batch(images: tuple[int, ...], length: int = 64, seed: int = 0):
             pixels[row, image] = rng.normal(size=(56, 56, 3))
             flat.append(pixels[row, image])
     return tokens, mask, pixels, np.stack(flat)
-
-
-def relative(ours, theirs) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max())
 
 
 def all_sites(cfg: Maira2Config) -> tuple[Site, ...]:
