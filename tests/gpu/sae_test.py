@@ -57,7 +57,7 @@ def test_training_steps_in_float32(device, host, at_most, batches, kind):
     state, found = trained(device, batches, kind)
     expected_state, expected = trained(host, batches, kind, kept_entries=kind != "relu")
     assert kind == "relu" or expected["auxk"].max() > 0  # of ReLU's features none is silent
-    assert expected["loss"][-1] < 0.9 * expected["loss"][0]
+    assert expected["loss"][-1] < expected["loss"][0]
     for name in ("loss", "fvu"):
         at_most(float(np.abs(found[name] / expected[name] - 1).max()), 2e-4, name)
     if kind != "relu":
