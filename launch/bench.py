@@ -4,6 +4,7 @@ sae_step   tokens/s of a training step: ours, dictionary_learning's, SAELens' an
 recovery   features recovered from synthetic activations, and errors and probes on real ones: ours and two others
 exemplars  tokens/s and memory of finding every feature's exemplars: ours and delphi's
 steer      tokens/s and memory of a steering sweep, ours and transformers' generate with a hook
+decode     time of a step of writing reports against that of a copy of its bytes: ours and transformers' generate
 harvest    tokens/s of reading activations at a layer: ours and transformers with a hook
 sweep      seconds of a sweep of autoencoders, and of a command for each of them
 feed       tokens/s of shuffled batches from the activation store: ours, a NumPy memory map and torch's DataLoader
@@ -26,6 +27,7 @@ NAMES = (
     "sweep",
     "exemplars",
     "steer",
+    "decode",
     "harvest",
     "feed",
     "label",

@@ -25,8 +25,8 @@ from typing import Any
 
 from configs import base
 from launch.benches import child_process
-from launch.benches.random_models import SIZES, write_checkpoint
-from launch.benches.torch_maira2 import TorchMaira2
+from launch.benches.random_models import SIZES, SMALL, check, write_checkpoint
+from launch.benches.torch_maira2 import TorchMaira2, llama
 from maira_jax.checkpoint import convert
 from maira_jax.errors import UserError
 
@@ -39,7 +39,7 @@ def main(options: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="launch.bench convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", default=",".join(SIZES), help="sizes of the random model: phantom, 100m")
+    parser.add_argument("--sizes", default=",".join(SMALL), help=f"sizes of the random model: {', '.join(SIZES)}")
     parser.add_argument("--turns", type=int, default=3, help="number of times that each program is run")
     parser.add_argument("--checkpoint", type=Path, help="folder that is read instead of random models")
     parser.add_argument("--out", type=Path, help="folder that is then written; must not exist")
@@ -56,9 +56,7 @@ def main(options: Sequence[str]) -> None:
     elif arguments.checkpoint:
         print(json.dumps(_alone(arguments)))
     else:
-        for size in arguments.sizes.split(","):
-            if size not in SIZES:
-                raise UserError(f"--sizes {size!r} is not one of {', '.join(SIZES)}: choose one")
+        for size in check(arguments.sizes):
             with tempfile.TemporaryDirectory() as folder:
                 print(json.dumps(_compare(arguments, size, Path(folder))), flush=True)
 
@@ -90,13 +88,8 @@ def _compare(arguments: argparse.Namespace, size: str, folder: Path) -> dict[str
 
 def _write_parts(checkpoint: Path, folder: Path) -> None:
     """Writes the language model and the vision tower as transformers' checkpoints, for the peer."""
-    from transformers import LlamaForCausalLM
-
-    model = TorchMaira2(checkpoint)
-    language = LlamaForCausalLM(model.language.config)
-    language.model = model.language
-    language.save_pretrained(folder / "language")
-    model.vision.save_pretrained(folder / "vision")
+    llama(checkpoint).save_pretrained(folder / "language")
+    TorchMaira2(checkpoint).vision.save_pretrained(folder / "vision")
 
 
 def _alone(arguments: argparse.Namespace) -> dict[str, float]:
