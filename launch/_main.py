@@ -17,7 +17,7 @@ from configs import base
 from launch import GC_THRESHOLD, _configuration, _dry_run, _help
 from maira_jax.errors import UserError, first_line
 from maira_jax.model import sharding
-from maira_jax.run import interrupts, processes, storage
+from maira_jax.run import interrupts, permissions, processes, storage
 from maira_jax.run.config import Section
 from maira_jax.run.coordinator import Address
 from maira_jax.run.interrupts import Terminated
@@ -47,6 +47,12 @@ _CACHE = flags.DEFINE_string(
     "Folder, or address in a bucket, in which compiled programs are kept for the next run; empty: none are kept. The "
     "environment variable JAX_COMPILATION_CACHE_DIR comes first.",
 )
+_GROUP = flags.DEFINE_boolean(
+    "group",
+    False,
+    "Let the group of a run directory that is made now read and write what is in it; else only its user can. One that "
+    "is there says by its own permissions which.",
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
@@ -61,6 +67,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0
 _RUN_FLAGS = (
     "workdir",
     "scratch",
+    "group",
     "compilation_cache",
     "distributed",
     "coordinator",
@@ -161,6 +168,7 @@ def main(
         compilation_cache.keep_programs(_CACHE.value)
         keep_freed_memory()
         workdir = _workdir()
+        permissions.restrict(workdir, _GROUP.value)
         with _dry_run.leaving_no_trace(workdir) if _DRY_RUN.value else contextlib.nullcontext():
             processes.check_same(config.to_dict(), workdir)
             _announce(config)
@@ -169,6 +177,7 @@ def main(
         if words and processes.is_first():
             print(words(config, workdir), flush=True)
         processes.close()
+        interrupts.ignore()
     sys.exit(0)
 
 

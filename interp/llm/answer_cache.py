@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maira_jax.errors import UserError
-from maira_jax.run import storage
+from maira_jax.run import files, storage
 
 # Seconds after which new answers are sent to the bucket that the folder may stand for, and least ratio of these seconds
 # to those that sending takes.
@@ -81,7 +81,10 @@ class AnswerCache:
     def __init__(self, path: Path):
         self._path = path
         self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._refusal(sqlite3.OperationalError(error.strerror or str(error))) from error
         storage.fetch(path.parent)
         self._send_at = time.monotonic() + _SEND_SECONDS
         try:
@@ -95,6 +98,7 @@ class AnswerCache:
             ).fetchone()
         except sqlite3.DatabaseError as error:
             raise self._refusal(error) from error
+        files.remove_leftovers(path.parent, f".{path.name}.*.tmp")
         self.totals = CacheTotals(row[0], int(row[1]), int(row[2]), row[3])
 
     def get(self, key: str) -> list[CachedAnswer]:

@@ -260,10 +260,6 @@ def image_name(number: int, study_id: str) -> str:
 
 def _save_images(directory: Path, studies: Sequence[Study]) -> None:
     """Draws the pictures that are missing, each process a share of them."""
-    if processes.is_first():
-        for leftover in (directory / IMAGES).glob(".*.tmp"):  # of a run that was killed while it wrote
-            files.remove(leftover)
-    processes.barrier()
     storage.fetch(directory)
     records = jsonl.read(directory / RESULT, "generate again")[: len(studies)]
     pictures = list(enumerate(zip(studies, records, strict=True)))[processes.index() :: processes.count()]

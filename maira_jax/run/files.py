@@ -12,19 +12,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from maira_jax.errors import UserError
-from maira_jax.run import storage
-
-_UMASK = os.umask(0)
-os.umask(_UMASK)  # it can be read only by setting it
-_MODE = 0o666 & ~_UMASK
+from maira_jax.run import permissions, storage
 
 
 def remove(path: Path) -> None:
     """Removes a file or a folder, if there is one, here and in the bucket that `path` may stand for."""
     _remove_here(path)
     storage.forget(path)
+
+
+def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
+    """Removes the temporary files and folders that killed commands left; none may be at work there."""
+    for leftover in list(folder.glob(pattern)):
+        remove(leftover)
 
 
 def _remove_here(path: Path) -> None:
@@ -47,17 +50,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _remove_here(temporary)
         yield temporary
         if temporary.is_file():
-            temporary.chmod(_MODE)  # some libraries create files that only their owner can read
+            temporary.chmod(permissions.of_file(path))  # some libraries create files that only their owner can read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         if path.is_dir():
             remove(path)
         os.replace(temporary, path)
         storage.send_written(path)
-    except OSError as error:
-        raise UserError(
-            f"could not write {path} ({error.strerror or error}): free space or choose another folder"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"could not write {path} ({reason}): free space or choose another folder") from error
     finally:
         with contextlib.suppress(OSError):  # where nothing could be written, there is nothing to remove
             _remove_here(temporary)

@@ -36,6 +36,12 @@ def catch() -> None:
     sys.unraisablehook = unraisable
 
 
+def ignore() -> None:
+    """Has neither signal change how a process ends whose work is done: taking the interpreter down takes a second."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def leave(code: int) -> NoReturn:
     """Ends the process at once, with all that it has printed.
 

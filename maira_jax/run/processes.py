@@ -28,6 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from maira_jax.errors import UserError
 from maira_jax.run import coordinator, files, storage
 from maira_jax.run.coordinator import Address
+from maira_jax.run.interrupts import Terminated
 
 Result = TypeVar("Result")
 
@@ -296,7 +297,7 @@ def failing_together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def termination() -> Iterator[threading.Event]:
-    """Within the context SIGTERM ends nothing; it sets the event that is given.
+    """Within the context SIGTERM sets the event that is given; it ends what has come to the context's end.
 
     Of several processes one that is sent SIGTERM soon sets the events of all, but at different moments: a loop in which
     they stop together asks for the first one's by `broadcast`. Signals come to the main thread alone.
@@ -311,6 +312,8 @@ def termination() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGTERM, before)
+    if event.is_set():  # too late for the body, which would have ended by itself
+        raise Terminated
 
 
 def end(sentence: str, code: int) -> tuple[str, int]:

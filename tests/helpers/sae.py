@@ -135,7 +135,7 @@ def resolved_train(steps: int, batch_size: int, **fields: Any) -> TrainConfig:
 
 def long_config() -> ml_collections.ConfigDict:
     """Two autoencoders from one stream, trained long enough to be killed during the training."""
-    config = train_config(steps=400, decay_start=300, evaluate_every=200)
+    config = train_config(steps=400, decay_start=300, evaluate_every=200, checkpoint_every=50)
     config.sae.companions = {"x2": {"expansion": 2, "k": 3}}
     return config
 

@@ -2,17 +2,22 @@
 
 import json
 import os
+import random
 import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from docs import files_page
+from maira_jax.run.stages.stage import read_manifest
 from tests.helpers.paths import ROOT
 
 SMALL = {
@@ -51,7 +56,22 @@ RESULTS = (
     "steer/concepts/generations.jsonl",
     "evaluation/concepts/summary.json",
 )
-
+# The folder of each stage.
+FOLDERS = {
+    "convert": "model",
+    "generate": "reports",
+    "harvest": "activations",
+    "train": "sae",
+    "export": "export",
+    "localize": "localize",
+    "interpret": "interp",
+    "label": "label",
+    "steer": "steer/concepts",
+    "evaluate": "evaluation/concepts",
+    "atlas": "atlas",
+}
+SIGNALS = [(command, sent) for command in FOLDERS for sent in (signal.SIGINT, signal.SIGTERM)]
+IN_CI = [("convert", signal.SIGINT), ("atlas", signal.SIGTERM)]
 
 SMALL_OF_IMAGES = {
     "studies.n": 600,
@@ -152,6 +172,52 @@ def test_files_have_the_columns_of_the_page(whole):
     for name, columns in seen.items():
         declared = {field.name: files_page.kind_of(field.type) for field in files_page.TABLES[name][1]}
         assert columns == (declared if isinstance(columns, dict) else set(declared)), name
+
+
+def test_only_its_user_can_read_a_run(whole):
+    assert not any(stat.S_IMODE(path.stat().st_mode) & 0o077 for path in (whole[0], *whole[0].rglob("*")))
+
+
+def begun(command, workdir):
+    """A stage's command, given the configuration that the run directory remembers."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"launch.{command}", f"--workdir={workdir}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def written(workdir, command):
+    """The checksums of a stage's files, but for those that hold times."""
+    found = read_manifest(workdir / FOLDERS[command] / "manifest.json")["files"]
+    timed = "timing|tensorboard|params/(commit_success|_CHECKPOINT_METADATA)"
+    return {name: entry for name, entry in found.items() if not re.match(timed, name)}
+
+
+@pytest.mark.parametrize(
+    ("command", "sent"), [*IN_CI, *(pytest.param(*each, marks=pytest.mark.drill) for each in SIGNALS)]
+)
+def test_a_signal_in_any_stage_is_one_sentence_and_changes_no_result(whole, tmp_path, command, sent):
+    workdir = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    folder = workdir / FOLDERS[command]
+    manifest = read_manifest(folder / "manifest.json")
+    took = [datetime.fromisoformat(manifest[name]).timestamp() for name in ("start", "end")]
+    shutil.rmtree(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started to ignore it
+    process = begun(command, workdir)
+    while process.poll() is None and not folder.is_dir():
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, max(took[1] - took[0], 1) / 2))
+    process.send_signal(sent)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + sent, error
+    assert re.search("(error: (interrupted|terminated): .* resumes from here|terminated after step .*)\n$", error)
+    assert "Traceback" not in error and not any(workdir.rglob(".*"))
+    process = begun(command, workdir)
+    assert not process.communicate(timeout=300)[1].count("Traceback") and process.returncode == 0
+    assert written(workdir, command) == written(whole[0], command)
 
 
 @pytest.mark.drill

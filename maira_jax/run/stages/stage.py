@@ -248,8 +248,10 @@ class Stage:
             self._memory = RunMemory.read(self.workdir / run_config.FILE)
             if self._memory is None or self._memory.differences(self._config):
                 run_config.refuse_contradiction(self.workdir, self._config, stages_in(self.workdir))
-        storage.fetch(self.dir / MANIFEST)
-        if self.replaces or self.grows or not (self.dir / MANIFEST).is_file():
+        for name in (MANIFEST, UNFINISHED):
+            storage.fetch(self.dir / name)
+        is_finished = (self.dir / MANIFEST).is_file() and not (self.dir / UNFINISHED).is_file()
+        if self.replaces or self.grows or not is_finished:
             try:
                 self.dir.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire()
@@ -269,10 +271,10 @@ class Stage:
     def _open(self, identity: Mapping[str, Any]) -> None:
         """Reads how far an earlier attempt came; an empty folder is marked as begun."""
         manifest, unfinished = self.dir / MANIFEST, self.dir / UNFINISHED
-        for leftover in self.dir.glob(".*.tmp"):  # of a run that was killed while it wrote
-            files.remove(leftover)
+        files.remove_leftovers(self.dir)
+        files.remove_leftovers(self.dir.parent, f".{self.dir.name}.*.tmp")
         if self._is_empty():
-            files.remove(unfinished)
+            files.remove(self.dir)
         for path in (manifest, unfinished):
             if not path.is_file():
                 continue
@@ -291,6 +293,7 @@ class Stage:
             if self._memory is None:
                 self._remember()
             if self.finished:
+                files.remove(unfinished)
                 self._remove_parts()
                 print(f"{self.name}: already finished in {storage.named(str(self.dir))}", file=sys.stderr)
             return
@@ -392,9 +395,11 @@ class Stage:
     def _take_place(self) -> None:
         """Removes the old result, of which the new one has been a part, and gives the new one its name."""
         old = self.dir.parent
-        new = self.dir.rename(old.with_name(f".{old.name}.{_NEXT}"))
-        files.remove(old)
+        storage.forget(old)
+        new = self.dir.rename(old.with_name(f".{old.name}.new.tmp"))
+        aside = old.rename(old.with_name(f".{old.name}.old.tmp"))
         self.dir = new.rename(old)
+        files.remove(aside)
 
     def _remove_parts(self) -> None:
         """Removes what the result has been joined from."""

@@ -76,9 +76,11 @@ def test_addresses_that_are_none_are_refused_without_repeating_secrets(url, word
 def test_this_machine_has_several_names(monkeypatch):
     for url in ("http://127.0.0.1:8000/v1", "http://127.9.9.9/v1", "http://[::1]:80/v1", "http://localhost:8000/v1"):
         assert egress.check(url, allow_remote=False).addresses
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: [(2, 1, 6, "", ("10.0.0.5", 0))])
-    with pytest.raises(UserError, match="names localhost, which is not this machine"):
-        egress.check("http://localhost:8000/v1", allow_remote=False)
+    for addresses in (["10.0.0.5"], ["127.0.0.1", "10.0.0.5"], ["10.0.0.5", "127.0.0.1"]):
+        found = [(2, 1, 6, "", (address, 0)) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *a, found=found, **k: found)
+        with pytest.raises(UserError, match="names localhost, which is not this machine"):
+            egress.check("http://localhost:8000/v1", allow_remote=False)
 
 
 def test_the_flag_allows_one_named_server():

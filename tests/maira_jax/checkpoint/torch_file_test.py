@@ -128,6 +128,16 @@ def _archive(path, description, **members):
             archive.writestr(f"archive/data/{name}", content)
 
 
+@pytest.mark.parametrize(
+    "name", ["torch._utils._import_dotted_name", "torch._utils._rebuild_sparse_tensor", "torch.load", "builtins.print"]
+)
+def test_only_tensors_are_named(tmp_path, name):
+    named = torch_file._name(*name.rsplit(".", 1)) + pickle.EMPTY_TUPLE
+    _archive(tmp_path / "ae.pt", pickle.PROTO + b"\x02" + named + pickle.REDUCE + pickle.STOP)
+    with pytest.raises(UserError, match=f"cannot be read as tensors .it names {name}, which is not a tensor"):
+        torch_file.read(tmp_path / "ae.pt")
+
+
 def _many_copies():
     """2,000 tensors that are the whole of one storage of a megabyte."""
     storage = torch_file._tuple(

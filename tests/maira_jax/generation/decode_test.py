@@ -47,6 +47,12 @@ def test_the_equally_likely_are_kept_together():
     assert np.isfinite(kept).tolist() == [[False, True, True, True, False]]
 
 
+def test_what_adds_up_to_top_p_exactly_is_enough():
+    logits = jnp.log(jnp.array([[0.5, 1.0, 0.5]]))
+    assert jax.nn.softmax(logits).tolist() == [[0.25, 0.5, 0.25]]
+    assert np.isfinite(keep_top_p(logits, jnp.float32(0.5))).tolist() == [[False, True, False]]
+
+
 def test_draws_follow_the_probabilities():
     logits = jnp.array([2.0, 1.0, 0.0, -1.0, 0.5])
     n = 20_000

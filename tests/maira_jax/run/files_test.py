@@ -1,10 +1,12 @@
 """Files that are whole or absent, and digests of files and folders."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
@@ -51,6 +53,28 @@ def test_a_full_disk_is_one_sentence(tmp_path):
             full.write("x" * 100_000)
         temporary.write_text("never")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_safetensors_is_one_sentence(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with (
+            pytest.raises(UserError, match="could not write .*too large"),
+            files.atomic_path(tmp_path / "x") as temporary,
+        ):
+            save_file({"w": np.zeros(1000, np.float32)}, temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_killed_commands_are_removed(tmp_path):
+    for name in ("a/.b.json.1.tmp", "a/.c.2.tmp/d", "a/e.tmp", "f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    files.remove_leftovers(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"a", "a/e.tmp", "f"}
 
 
 def test_an_array_on_disk_has_its_place_from_the_start(tmp_path):

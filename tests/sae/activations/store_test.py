@@ -67,6 +67,16 @@ def test_a_damaged_shard_is_reported(tmp_path):
         ActivationStore.open(tmp_path / "activations").read(0, 200)
 
 
+def test_a_flipped_bit_is_reported(tmp_path):
+    make_store(tmp_path, numbered(200), shard_rows=64)
+    shard = tmp_path / "activations" / "values.zarr" / "c" / "1" / "0"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1  # of the values, which begin the file
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        ActivationStore.open(tmp_path / "activations").read(0, 200)
+
+
 def test_a_missing_shard_is_reported_and_not_read_as_zeros(tmp_path):
     make_store(tmp_path, numbered(200), shard_rows=64)
     (tmp_path / "activations" / "values.zarr" / "c" / "1" / "0").unlink()

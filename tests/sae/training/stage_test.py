@@ -134,7 +134,7 @@ def test_stopped_runs_end_with_the_same_bits(tmp_path):
             time.sleep(0.005)
         process.terminate()
         assert process.wait(500) == 143
-        assert "terminated after step" in process.stderr.read()
+        assert f"terminated after step {latest_checkpoint(sae)};" in process.stderr.read()
 
     run_and(terminate, tmp_path / "stopped")
     saved = latest_checkpoint(sae)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -103,11 +104,17 @@ def test_a_file_in_the_place_of_the_run_directory(tmp_path):
         finish(tmp_path / "notes", "model", {})
 
 
-def test_a_leftover_of_a_killed_write_does_no_harm(tmp_path):
-    (tmp_path / "sae").mkdir()
-    (tmp_path / "sae" / ".unfinished.json.123.tmp").write_text("{")
+@pytest.mark.parametrize("left", ["unfinished.json", "manifest.json"])
+def test_leftovers_of_a_killed_command_are_removed(tmp_path, left):
     finish(tmp_path, "sae", {})
-    assert [path.name for path in (tmp_path / "sae").iterdir()] == ["manifest.json"]
+    shutil.copy(tmp_path / "sae" / "manifest.json", tmp_path / "sae" / "unfinished.json")
+    if left == "unfinished.json":  # else it was killed just after it had written the manifest
+        (tmp_path / "sae" / "manifest.json").unlink()
+    for name in ("sae/.manifest.json.1.tmp", "sae/parts/.0.jsonl.2.tmp", ".sae.new.tmp/log.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{")
+    finish(tmp_path, "sae", {})
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"sae", "sae/manifest.json"}
 
 
 def test_a_stage_that_replaces_leaves_the_old_result_until_the_new_one_is_whole(tmp_path):
