@@ -28,7 +28,7 @@ from launch.benches import child_process, random_models
 from launch.benches.random_models import DTYPES, SIZES, SMALL, config_of
 from launch.benches.torch_maira2 import llama, modules, torch_device, torch_state
 from maira_jax.checkpoint import convert
-from maira_jax.model import maira2
+from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config, to_hf_dict
 from maira_jax.model.sites import Site
 from maira_jax.run import files
@@ -162,15 +162,17 @@ def _ours(arguments: argparse.Namespace, folder: Path, who: str) -> Run:
     inputs, site = np.load(folder / "inputs.npz"), Site.parse(f"language.{_layer(cfg)}.resid_post", cfg)
     tokens, mask, pixels, vectors = (inputs[name] for name in ("tokens", "mask", "pixels", "vectors"))
     shape = decode.SweepShape.of(site, False, slots=arguments.rows, max_new_tokens=arguments.tokens, eos_id=-1)
-    n = arguments.rows
+    n, mesh = arguments.rows, sharding.mesh_of(params)
     edits = SteeringEdits(jnp.full(n, site.code, jnp.int32), jnp.asarray(vectors), jnp.ones(n))
     each = -(-arguments.studies // arguments.workers)
     parts = [slice(start, start + each) for start in range(0, arguments.studies, each)]
 
     def write(part: slice) -> np.ndarray:
-        prompts = decode.prefill(params, cfg, shape, tokens[part], mask[part], pixels[part], np.zeros_like(mask[part]))
-        rows = decode.SteeredRows.of(edits, True, np.full(len(tokens[part]), n))
-        return decode.write_rows(params, cfg, shape, prompts, rows)[0]
+        unedited = np.zeros_like(mask[part])
+        rows = decode.SteeredRows.of(edits, True, np.full(len(unedited), n))
+        with jax.set_mesh(mesh):
+            prompts = decode.prefill(params, cfg, shape, tokens[part], mask[part], pixels[part], unedited)
+            return decode.write_rows(params, cfg, shape, prompts, rows)[0]
 
     def run() -> np.ndarray:
         with ThreadPoolExecutor(arguments.workers) as pool:
