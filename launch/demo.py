@@ -26,16 +26,23 @@ from maira_jax.generation import stage as generate
 from sae.activations import harvest
 from sae.activations.store import source_of
 from sae.formats import export
+from sae.import_sae import imported_counts
 from sae.training import stage as train
 from steer import evaluate, run_summary, stage_words
 from steer import stage as steer
 from steer.localize import stage as localize
 
+
+def _autoencoder(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
+    """Trains an autoencoder, unless the run has imported one."""
+    return imported_counts(workdir) or train.run(config, workdir)
+
+
 STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("convert", convert.run),
     ("generate", generate.run),
     ("harvest", harvest.run),
-    ("train", train.run),
+    ("train", _autoencoder),
     ("export", export.run),
     ("localize", localize.run),
     ("interpret", interpret.run),
@@ -46,7 +53,7 @@ STAGES: tuple[tuple[str, _main.Run], ...] = (
 )
 STAGES_OF_IMAGES: tuple[tuple[str, _main.Run], ...] = (
     ("harvest", harvest.run),
-    ("train", train.run),
+    ("train", _autoencoder),
     ("export", export.run),
     ("label", label.run),
     ("interpret", interpret.run),

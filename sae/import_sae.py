@@ -11,8 +11,9 @@ import numpy as np
 
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
+from maira_jax.run import storage
 from maira_jax.run.config import Section, setting
-from maira_jax.run.stages.stage import Stage
+from maira_jax.run.stages.stage import MANIFEST, Stage, read_manifest
 from sae import formats
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
@@ -22,6 +23,7 @@ from sae.training import held_out
 from sae.training.config import TrainSection
 from sae.training.stage import counts_of, loss_of, save_measured
 
+_IMPORTED = "imported"  # what the manifest calls the autoencoder
 # Entries of a batch's matrix of pre-activations on one CPU, which holds several such matrices: 256 MiB each.
 _CPU_ENTRIES = 2**26
 
@@ -63,7 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     measured_on = {name: getattr(train, name) for name in ("held_out_tokens", "loss_recovered_studies")}
     if section.l0:
         measured_on["calibration_tokens"] = train.calibration_tokens
-    identity: dict[str, Any] = {"autoencoder": "imported", "import_sae": {"sae": digest(sae), "l0": section.l0}}
+    identity: dict[str, Any] = {"autoencoder": _IMPORTED, "import_sae": {"sae": digest(sae), "l0": section.l0}}
     identity |= {"train": measured_on, "seed": seed}
     identity["weights"] = ModelSection.of(config).weights
     with Stage(workdir, "sae", identity, inputs=("activations",), computing={"sae": str(path)}, config=config) as stage:
@@ -76,6 +78,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             save_measured(stage.dir, sae, measured, density)
             stage.finish(counts_of(sae, measured))
         return stage.manifest["counts"]
+
+
+def imported_counts(workdir: Path) -> dict[str, Any]:
+    """What the manifest of `workdir/sae` counts, where that holds an imported autoencoder; else empty."""
+    storage.fetch(workdir / "sae" / MANIFEST)
+    path = workdir / "sae" / MANIFEST
+    manifest = read_manifest(path) if path.is_file() else {}
+    found: dict[str, Any] = manifest["counts"] if manifest.get("section", {}).get("autoencoder") == _IMPORTED else {}
+    return found
 
 
 def digest(sae: Sae) -> str:

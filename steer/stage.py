@@ -20,7 +20,7 @@ from maira_jax.run.config import RunSection
 from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.run.stages import growth
-from maira_jax.run.stages.stage import Stage
+from maira_jax.run.stages.stage import MANIFEST, Stage, read_manifest
 from steer.config import SteerSection
 from steer.methods.direction import Direction
 from steer.program.sweep_writer import GenerationRow, SteeredReport, SweepWriter
@@ -33,6 +33,7 @@ _GROWS = {f"steer.{name}": growth.union for name in _LISTS} | {
     "steer.studies": growth.largest,
     "steer.manifest": growth.newest,
     "manifest_digest": growth.newest,
+    "interpreted": growth.newest,
 }
 GENERATIONS = "generations.jsonl"
 DIRECTIONS = "directions.json"
@@ -96,8 +97,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         path = getattr(section, name)
         if path:  # the content decides the result, not only its path
             identity[f"{name}_digest"] = files.content_digest(Path(path).expanduser())
+    inputs, own = input_stages(section), stage_name(section.set)
+    sets = tuple(name for name in (OWN_SET, own) if name in inputs)
+    storage.fetch(workdir / own / MANIFEST)
+    if section.match and (workdir / own / MANIFEST).is_file():  # among more explanations, others may match
+        found = read_manifest(workdir / own / MANIFEST)
+        identity["interpreted"] = files.digest([found["section"], found["counts"]])
     computing = section.computing() | {"mesh": RunSection.of(config).mesh}
-    stage = Stage(workdir, folder(section.name), identity, input_stages(section), computing, config, _GROWS)
+    stage = Stage(workdir, folder(section.name), identity, inputs, computing, config, _GROWS, sets)
     with stage:
         if stage.finished:
             return stage.manifest["counts"]

@@ -42,7 +42,7 @@ def load_readable(section: Mapping[str, Any], workdir: Path, readers: int) -> Se
         return studies
     report = workdir / REPORT
     storage.fetch(report)
-    digest = processes.first_only(lambda: files.digest([_version(path) for path in paths]))
+    digest = processes.first_only(lambda: files.digest([file_version(path) for path in paths]))
     known = processes.first_only(lambda: files.read_object(report) if report.is_file() else {})
     if known.get("digest") == digest:
         unreadable = known["unreadable"]
@@ -81,7 +81,8 @@ def _images(study: Study) -> list[Path]:
     return [image for image in (study.frontal, study.lateral, study.prior_frontal) if isinstance(image, Path)]
 
 
-def _version(path: str) -> list[Any]:
+def file_version(path: str) -> list[Any]:
+    """What changes with a file: its path, its size and when it was written; the path alone of one that is not there."""
     try:
         found = Path(path).stat()
     except OSError:

@@ -42,6 +42,11 @@ class HarvestSection(Section, name="harvest"):
         ge=0,
         decides=False,
     )
+    remove_studies: bool = setting(
+        False,
+        "Whether activations that are there are removed where their studies are not among the readable ones any more.",
+        decides=False,
+    )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "Dtype of the stored activations.")
     encoder: str = setting(
         "",

@@ -36,10 +36,11 @@ from maira_jax.run.stages.stage import Stage
 from sae.activations import imported, open_shards
 from sae.activations.batch_size import automatic_batch_size
 from sae.activations.config import HarvestSection
+from sae.activations.earlier_rows import EarlierRows
 from sae.activations.harvest_batches import HarvestBatch, HarvestBatches, HarvestInputs
-from sae.activations.harvest_plan import make_plan, study_table
+from sae.activations.harvest_plan import GROWS, make_plan, studies_identity, study_table
 from sae.activations.images import stage as encoded
-from sae.activations.store import StoreLayout, StoreWriter
+from sae.activations.store import StoreLayout, StoreWriter, store_header
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -62,10 +63,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         return processes.first_only(lambda: imported.run(config, workdir))
     if harvest.encoder:
         return encoded.run(config, workdir)
-    section = {"harvest": harvest.of_model(), "studies": config.studies.to_dict(), "seed": config.seed}
+    section = {"harvest": harvest.of_model(), "seed": config.seed} | studies_identity(config.studies)
     section["weights"] = ModelSection.of(config).weights
     computing = harvest.computing() | {"mesh": RunSection.of(config).mesh}
-    with Stage(Path(workdir), "activations", section, ("model",), computing, config) as stage:
+    with Stage(Path(workdir), "activations", section, ("model",), computing, config, GROWS) as stage:
         if stage.finished:
             return stage.manifest["counts"]
         begun_with = stage.manifest.get("chosen", {}).get("batch_size")
@@ -73,11 +74,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             stage.record({"batch_size": harvester.batch_size})
             plan = harvester.plan
             layout = StoreLayout.of(plan.n_tokens, harvester.d_model, harvest.dtype)
-            writer = StoreWriter(stage.dir, layout, plan.tokens(), harvester.studies, harvester.source)
+            studies, source = harvester.studies, harvester.source
+            earlier = EarlierRows.take(stage.dir, store_header(layout, studies, source), studies, harvest)
+            writer = StoreWriter(stage.dir, layout, plan.tokens(), studies, source)
             read = functools.partial(harvester.read, trace=StepTrace.of_run(config, workdir, "harvest"))
-            open_shards.fill(
-                writer, plan.starts, harvester.batches.all(), read, lambda: harvester.queue.clock, unit="tok"
-            )
+            batches = harvester.batches.all(without=earlier.studies)
+            open_shards.fill(writer, plan.starts, batches, read, lambda: harvester.queue.clock, "tok", earlier)
         stage.finish(writer.counts())
         return stage.manifest["counts"]
 

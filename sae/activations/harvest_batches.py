@@ -1,7 +1,7 @@
 """Batches of a harvest: which studies go through the model together, and what it is given for them."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,8 +84,8 @@ class HarvestBatches:
         parts = [tuple(chosen[at : at + self._batch_size]) for at in range(0, len(chosen), self._batch_size)]
         return [self._batch(part) for part in parts]
 
-    def all(self) -> Iterator[HarvestBatch]:
-        """The batches of all studies, which depend on the plan alone and not on where its shards end.
+    def all(self, without: Collection[int] = ()) -> Iterator[HarvestBatch]:
+        """The batches of all studies but some, which depend on the plan alone and not on where its shards end.
 
         Studies of similar length are sought within windows of neighbouring studies, so that the activations that wait
         for their neighbours fit in memory.
@@ -93,8 +93,9 @@ class HarvestBatches:
         kept = [i for i, positions in enumerate(self._plan.kept) if len(positions)]
         fitting = _WINDOW_TOKENS * len(kept) // (self._plan.n_tokens * self._batch_size)
         window = self._batch_size * min(max(fitting, 1), _MAX_WINDOW_BATCHES)
-        for first in range(0, len(kept), window):
-            yield from self.of(kept[first : first + window])
+        computed = [i for i in kept if i not in without]
+        for first in range(0, len(computed), window):
+            yield from self.of(computed[first : first + window])
 
     def _batch(self, studies: tuple[int, ...]) -> HarvestBatch:
         images = {image_key(image): image for i in studies for image in self._plan.requests[i].images}

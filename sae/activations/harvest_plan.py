@@ -1,20 +1,31 @@
 """Which tokens of which study a harvest stores in which rows, known before the model runs."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
 from maira_jax.inputs.batches import GenerationRequest, buckets, reporting_request
+from maira_jax.inputs.readable import file_version
 from maira_jax.inputs.tokens import Tokenizer, token_filter_mask
+from maira_jax.run import files, processes
 from maira_jax.run.progress import progress
+from maira_jax.run.stages import growth
+from maira_jax.studies.readers import READERS, load_studies
+from maira_jax.studies.readers.registry import FilesSection
 from maira_jax.studies.splits import split_of
-from maira_jax.studies.study import Study
+from maira_jax.studies.study import ImageSource, Study
 from sae.activations.config import HarvestSection
 from sae.activations.token_rows import TokenRows
+
+_COLLECTION = "collection"
+GROWS = {_COLLECTION: growth.newest}  # what of a harvest's identity may change, since rows that are there are copied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +87,43 @@ def study_table(studies: Sequence[Study], starts: np.ndarray, held_out_fraction:
             "labels": [json.dumps(dict(study.labels)) for study in studies],
             "start": starts[:-1],
             "stop": starts[1:],
+            "digest": [study_digest(study) for study in studies],
         }
     )
+
+
+def study_digest(study: Study) -> str:
+    """A hash of what a model is given of a study: its texts, and its images as pixels or as files with sizes and dates.
+
+    Two studies with the same one have the same activations at the same site of the same model.
+    """
+    texts = [study.indication, study.technique, study.comparison, study.prior_report, study.findings]
+    return files.digest([texts, [_version(image) for image in (study.frontal, study.lateral, study.prior_frontal)]])
+
+
+def _version(image: ImageSource | None) -> list[Any]:
+    if isinstance(image, np.ndarray):
+        return [image.shape, hashlib.sha256(image.tobytes()).hexdigest()]
+    return [] if image is None else file_version(str(image))
+
+
+def studies_identity(section: ConfigDict) -> dict[str, Any]:
+    """What of the studies decides a store: their section, and of files what is in them.
+
+    Args:
+      section: the configuration's section `studies`.
+
+    Raises:
+      UserError: the studies cannot be read.
+    """
+    if not issubclass(READERS.get(section.source), FilesSection):
+        return {"studies": section.to_dict()}
+    studies = processes.first_only(
+        lambda: [[s.study_id, s.patient_id, dict(s.labels), study_digest(s)] for s in load_studies(section)]
+    )
+    # Which images can be read is seen by their files, so what is done with the others decides nothing more.
+    named = {name: value for name, value in section.to_dict().items() if name != "on_error"}
+    return {"studies": named, _COLLECTION: files.digest(studies)}
 
 
 def make_plan(studies: Sequence[Study], tokenizer: Tokenizer, harvest: HarvestSection) -> HarvestPlan:

@@ -73,13 +73,13 @@ class RowRanges:
         """
         dtype = np.uint32 if len(self) < 2**32 else np.int64
         parts = np.array_split(bounds, -(-len(bounds) // _CHUNKS_AT_A_TIME))
-        edges = np.concatenate([self._rows_below(part).astype(dtype) for part in parts])
+        edges = np.concatenate([self.below(part).astype(dtype) for part in parts])
         return edges[np.append(True, edges[1:] > edges[:-1])]
 
-    def _rows_below(self, bounds: np.ndarray) -> np.ndarray:
+    def below(self, bounds: np.ndarray) -> np.ndarray:
         """How many of the rows lie below each bound. int64 [n]"""
         if not len(self):
-            return np.zeros(len(bounds), np.int64)
+            return np.zeros(bounds.shape, np.int64)
         below = np.minimum(bounds, self.stops[-1])
         of = np.searchsorted(self.stops, below)
         return self.ends[of] - np.minimum(self.stops[of] - below, np.diff(self.ends, prepend=0)[of])

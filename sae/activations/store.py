@@ -42,10 +42,11 @@ STUDY_SCHEMA = pa.schema(
         column("labels", pa.string(), "JSON of {concept: true or false}; what is not known is not there"),
         column("start", pa.int64(), "first row of the study's tokens"),
         column("stop", pa.int64(), "one past the last"),
+        column("digest", pa.string(), "a hash of the texts and images that a model was given; null of your own arrays"),
     ]
 )
-TOKENS, STUDIES = "tokens.parquet", "studies.parquet"
-_HEADER = "store.json"
+TOKENS, STUDIES, VALUES, SHARDS = "tokens.parquet", "studies.parquet", "values.zarr", "shards"
+HEADER = "store.json"
 _Table = TypeVar("_Table")
 _VERSION = 2  # of the tables' columns: a store with others is refused
 
@@ -170,7 +171,7 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool, readers: in
     }
     spec = {
         "driver": "zarr3",
-        "kvstore": storage.kvstore(directory / "values.zarr"),
+        "kvstore": storage.kvstore(directory / VALUES),
         "context": {"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": readers}},
         # A chunk that is not there is an error: zeros are written out like other values.
         "fill_missing_data_reads": False,
@@ -188,19 +189,42 @@ def _open_values(directory: Path, layout: StoreLayout, create: bool, readers: in
     try:
         return ts.open(spec, create=create, open=True).result()
     except (ValueError, OSError) as error:
-        raise UserError(f"{directory / 'values.zarr'} cannot be opened ({first_line(error)}): harvest again") from error
+        raise UserError(f"{directory / VALUES} cannot be opened ({first_line(error)}): harvest again") from error
 
 
 def source_of(directory: Path) -> Mapping[str, Any]:
     """Where the activations of a store come from (see `ActivationStore`); empty where no store was begun."""
-    header = Path(directory) / _HEADER
-    storage.fetch(header.parent, (_HEADER,))
-    found: Mapping[str, Any] = files.read_object(header).get("source", {}) if header.is_file() else {}
+    path = Path(directory) / HEADER
+    storage.fetch(path.parent, (HEADER,))
+    found: Mapping[str, Any] = files.read_object(path).get("source", {}) if path.is_file() else {}
     return found
+
+
+def finished_shards(directory: Path) -> set[int]:
+    """The numbers of the shards that are there, of a store that may be unfinished."""
+    # Listed, and not asked for one by one: a network file system may remember for a while that a file was missing.
+    return {int(path.stem) for path in (directory / SHARDS).glob("*.json")}
+
+
+def store_header(layout: StoreLayout, studies: pa.Table, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What `store.json` says of a store; see `StoreWriter`. Two stores with the same one hold the same."""
+    described = {"version": _VERSION, "layout": dataclasses.asdict(layout), "source": dict(source)}
+    return described | {"studies": files.digest(_all_columns(studies).to_pydict())}
+
+
+def _all_columns(studies: pa.Table) -> pa.Table:
+    """A study table with all columns of `STUDY_SCHEMA`, null where it does not have them."""
+    return pa.concat_tables([STUDY_SCHEMA.empty_table(), studies.cast(_schema_of(studies))], promote_options="default")
+
+
+def _schema_of(studies: pa.Table) -> pa.Schema:
+    return pa.schema([STUDY_SCHEMA.field(name) for name in studies.column_names])
 
 
 class StoreWriter:
     """Writes a store shard by shard, in any order, and resumes one that was left unfinished.
+
+    Another store in the folder is refused, unless `set_aside` has moved it out of the way.
 
     The processes of a run make it together; each then writes shards of its own.
 
@@ -222,35 +246,32 @@ class StoreWriter:
         self.directory, self.layout, self.studies = Path(directory), layout, studies
         if len(tokens) != layout.n_tokens:
             raise ValueError(f"{len(tokens)} tokens for a store of {layout.n_tokens} rows")
-        self._header = {"version": _VERSION, "layout": dataclasses.asdict(layout), "source": dict(source)}
+        self._header = store_header(layout, studies, source)
         if processes.is_first():
             self._begin(tokens)
         processes.barrier()
         self._values = _open_values(self.directory, layout, False, _default_readers())
 
     def _begin(self, tokens: TokenRows) -> None:
-        header = self.directory / _HEADER
-        if header.is_file():
-            if files.read_json(header) != self._header:
-                raise UserError(
-                    f"{header} describes another store: delete {self.directory} or choose another --workdir"
-                )
+        path = self.directory / HEADER
+        if path.is_file():
+            if files.read_json(path) != self._header:
+                raise UserError(f"{path} describes another store: delete {self.directory} or choose another --workdir")
         else:
-            with files.atomic_path(self.directory / TOKENS) as path:
-                tokens.write(path, self.studies["study_id"])
-            with files.atomic_path(self.directory / STUDIES) as path:
-                pq.write_table(self.studies.select(STUDY_SCHEMA.names).cast(STUDY_SCHEMA), path)
+            with files.atomic_path(self.directory / TOKENS) as temporary:
+                tokens.write(temporary, self.studies["study_id"])
+            with files.atomic_path(self.directory / STUDIES) as temporary:
+                pq.write_table(_all_columns(self.studies), temporary)
         _open_values(self.directory, self.layout, True, _default_readers())
-        files.write_json(header, self._header)
+        files.write_json(path, self._header)
 
     def _mark(self, shard: int) -> Path:
-        return self.directory / "shards" / f"{shard:06d}.json"
+        return self.directory / SHARDS / f"{shard:06d}.json"
 
     def missing(self) -> list[int]:
         """Shards that are not finished."""
-        # Listed, and not asked for one by one: a network file system may remember for a while that a file was missing.
-        storage.fetch(self._mark(0).parent)
-        finished = {int(path.stem) for path in self._mark(0).parent.glob("*.json")}
+        storage.fetch(self.directory / SHARDS)
+        finished = finished_shards(self.directory)
         return [shard for shard in range(self.layout.n_shards) if shard not in finished]
 
     def counts(self) -> dict[str, int]:
@@ -310,30 +331,30 @@ class ActivationStore:
     readable_ahead: ClassVar[bool] = True
 
     @classmethod
-    def open(cls, directory: Path, readers: int | None = None) -> "ActivationStore":
+    def open(cls, directory: Path, readers: int | None = None, unfinished: bool = False) -> "ActivationStore":
         """Opens the store in `directory`, to be read by this many threads; None: one per processor, at most 32.
 
         Raises:
-          UserError: there is none, or it is not finished.
+          UserError: there is none, or it is not finished and `unfinished` does not allow that.
         """
         directory = Path(directory)
-        header = files.read_object(directory / _HEADER)
-        if header.get("version") != _VERSION:
+        found = files.read_object(directory / HEADER)
+        if found.get("version") != _VERSION:
             raise UserError(
                 f"{directory} was written by another version of this program, with other columns: delete it and "
                 "harvest again"
             )
         try:
-            layout = StoreLayout(**header["layout"])
+            layout = StoreLayout(**found["layout"])
         except (TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{directory / _HEADER} is not an activation store's header: harvest again") from error
-        finished = len(list((directory / "shards").glob("*.json")))
-        if finished < layout.n_shards:
+            raise UserError(f"{directory / HEADER} is not an activation store's header: harvest again") from error
+        finished = len(finished_shards(directory))
+        if finished < layout.n_shards and not unfinished:
             raise UserError(
                 f"{directory} holds {finished} of {layout.n_shards} shards: run the harvest again to finish it"
             )
         readers = readers or _default_readers()
-        return cls(directory, layout, header["source"], _open_values(directory, layout, False, readers), readers)
+        return cls(directory, layout, found["source"], _open_values(directory, layout, False, readers), readers)
 
     @property
     def n_tokens(self) -> int:

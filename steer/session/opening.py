@@ -7,7 +7,7 @@ import ml_collections
 import pyarrow.parquet as pq
 
 from interp.exemplars.corpus import is_of_images
-from interp.sets import OWN_SET
+from interp.sets import FOLDER, OWN_SET
 from maira_jax.checkpoint.convert import ModelSection, checkpoint_dir
 from maira_jax.errors import UserError
 from maira_jax.model.sites import Site
@@ -35,16 +35,16 @@ def open_run(workdir: str | Path, *, interpretations: str = OWN_SET) -> Session:
     """Loads the model of a run, and with it the autoencoder and the names of its features as far as they are there.
 
     Args:
-      workdir: the run directory, a folder of this machine.
+      workdir: the run directory, a folder or an address in a bucket.
       interpretations: the set of interpretations that gives the names: the run's own, or one that was imported.
 
     Raises:
       UserError: the folder is no run, or a part of it is damaged.
     """
-    if storage.is_address(str(workdir)):
-        raise UserError(f"open_run reads a folder of this machine, not {workdir}: copy the run first")
-    folder = Path(workdir).expanduser()
+    folder = _local(str(workdir))
     if not (folder / "model").is_dir():
+        if storage.is_remote(folder):
+            raise UserError(f"{storage.named(str(folder))} holds no run whose model was converted: give its --workdir")
         found = sorted(path.parent.name for path in folder.parent.glob("*/model"))
         remedy = f"give the --workdir of a run, below {folder.parent} or elsewhere, whose model was converted"
         raise near.unknown("run", folder.name, found, remedy)
@@ -92,6 +92,16 @@ def open_checkpoint(
     place = _site_of(found, sae, site, model)
     names = NamedFeatures(0 if found is None else found.n_features, None)
     return Session(model, path, RunStudies([], [], list), _MAX_NEW_TOKENS, (GENERATED,), found, place, names)
+
+
+def _local(workdir: str) -> Path:
+    """The folder of a run, or the one that stands for an address, with all but the large files in it."""
+    if not storage.is_address(workdir):
+        return Path(workdir).expanduser()
+    folder = storage.attach(workdir, storage.default_scratch(), 0)
+    for name in ("model", "activations", "sae", OWN_SET, FOLDER):
+        storage.fetch(folder / name)
+    return folder
 
 
 def _site_of(sae: Sae | None, file: str | Path | None, site: str | None, model: LoadedModel) -> str:

@@ -4,8 +4,10 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+from ml_collections import ConfigDict
 
 from interp import sets
+from launch import demo
 from maira_jax.run import files
 from sae import formats
 from sae.saved import load_sae
@@ -55,6 +57,7 @@ def test_an_autoencoder_and_its_names_in_one_command_and_names_alone(tmp_path):
     first, second = done.stdout.splitlines()
     assert first.startswith("import_sae: d_model 16, n_features 32, k 3") and second == "import_sae: features 2"
     assert load_sae(workdir / "sae").n_features == 32
+    assert dict(demo.STAGES)["train"](ConfigDict(), workdir)["n_features"] == 32  # nothing is trained in its place
     done = call("import_sae", workdir, f"--interpretations={tmp_path / 'more.csv'}", "--set=theirs")
     assert done.stdout == "import_sae: features 3\n"
     assert sets.read_set(workdir, "theirs")["explanation"].to_pylist() == ["heart", "wires", "lungs"]
@@ -93,4 +96,5 @@ def test_an_exported_autoencoder_gives_another_run_the_results_of_its_own(whole,
     assert {row["feature"]: row["detection"] for row in theirs.to_pylist() if row["explanation"]} == scores
     summary = files.read_json(run / "interpretations" / "ours" / "scored" / "summary.json")
     assert summary["comparison"]["same"] == 1
+    call("demo", run, *flags_of(SMALL))
     call("steer", run, "--sweep=matched", "--match=effusion", "--set=ours", "--limit=1", "--strengths=1")

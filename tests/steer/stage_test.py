@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -395,6 +396,34 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
     config.steer.update({"set": "absent", "name": "third"})
     with pytest.raises(UserError, match="interpretations/absent, which no finished stage wrote"):
         stage.run(config, workdir)
+
+
+def test_a_set_that_is_added_to_leaves_sweeps_as_they_are_but_for_what_matches(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interpret(**names: str) -> None:
+        shutil.rmtree(workdir / "interpretations", ignore_errors=True)
+        with Stage(workdir, "interpretations/released", {}) as written:
+            features = [int(name.removeprefix("f")) for name in names]
+            rows = {"feature": features, "name": list(names.values()), "explanation": [""] * len(names)}
+            pq.write_table(pa.table(rows), written.dir / "features.parquet")
+            written.finish({"features": len(names)})
+
+    config = make_config()
+    config.steer.update({"studies": 1, "methods": ("add",), "set": "released"})
+    ways: dict[str, dict] = {"matching": {"match": "wires"}, "numbered": {"match": "", "features": (7,)}}
+    interpret(f7="wires of a pacemaker")
+    for name, way in ways.items():
+        config.steer.update({"name": name, "features": ()} | way)
+        stage.run(config, workdir)
+    interpret(f7="wires of a pacemaker", f8="wires of a monitor")
+    config.steer.update({"name": "matching", "features": ()} | ways["matching"])
+    stage.run(config, workdir)
+    described = files.read_json(workdir / "steer" / "matching" / stage.DIRECTIONS)
+    assert [each["key"] for each in described] == ["add-7", "add-8"]
+    config.steer.update({"name": "numbered"} | ways["numbered"])
+    monkeypatch.setattr(stage.Sweep, "load", None)  # it is finished, and not begun again
+    assert stage.run(config, workdir)["directions"] == 1
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,18 @@ def refuse_damaged(workdir: Path, name: str) -> dict[str, Any]:
     return manifest
 
 
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """What decided a finished stage, and what it counted."""
+    return files.digest({key: manifest[key] for key in ("section", "inputs", "counts")})
+
+
+def _before_growth(manifest: Mapping[str, Any]) -> str:
+    """What of a finished stage stays the same when it grows."""
+    fields = set(manifest.get("grows", ()))
+    kept = {name: value for name, value in flatten(manifest["section"]).items() if name not in fields}
+    return files.digest([kept, manifest["inputs"]])
+
+
 def _read_begun(path: Path) -> dict[str, Any]:
     """What a stage that was begun says of itself."""
     found = files.read_object(path)
@@ -181,6 +193,7 @@ class Stage:
         Where they ask for no more than is there, it is finished. Else it is unfinished, the old result is still there,
         `section` is what is there and what is wanted together, and `extended` tells the first process that it has just
         become that.
+      may_grow: those inputs that may have become larger (see their `grows`) since this result was made of them.
       replaces: whether a result of another configuration or of other inputs is not refused: it stays as it is until
         this one is whole, which is written into a folder inside of it, `dir`, and then takes its place.
 
@@ -201,6 +214,7 @@ class Stage:
         computing: Mapping[str, Any] | None = None,
         config: ml_collections.ConfigDict | None = None,
         grows: Mapping[str, Growth] | None = None,
+        may_grow: tuple[str, ...] = (),
         replaces: bool = False,
     ):
         self.workdir = Path(workdir)
@@ -211,12 +225,14 @@ class Stage:
         self.inputs = inputs
         self.computing = plain(computing or {})
         self.grows = grows or {}
+        self.may_grow = may_grow
         self.replaces = replaces
         self.finished = False
         self.extended = False
         self.manifest: dict[str, Any] = {}
         self._config = config
         self._memory: RunMemory | None = None  # before the stage begins
+        self._grown_from: dict[str, str] = {}  # of the inputs that may have grown
         self._lock = FolderLock(self.dir)
 
     def __enter__(self) -> Self:
@@ -225,7 +241,9 @@ class Stage:
             storage.fetch(self.workdir / name)
         if processes.is_first():
             try:
-                self._begin({"section": self.section, "inputs": self._input_digests()})
+                inputs = self._inputs()
+                self._grown_from = {name: _before_growth(inputs[name]) for name in self.may_grow}
+                self._begin({"section": self.section, "inputs": {name: _digest(inputs[name]) for name in inputs}})
             except UserError as error:
                 refusal = error
         sentence, self.finished, self.manifest = processes.broadcast(
@@ -283,10 +301,10 @@ class Stage:
                 self.dir = self.dir / _NEXT
                 break
             section, before = grown(there["section"], self.section, self.grows)
-            identity = dict(identity) | {"section": section}
+            identity = dict(identity) | {"section": section, "inputs": self._as_there(identity["inputs"], there)}
             self._refuse_other(identity, there | {"section": before})
             if section != there["section"] or (path == unfinished and self._is_otherwise_computed(there)):
-                self._extend(identity)
+                self._extend(identity, there)
                 return
             self.finished = path == manifest
             self.manifest = {name: value for name, value in there.items() if name not in ("files", "checksum")}
@@ -303,7 +321,7 @@ class Stage:
         self._remember()
         self._mark_begun(identity)
 
-    def _extend(self, identity: Mapping[str, Any]) -> None:
+    def _extend(self, identity: Mapping[str, Any], there: Mapping[str, Any]) -> None:
         """Begins a larger result from the one, or from the attempt at one, that is there."""
         unfinished = self.dir / UNFINISHED
         attempt = files.read_object(unfinished) if unfinished.is_file() else {}
@@ -311,15 +329,22 @@ class Stage:
         if self.extended or self._is_otherwise_computed(attempt):
             jsonl.set_parts_aside(self.dir)
         print(f"{self.name}: continues from what is in {storage.named(str(self.dir))}", file=sys.stderr)
-        self._mark_begun(identity)
+        self._mark_begun({"chosen": attempt.get("chosen", there.get("chosen", {}))} | dict(identity))
 
     def _is_otherwise_computed(self, attempt: Mapping[str, Any]) -> bool:
         """Whether the parts of an attempt may be others, where they can be set aside."""
         return bool(self.grows) and attempt.get("computing") != self.computing
 
+    def _as_there(self, inputs: Mapping[str, str], there: Mapping[str, Any]) -> dict[str, str]:
+        """The digests of inputs, of those that have only grown since as the result that is there has them."""
+        same = [name for name, base in self._grown_from.items() if there.get("grown_from", {}).get(name) == base]
+        return dict(inputs) | {name: there["inputs"][name] for name in same}
+
     def _mark_begun(self, identity: Mapping[str, Any]) -> None:
         self.manifest = dict(identity) | {
             "stage": self.name,
+            "grows": sorted(self.grows),
+            "grown_from": self._grown_from,
             "versions": _versions(),
             "commit": _commit(),
             "device": str(jax.devices()[0].device_kind),
@@ -406,8 +431,9 @@ class Stage:
         for name in jsonl.LEFT:
             files.remove(self.dir / name)
 
-    def _input_digests(self) -> dict[str, str]:
-        digests = {}
+    def _inputs(self) -> dict[str, dict[str, Any]]:
+        """The manifests of the inputs."""
+        manifests = {}
         for name in self.inputs:
             path = self.workdir / name / MANIFEST
             if not path.is_file():
@@ -415,9 +441,8 @@ class Stage:
                     f"stage {self.name} reads {path.parent}, which no finished stage wrote: run "
                     f"{_command_of(name, self.workdir)} first"
                 )
-            manifest = refuse_damaged(self.workdir, name)
-            digests[name] = files.digest({key: manifest[key] for key in ("section", "inputs", "counts")})
-        return digests
+            manifests[name] = refuse_damaged(self.workdir, name)
+        return manifests
 
     def _refuse_other(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         theirs = {key: theirs.get(key) for key in ours}

@@ -1,7 +1,7 @@
 """Runs an image encoder over the frontal images of studies."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -106,10 +106,11 @@ class ImageHarvester:
         """Ends the processes that read images."""
         self._readers.close()
 
-    def batches(self) -> Iterator[ImageBatch]:
-        """The batches of all studies, which depend on their number and the batch size alone."""
-        for start in range(0, len(self.studies), self.batch_size):
-            yield ImageBatch(tuple(range(start, min(start + self.batch_size, len(self.studies)))))
+    def batches(self, without: Collection[int] = ()) -> Iterator[ImageBatch]:
+        """The batches of all studies but some, which depend on their numbers and the batch size alone."""
+        computed = [number for number in range(len(self.studies)) if number not in without]
+        for start in range(0, len(computed), self.batch_size):
+            yield ImageBatch(tuple(computed[start : start + self.batch_size]))
 
     def read(
         self, batches: Iterable[ImageBatch], trace: StepTrace = profile.OFF

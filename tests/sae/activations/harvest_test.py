@@ -240,10 +240,11 @@ def test_all_processes_take_the_batch_size_of_the_first(config, workdir, monkeyp
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
 def test_every_missing_shard_is_of_one_process_and_shares_are_even(monkeypatch, missing, n):
     layout, shares = StoreLayout(1000, 8, "float32", 128, 64), []
+    to_compute = [stop - start for start, stop in map(layout.rows, missing)]
     monkeypatch.setattr(processes, "count", lambda: n)
     for process in range(n):
         monkeypatch.setattr(processes, "index", lambda process=process: process)
-        shares.append(open_shards.share(layout, missing))
+        shares.append(open_shards.share(missing, to_compute))
     assert [shard for share in shares for shard in share] == missing
     sizes = [sum(stop - start for start, stop in map(layout.rows, share)) for share in shares]
     assert max(sizes) <= sum(sizes) / n + 128

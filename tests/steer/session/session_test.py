@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import monitoring
+from pyarrow import fs
 
 import maira_jax
 from maira_jax.errors import UserError
@@ -16,10 +17,12 @@ from maira_jax.generation.grounding import Phrase, PhraseBox
 from maira_jax.inputs.batches import assemble, reporting_request
 from maira_jax.model import maira2
 from maira_jax.model.maira2 import Edits
+from maira_jax.run import storage
 from maira_jax.studies.study import Study
 from sae.formats import safetensors as plain_file
 from sae.saved import load_sae
 from steer.session.reports import Report
+from tests.helpers import bucket as buckets
 from tests.helpers import session_run
 from tests.helpers.phantom_model import D_MODEL
 from tests.helpers.session_run import N_FEATURES, SITE
@@ -65,6 +68,22 @@ def test_a_run_is_opened_with_what_it_holds(run):
     assert run.study_ids == [f"phantom-2-{i:06d}" for i in range(8)]
     assert run.held_out_ids == run.study_ids[1::2]
     assert run.site.name == SITE and "64 features at language.1.resid_post, 8 studies" in repr(run)
+
+
+def test_a_run_in_a_bucket_is_opened_as_one_in_a_folder(run, workdir, tmp_path, monkeypatch):
+    with buckets.served() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(storage, "_attached", [])
+        monkeypatch.setattr(storage, "default_scratch", lambda: tmp_path / "scratch")
+        with pytest.raises(UserError, match=f"s3://{buckets.NAME}/run holds no run whose model was converted"):
+            maira_jax.open_run(f"s3://{buckets.NAME}/run")
+        to = fs.S3FileSystem(endpoint_override=bucket.endpoint, scheme="http")
+        fs.copy_files(str(workdir), f"{buckets.NAME}/run", destination_filesystem=to)
+        remote = maira_jax.open_run(f"s3://{buckets.NAME}/run")
+        study = run.held_out_ids[0]
+        assert repr(remote.features(study)) == repr(run.features(study))
+        assert not list((tmp_path / "scratch").rglob("values.zarr"))
 
 
 def test_reports_and_steered_reports_are_those_of_plain_generation(run):
@@ -193,7 +212,6 @@ def test_what_does_not_exist_is_answered_with_what_is_near(run, workdir):
         "no set of interpretations 'other': choose from interp": lambda: maira_jax.open_run(
             workdir, interpretations="other"
         ),
-        "reads a folder of this machine, not gs://bucket/run": lambda: maira_jax.open_run("gs://bucket/run"),
     }
     for words, call in wrong.items():
         with pytest.raises(UserError) as found:

@@ -169,6 +169,30 @@ def test_a_result_grows_by_the_fields_that_can(tmp_path):
             run(**refused)
 
 
+def test_a_result_stays_finished_where_an_input_that_may_has_grown(tmp_path):
+    def run(name, section, inputs=(), **how):
+        with Stage(tmp_path, name, section, inputs, **how) as stage:
+            if stage.finished:
+                return "finished"
+            stage.finish(section)
+            return "made"
+
+    def interpret(features, **other):
+        return run("interp", {"interpret": {"features": features} | other}, grows={"interpret.features": growth.union})
+
+    interpret([1])
+    assert run("steer", {}, ("interp",), may_grow=("interp",)) == "made"
+    assert run("label", {}, ("interp",)) == "made"
+    assert interpret([2]) == "made"
+    assert run("steer", {}, ("interp",), may_grow=("interp",)) == "finished"
+    with pytest.raises(UserError, match="inputs.interp, which was made anew or extended since"):
+        run("label", {}, ("interp",))
+    shutil.rmtree(tmp_path / "interp")
+    interpret([1], n_score=9)
+    with pytest.raises(UserError, match="inputs.interp, which was made anew or extended since"):
+        run("steer", {}, ("interp",), may_grow=("interp",))
+
+
 def test_fields_grow_together():
     there, wanted = {"a": {"n": 3, "of": [1]}, "digest": "x"}, {"a": {"n": 2, "of": []}, "digest": "y"}
     fields = {"a.n": growth.largest, "a.of": growth.union_or_all, "digest": growth.newest, "b.c": growth.union}
