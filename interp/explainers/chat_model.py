@@ -11,7 +11,7 @@ from interp.explainers.images import StudyImages
 from interp.llm.client import ChatClient
 from interp.llm.requests import ChatAnswer, ChatRequest, chat_request
 
-ReadImage: TypeAlias = Callable[[ImageAt], bytes]
+ReadImages: TypeAlias = Callable[[Sequence[ImageAt]], list[bytes]]
 
 
 class ChatModel:
@@ -24,12 +24,12 @@ class ChatModel:
     Args:
       client: asks the model, and keeps its answers.
       n_images: X-rays in an explaining prompt, at most; 0: the model reads no images.
-      read_image: gives the PNG file of an image.
+      read_images: gives the PNG file of each image.
     """
 
-    def __init__(self, client: ChatClient, n_images: int, read_image: ReadImage):
+    def __init__(self, client: ChatClient, n_images: int, read_images: ReadImages):
         self.client, self.n_images = client, n_images
-        self._read_image = read_image
+        self._read_images = read_images
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: Path) -> "ChatModel":
@@ -39,7 +39,7 @@ class ChatModel:
           UserError: a field is unknown or out of range, or the server is a remote one that is not allowed.
         """
         client = ChatClient.open(config, workdir)
-        return cls(client, client.section.images, StudyImages(config.studies, workdir / "activations").png)
+        return cls(client, client.section.images, StudyImages(config.studies, workdir / "activations").pngs)
 
     def close(self) -> None:
         """Lets another process have the client's cache."""
@@ -62,10 +62,11 @@ class ChatModel:
           entries: what is said of each example.
           images: for each example the image to show with it, or None.
         """
-        numbered, pictures = [], []
+        numbered, shown = [], []
         for number, (entry, image) in enumerate(zip(entries, images, strict=True), start=1):
             numbered.append({"example": number, **entry})
             if image is not None:
-                pictures.append(self._read_image(image))
-                numbered[-1]["picture"] = len(pictures)
+                shown.append(image)
+                numbered[-1]["picture"] = len(shown)
+        pictures = self._read_images(shown)
         return chat_request(prompt, {**data, "examples": numbered}, schema, n_items=len(entries), pictures=pictures)

@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 
 from interp.exemplars.shown import ImageAt
 from maira_jax.errors import UserError
-from maira_jax.inputs.image import read_grey, stretch
+from maira_jax.inputs.image import read_grey, stretch, to_thumbnail
+from maira_jax.inputs.image_readers import ImageReaders
 from maira_jax.inputs.prompt import study_images
 from maira_jax.inputs.tokens import Kind
 from maira_jax.studies.readers import load_studies
@@ -53,34 +55,40 @@ class StudyImages:
 
     def __init__(self, studies: ml_collections.ConfigDict, activations: Path):
         self._section, self._activations = studies, activations
-        self.png = functools.lru_cache(maxsize=_KEPT)(self._png)
+        self._readers = ImageReaders(SIDE, square=to_thumbnail)
+        self._png = functools.lru_cache(maxsize=_KEPT)(self._encoded)
 
-    def _png(self, at: ImageAt) -> bytes:
-        """The PNG file, 8-bit grey, of an image; raises as `picture`."""
-        picture = self.picture(at)
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        return file.getvalue()
-
-    def picture(self, at: ImageAt) -> Image.Image:
-        """The whole image, 8-bit grey; of a store of an image encoder, the frontal one.
+    def pngs(self, places: Sequence[ImageAt]) -> list[bytes]:
+        """The PNG file, 8-bit grey, of each image; of a store of an image encoder, of the frontal one.
 
         Raises:
-          UserError: the studies are not those of the store, or the image cannot be read.
+          UserError: the studies are not those of the store, or an image cannot be read.
         """
-        return self.numbered(at.study_id, int(np.searchsorted(self._last_positions[at.study_id], at.position)))
+        for at in places:
+            self._readers.submit(self._source(at))  # all of them begin to be read, by processes of their own
+        return [self._png(at) for at in places]
+
+    def _encoded(self, at: ImageAt) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(self._readers.submit(self._source(at)).result()).save(file, "PNG")
+        return file.getvalue()
+
+    def _source(self, at: ImageAt) -> ImageSource:
+        return self._numbered(at.study_id, int(np.searchsorted(self._last_positions[at.study_id], at.position)))
 
     def numbered(self, study_id: str, number: int) -> Image.Image:
-        """An image of a study by its place in the prompt, from 0; as `picture`, and raises as it does."""
+        """The whole image, 8-bit grey, of a study by its place in the prompt, from 0; raises as `pngs`."""
+        image, name = self._numbered(study_id, number), f"an image of study {study_id}"
+        return Image.fromarray(stretch(image if isinstance(image, np.ndarray) else read_grey(image), name))
+
+    def _numbered(self, study_id: str, number: int) -> ImageSource:
         images = self.of(study_id)
         if number >= len(images):
             raise UserError(
                 f"image {number + 1} of study {study_id} is not among config.studies: "
                 "use the studies that the activations were harvested from"
             )
-        image, name = images[number], f"an image of study {study_id}"
-        return Image.fromarray(stretch(image if isinstance(image, np.ndarray) else read_grey(image), name))
+        return images[number]
 
     def of(self, study_id: str) -> tuple[ImageSource, ...]:
         """The images of a study in the order of the prompt; none of a study that is not there."""

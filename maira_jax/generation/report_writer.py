@@ -9,12 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from maira_jax.generation.decode import Sampling, generate, row_keys
-from maira_jax.inputs.batches import BatchPlan, GenerationRequest, assemble, fill_up, plan_batches, reporting_request
+from maira_jax.inputs.batches import (
+    BatchPlan,
+    GenerationRequest,
+    InputBatch,
+    assemble_ahead,
+    fill_up,
+    plan_batches,
+    reporting_request,
+)
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
+from maira_jax.run.performance import profile
+from maira_jax.run.performance.profile import StepTrace
 from maira_jax.run.progress import progress
 from maira_jax.studies.study import Study
 
@@ -63,34 +73,39 @@ class ReportWriter:
         return plan_batches(requests, self.batch_size)
 
     def write(
-        self, requests: Sequence[GenerationRequest], names: Sequence[str], plans: Iterable[BatchPlan]
+        self,
+        requests: Sequence[GenerationRequest],
+        names: Sequence[str],
+        plans: Iterable[BatchPlan],
+        trace: StepTrace = profile.OFF,
     ) -> Iterator[list[tuple[int, GeneratedText]]]:
         """Yields each batch's rows with their texts; the device writes one batch while the next is assembled.
 
-        Args:
-          requests: what the model is given.
-          names: names of the requests, such as their studies' ids; each decides what is drawn for its request.
-          plans: the batches to run, out of those of `plan`.
+          Args:
+            requests: what the model is given.
+            names: names of the requests, such as their studies' ids; each decides what is drawn for its request.
+            plans: the batches to run, out of those of `plan`.
+        trace: traces some of them.
 
-        Raises:
-          UserError: an image cannot be read.
+          Raises:
+            UserError: an image cannot be read.
         """
         before: tuple[BatchPlan, jax.Array, jax.Array] | None = None
-        for batch in plans:
-            rows = fill_up(batch.rows, sharding.rows_on(sharding.mesh_of(self.params), self.batch_size))
-            now = (batch, *self._start(batch, [requests[row] for row in rows], [names[row] for row in rows]))
+        size = sharding.rows_on(sharding.mesh_of(self.params), self.batch_size)
+        padded = (
+            (batch, [requests[row] for row in fill_up(batch.rows, size)], batch.length, batch.n_images)
+            for batch in plans
+        )
+        for batch, given in trace.over(assemble_ahead(padded, self.tokenizer, self.image_cfg)):
+            now = (batch, *self._start(given, [names[row] for row in fill_up(batch.rows, size)]))
             if before is not None:
                 yield self._texts(*before)
             before = now
         if before is not None:
             yield self._texts(*before)
 
-    def _start(
-        self, plan: BatchPlan, requests: Sequence[GenerationRequest], names: Sequence[str]
-    ) -> tuple[jax.Array, jax.Array]:
+    def _start(self, batch: InputBatch, names: Sequence[str]) -> tuple[jax.Array, jax.Array]:
         on = sharding.mesh_of(self.params)
-        with jax.profiler.TraceAnnotation("assemble"):
-            batch = assemble(requests, self.tokenizer, self.image_cfg, plan.length, plan.n_images)
         inputs = sharding.place_rows(on, (batch.tokens, batch.mask, batch.pixels))
         sampling = Sampling(row_keys(names, self.seed), jnp.float32(self.temperature), jnp.float32(self.top_p))
         with jax.set_mesh(on):

@@ -211,10 +211,10 @@ def _write(
     plans = {f"{number:06d}": batch for number, batch in enumerate(writer.plan(asked[0]))}
     expected = {part: [identities[missing[row]] for row in batch.rows] for part, batch in plans.items()}
     parts = jsonl.PartFiles(directory, expected, again)
-    batches = trace.over([plans[part] for part in parts.mine])
+    batches = [plans[part] for part in parts.mine]
     total = parts.n_found + parts.n_mine
     with progress(total=total, initial=parts.n_found, unit="study", desc=FOLDERS[section.task], shared=True) as bar:
-        for part, written in zip(parts.mine, writer.write(*asked, batches), strict=True):
+        for part, written in zip(parts.mine, writer.write(*asked, batches, trace), strict=True):
             rows = [(missing[row], text) for row, text in written]
             parts.write(part, [identities[row] | _record(studies[row], section, text) for row, text in rows])
             bar.update(len(written))

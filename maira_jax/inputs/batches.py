@@ -3,13 +3,16 @@
 Every stage that runs the model builds its batches here: generation, pretraining, the harvest, loss recovered, steering.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig, preprocess
+from maira_jax.inputs.image_readers import ImageReaders
 from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Encoded, Tokenizer
 from maira_jax.studies.study import ImageSource, Study
@@ -24,6 +27,7 @@ _LENGTH_STEPS = ((0, 8), (1024, 128))
 _MAX_TOKENS = 6144
 
 T = TypeVar("T")
+Label = TypeVar("Label")
 
 
 class GenerationRequest(NamedTuple):
@@ -160,6 +164,64 @@ def assemble(
         else:
             pixels[row] = pixels_of(row) if pixels_of else read_images(request.images, n_images, image_cfg)
     return InputBatch(tokens, mask, kinds, pixels)
+
+
+def assemble_ahead(
+    batches: Iterable[tuple[Label, Sequence[GenerationRequest], int, int]], tokenizer: Tokenizer, image_cfg: ImageConfig
+) -> Iterator[tuple[Label, InputBatch]]:
+    """Assembles batches while the images of the next ones are read, those in files by processes of their own.
+
+    Args:
+      batches: a label, the requests, and the numbers of tokens and images that `assemble` pads them to.
+      tokenizer: the checkpoint's tokenizer.
+      image_cfg: how the checkpoint's vision tower takes its images.
+
+    Yields:
+      Each label with its batch.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    levels = image_cfg.levels()
+    with contextlib.closing(ImageReaders(image_cfg.size)) as readers:
+        groups = ((batch, [image for request in batch[1] for image in request.images]) for batch in batches)
+        for (label, requests, length, n_images), squares in readers.ahead(groups):
+            yield label, _assembled(requests, length, n_images, squares, levels, tokenizer, image_cfg)
+
+
+def _assembled(
+    requests: Sequence[GenerationRequest],
+    length: int,
+    n_images: int,
+    squares: Sequence[np.ndarray],
+    levels: np.ndarray,
+    tokenizer: Tokenizer,
+    image_cfg: ImageConfig,
+) -> InputBatch:
+    """`assemble`, given `to_grey_square` of all images of the requests in their order."""
+    ends = np.cumsum([len(request.images) for request in requests])
+
+    def pixels_of(row: int) -> np.ndarray:
+        own = squares[ends[row] - len(requests[row].images) : ends[row]]
+        return normalised(own, n_images, levels, image_cfg.size)
+
+    with jax.profiler.TraceAnnotation("assemble"):
+        return assemble(requests, tokenizer, image_cfg, length, n_images, pixels_of)
+
+
+def normalised(squares: Sequence[np.ndarray], n_images: int, levels: np.ndarray, size: int) -> np.ndarray:
+    """The images of one request for the vision tower, zeros after the last: float32 [n_images, size, size, 3].
+
+    Args:
+      squares: `to_grey_square` of each.
+      n_images: number of images that the request is padded to.
+      levels: `ImageConfig.levels`.
+      size: side of the squares.
+    """
+    pixels = np.zeros((n_images, size, size, 3), np.float32)
+    for slot, square in enumerate(squares):
+        np.take(levels, square, axis=0, out=pixels[slot])
+    return pixels
 
 
 def read_images(images: Sequence[ImageSource], n_images: int, image_cfg: ImageConfig) -> np.ndarray:

@@ -117,6 +117,13 @@ def to_grey_square(image: ImageSource, size: int) -> np.ndarray:
     return np.asarray(resized)[top : top + size, left : left + size]
 
 
+def to_thumbnail(image: ImageSource, size: int) -> np.ndarray:
+    """The whole image, stretched, and scaled down where a side is longer than `size`: uint8 [height, width]."""
+    picture = Image.fromarray(to_grey(image))
+    picture.thumbnail((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
 def to_grey(image: ImageSource) -> np.ndarray:
     """The whole image, stretched: uint8 [height, width].
 

@@ -27,7 +27,7 @@ from maira_jax.studies.study import ImageSource
 
 Label = TypeVar("Label")
 Square: TypeAlias = Callable[[ImageSource, int], np.ndarray]
-"""Makes a square uint8 array [size, size] of an image and a size: `to_grey_square`, or another function of a module."""
+"""Makes an array, uint8 [size, size] but for thumbnails, of an image and a size: a function of a module."""
 
 # Images that are being read, or have been, before those that are needed first are given; at least a group of them.
 _IMAGES_AHEAD = 64
@@ -56,16 +56,17 @@ class ImageReaders:
     Args:
       size: side of the square that images are resized to, in pixels.
       processes: number of worker processes, each started when it is first needed; 0: files are read by threads of this
-        process.
+        process; None: `default_processes`.
       square: what is made of each image. The worker processes import it, so it must be a function of a module.
 
     Attributes:
       close: ends threads and processes; called, too, when the object is no longer used.
     """
 
-    def __init__(self, size: int, processes: int, square: Square = to_grey_square):
-        self._size, self._processes, self._square = size, processes, square
-        self._threads = ThreadPoolExecutor(max(processes, _THREADS), "image-reader")
+    def __init__(self, size: int, processes: int | None = None, square: Square = to_grey_square):
+        self._processes = default_processes() if processes is None else processes
+        self._size, self._square = size, square
+        self._threads = ThreadPoolExecutor(max(self._processes, _THREADS), "image-reader")
         self._idle: list[_Worker] = []
         self._kept: OrderedDict[str | int, tuple[ImageSource, Future[np.ndarray]]] = OrderedDict()
         self._max_kept = max(_KEPT_BYTES // size**2, 1)

@@ -20,7 +20,7 @@ _AT_A_TIME = 1024  # images whose answers wait
 _NAMED = 5  # images that the refusal names
 
 
-def load_readable(section: Mapping[str, Any], workdir: Path, readers: int) -> Sequence[Study]:
+def load_readable(section: Mapping[str, Any], workdir: Path, readers: int | None) -> Sequence[Study]:
     """The studies of a configuration's `studies` section, all images of which can be read. By all processes together.
 
     Every image file is decoded once, in worker processes, unless it was at the last call and has not changed since.
@@ -29,7 +29,7 @@ def load_readable(section: Mapping[str, Any], workdir: Path, readers: int) -> Se
     Args:
       section: see `load_studies`.
       workdir: the run directory.
-      readers: number of worker processes; 0: threads.
+      readers: number of worker processes; see `ImageReaders`.
 
     Raises:
       UserError: the studies cannot be read, or some images cannot and `studies.on_error` does not skip their studies.
@@ -90,7 +90,7 @@ def file_version(path: str) -> list[Any]:
     return [path, found.st_size, found.st_mtime_ns]
 
 
-def _unreadable(paths: Sequence[str], readers: int) -> dict[str, str]:
+def _unreadable(paths: Sequence[str], readers: int | None) -> dict[str, str]:
     """The reason for each file that cannot be read; every process looks at a share of them."""
     found: dict[str, str] = {}
     mine, images = paths[processes.index() :: processes.count()], ImageReaders(1, readers, refuse_unreadable)

@@ -20,7 +20,7 @@ from maira_jax.checkpoint import store as model_store
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig
-from maira_jax.inputs.image_readers import ImageReaders, default_processes
+from maira_jax.inputs.image_readers import ImageReaders
 from maira_jax.inputs.readable import load_readable
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2, sharding
@@ -120,8 +120,7 @@ class Harvester:
         harvest = HarvestSection.of(config)
         site = language_site(harvest.site, model)
         tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
-        readers = default_processes() if harvest.readers is None else harvest.readers
-        self.plan = make_plan(load_readable(config.studies, model_dir.parent, readers), tokenizer, harvest)
+        self.plan = make_plan(load_readable(config.studies, model_dir.parent, harvest.readers), tokenizer, harvest)
         self.studies = study_table(self.plan.studies, self.plan.starts, harvest.held_out_fraction, config.seed)
         self.d_model, self.dtype = model.text.hidden_size, np.dtype(_DTYPES[harvest.dtype])
         self.source = {
@@ -140,7 +139,7 @@ class Harvester:
         self.batches = HarvestBatches(self.plan, tokenizer, images, self.batch_size, shape[0])
         self.queue: DeviceQueue[HarvestBatch, HarvestInputs] = DeviceQueue()
         self._forward = functools.partial(kept_activations, params, model, site, harvest.dtype)
-        self._readers = ImageReaders(images.size, readers)
+        self._readers = ImageReaders(images.size, harvest.readers)
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: Path, batch_size: int | None = None) -> Self:

@@ -17,7 +17,7 @@ from interp.features.concepts import StudyLabels
 from maira_jax.inputs.batches import (
     GenerationRequest,
     InputBatch,
-    assemble,
+    assemble_ahead,
     fill_up,
     plan_batches,
 )
@@ -83,13 +83,18 @@ def read_studies(
     plans = plan_batches(requests, size)
     means: dict[LocalizePoint, np.ndarray] = {}
     peaks: dict[LocalizePoint, np.ndarray] = {}
-    for number, plan in enumerate(progress(plans, unit="batch", desc="localize: read")):
-        path = parts / f"{number:06d}-{size}.npz"
+    paths = [parts / f"{number:06d}-{size}.npz" for number in range(len(plans))]
+    filled = [[requests[row] for row in fill_up(plan.rows, size)] for plan in plans]
+    missing = (
+        (path, rows, plan.length, max(plan.n_images, 1))
+        for path, rows, plan in zip(paths, filled, plans, strict=True)
+        if not path.exists()
+    )
+    batches = assemble_ahead(missing, tokenizer, image_cfg)
+    for path, rows, plan in zip(paths, filled, progress(plans, unit="batch", desc="localize: read"), strict=True):
         if not path.exists():
-            rows = [requests[row] for row in fill_up(plan.rows, size)]
-            batch = assemble(rows, tokenizer, image_cfg, plan.length, max(plan.n_images, 1))
             n_images = np.array([len(row.images) for row in rows])
-            found = _read(model, on, points, batch, n_images)
+            found = _read(model, on, points, next(batches)[1], n_images)
             with files.atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **found)
         with np.load(path) as arrays:

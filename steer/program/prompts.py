@@ -14,17 +14,19 @@ from maira_jax.inputs.batches import (
     GenerationRequest,
     InputBatch,
     assemble,
+    normalised,
     padded_length,
-    read_images,
     reporting_request,
 )
 from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.image_readers import ImageReaders
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.studies.study import Study
 
 # Studies whose pixels are kept: those of a study are needed for every call of the program on its prompt and for its
 # digest, up to three times.
 _KEPT_STUDIES = 32
+_AHEAD = 8  # studies whose images are begun to be read when those of the first are needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,12 @@ class Prompts:
         image_cfg = ImageConfig.from_dir(model_dir)
         requests = [reporting_request(study, tokenizer) for study in studies]
         n_images = max(len(request.images) for request in requests)
+        readers, levels = ImageReaders(image_cfg.size), image_cfg.levels()
+
+        def pixels(number: int) -> np.ndarray:
+            ahead = [[readers.submit(image) for image in request.images] for request in requests[number:][:_AHEAD]]
+            return normalised([square.result() for square in ahead[0]], n_images, levels, image_cfg.size)
+
         return cls(
             studies=studies,
             requests=requests,
@@ -69,9 +77,7 @@ class Prompts:
             image_cfg=image_cfg,
             length=padded_length(max(len(request.encoded) for request in requests)),
             n_images=n_images,
-            pixels=functools.lru_cache(_KEPT_STUDIES)(
-                lambda number: read_images(requests[number].images, n_images, image_cfg)
-            ),
+            pixels=functools.lru_cache(_KEPT_STUDIES)(pixels),
         )
 
     def batch(

@@ -67,13 +67,14 @@ def make_client(url, workdir, **judge):
     return ChatClient.open(judge_config(url, **judge), workdir)
 
 
-def no_image(at):
-    raise AssertionError(f"{at} was read")
+def no_images(places):
+    assert not places
+    return []
 
 
-def interpreters(client, n_images=0, read_image=no_image):
+def interpreters(client, n_images=0, read_images=no_images):
     """The explainer and the judge that ask a client."""
-    model = ChatModel(client, n_images, read_image)
+    model = ChatModel(client, n_images, read_images)
     return LlmExplainer(lambda: model), LlmJudge(lambda: model)
 
 

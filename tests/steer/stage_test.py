@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
 from maira_jax.generation.decode import Sampling, generate, row_keys
+from maira_jax.inputs import image
+from maira_jax.inputs.batches import read_images
 from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
 from maira_jax.run.stages.stage import Stage
@@ -375,6 +378,23 @@ def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
         (workdir / name).unlink()
     stage.run(config, workdir)
     assert {line["direction"] for line in lines_of(workdir)} == {"none", "add-4", "add-11"}
+
+
+def test_image_files_of_studies_are_decoded_by_other_processes(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = list(load_studies(make_config().studies))[:3]
+    arrays = Prompts.of(studies, inputs / "model")
+    for number, study in enumerate(studies):
+        Image.fromarray(np.asarray(study.frontal)).save(tmp_path / f"{number}.png")
+        studies[number] = dataclasses.replace(study, frontal=tmp_path / f"{number}.png")
+    monkeypatch.setattr(image, "read_grey", None)  # in this process alone
+    in_files = Prompts.of(studies, inputs / "model")
+    for number, request in enumerate(arrays.requests):
+        expected = read_images(request.images, arrays.n_images, arrays.image_cfg)
+        np.testing.assert_array_equal(arrays.pixels(number), expected)
+        np.testing.assert_array_equal(in_files.pixels(number), expected)
+        assert in_files.digest(number) == arrays.digest(number)
 
 
 def test_features_by_explanation(inputs: Path, workdir: Path) -> None:

@@ -13,7 +13,7 @@ from maira_jax.encoders import ENCODERS
 from maira_jax.encoders.encoder import SQUARES, ImageEncoder, ImageRows, LoadedEncoder
 from maira_jax.errors import UserError
 from maira_jax.inputs.batches import fill_up
-from maira_jax.inputs.image_readers import ImageReaders, default_processes
+from maira_jax.inputs.image_readers import ImageReaders
 from maira_jax.inputs.readable import load_readable
 from maira_jax.model import sharding
 from maira_jax.model.layers import Params
@@ -83,8 +83,7 @@ class ImageHarvester:
             "view": encoder.view,
         }
         self.queue: DeviceQueue[ImageBatch, np.ndarray] = DeviceQueue()
-        readers = default_processes() if harvest.readers is None else harvest.readers
-        self._readers = ImageReaders(encoder.size, readers, SQUARES[encoder.view])
+        self._readers = ImageReaders(encoder.size, harvest.readers, SQUARES[encoder.view])
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: Path, batch_size: int | None = None) -> Self:
@@ -94,8 +93,7 @@ class ImageHarvester:
           UserError: a field is out of range, a checkpoint or a study cannot be read, or no study has an image.
         """
         harvest, run = HarvestSection.of(config), RunSection.of(config)
-        readers = default_processes() if harvest.readers is None else harvest.readers
-        found = load_readable(config.studies, Path(workdir), readers)
+        found = load_readable(config.studies, Path(workdir), harvest.readers)
         studies = [study for study in found if study.frontal is not None]
         if not studies:
             raise UserError("no study has a frontal image: give other studies")

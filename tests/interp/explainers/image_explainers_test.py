@@ -20,6 +20,10 @@ from tests.helpers.judge import make_client
 DIGEST = "049eded37d64c965"
 
 
+def pngs(places):
+    return [png(at) for at in places]
+
+
 def png(at):
     file = io.BytesIO()
     Image.fromarray(np.full((4, 4), at.position, np.uint8)).save(file, "PNG")
@@ -27,7 +31,7 @@ def png(at):
 
 
 def explainer(tmp_path, n_images=6):
-    model = ChatModel(make_client("http://127.0.0.1:1/v1", tmp_path), n_images, png)
+    model = ChatModel(make_client("http://127.0.0.1:1/v1", tmp_path), n_images, pngs)
     return LlmImageExplainer(lambda: model, dict)
 
 

@@ -126,8 +126,8 @@ def png(level):
 def test_models_that_read_images_are_sent_the_x_rays(tmp_path):
     levels = {"dark": 20, "bright": 230}
 
-    def read(at):
-        return png(levels[at.study_id])
+    def read(places):
+        return [png(levels[at.study_id]) for at in places]
 
     with serve() as server:
         client = make_client(server.url, tmp_path)

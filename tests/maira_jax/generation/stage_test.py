@@ -14,7 +14,7 @@ from maira_jax.generation import stage
 from maira_jax.generation.decode import generate
 from maira_jax.generation.grounding import parse
 from maira_jax.generation.report_writer import GeneratedText, ReportWriter
-from maira_jax.inputs import batches
+from maira_jax.inputs import batches, image
 from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from tests.helpers.commands import launch
@@ -123,6 +123,12 @@ def test_dicom_is_read_as_the_equal_image(inputs, written, workdir, tmp_path_fac
     assert lines_of(workdir / "reports") == written[1]
 
 
+def test_image_files_are_decoded_by_other_processes(inputs, written, workdir, monkeypatch):
+    monkeypatch.setattr(image, "read_grey", None)  # in this process alone
+    stage.run(make_config(inputs[1]), workdir)
+    assert lines_of(workdir / "reports") == written[1]
+
+
 def test_a_batch_is_traced(inputs, written):
     names = names_in(inputs[0] / "profile")
     assert names["generate"] == names["feed"] == 1 and names["assemble"]
@@ -153,7 +159,7 @@ def test_killed_it_ends_with_the_same_file(inputs, written, workdir, monkeypatch
     """Killed after some batches."""
     write = ReportWriter.write
 
-    def failing(self, requests, names, plans):
+    def failing(self, requests, names, plans, *trace):
         yield from write(self, requests, names, itertools.islice(plans, batches))
         raise Killed
 
@@ -163,7 +169,7 @@ def test_killed_it_ends_with_the_same_file(inputs, written, workdir, monkeypatch
     assert len(list((workdir / "reports").glob("parts/*"))) == batches
     done = []
 
-    def counted(self, requests, names, plans):
+    def counted(self, requests, names, plans, *trace):
         done.extend(plans)
         return write(self, requests, names, done)
 
@@ -199,7 +205,7 @@ def say(monkeypatch, texts: dict[str, str]) -> list:
     """Lets the model write these texts by study; the requests it gets are returned, once it ran."""
     seen = []
 
-    def write(self, requests, names, plans):
+    def write(self, requests, names, plans, *trace):
         seen.extend(requests)
         for batch in plans:
             yield [(row, GeneratedText(texts[names[row]], 9, True)) for row in batch.rows]

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maira_jax.errors import UserError
 from maira_jax.inputs import batches
+from maira_jax.inputs import image as image_module
 from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up, padded_length, plan_batches, read_images
 from maira_jax.inputs.image import ImageConfig, preprocess
 from maira_jax.inputs.tokens import Encoded
@@ -66,6 +68,24 @@ def test_rows_are_padded_in_tokens_and_images(monkeypatch):
         np.testing.assert_array_equal(batch.pixels[row], read_images(images, 2, CONFIG))
         assert not batch.pixels[row, len(images) :].any()
     assert len(read) == 3 + 7  # the repeated request was read once
+
+
+def test_images_in_files_are_read_ahead_by_other_processes(tmp_path, monkeypatch):
+    files = [tmp_path / f"{seed}.png" for seed in range(3)]
+    for seed, path in enumerate(files):
+        Image.fromarray(image(seed)).save(path)
+    first, second = [request(3, files[0], image(2)), request(2)], [request(4, files[1], files[2]), request(3, files[0])]
+    given = [("a", fill_up(first, 3), 6, 2), ("b", second, 4, 2), ("c", [request(2)], 2, 0)]
+    expected = [assemble(rows, Padding(), CONFIG, length, n_images) for _, rows, length, n_images in given]
+    monkeypatch.setattr(image_module, "read_grey", None)  # in this process alone
+    found = dict(batches.assemble_ahead(given, Padding(), CONFIG))
+    assert list(found) == ["a", "b", "c"] and found["c"].pixels is None
+    for batch, whole in zip(found.values(), expected, strict=True):
+        for ours, theirs in zip(batch, whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    wrong = [("a", [request(3, tmp_path / "no.png")], 4, 1)]
+    with pytest.raises(UserError, match="no.png does not exist"):
+        list(batches.assemble_ahead(wrong, Padding(), CONFIG))
 
 
 class Words:
