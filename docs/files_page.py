@@ -61,7 +61,7 @@ def kind_of(kind: pa.DataType) -> str:
     """A column's type in words."""
     if pa.types.is_struct(kind):
         return "object"
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return f"list of {kind_of(kind.value_type)}"
     return str(kind)
 

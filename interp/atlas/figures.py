@@ -68,7 +68,7 @@ def _figures(workdir: Path, sweeps: Sequence[str]) -> Iterator[tuple[str, Figure
         yield "concepts", _concepts(concepts)
     for sweep in sweeps:
         evaluation = json_if_finished(workdir / "evaluation" / sweep / "summary.json")
-        if evaluation is not None:
+        if evaluation is not None and evaluation["headline"]:
             yield f"steering-{sweep}", _steering(evaluation)
 
 

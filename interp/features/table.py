@@ -16,7 +16,7 @@ from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
 from maira_jax.run.columns import column
 
-_INTERVAL = pa.list_(pa.float64(), 2)
+_INTERVAL = pa.list_(pa.float64())  # not of fixed size: pyarrow below 26 cannot read an empty one from parquet
 _BY_NEGATIVE = pa.struct([(kind, pa.float64()) for kind in NON_ACTIVATING_KINDS])
 
 SCHEMA = pa.schema(

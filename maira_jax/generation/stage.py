@@ -50,7 +50,7 @@ LINES = pa.schema(
         column("finished", pa.bool_(), "whether the text ended by itself"),
     ]
 )
-_BOX = pa.list_(pa.float64(), 4)  # x_min, y_min, x_max, y_max
+_BOX = pa.list_(pa.float64())  # x_min, y_min, x_max, y_max
 _PHRASE = pa.struct([("text", pa.string()), ("boxes", pa.list_(_BOX)), ("square_boxes", pa.list_(_BOX))])
 BOX_LINES = pa.schema(
     [
