@@ -70,7 +70,10 @@ class Interpreters:
             explainer = IMAGE_EXPLAINERS.get(explainer_name)(open_once, read_labels)
             judge = IMAGE_JUDGES.get(section.judge)(open_once, read_labels)
         else:
-            explainer, judge = EXPLAINERS.get(explainer_name)(open_once), JUDGES.get(section.judge)(open_once)
+            explainer, judge = (
+                EXPLAINERS.get(explainer_name)(open_once, read_labels),
+                JUDGES.get(section.judge)(open_once, read_labels),
+            )
         scorers = {
             name: SCORERS.get(name)(
                 judge,

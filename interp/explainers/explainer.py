@@ -4,7 +4,7 @@
     class MyExplainer:
         name, versions = "my explainer", ("mine-1",)
 
-        def __init__(self, open_language_model: OpenChatModel):
+        def __init__(self, open_language_model: OpenChatModel, read_labels: ReadLabels):
             ...
 
         def explain(self, tasks: Iterable[ExplainTask]) -> Iterator[Explanation | None]:
@@ -14,7 +14,7 @@ A configuration file may import such a file; `interpret.explainer` names the exp
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeAlias
 
 from interp.explainers.chat_model import ChatModel
@@ -26,6 +26,11 @@ from maira_jax.run.registry import Registry
 FEATURE_BATCH = 256
 
 OpenChatModel: TypeAlias = Callable[[], ChatModel]
+ReadLabels: TypeAlias = Callable[[], Mapping[str, Mapping[str, bool]]]
+"""Gives each study's labels by study id.
+
+To be called when they are needed: an explainer is made before the stage's inputs are there.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,4 +73,4 @@ class Explainer(Protocol):
         """
 
 
-EXPLAINERS: Registry[Callable[[OpenChatModel], Explainer]] = Registry("interpret.explainer")
+EXPLAINERS: Registry[Callable[[OpenChatModel, ReadLabels], Explainer]] = Registry("interpret.explainer")

@@ -7,12 +7,12 @@ the labels of the store's studies as well.
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 from interp.explainers import label_rules, offline_explainer
 from interp.explainers.chat_model import ChatModel
 from interp.explainers.evidence import Example, ExplainTask
-from interp.explainers.explainer import Explainer, Explanation, OpenChatModel
+from interp.explainers.explainer import Explainer, Explanation, OpenChatModel, ReadLabels
 from interp.explainers.llm_explainer import MAX_EXPLANATION, MAX_NAME, one_line, spread
 from interp.llm.requests import ChatAnswer, ChatRequest
 from maira_jax.errors import UserError
@@ -20,12 +20,6 @@ from maira_jax.run.registry import Registry
 
 PROMPT = Path(__file__).parent / "prompts" / "explain_images-1.txt"
 OFFLINE_NAME, OFFLINE_VERSIONS = "offline judge (labels; no vision model)", ("offline-labels-1",)
-
-ReadLabels: TypeAlias = Callable[[], Mapping[str, Mapping[str, bool]]]
-"""Gives each study's labels by study id.
-
-To be called when they are needed: an explainer is made before the stage's inputs are there.
-"""
 
 IMAGE_EXPLAINERS: Registry[Callable[[OpenChatModel, ReadLabels], Explainer]] = Registry("interpret.explainer")
 

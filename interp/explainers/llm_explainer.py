@@ -9,7 +9,7 @@ import pydantic
 
 from interp.exemplars.shown import safe
 from interp.explainers.evidence import Example, ExplainTask
-from interp.explainers.explainer import EXPLAINERS, Explanation, OpenChatModel
+from interp.explainers.explainer import EXPLAINERS, Explanation, OpenChatModel, ReadLabels
 from interp.llm.requests import ChatAnswer, ChatRequest
 
 PROMPT = Path(__file__).parent / "prompts" / "explain-1.txt"
@@ -43,7 +43,7 @@ class LlmExplainer:
 
     versions = (PROMPT.stem,)
 
-    def __init__(self, open_language_model: OpenChatModel):
+    def __init__(self, open_language_model: OpenChatModel, read_labels: ReadLabels = dict):
         self._model = open_language_model()
         self.name = self._model.client.section.model
 

@@ -1,24 +1,30 @@
 """Rules that say in words which contexts a feature fires on: found by search, written as a sentence, read back.
 
 A rule is a disjunction of terms with exceptions: text that mentions "pleural effusion" in the findings, or mentions
-"effusions", but without "no". The sentence is the rule: whoever scores it has nothing else.
+"effusions", but without "no". Terms are about words, about what the labeller of reports reads in the text, and for
+images about the study's labels: no rule looks at pixels. The sentence is the rule: whoever scores it has nothing else.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Self, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 
-from interp.exemplars.shown import MARK_BEGIN, MARK_END, shown_text, split_shown
+from interp.exemplars.shown import MARK_BEGIN, MARK_END, ImageAt, shown_text, split_shown
 from interp.explainers.evidence import ExplainTask
+from maira_jax.reports import labeller
+
+Labels: TypeAlias = Mapping[str, Mapping[str, bool]]  # of studies, by study id
 
 MENTIONS, STARTS, ANY = "mentions", "starts with", "is any part of"
 # Mentions without, and with, a negating word somewhere before.
 AFFIRMS, DENIES = "affirms", "denies"
+# What the text states by the labeller, however it is worded; and what an image shows by its study's labels.
+STATES, SHOWS = "states", "is part of an image with"
 _NOTHING = "nothing sets its texts apart"
 _MAX_TERMS, _MAX_EXCEPTIONS = 3, 2
 _MIN_GAIN = 0.05  # of a class of examples, for a further term or exception
@@ -31,15 +37,41 @@ _NEGATION = re.compile(f" (?:{'|'.join(sorted(_NEGATIONS))}) ")
 _WORD = re.compile(r"<[^<>\s]+>|[a-z0-9]+(?:[-'/.][a-z0-9]+)*")
 _MARKS = re.compile(f"{re.escape(MARK_BEGIN)}|{re.escape(MARK_END)}")
 _TERM = re.compile(
-    r'(?:(mentions|starts with|affirms|denies) "([^"]+)"(?: in the ([a-z ]+))?|(is any part of) the ([a-z ]+))$'
+    rf'(?:({MENTIONS}|{STARTS}|{AFFIRMS}|{DENIES}|{STATES}|{SHOWS}) "([^"]+)"(?: in the ([a-z ]+))?|'
+    rf"({ANY}) the ([a-z ]+))$"
 )
 _QUOTED = re.compile(r'"([^"]+)"')
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def words(text: str) -> tuple[str, ...]:
-    """Lower-case words without punctuation; a token such as <image> is a word."""
-    return tuple(_WORD.findall(text.lower()))
+    """Lower-case words without punctuation, and without tokens such as <image>."""
+    return tuple(word for word in _WORD.findall(text.lower()) if word[0] != "<")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def stated(text: str) -> frozenset[str]:
+    """The concepts that the labeller of reports reads in a text."""
+    return frozenset(name for name, holds in labeller.concepts(text).items() if holds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What rules see of a context.
+
+    Attributes:
+      line: its section and words, as `interp.exemplars.shown.shown_text` writes it.
+      shows: of an image the labels of its study; empty for text.
+    """
+
+    line: str
+    shows: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, line: str, image: ImageAt | None, labels: Labels) -> Self:
+        """A context that is a part of an image, or of a text (None)."""
+        known = labels.get(image.study_id, {}) if image is not None else {}
+        return cls(line, frozenset(name for name, holds in known.items() if holds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +79,8 @@ class Term:
     """One condition on a context.
 
     Attributes:
-      how: `MENTIONS`, `STARTS`, `AFFIRMS`, `DENIES` or `ANY`.
-      phrase: words with single spaces; empty for `ANY`.
+      how: `MENTIONS`, `STARTS`, `AFFIRMS`, `DENIES`, `STATES`, `SHOWS` or `ANY`.
+      phrase: words with single spaces, or the name of a concept; empty for `ANY`.
       section: the section that the phrase must be in, or None for any.
     """
 
@@ -61,12 +93,16 @@ class Term:
             return f"{ANY} the {self.section}"
         return f'{self.how} "{self.phrase}"' + (f" in the {self.section}" if self.section else "")
 
-    def holds(self, section: str, padded: str) -> bool:
-        """Whether it holds for a section and its words, joined and padded with single spaces."""
+    def holds(self, seen: Seen) -> bool:
+        """Whether it holds for a context."""
+        section, text = split_shown(seen.line)
         if self.section is not None and self.section != section:
             return False
         if self.how == ANY:
             return True
+        if self.how in (STATES, SHOWS):
+            return self.phrase in (stated(text) if self.how == STATES else seen.shows)
+        padded = _padded(text)
         phrase = f" {self.phrase} "
         if self.how == STARTS:
             return padded.startswith(phrase)
@@ -105,6 +141,8 @@ class Rule:
     def _short(term: Term) -> str:
         if term.how == ANY:
             return f"any {term.section}"
+        if term.how in (STATES, SHOWS):
+            return term.phrase + " (image)" * (term.how == SHOWS)
         return {AFFIRMS: "affirmed ", DENIES: "denied ", STARTS: "starts "}.get(term.how, "") + f'"{term.phrase}"'
 
     @classmethod
@@ -129,25 +167,37 @@ class Rule:
             terms.append(Term(ANY, "", whole) if any_part else Term(how, phrase, section))
         return cls(tuple(terms), tuple(_QUOTED.findall(exceptions)))
 
-    def holds(self, line: str) -> bool:
-        """Whether the rule holds for a context, given as `interp.exemplars.shown.shown_text` writes it."""
-        section, text = split_shown(line)
-        padded = f" {' '.join(words(text))} "
-        return any(term.holds(section, padded) for term in self.terms) and not any(
+    def holds(self, seen: Seen) -> bool:
+        """Whether the rule holds for a context."""
+        padded = _padded(split_shown(seen.line)[1])
+        return any(term.holds(seen) for term in self.terms) and not any(
             f" {phrase} " in padded for phrase in self.without
         )
 
-    def holds_for_marks(self, line: str) -> bool:
+    def holds_for_marks(self, seen: Seen) -> bool:
         """Whether it holds for a context (as `evidence.marked` writes it) because of a marked word."""
-        section, text = split_shown(line)
+        section, text = split_shown(seen.line)
         plain, inside = "", []
         for i, run in enumerate(_MARKS.split(text)):  # outside and inside the marks in turn
             plain += run
             inside += [i % 2 == 1] * len(run)
-        if not self.holds(shown_text(section, [plain])):
+        unmarked = dataclasses.replace(seen, line=shown_text(section, [plain]))
+        if not self.holds(unmarked):
             return False
+        rest = "".join(letter for letter, mark in zip(plain, inside, strict=True) if not mark)
         found = [(match.group(), any(inside[match.start() : match.end()])) for match in _WORD.finditer(plain.lower())]
-        return any(term.how == ANY or _marked(term.phrase.split(), found) for term in self.terms)
+        return any(
+            term.phrase not in stated(rest)  # the marked words are those that state it
+            if term.how == STATES
+            else term.how in (ANY, SHOWS) or _marked(term.phrase.split(), found)
+            for term in self.terms
+            if term.holds(unmarked)
+        )
+
+
+def _padded(text: str) -> str:
+    """The words of a text, joined and padded with single spaces."""
+    return f" {' '.join(words(text))} "
 
 
 def _marked(phrase: list[str], found: Sequence[tuple[str, bool]]) -> bool:
@@ -159,22 +209,25 @@ def _marked(phrase: list[str], found: Sequence[tuple[str, bool]]) -> bool:
     )
 
 
-def search(tasks: Sequence[ExplainTask]) -> list[Rule]:
-    """The rule for each task, by greedy search.
+def search(tasks: Sequence[ExplainTask], labels: Labels) -> list[Rule]:
+    """The rule for each task, by greedy search; `labels` are those of studies whose images are among the examples.
 
     Each step adds the term or the exception that raises true positive rate minus false positive rate most, while that
     gains 5 % of a class and two of its examples. All features of a batch are searched at once, by sparse products.
     """
     rules: list[Rule] = []
     for begin in range(0, len(tasks), _FEATURES):
-        rules += _search_batch(tasks[begin : begin + _FEATURES])
+        rules += _search_batch(tasks[begin : begin + _FEATURES], labels)
     return rules
 
 
-def _candidates(line: str) -> dict[Term, None]:
-    """Every term that holds for a line, phrases of up to three words."""
-    section, text = split_shown(line)
+def _candidates(seen: Seen) -> dict[Term, None]:
+    """Every term that holds for a context, phrases of up to three words."""
+    section, text = split_shown(seen.line)
     found = {Term(ANY, "", section): None}  # a dict, because the order of a set differs from process to process
+    found |= {
+        Term(how, name): None for how, names in ((STATES, stated(text)), (SHOWS, seen.shows)) for name in sorted(names)
+    }
     sequence = words(text)
     negation = next((i for i, word in enumerate(sequence) if word in _NEGATIONS), len(sequence))
     for n in range(1, _MAX_WORDS + 1):
@@ -189,7 +242,7 @@ def _candidates(line: str) -> dict[Term, None]:
     return found
 
 
-def _incidence(lines: Sequence[str], times: np.ndarray) -> tuple[sp.csr_matrix, list[Term]]:
+def _incidence(lines: Sequence[Seen], times: np.ndarray) -> tuple[sp.csr_matrix, list[Term]]:
     """Which candidate holds for which line, [lines, candidates], and the candidates.
 
     Candidates that hold for a single example are left out; `times` [lines] says how many examples read like each line.
@@ -207,19 +260,27 @@ def _incidence(lines: Sequence[str], times: np.ndarray) -> tuple[sp.csr_matrix, 
 
 
 def _preference(terms: Sequence[Term]) -> np.ndarray:
-    """Breaks ties: anywhere before in one section, mentioned before narrower ways, long phrases before short ones."""
+    """Breaks ties.
+
+    Concepts before words, and the general before the special; anywhere before in one section, mentioned before narrower
+    ways, long phrases before short ones.
+    """
     return np.array(
         [
-            -2e-4 * (term.section is not None) - 1e-4 * (term.how != MENTIONS) + 2e-5 * len(term.phrase.split())
+            2e-4 - 2e-5 * len(term.phrase.split())
+            if term.how in (STATES, SHOWS)
+            else -2e-4 * (term.section is not None) - 1e-4 * (term.how != MENTIONS) + 2e-5 * len(term.phrase.split())
             for term in terms
         ],
         np.float32,
     )
 
 
-def _search_batch(tasks: Sequence[ExplainTask]) -> list[Rule]:
-    lines = [[example.text for example in (*task.activating, *task.others)] for task in tasks]
-    unique = sorted({line for group in lines for line in group})
+def _search_batch(tasks: Sequence[ExplainTask], labels: Labels) -> list[Rule]:
+    lines = [
+        [Seen.of(example.text, example.image, labels) for example in (*task.activating, *task.others)] for task in tasks
+    ]
+    unique = sorted({line for group in lines for line in group}, key=lambda seen: (seen.line, sorted(seen.shows)))
     place = {line: i for i, line in enumerate(unique)}
     doc = np.array([place[line] for group in lines for line in group], np.int64)  # [examples]
     holds, terms = _incidence(unique, np.bincount(doc, minlength=len(unique)))  # [lines, candidates]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from interp.exemplars.shown import MARK_ABOVE, marked
+from interp.exemplars.shown import MARK_ABOVE, image_at, marked
 from interp.scorers.judge import Question, Verdict
 from interp.scorers.scorer import SCORERS, Rows, Scorer, ScoringExamples
 
@@ -42,7 +42,9 @@ class FuzzingScorer(Scorer):
         for (row, strong, elsewhere), right in zip(kept, truth, strict=True):
             marks = strong if right else elsewhere[rng.integers(len(elsewhere))]
             lines.append(marked(row["section"], row["tokens"], marks.tolist()))
-        return ScoringExamples.from_rows([row for row, _, _ in kept], lines, truth)
+        return ScoringExamples.from_rows(
+            [row for row, _, _ in kept], lines, truth, [image_at(row) for row, _, _ in kept]
+        )
 
     def answer(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         return self.judge.fuzz(questions)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from interp.exemplars.shown import safe
 from interp.explainers import image_explainers, offline_explainer
-from interp.explainers.explainer import OpenChatModel
-from interp.explainers.image_explainers import ReadLabels
+from interp.explainers.explainer import OpenChatModel, ReadLabels
 from interp.explainers.label_rules import LabelRule
 from interp.llm.requests import ChatRequest
 from interp.scorers.judge import Judge, Question, Verdict

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from interp.exemplars.shown import ImageAt
-from interp.explainers.explainer import OpenChatModel
+from interp.explainers.explainer import OpenChatModel, ReadLabels
 from maira_jax.run.registry import Registry
 
 
@@ -58,4 +58,4 @@ class Judge(Protocol):
         """Whether the marked tokens of each context are those on which the feature is active."""
 
 
-JUDGES: Registry[Callable[[OpenChatModel], Judge]] = Registry("interpret.judge")
+JUDGES: Registry[Callable[[OpenChatModel, ReadLabels], Judge]] = Registry("interpret.judge")

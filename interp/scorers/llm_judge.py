@@ -7,7 +7,7 @@ from typing import Literal, Self
 import pydantic
 
 from interp.exemplars.shown import safe
-from interp.explainers.explainer import OpenChatModel
+from interp.explainers.explainer import OpenChatModel, ReadLabels
 from interp.llm.requests import ChatAnswer, ChatRequest
 from interp.scorers.judge import JUDGES, Question, Verdict
 
@@ -55,7 +55,7 @@ class LlmJudge:
 
     versions = (DETECT.stem, FUZZ.stem)
 
-    def __init__(self, open_language_model: OpenChatModel):
+    def __init__(self, open_language_model: OpenChatModel, read_labels: ReadLabels = dict):
         self._model = open_language_model()
         self.name = self._model.client.section.model
 

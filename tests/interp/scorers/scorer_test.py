@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from interp.exemplars.shown import ImageAt
 from interp.explainers.evidence import Example, ExplainTask
 from interp.explainers.offline_explainer import NAME, OfflineExplainer
 from interp.scorers.detection import DetectionScorer
@@ -29,6 +30,14 @@ def test_the_offline_judge_decides_from_the_explanation_alone():
     lines = ("findings: The tube.", "findings: The heart.", "indication: Tube?")
     assert list(OfflineJudge().detect([Question(answer.text, lines)])) == [Verdict((1, 0, 1))]
     assert list(OfflineJudge().detect([Question("Features of tubes and lines", lines)])) == [None]
+
+
+def test_the_offline_judge_knows_an_image_by_the_labels_of_its_study():
+    judge = OfflineJudge(read_labels=lambda: {"s1": {"pacemaker": True}, "s2": {"pacemaker": False}})
+    images = (ImageAt("s1", 3), ImageAt("s2", 3), None, ImageAt("s3", 3))
+    lines = ("image: <image>", "image: <image>", "findings: A pacemaker.", "image: <image>")
+    question = Question('Offline judge: text that is part of an image with "pacemaker".', lines, images)
+    assert list(judge.detect([question])) == [Verdict((1, 0, 0, 0))]
 
 
 def test_detection_shows_held_out_contexts_of_all_deciles_shuffled():
