@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from interp import sets
+from interp import coverage, sets
 from interp.exemplars import exemplar_table
 from interp.features import concepts, table
 from interp.medsae import localisation, probes, similar
@@ -34,6 +34,7 @@ TABLES: dict[str, tuple[str, pa.Schema]] = {
     "interp/controls.parquet": ("control", table.CONTROL_SCHEMA),
     "interp/exemplars.parquet": ("context of a feature", exemplar_table.SCHEMA),
     "interp/concepts.parquet": ("concept", concepts.SCHEMA),
+    "interp/coverage.parquet": ("basis and concept", coverage.SCHEMA),
     "interp/statements.parquet": ("statement", ground_truth.SCHEMA),
     "interpretations/NAME/features.parquet": ("feature", sets.SCHEMA),
     "label/neurons.parquet": ("neuron", label.neuron_schema(("LABEL",))),

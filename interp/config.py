@@ -57,8 +57,7 @@ class InterpretSection(Section, name="interpret"):
     n_prompt: int = setting(5, "Examples in one question to the judge.", ge=1)
     n_control: int = setting(
         128,
-        "Controls of each kind: raw dimensions, shuffled weights, shuffled activations; of `features` no more than "
-        "they are.",
+        "Controls of each kind that are explained and scored; of `features` no more than they are.",
         ge=1,
     )
     bootstrap: int = setting(1000, "Resamples of the studies for each interval.", ge=1)

@@ -19,8 +19,9 @@ import ml_collections
 import numpy as np
 import pyarrow.compute as pc
 
-from interp import scored_set
+from interp import coverage, scored_set
 from interp.config import BLOCK_TOKENS, N_POOL, N_SAMPLE, InterpretSection
+from interp.controls import CONTROLS, matched
 from interp.exemplar_batches import ExemplarBatches, Records
 from interp.exemplars import exemplar_table, image_exemplars, index, neighbours
 from interp.exemplars.corpus import Corpus, is_of_images
@@ -31,7 +32,8 @@ from interp.explainers.evidence import ExplainTask, top_tokens
 from interp.explainers.explainer import FEATURE_BATCH
 from interp.features import columns, concepts, table
 from interp.interpreters import TO_SCORE, Interpreters, all_scores, score
-from interp.scorers import controls, ground_truth
+from interp.medsae.vectors import StudyVectors
+from interp.scorers import ground_truth
 from interp.scorers.scorer import ScoreTask
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import SECTION_NAMES, Kind
@@ -59,8 +61,8 @@ _TO_EXPLAIN = (pc.field("split") == TRAIN) | (pc.field("kind") == "top")
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Interprets every feature of `workdir/sae`, or scores the explanations of a set; see `interp.scored_set`.
 
-    Writes into `workdir/interp` the tables features (also as .jsonl), controls, concepts, exemplars and, where the
-    truth of every sentence is known, statements, as .parquet, and summary.json.
+    Writes into `workdir/interp` the tables features (also as .jsonl), controls, concepts, coverage, exemplars and,
+    where the truth of every sentence is known, statements, as .parquet, and summary.json.
 
     A result of some features grows by those that are asked for in addition: exemplars and a language model's answers
     stay, and tables and controls are those of all.
@@ -131,6 +133,8 @@ def _interpret(
     scored = interpreters and _scored(section, interpreters, exemplars, config.seed)
     eligible = processes.broadcast(scored and scored.eligible())
     control_exemplars = _collect_controls(section, config, sae, corpus, found, eligible, exemplars)
+    labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
+    vectors = _study_peaks_of_bases(section, config, sae, corpus, labels, exemplars.phases)
     if not interpreters or not scored:
         return
     stated = None
@@ -142,14 +146,17 @@ def _interpret(
         names = [record["name"] for record in scored.explained]
         tables["statements"] = ground_truth.table(found, stated, names, section.min_contexts)
     controlled = _controls(section, interpreters, control_exemplars, stated)
-    labels = concepts.StudyLabels.from_json(corpus.studies["labels"].to_pylist())
     peaks = index.study_peaks(exemplars.phases, len(corpus.held_out), sae.n_features)
     fit = concepts.fit(peaks, labels, corpus.held_out)
     tables["concepts"], left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
     known = true | columns.of_activity(sae, found) | columns.of_relatives(sae, found)
     known |= columns.of_logit_lens(workdir, sae, corpus.store.source.get("site", "")) | columns.of_concepts(labels, fit)
     tables |= table.tables(known, interpreters.origin(), scored.explained, scored.scores, controlled)
-    table.write(out, tables, left_out, interpreters.origin(), section.bootstrap)
+    covered = None
+    if vectors is not None and tables["concepts"].num_rows:
+        names = tables["concepts"]["concept"].to_pylist()
+        covered, tables["coverage"] = coverage.measure(vectors, labels, corpus, names, section.bootstrap)
+    table.write(out, tables, left_out, covered, interpreters.origin(), section.bootstrap)
 
 
 def _check(section: InterpretSection, sae: Sae, corpus: Corpus, workdir: Path) -> None:
@@ -242,7 +249,7 @@ def _announce(
             held_out = exemplars.read([range(feature, feature + 1) for feature in explained], TO_SCORE)
             for _ in scorer.score(ScoreTask(feature, _TYPICAL_EXPLANATION, rows) for feature, rows in held_out):
                 pass
-    n_controls = len(controls.CONTROLS) * section.controls_of_kind
+    n_controls = len(CONTROLS.names()) * section.controls_of_kind
     client.announce(count, (len(wanted) + n_controls) / len(sample))
 
 
@@ -282,7 +289,7 @@ def _explain(
 class _ControlExemplars:
     """Controls, their activity and their exemplars."""
 
-    made: controls.ControlFeatures
+    made: matched.ControlFeatures
     activity: Mapping[str, index.SplitIndex]
     exemplars: ExemplarBatches
 
@@ -300,7 +307,7 @@ def _collect_controls(
     if not eligible:
         return []
     collected = []
-    made = controls.build(sae, corpus.store, found[TRAIN], np.array(eligible), section.controls_of_kind, config.seed)
+    made = matched.build(sae, corpus.store, found[TRAIN], np.array(eligible), section.controls_of_kind, config.seed)
     for number, control in enumerate(made):
         folder = exemplars.phases / "controls" / str(number)
         name = " and ".join(dict.fromkeys(control.kind))
@@ -308,6 +315,22 @@ def _collect_controls(
         activity = _collect(section, config, control.sae, dataclasses.replace(corpus, store=control.store), own)
         collected.append(_ControlExemplars(control, activity, own))
     return collected
+
+
+def _study_peaks_of_bases(
+    section: InterpretSection,
+    config: ml_collections.ConfigDict,
+    sae: Sae,
+    corpus: Corpus,
+    labels: concepts.StudyLabels,
+    phases: Path,
+) -> StudyVectors | None:
+    """Has all processes find what concepts are looked for in, where there are labels; None on all but the first."""
+    if not labels.concepts:
+        return None
+    sections = (SECTION_NAMES[Kind.IMAGE],) if corpus.of_images else section.concept_sections
+    shared = RunSection.of(config)
+    return coverage.study_peaks_of_bases(sae, corpus, sections, phases / "bases", devices_of(shared.mesh), shared.seed)
 
 
 def _controls(
@@ -322,14 +345,16 @@ def _controls(
         control, own, activity = part.made, part.exemplars, part.activity
         true = ground_truth.feature_columns(activity, stated, section.min_contexts, own.n_features)
         explained = _explain(section, interpreters, own, frozenset(range(own.n_features)))
-        scores = score(interpreters.scorers["detection"], "detection", own, explained)
+        scores = {name: score(scorer, name, own, explained) for name, scorer in interpreters.scorers.items()}
         n_active = sum(split.n_tokens.sum(1) for split in activity.values())
         density = n_active / sum(split.total_tokens for split in activity.values())
         records += [
             {"control": control.kind[i], "direction": control.direction[i], "matched_feature": int(control.matched[i])}
             | {"density": float(density[i]), "name": explanation["name"], "explanation": explanation["text"]}
-            | {"reason": result["reason"], "cost": explanation["cost"] + result["cost"], "score": result["score"]}
+            | {"reason": scores["detection"][i]["reason"]}
+            | {"cost": explanation["cost"] + sum(results[i]["cost"] for results in scores.values())}
+            | {"scores": {name: results[i]["score"] for name, results in scores.items()}}
             | {name: column[i] for name, column in true.items()}
-            for i, (explanation, result) in enumerate(zip(explained, scores, strict=True))
+            for i, explanation in enumerate(explained)
         ]
     return records

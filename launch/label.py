@@ -1,4 +1,4 @@
-"""Measures how well features, raw dimensions and random directions predict the studies' labels (MedSAE's measures).
+"""Measures how well features and controls predict the studies' labels (MedSAE's measures).
 
 Result: WORKDIR/label.
 """

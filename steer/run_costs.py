@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from interp.controls import CONTROLS
 from interp.explainers.llm_explainer import N_EXAMPLES
 from interp.llm.ledger import TYPICAL_ANSWER
 from interp.llm.section import JudgeSection
-from interp.scorers.controls import CONTROLS
 from maira_jax.checkpoint.convert import checkpoint_dir
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model.config import Maira2Config
@@ -130,7 +130,7 @@ def costs(config: ConfigDict, rates: DeviceRates) -> Mapping[str, StageCost]:
     calls = math.ceil(steered / config.steer.batch_studies) * math.ceil(reports / config.steer.batch_rows)
     written = min(config.generate.studies or studies.n, studies.n)
     batches, longest = math.ceil(written / config.generate.batch_size), config.generate.max_new_tokens or 300
-    steps, passes = config.train.steps * config.train.batch_size, 1 + len(CONTROLS)
+    steps, passes = config.train.steps * config.train.batch_size, 1 + len(CONTROLS.names())
     return {
         "convert": StageCost(rates.seconds(nbytes=2 * weights), weights, weights),
         "generate": StageCost(rates.seconds(written * whole, batches * longest * weights), weights, written * _REPORT),
@@ -206,7 +206,7 @@ def _judged_features(config: ConfigDict, width: int) -> float:
     if section.judge != "llm":
         return 0.0
     features = len(section.features) or width
-    features += len(CONTROLS) * min(section.n_control, features)
+    features += len(CONTROLS.names()) * min(section.n_control, features)
     questions = 2 * section.n_score / section.n_prompt * (len(section.scorers) + 1)
     shown = section.context_length * (N_EXAMPLES + questions * section.n_prompt)
     return _dollars(config, features * (1 + questions), features * (shown + _PROMPT * (1 + questions)))

@@ -6,8 +6,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from interp.features.summary import GOOD_F1
+from interp import advantage
+from interp.features.summary import GOOD_F1, SHUFFLED_EXPLANATIONS
 from maira_jax.run import files
+from steer.stage_words import table
 
 # Measures of the label stage that a summary of images shows, and their names there.
 _MEASURES = {
@@ -28,6 +30,7 @@ def text(workdir: Path, sweep: str) -> str:
         f"{_features(interp)}; "
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
         f"{_found_concepts(workdir / 'interp' / 'concepts.parquet', workdir / 'interp' / 'features.parquet')}"
+        f"{_against_controls(interp, workdir / 'label' / 'summary.json')}\n"
         f"{_steering(evaluation['headline'])}\n"
         f"{_atlas(workdir)}"
     )
@@ -51,12 +54,12 @@ def of_images(workdir: Path, control: str) -> str:
         found = [probing[basis].get(size) for basis in bases]
         cells = ["" if part is None else _with_interval(part["auroc"], part["auroc_interval"]) for part in found]
         rows.append([f"AUROC of probes, k = {size}", *cells])
-    table = "\n".join("  " + "".join(f"{cell:<26}" for cell in row).rstrip() for row in rows)
+    measured = "\n".join("  " + "".join(f"{cell:<26}" for cell in row).rstrip() for row in rows)
     return (
         f"\n{_autoencoder(workdir / 'sae')}\n"
         f"{_features(files.read_json(workdir / 'interp' / 'summary.json'))}\n"
         f"Measured against {len(label['probing']['concepts'])} labels of {label['studies']} studies of "
-        f"{label['patients']} patients, with 95 % intervals:\n{table}\n"
+        f"{label['patients']} patients, with 95 % intervals:\n{measured}\n"
         + (f"A control, not a result: {control}\n" if control else "")
         + _atlas(workdir)
     )
@@ -68,11 +71,17 @@ def _autoencoder(folder: Path) -> str:
 
 
 def _features(interp: Mapping[str, Any]) -> str:
-    controls = ", ".join(f"{control} {_mean_score(found)}" for control, found in interp["controls"].items())
     return (
         f"Features: {interp['scored']} scored, {interp['detection']['above_075']} above 0.75, "
-        f"mean {_mean_score(interp)} (controls: {controls})"
+        f"mean {_mean_score(interp)} (shuffled explanations {_mean_score(interp['controls'][SHUFFLED_EXPLANATIONS])})"
     )
+
+
+def _against_controls(interp: Mapping[str, Any], label: Path) -> str:
+    """Every measure of features and controls with 95 % intervals, and what features are better at than random ones."""
+    found = advantage.comparisons(interp, files.read_json(label))
+    lines = table(advantage.rows(found), 1).splitlines()
+    return "\n".join([*(f"  {line}" for line in lines), advantage.sentences(found)])
 
 
 def _atlas(workdir: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from interp import advantage
 from interp.sets import SCORED, stage_name
 from maira_jax.reports.text import marked_difference
 from maira_jax.run import files, storage
@@ -19,15 +20,20 @@ _RATES = ("on_target", "off_target", "no_change")
 
 
 def of_interpretation(config: ConfigDict, workdir: Path) -> str:
-    """Which concepts were not looked for, and why; of an imported set that was scored how it compares with our own."""
+    """Which concepts were not looked for, and what features are better at than random directions, and what not.
+
+    Of an imported set that was scored: how it compares with our own.
+    """
     if config.interpret.set:
         return _of_set(_read(workdir / stage_name(config.interpret.set) / SCORED / "summary.json"))
-    left_out = _read(workdir / "interp" / "summary.json")["concepts"]["left_out"]
+    summary = _read(workdir / "interp" / "summary.json")
+    left_out = summary["concepts"]["left_out"]
     by_reason: dict[str, list[str]] = {}
     for name, why in left_out.items():
         by_reason.setdefault(why, []).append(name)
     lines = [f"{', '.join(names)}: {why}" for why, names in by_reason.items()]
-    return "\n  ".join([f"concepts left out: {len(left_out) or 'none'}", *lines])
+    left = "\n  ".join([f"concepts left out: {len(left_out) or 'none'}", *lines])
+    return f"{left}\n{advantage.sentences(advantage.comparisons(summary, None))}"
 
 
 def _of_set(summary: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
+from interp.controls.raw_dimensions import RAW
 from interp.features.summary import CHANCE, GOOD_SCORE
-from interp.scorers.controls import RAW
 from maira_jax.run import files, storage
 from steer import evaluate
 

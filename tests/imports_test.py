@@ -48,10 +48,13 @@ ROOMS = {
     "interp": (
         "llm",
         "exemplars",
+        "controls",
         "explainers",
         "scorers",
         "features",
         "medsae",
+        "coverage",
+        "advantage",
         "config",
         "exemplar_batches",
         "interpreters",

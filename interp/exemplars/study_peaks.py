@@ -20,17 +20,19 @@ class StudyPeaks:
 
     Attributes:
       shape: n and F.
-      parts: files of rows, float32 [rows, F], none below 0, each with the study of its first row. Files may share
-        studies, whose largest values count.
+      parts: files of rows, float32 [rows, F], none below `least`, each with the study of its first row. Files may
+        share studies, whose largest values count.
+      least: what studies without a row have.
     """
 
     shape: tuple[int, int]
     parts: Sequence[tuple[Path, int]]
+    least: float = 0.0
 
     def __getitem__(self, key: tuple[Any, slice]) -> np.ndarray:
         chosen, columns = key
         wanted = np.arange(self.shape[0])[chosen]
-        found = np.zeros((len(wanted), len(range(self.shape[1])[columns])), np.float32)  # [rows, columns]
+        found = np.full((len(wanted), len(range(self.shape[1])[columns])), self.least, np.float32)  # [rows, columns]
         for path, first in self.parts:
             own = np.flatnonzero((wanted >= first) & (wanted < first + len(np.load(path, mmap_mode="r"))))
             for begin in range(0, len(own), _ROWS):

@@ -7,11 +7,11 @@ the best feature are those with the highest F1 on the train studies; what is rep
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.run.columns import column
 from maira_jax.run.progress import progress
 
@@ -36,6 +36,15 @@ SCHEMA = pa.schema(
         column("runners_up_f1", pa.list_(pa.float64()), "their F1 on the held-out studies"),
     ]
 )
+
+
+class Peaks(Protocol):
+    """Each study's largest activations of F neurons, read in blocks of neurons: an array, or files. float32 [n, F]"""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, key: tuple[slice, slice], /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +95,7 @@ class ConceptFit:
     recall: np.ndarray
 
 
-def fit(study_peak: np.ndarray | StudyPeaks, labels: StudyLabels, held_out: np.ndarray) -> ConceptFit:
+def fit(study_peak: Peaks, labels: StudyLabels, held_out: np.ndarray) -> ConceptFit:
     """Chooses thresholds on the train studies and measures them on the others.
 
     Args:
@@ -101,13 +110,11 @@ def fit(study_peak: np.ndarray | StudyPeaks, labels: StudyLabels, held_out: np.n
     for begin in progress(range(0, n_features, _FEATURES), unit="block", desc="interpret: concepts"):
         block = slice(begin, min(begin + _FEATURES, n_features))
         peak = study_peak[:, block]  # [studies, block]
-        train, test = peak[~held_out], peak[held_out]  # [studies, block]
-        order = np.argsort(-train, axis=0, kind="stable")  # [studies, block]
-        train = np.take_along_axis(train, order, axis=0)  # [studies, block]
+        train, test = _Scores(peak[~held_out]), peak[held_out]
         for c in range(len(labels.concepts)):
             value, known = labels.value[:, c], labels.known[:, c]
-            out.threshold[c, block], out.train_f1[c, block] = _best_threshold(
-                train, (value & known)[~held_out][order], known[~held_out][order]
+            out.threshold[c, block], out.train_f1[c, block] = train.best_threshold(
+                (value & known)[~held_out], known[~held_out]
             )
             counted = known[held_out]
             positive = value[held_out][counted]
@@ -119,27 +126,51 @@ def fit(study_peak: np.ndarray | StudyPeaks, labels: StudyLabels, held_out: np.n
     return out
 
 
-def _best_threshold(score: np.ndarray, positive: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The threshold with the highest F1, in every column of sorted scores.
+class _Scores:
+    """Scores of studies, of which thresholds for many labels are found. [n, F]
 
-    Args:
-      score: scores that fall in each column. [n, F]
-      positive, known: the labels in the order of the scores. bool [n, F]
-
-    Returns:
-      Thresholds [F], half way to the next lower score, and F1 [F].
+    The best threshold lies right below the score of a study with the label, so that for each label only the ranks of
+    those studies are looked at.
     """
-    n = len(score)
-    hits, fired = positive.cumsum(0), known.cumsum(0)  # [n, F]
-    f1 = 2 * hits / np.maximum(fired + positive.sum(0), 1)  # [n, F]
-    following = np.concatenate([score[1:], np.zeros_like(score[:1])])  # [n, F]
-    # No threshold lies between equal scores, and studies on which the feature is not active stay negative.
-    f1[(score <= following) | (score <= 0)] = 0.0
-    best = f1.argmax(0)  # [F]
-    columns = np.arange(score.shape[1])
-    value = f1[best, columns] if n else np.zeros(score.shape[1])
-    threshold = (score[best, columns] + following[best, columns]) / 2
-    return np.where(value > 0, threshold, np.inf), value
+
+    def __init__(self, score: np.ndarray):
+        n, n_features = score.shape
+        order = np.argsort(-score, axis=0, kind="stable")
+        falling = np.take_along_axis(score, order, axis=0)
+        following = np.concatenate([falling[1:], np.zeros((min(n, 1), n_features), score.dtype)])
+        # Each study's place among equal scores is that of the last of them: no threshold lies between those.
+        place = np.where(falling > following, np.arange(n)[:, None], n - 1)
+        last = np.minimum.accumulate(place[::-1], axis=0)[::-1]
+        self._score, self._order, self._last = score, order, last
+        self._below = np.empty_like(score)  # the next lower score
+        np.put_along_axis(self._below, order, np.take_along_axis(following, last, axis=0), axis=0)
+        self._known, self._fired = np.zeros(0, bool), order
+
+    def best_threshold(self, positive: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The threshold with the highest F1 of each column, half way to the next lower score, and that F1. [F] each
+
+        Studies with the score 0 stay negative. `positive` and `known` are bool [n].
+        """
+        rows, n_features = np.flatnonzero(positive), self._score.shape[1]
+        if not len(rows):
+            return np.full(n_features, np.inf), np.zeros(n_features)
+        fired = self._known_at_least(known)[rows]  # [positives, F]
+        by_rank = np.argsort(fired, axis=0, kind="stable")
+        hits = np.arange(1, len(rows) + 1)[:, None]
+        f1 = 2 * hits / (np.take_along_axis(fired, by_rank, axis=0) + len(rows))
+        f1[np.take_along_axis(self._score[rows], by_rank, axis=0) <= 0] = 0.0
+        best, columns = f1.argmax(0), np.arange(n_features)
+        row = rows[by_rank[best, columns]]
+        threshold = (self._score[row, columns] + self._below[row, columns]) / 2
+        return np.where(f1[best, columns] > 0, threshold, np.inf), f1[best, columns]
+
+    def _known_at_least(self, known: np.ndarray) -> np.ndarray:
+        """How many of the known studies have at least each study's score. [n, F]"""
+        if not np.array_equal(known, self._known):  # most labels are known of the same studies as the one before
+            count = np.take_along_axis(known[self._order].cumsum(0), self._last, axis=0)
+            self._known, self._fired = known, np.empty_like(count)
+            np.put_along_axis(self._fired, self._order, count, axis=0)
+        return self._fired
 
 
 def table(

@@ -1,7 +1,7 @@
 """The content of summary.json: how many features were explained, how well, and how far above the controls."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import scipy
 
 from interp.exemplars.index_pass.running_index import EDGES
+from interp.scorers.bootstrap import percentile_interval
 from interp.scorers.statistics import mean_interval
 
 GOOD_SCORE, CHANCE = 0.75, 0.5
@@ -40,8 +41,8 @@ def summarise(
     """Summarises the tables "features", "controls", "concepts" and, if there is one, "statements".
 
     Every list of scores is described by its count, its mean with a 95 % bootstrap interval over features, its median,
-    and the numbers of scores above 0.75 and below 0.5. `above_controls` is the mean detection score minus that of each
-    control; shuffled explanations and shuffled activations know nothing of the text, so their scores are chance.
+    and the numbers of scores above 0.75 and below 0.5. `above_controls` is the mean score minus that of each control,
+    with its interval; shuffled explanations and shuffled activations know nothing of the text: their scores are chance.
 
     Args:
       found: the tables by name.
@@ -49,9 +50,10 @@ def summarise(
       origin: where explanations and scores come from.
       n_bootstrap: number of resamples for the intervals.
     """
-    table, controls = found["features"], _control_scores(found["features"], found["controls"])
+    table = found["features"]
     # All scorers but detection, whose columns have other names.
     others = [name.removesuffix(_FAILED) for name in table.column_names if name.endswith(_FAILED)]
+    controls = _control_scores(table, found["controls"], others)
     reasons = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
     failed = [n or 0 for name in ("n_failed", *(name + _FAILED for name in others)) for n in table[name].to_pylist()]
     return {
@@ -68,13 +70,17 @@ def summarise(
         "by_decile": _mean_columns(table["by_decile"].to_pylist()),
         "controls": {
             control: {
-                name: described(values, n_bootstrap) if name in _DETECTION else _mean(values)
+                name: _mean(values) if name in _TRUE else described(values, n_bootstrap)
                 for name, values in scores.items()
             }
             for control, scores in controls.items()
         },
         "above_controls": {
-            control: _difference(scores_of(table["detection"]), scores["detection"])
+            control: {
+                name: gain(scores_of(table[name]), scores[name], n_bootstrap)
+                for name in ("detection", "detection_hard", *others)
+                if name in scores
+            }
             for control, scores in controls.items()
         },
         "concepts": _well_detected(found["concepts"], "concept") | {"left_out": dict(left_out)},
@@ -84,13 +90,13 @@ def summarise(
     }
 
 
-def _control_scores(features: pa.Table, controls: pa.Table) -> dict[str, dict[str, np.ndarray]]:
+def _control_scores(features: pa.Table, controls: pa.Table, others: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
     """The scores of each control by column: first of shuffled explanations, which are in the features' table."""
     shuffled = {name: scores_of(features[name.replace("detection", "detection_shuffled")]) for name in _DETECTION}
     found = {SHUFFLED_EXPLANATIONS: shuffled}
     for control in sorted(set(controls["control"].to_pylist())):
         part = controls.filter(pc.equal(controls["control"], control))
-        found[control] = {name: scores_of(part[name]) for name in (*_DETECTION, *_TRUE)}
+        found[control] = {name: scores_of(part[name]) for name in (*_DETECTION, *others, *_TRUE)}
     return found
 
 
@@ -144,8 +150,13 @@ def _mean(scores: np.ndarray) -> float | None:
     return float(scores.mean()) if len(scores) else None
 
 
-def _difference(scores: np.ndarray, control: np.ndarray) -> float | None:
-    return float(scores.mean() - control.mean()) if len(scores) and len(control) else None
+def gain(scores: np.ndarray, control: np.ndarray, n_bootstrap: int) -> dict[str, Any]:
+    """The mean score minus that of a control, with a 95 % bootstrap interval over both; None without either."""
+    if not len(scores) or not len(control):
+        return {"difference": None, "interval": None}
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(values, (n_bootstrap, len(values))).mean(1) for values in (scores, control)]
+    return {"difference": float(scores.mean() - control.mean()), "interval": percentile_interval(drawn[0] - drawn[1])}
 
 
 def _mean_columns(rows: list[list[float | None] | None]) -> list[float | None]:

@@ -101,8 +101,8 @@ SCHEMA = pa.schema(
 
 CONTROL_SCHEMA = pa.schema(
     [
-        column("control", pa.string(), "raw dimensions, shuffled weights or shuffled activations"),
-        column("direction", pa.string(), "of the raw dimensions: sign and number"),
+        column("control", pa.string(), "its kind: raw dimensions, random directions and others"),
+        column("direction", pa.string(), "of raw dimensions and principal components: sign and number"),
         column("matched_feature", pa.int32(), "the feature that has its density"),
         column("density", pa.float64(), "share of the tokens on which it is active"),
         column("name", pa.string(), "a few words"),
@@ -115,6 +115,10 @@ CONTROL_SCHEMA = pa.schema(
         column("detection_hard", pa.float64(), "the same with the hard negatives alone"),
         column("n_examples", pa.int32(), "examples that were answered"),
         column("n_failed", pa.int32(), "examples without a usable answer"),
+        column("fuzzing", pa.float64(), "balanced accuracy on right and wrong marks; null without contexts to mark"),
+        column("fuzzing_interval", _INTERVAL, "95 % interval of fuzzing"),
+        column("fuzzing_n_examples", pa.int32(), "examples of fuzzing that were answered"),
+        column("fuzzing_n_failed", pa.int32(), "examples of fuzzing without a usable answer"),
         column("true_f1", pa.float64(), "of that description, on held-out contexts, half of them activating"),
         column("fact_f1", pa.float64(), "of the best description by facts alone"),
     ]
@@ -128,11 +132,11 @@ _MEASURES = {
 }
 
 
-def schema_with(scorers: Sequence[str]) -> pa.Schema:
-    """`SCHEMA` and the columns of scorers that it does not know: score, interval, and counts of examples."""
+def schema_with(scorers: Sequence[str], schema: pa.Schema = SCHEMA) -> pa.Schema:
+    """The schema and the columns of scorers that it does not know: score, interval, and counts of examples."""
     types = {"": pa.float64(), "_interval": _INTERVAL, "_n_examples": pa.int32(), "_n_failed": pa.int32()}
     own = [(f"{name}{end}", kind) for name in scorers for end, kind in types.items()]
-    return pa.schema([*SCHEMA, *(pa.field(*entry) for entry in own if entry[0] not in SCHEMA.names)])
+    return pa.schema([*schema, *(pa.field(*entry) for entry in own if entry[0] not in schema.names)])
 
 
 def tables(
@@ -151,24 +155,36 @@ def tables(
       scores: scorer -> one record per feature; `SHUFFLED` -> those of detection with another feature's explanation.
       controls: one record per control.
     """
-    columns = {"features": dict(known) | judged(origin, explained, scores), "controls": _control_columns(controls)}
     scorers = [name for name in scores if name not in ("detection", SHUFFLED)]
+    columns = {
+        "features": dict(known) | judged(origin, explained, scores),
+        "controls": _control_columns(controls, scorers),
+    }
     return {
         name: pa.Table.from_arrays([pa.array(columns[name][field.name], field.type) for field in schema], schema=schema)
-        for name, schema in (("features", schema_with(scorers)), ("controls", CONTROL_SCHEMA))
+        for name, schema in (
+            ("features", schema_with(scorers)),
+            ("controls", schema_with(scorers, CONTROL_SCHEMA)),
+        )
     }
 
 
 def write(
-    out: Path, found: Mapping[str, pa.Table], left_out: Mapping[str, str], origin: JudgeOrigin, n_bootstrap: int
+    out: Path,
+    found: Mapping[str, pa.Table],
+    left_out: Mapping[str, str],
+    covered: Mapping[str, Any] | None,
+    origin: JudgeOrigin,
+    n_bootstrap: int,
 ) -> None:
     """Writes the stage's results into its folder `out`.
 
     Args:
       out: the folder.
-      found: the tables "features", "controls", "concepts" (see `interp.features.concepts`) and, where the ground truth
-        is known, "statements" (see `interp.scorers.ground_truth`).
+      found: the tables "features", "controls", "concepts" (see `interp.features.concepts`), "coverage" and, where the
+        ground truth is known, "statements" (see `interp.scorers.ground_truth`).
       left_out: the concepts that are not in their table, and why.
+      covered: how well every basis finds the concepts (see `interp.coverage`); None without concepts.
       origin: where explanations and scores come from.
       n_bootstrap: number of resamples for the intervals of means.
     """
@@ -178,7 +194,8 @@ def write(
     with files.atomic_path(out / "features.jsonl") as path, path.open("w") as file:
         for row in found["features"].to_pylist():
             file.write(json.dumps(row) + "\n")
-    files.write_json(out / "summary.json", summarise(found, left_out, origin, n_bootstrap))
+    summary = summarise(found, left_out, origin, n_bootstrap)
+    files.write_json(out / "summary.json", summary | {"coverage": covered})
 
 
 def judged(
@@ -204,13 +221,18 @@ def judged(
         "detection_shuffled_hard": _of(found[SHUFFLED], "against_hard"),
     }
     for name in found.keys() - {"detection", SHUFFLED}:
-        columns |= {
-            name: _of(found[name], "balanced_accuracy"),
-            f"{name}_interval": _intervals(found[name], "balanced_accuracy"),
-            f"{name}_n_examples": _of(found[name], "n_examples"),
-            f"{name}_n_failed": _of(found[name], "n_failed"),
-        }
+        columns |= _other_columns(name, found[name])
     return columns | _score_columns(found["detection"])
+
+
+def _other_columns(name: str, scores: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """The columns of a scorer other than detection."""
+    return {
+        name: _of(scores, "balanced_accuracy"),
+        f"{name}_interval": _intervals(scores, "balanced_accuracy"),
+        f"{name}_n_examples": _of(scores, "n_examples"),
+        f"{name}_n_failed": _of(scores, "n_failed"),
+    }
 
 
 def _score_columns(scores: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
@@ -230,7 +252,10 @@ def _intervals(scores: Sequence[Mapping[str, Any] | None], measure: str) -> list
     return [score["intervals"].get(measure) if score else None for score in scores]
 
 
-def _control_columns(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _control_columns(controls: Sequence[Mapping[str, Any]], scorers: Sequence[str]) -> dict[str, Any]:
     names = (*CONTROL_SCHEMA.names[:8], "true_f1", "fact_f1")
     own = {name: [record.get(name) for record in controls] for name in names}
-    return own | _score_columns([record["score"] for record in controls])
+    own |= {name: [None] * len(controls) for name in CONTROL_SCHEMA.names if name.startswith("fuzzing")}
+    for name in scorers:
+        own |= _other_columns(name, [record["scores"][name] for record in controls])
+    return own | _score_columns([record["scores"]["detection"] for record in controls])

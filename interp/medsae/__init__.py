@@ -1,1 +1,1 @@
-"""MedSAE's measures of features and raw dimensions against the labels of studies, and the stage that takes them."""
+"""MedSAE's measures of features and controls against the labels of studies, and the stage that takes them."""

@@ -7,6 +7,7 @@ counts as often as both are drawn.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,26 @@ from interp.medsae.patient_groups import PatientGroups
 _NEURONS = 256  # at a time
 _RESAMPLED = 64  # neurons whose vectors are resampled together: [resamples, _RESAMPLED * d]
 CLASS_FIGURES = ("r", "precision", "recall", "f1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CutActivations:
+    """What exceeds each neuron's cut of activations of either sign, and 0 elsewhere; read in blocks, as `StudyPeaks`.
+
+    Attributes:
+      activation: of either sign. [n, F]
+      cut: float32 [F]
+    """
+
+    activation: np.ndarray | StudyPeaks
+    cut: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.activation.shape
+
+    def __getitem__(self, key: tuple[Any, slice]) -> np.ndarray:
+        return np.maximum(self.activation[key] - self.cut[key[1]], 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +61,7 @@ class BasisMeasures:
 
 
 def measure_basis(
-    activation: np.ndarray | StudyPeaks,
+    activation: np.ndarray | StudyPeaks | CutActivations,
     embedding: np.ndarray,
     labels: StudyLabels,
     groups: PatientGroups,
@@ -82,27 +103,27 @@ def measure_basis(
     return BasisMeasures(measures, np.concatenate(active), resampled, np.concatenate(correlations, axis=1))
 
 
-def cut_by_rank(activation: np.ndarray, n_active: np.ndarray, seed: int) -> np.ndarray:
+def cut_by_rank(activation: np.ndarray | StudyPeaks, n_active: np.ndarray, seed: int) -> CutActivations:
     """Activations of signed neurons that are active on as many studies as features are, and 0 elsewhere.
 
     Every neuron is given the number of active studies of a feature that is drawn at random; what is left of its
     activation is what exceeds that of the next study by rank.
 
     Args:
-      activation: of either sign. float32 [n, D]
+      activation: of either sign, read in blocks of neurons. float32 [n, F]
       n_active: on how many studies each alive feature is active. [features]
       seed: seed of the draw.
-
-    Returns:
-      float32 [n, D], none below 0.
     """
     n, width = activation.shape
     if not len(n_active):
-        return np.zeros_like(activation)
+        return CutActivations(activation, np.full(width, np.inf, np.float32))
     drawn = np.random.default_rng((seed, width)).choice(n_active, width)
     rank = np.maximum(n - 1 - drawn, 0)  # of the strongest study that is not active
-    cut = np.sort(activation, axis=0)[rank, np.arange(width)]  # [D]
-    return np.maximum(activation - cut, 0)
+    cuts = []
+    for begin in range(0, width, _NEURONS):
+        own = activation[:, begin : begin + _NEURONS]
+        cuts.append(np.take_along_axis(np.sort(own, axis=0), rank[None, begin : begin + _NEURONS], axis=0)[0])
+    return CutActivations(activation, np.concatenate(cuts))
 
 
 class _ResampledMean:
@@ -204,7 +225,10 @@ def _entropies(sums: _GroupSums, weights: np.ndarray, chosen: np.ndarray) -> np.
 
 
 def _class_resamples(
-    activation: np.ndarray | StudyPeaks, measures: NeuronMeasures, labels: StudyLabels, groups: PatientGroups
+    activation: np.ndarray | StudyPeaks | CutActivations,
+    measures: NeuronMeasures,
+    labels: StudyLabels,
+    groups: PatientGroups,
 ) -> dict[str, np.ndarray]:
     """The figures of each class's best neuron in every resample, as means over the classes. [resamples] each"""
     found: dict[str, list[np.ndarray]] = {name: [] for name in CLASS_FIGURES}

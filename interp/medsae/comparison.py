@@ -1,7 +1,7 @@
 """Bases of neurons side by side: MedSAE's figures of each, their intervals over patients, and what features gain.
 
-The measures of raw dimensions and random directions depend on what "active" means, since both are signed and rarely 0.
-Each is therefore measured twice: as MedSAE does, with the activations as they are, and "by rank", where each neuron is
+The measures of the controls depend on what "active" means, since all are signed and rarely 0. Each is
+therefore measured twice: as MedSAE does, with the activations as they are, and "by rank", where each neuron is
 active on as many studies as some feature is (`basis_measures.cut_by_rank`). For features both are the same.
 """
 
@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 from interp.medsae.basis_measures import CLASS_FIGURES, BasisMeasures, cut_by_rank, measure_basis
 from interp.medsae.patient_groups import PatientGroups
-from interp.medsae.vectors import StudyVectors
+from interp.medsae.vectors import FEATURES, StudyVectors
 from interp.scorers.bootstrap import percentile_interval
 
-FEATURES, DIMENSIONS, DIRECTIONS = "features", "raw dimensions", "random directions"
 MEDSAE, BY_RANK = "medsae", "by_rank"
 _NEURON_FIGURES = ("monosemanticity", "monosemanticity_kept", "entropy_kept")
 
@@ -38,18 +36,14 @@ def measure_bases(
       seed: seed of what is drawn by rank.
     """
     rest = vectors.embedding, labels, groups, train
-    features = measure_basis(vectors.feature, *rest)
+    features = measure_basis(vectors.activation[FEATURES], *rest)
     n_active = features.n_active[features.n_active > 0]
     found = {FEATURES: {MEDSAE: features, BY_RANK: features}}
-    for number, (basis, activation) in enumerate(((DIMENSIONS, vectors.dimension), (DIRECTIONS, vectors.direction))):
+    controls = (entry for entry in vectors.activation.items() if entry[0] != FEATURES)
+    for number, (basis, activation) in enumerate(controls):
         cut = cut_by_rank(activation, n_active, seed + number)
         found[basis] = {MEDSAE: measure_basis(activation, *rest), BY_RANK: measure_basis(cut, *rest)}
     return found
-
-
-def activations_of(vectors: StudyVectors) -> dict[str, np.ndarray | StudyPeaks]:
-    """Each basis's activations as they are, [n, neurons]."""
-    return {FEATURES: vectors.feature, DIMENSIONS: vectors.dimension, DIRECTIONS: vectors.direction}
 
 
 def bases(found: Measured, concepts: tuple[str, ...]) -> dict[str, Any]:

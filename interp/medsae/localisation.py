@@ -22,10 +22,10 @@ import pyarrow as pa
 from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 from interp.medsae.boxed_images import BoxedImages
-from interp.medsae.comparison import DIMENSIONS, DIRECTIONS, FEATURES, difference, interval
+from interp.medsae.comparison import difference, interval
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.probes import columns_of
-from interp.medsae.vectors import random_directions
+from interp.medsae.vectors import FEATURES
 from maira_jax.run.columns import column
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
@@ -50,7 +50,6 @@ SCHEMA = pa.schema(
         *(column(name, pa.float64(), meaning) for name, meaning in _MEANINGS.items()),
     ]
 )
-_BASES = (FEATURES, DIMENSIONS, DIRECTIONS)
 _N_RANDOM = 20  # features that are drawn
 _TOGETHER = 16  # neurons whose maps are added
 _N_THRESHOLDS = 32
@@ -166,7 +165,12 @@ class WeightedNeurons:
 
 
 def localise(
-    boxed: Mapping[str, BoxedImages], studies: LabelledStudies, sae: Sae, store: ActivationStore, seed: int
+    boxed: Mapping[str, BoxedImages],
+    studies: LabelledStudies,
+    sae: Sae,
+    store: ActivationStore,
+    directions: Mapping[str, np.ndarray],
+    seed: int,
 ) -> tuple[dict[str, Any], pa.Table]:
     """Scores the heat maps of each concept's best neurons.
 
@@ -175,7 +179,8 @@ def localise(
       studies: labelled studies.
       sae: autoencoder of raw activations.
       store: the activations.
-      seed: seed of the random directions and of the features that are drawn.
+      directions: of the other bases than the features. [d_model, neurons] each
+      seed: seed of the features that are drawn.
 
     Returns:
       The part of the summary, and a table with one row per concept, image and map.
@@ -185,7 +190,7 @@ def localise(
     for concept, images in boxed.items():
         group = studies.groups.of_study[np.searchsorted(studies.study, images.study)]  # [m]
         readouts = _readouts(studies, studies.labels.concepts.index(concept), seed)
-        for name, neuron, scores in _scored_maps(images, group % FOLDS, readouts, sae, store, seed):
+        for name, neuron, scores in _scored_maps(images, group % FOLDS, readouts, sae, store, directions):
             for i, number in enumerate(images.study.tolist()):
                 row = {"concept": concept, "study_id": study_ids[number], "map": name, "group": int(group[i])}
                 row |= {"neuron": None if neuron is None else int(neuron[i])}
@@ -222,12 +227,15 @@ def _scored_maps(
     readouts: Mapping[str, WeightedNeurons],
     sae: Sae,
     store: ActivationStore,
-    seed: int,
+    directions: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[str, np.ndarray | None, MapScores]]:
     """The name, the neuron of each image [m] and the scores of every map, for images of the folds `fold [m]`."""
-    own = {basis: [part.neurons for part in readouts.values() if part.basis == basis] for basis in _BASES}
+    own = {
+        part.basis: [each.neurons for each in readouts.values() if each.basis == part.basis]
+        for part in readouts.values()
+    }
     neurons = {basis: np.unique(np.concatenate(parts)) for basis, parts in own.items()}
-    maps = neuron_maps(images, neurons, sae, store, seed)
+    maps = neuron_maps(images, neurons, sae, store, directions)
     for name, part in readouts.items():
         chosen = maps[part.basis][np.searchsorted(neurons[part.basis], part.neurons)]  # [k, m, P]
         scores = np.stack([score_maps(np.tensordot(w, chosen, axes=1), images, fold).stacked() for w in part.weights])
@@ -241,7 +249,11 @@ def _scored_maps(
 
 
 def neuron_maps(
-    images: BoxedImages, neurons: Mapping[str, np.ndarray], sae: Sae, store: ActivationStore, seed: int
+    images: BoxedImages,
+    neurons: Mapping[str, np.ndarray],
+    sae: Sae,
+    store: ActivationStore,
+    directions: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """The heat maps of neurons.
 
@@ -250,13 +262,13 @@ def neuron_maps(
       neurons: basis -> neurons. [k] each
       sae: autoencoder of raw activations.
       store: the activations.
-      seed: seed of the random directions.
+      directions: of the other bases than the features. [d_model, neurons] each
 
     Returns:
       Basis -> activations. float32 [k, m, P] each
     """
     m, n_patches = images.area.shape
-    directions = random_directions(sae.d_model, seed)[:, neurons[DIRECTIONS]]
+    columns = {basis: directions[basis][:, own] for basis, own in neurons.items() if basis != FEATURES}
     parts: dict[str, list[np.ndarray]] = {basis: [] for basis in neurons}
     step = max(1, _BLOCK_ROWS // n_patches)
     for begin in range(0, m, step):
@@ -264,8 +276,8 @@ def neuron_maps(
             [store.read(first, first + n_patches) for first in images.first[begin : begin + step].tolist()]
         )
         parts[FEATURES].append(np.asarray(sae.encode(jax.numpy.asarray(x)))[:, neurons[FEATURES]])
-        parts[DIMENSIONS].append(x[:, neurons[DIMENSIONS]])
-        parts[DIRECTIONS].append(x @ directions)
+        for basis, own in columns.items():
+            parts[basis].append(x @ own)
     return {basis: np.concatenate(own).T.reshape(-1, m, n_patches) for basis, own in parts.items()}
 
 

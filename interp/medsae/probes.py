@@ -6,7 +6,7 @@ labels and over several random splits of the patients; their intervals are over 
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,16 @@ import pyarrow as pa
 
 from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
-from interp.medsae.comparison import FEATURES, MEDSAE, Measured, difference, interval
+from interp.medsae.comparison import MEDSAE, Measured, difference, interval
 from interp.medsae.patient_groups import PatientGroups
+from interp.medsae.vectors import FEATURES
 from maira_jax.run.columns import column
 from maira_jax.run.progress import progress
 from sae.evaluation import probing
 
 SCHEMA = pa.schema(
     [
-        column("basis", pa.string(), "features, raw dimensions or random directions"),
+        column("basis", pa.string(), "features, or the control"),
         column("k", pa.string(), "number of neurons that the probe reads, or that it is dense"),
         column("concept", pa.string(), "the label"),
         column("split", pa.int64(), "of the patients, from 0"),
@@ -62,7 +63,7 @@ class ProbeScore:
 
 
 def probe_bases(
-    activations: dict[str, np.ndarray | StudyPeaks],
+    activations: Mapping[str, np.ndarray | StudyPeaks],
     found: Measured,
     labels: StudyLabels,
     groups: PatientGroups,
@@ -159,8 +160,7 @@ def _sparse_probes(
                 known, y = labels.known[:, classes].T, labels.value[:, classes].T
                 weights, biases = probing.fit_sparse(x, y, known & fitted)
                 score = np.einsum("cnk,ck->cn", x, weights) + biases[:, None]
-                for c, concept in enumerate(labels.concepts[classes]):
-                    yield _scored(concept, k, split, own[c], score[c], y[c], known[c], fitted, groups)
+                yield from _scored(labels.concepts[classes], k, split, own, score, y, known, fitted, groups)
 
 
 def _dense_probes(
@@ -186,39 +186,40 @@ def _dense_probes(
     )
     score = (score + bias).reshape(n, len(splits), n_classes)
     for split in range(len(splits)):
-        for c, concept in enumerate(labels.concepts):
-            y, known = labels.value[:, c], labels.known[:, c]
-            yield _scored(concept, DENSE, split, (), score[:, split, c], y, known, fitted[:, split], groups)
+        none = np.zeros((n_classes, 0), int)
+        given = score[:, split].T, labels.value.T, labels.known.T, fitted[:, split]
+        yield from _scored(labels.concepts, DENSE, split, none, *given, groups)
 
 
 def _scored(
-    concept: str,
+    concepts: Sequence[str],
     k: int | str,
     split: int,
-    neurons: np.ndarray | tuple[()],
+    neurons: np.ndarray,
     score: np.ndarray,
     value: np.ndarray,
     known: np.ndarray,
     fitted: np.ndarray,
     groups: PatientGroups,
-) -> ProbeScore:
-    """Scores the known studies that were not fitted, at the threshold with the best F1 on those that were."""
-    threshold = probing.best_f1_threshold(score[known & fitted], value[known & fitted])
-    test = np.flatnonzero(known & ~fitted)
-    own, group = np.unique(groups.of_study[test], return_inverse=True)
-    y, fires = value[test], score[test] > threshold
-    wins = probing.pair_wins(score[test], y, group, len(own))
-    counts = np.stack([np.bincount(group, part, len(own)) for part in (y, ~y, fires, fires & y)], axis=1)
+) -> Iterator[ProbeScore]:
+    """Scores C probes on known studies that were not fitted, at the threshold with the best F1 on those that were.
 
-    def measures(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        true, false, fired, hits = (weights @ counts).T
-        both = (true > 0) & (false > 0)
-        won = ((weights @ wins) * weights).sum(1)
-        auroc = np.divide(won, true * false, out=np.full_like(won, np.nan), where=both)
-        return auroc, np.where(true > 0, 2 * hits / np.maximum(fired + true, 1), np.nan)
-
-    auroc, f1 = (float(part[0]) for part in measures(np.ones((1, len(own)))))
-    return ProbeScore(concept, k, split, tuple(int(i) for i in neurons), auroc, f1, measures(groups.weights[:, own]))
+    `neurons [C, k]`, the others [C, n] but `fitted [n]`.
+    """
+    own, group = np.unique(groups.of_study[~fitted], return_inverse=True)  # [G], [test]
+    wins, counts = np.zeros((len(concepts), len(own), len(own))), np.zeros((len(concepts), 4, len(own)))
+    for c in range(len(concepts)):
+        threshold = probing.best_f1_threshold(score[c, known[c] & fitted], value[c, known[c] & fitted])
+        test = known[c, ~fitted]
+        of_test, y, own_score = group[test], value[c, ~fitted][test], score[c, ~fitted][test]
+        fires = own_score > threshold
+        wins[c] = probing.pair_wins(own_score, y, of_test, len(own))
+        counts[c] = [np.bincount(of_test, part, len(own)) for part in (y, ~y, fires, fires & y)]
+    auroc, f1 = (part[:, 0] for part in probing.resampled_scores(np.ones((1, len(own))), wins, counts))
+    resampled = probing.resampled_scores(groups.weights[:, own], wins, counts)
+    for c, concept in enumerate(concepts):
+        drawn = resampled[0][c], resampled[1][c]
+        yield ProbeScore(concept, k, split, tuple(neurons[c].tolist()), float(auroc[c]), float(f1[c]), drawn)
 
 
 def _figures(rows: list[ProbeScore]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from interp.exemplars.index_pass.shared_sae import devices_of
 from interp.medsae.similar import StudyCodes, nearest, shared_features
 from interp.medsae.stage import LabelSection
-from interp.medsae.vectors import study_vectors
+from interp.medsae.vectors import FEATURES, study_vectors
 from maira_jax.errors import UserError
 from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection, Section, setting
@@ -67,10 +67,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 def _write_codes(
     store: ActivationStore, workdir: Path, sections: tuple[str, ...], out: Path, mesh: tuple[int, ...]
 ) -> dict[str, Any]:
-    vectors = study_vectors(load_sae(workdir / "sae"), store, sections, out / "vectors", devices_of(mesh), seed=0)
+    vectors = study_vectors(load_sae(workdir / "sae"), store, sections, out / "vectors", devices_of(mesh), {})
     if vectors is None:
         return {}
-    codes = StudyCodes.of(store.studies.take(pa.array(vectors.study)), vectors.feature)
+    codes = StudyCodes.of(store.studies.take(pa.array(vectors.study)), vectors.activation[FEATURES])
     codes.write(out)
     files.remove(out / "vectors")
     return {"studies": len(codes.norm), "active_features": codes.code.nnz / len(codes.norm)}

@@ -1,8 +1,8 @@
-"""The label stage: MedSAE's measures of features, raw dimensions and random directions, on labelled studies of a store.
+"""The label stage: MedSAE's measures of features and of controls, on labelled studies of a store.
 
 The measures compare neurons with the studies' labels, which is why the command is `launch.label`. A *neuron*, as MedSAE
-says, is anything with one activation per token: a feature of the autoencoder, a dimension of the activations that the
-autoencoder reads, or their product with a random direction. A *basis* is all neurons of one of these kinds; what the
+says, is anything with one activation per token: a feature of the autoencoder, or the product of the activations that
+it reads with a direction of a control (`interp.controls`). A *basis* is all neurons of one of these kinds; what the
 autoencoder gains is the difference between its basis and the others.
 
 A study is one vector, as an image is in MedSAE: its embedding is the mean activation of its tokens in
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interp.controls.control import bases
 from interp.exemplars.index_pass.shared_sae import devices_of
 from interp.explainers.images import studies_of
 from interp.features.concepts import StudyLabels
@@ -45,7 +46,7 @@ _PROBE_TRAIN = 0.7  # share of the patients that a probe is fitted on
 
 
 class LabelSection(Section, name="label"):
-    """How features, raw dimensions and random directions are measured against the studies' labels."""
+    """How features and controls are measured against the studies' labels."""
 
     sections: tuple[str, ...] = setting(
         ("image",), "A study is represented by the activations of these sections' tokens.", choices=lambda: SECTIONS
@@ -87,7 +88,8 @@ def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workd
             f"{workdir / 'sae'} takes {sae.d_model} dimensions and {workdir / 'activations'} has {store.d_model}: "
             "use the autoencoder that was trained on these activations"
         )
-    vectors = study_vectors(sae, store, section.sections, out / "vectors", devices, seed)
+    directions = bases(sae, store, seed)
+    vectors = study_vectors(sae, store, section.sections, out / "vectors", devices, directions)
     if vectors is None:
         return {}
     labels = _labels(section, store, vectors.study)
@@ -102,8 +104,7 @@ def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workd
     found = comparison.measure_bases(vectors, labels, groups, train, seed)
     with files.atomic_path(out / "neurons.parquet") as path:
         pq.write_table(pa.concat_tables([_table(basis, found[basis], labels.concepts) for basis in found]), path)
-    activations = comparison.activations_of(vectors)
-    probing, probes_table = probes.probe_bases(activations, found, labels, groups, splits, seed)
+    probing, probes_table = probes.probe_bases(vectors.activation, found, labels, groups, splits, seed)
     with files.atomic_path(out / "probing.parquet") as path:
         pq.write_table(probes_table, path)
     localised: dict[str, Any] = {}
@@ -111,17 +112,17 @@ def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workd
         correlation = {
             basis: rules[comparison.MEDSAE].train_correlation[len(splits) :] for basis, rules in found.items()
         }
-        studies = LabelledStudies(vectors.study, labels, groups, activations, correlation)
-        localised, rows = localise(boxed, studies, sae, store, seed)
+        studies = LabelledStudies(vectors.study, labels, groups, vectors.activation, correlation)
+        localised, rows = localise(boxed, studies, sae, store, directions, seed)
         with files.atomic_path(out / "localisation.parquet") as path:
             pq.write_table(rows, path)
-    bases = comparison.bases(found, labels.concepts)
+    figures = comparison.bases(found, labels.concepts)
     summary = {
         "studies": len(vectors.study),
         "patients": len(set(patients)),
         "sections": section.sections,
-        "bases": bases,
-        "differences": comparison.differences(found, bases),
+        "bases": figures,
+        "differences": comparison.differences(found, figures),
         "probing": probing,
         "localisation": localised,
     }
@@ -129,7 +130,7 @@ def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workd
     files.remove(out / "vectors")
     return {"studies": len(vectors.study), "concepts": len(labels.concepts)} | {
         f"{name.replace(' ', '_')}_{measure}": part[measure]["mean"] or 0.0
-        for name, part in bases.items()
+        for name, part in figures.items()
         for measure in ("monosemanticity", "entropy_kept")
     }
 
@@ -149,7 +150,7 @@ def neuron_schema(concepts: Sequence[str]) -> pa.Schema:
     """Columns of neurons.parquet; those of measures by rank end with `_by_rank`."""
     by_concept = pa.struct([(concept, pa.float64()) for concept in concepts])
     fields = [
-        column("basis", pa.string(), "features, raw dimensions or random directions"),
+        column("basis", pa.string(), "features, or the control"),
         column("neuron", pa.int32(), "its number in the basis"),
     ]
     for rule in (comparison.MEDSAE, comparison.BY_RANK):

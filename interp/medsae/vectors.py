@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interp.exemplars.index_pass.blocks import read_ahead
-from interp.exemplars.index_pass.shared_sae import SharedSae, everywhere, features
+from interp.exemplars.index_pass.shared_sae import SharedSae, by_features, everywhere, features
 from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import SECTION_NAMES, Kind
@@ -20,6 +20,7 @@ from maira_jax.run.progress import progress
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Params, Sae
 
+FEATURES = "features"  # the basis of the autoencoder
 # Tokens encoded at a time: enough to fill the device, and few enough that [tokens, features] stays small.
 _BLOCK_TOKENS = 4096
 _READ_ROWS = 1 << 16  # rows of the store from which the wanted ones are read together
@@ -33,20 +34,22 @@ class StudyVectors:
     Attributes:
       study: rows of the store's study table: the studies with a token of the sections. int64 [n]
       embedding: the mean activation of those tokens. float32 [n, d_model]
-      dimension: each raw dimension's largest activation on those tokens. float32 [n, d_model]
-      direction: the largest product of those tokens with each of d_model random directions. float32 [n, d_model]
-      feature: each feature's largest activation on those tokens. float32 [n, F]
+      activation: of each basis, each neuron's largest activation on those tokens: under `FEATURES` that of the
+        autoencoder's features, and of the others the largest product with each direction. float32 [n, neurons] each
     """
 
     study: np.ndarray
     embedding: np.ndarray
-    dimension: np.ndarray
-    direction: np.ndarray
-    feature: StudyPeaks
+    activation: dict[str, StudyPeaks]
 
 
 def study_vectors(
-    sae: Sae, store: ActivationStore, sections: tuple[str, ...], folder: Path, devices: Sequence[jax.Device], seed: int
+    sae: Sae,
+    store: ActivationStore,
+    sections: tuple[str, ...],
+    folder: Path,
+    devices: Sequence[jax.Device],
+    directions: Mapping[str, np.ndarray],
 ) -> StudyVectors | None:
     """Represents each study by one vector, in one pass over the store, in which all processes of the run take part.
 
@@ -56,7 +59,7 @@ def study_vectors(
       sections: tokens of these sections are counted; those of users' own arrays, which have no section, always are.
       folder: where each process writes the vectors of its studies.
       devices: they share the features.
-      seed: seed of the random directions.
+      directions: other bases than the features. float32 [d_model, neurons] each
 
     Returns:
       The vectors; None on processes that are not the first.
@@ -75,19 +78,20 @@ def study_vectors(
     begin, stop = cuts[processes.index() : processes.index() + 2]
     folder.mkdir(exist_ok=True)
     if begin < stop:
-        _write_vectors(folder, sae, store, rows, number, range(begin, stop), devices, seed)
+        _write_vectors(folder, sae, store, rows, number, range(begin, stop), devices, directions)
     storage.send(folder)
     processes.barrier()
     if not processes.is_first():
         return None
     storage.fetch(folder)
     parts = sorted(set(cuts[:-1]))
-    embedding, dimension, direction = (
-        np.concatenate([np.load(_path(folder, name, begin)) for begin in parts])
-        for name in ("embedding", "dimension", "direction")
-    )
-    feature = StudyPeaks((len(study), sae.n_features), [(_path(folder, "feature", begin), begin) for begin in parts])
-    return StudyVectors(study, embedding, dimension, direction, feature)
+    embedding = np.concatenate([np.load(_path(folder, "embedding", begin)) for begin in parts])
+    widths = {FEATURES: sae.n_features} | {basis: own.shape[1] for basis, own in directions.items()}
+    activation = {
+        basis: StudyPeaks((len(study), width), [(_path(folder, basis, begin), begin) for begin in parts], -np.inf)
+        for basis, width in widths.items()
+    }
+    return StudyVectors(study, embedding, activation)
 
 
 def _write_vectors(
@@ -98,33 +102,39 @@ def _write_vectors(
     number: np.ndarray,
     own: range,
     devices: Sequence[jax.Device],
-    seed: int,
+    directions: Mapping[str, np.ndarray],
 ) -> None:
     """Writes the arrays of the studies `own`, of those that the store's rows `rows [n]` belong to, `number [n]`.
 
     On disk, because the largest activations of features grow with studies x features.
     """
-    shape = {"feature": sae.n_features, "dimension": sae.d_model, "direction": sae.d_model}
+    shape = {FEATURES: sae.n_features} | {basis: each.shape[1] for basis, each in directions.items()}
     arrays = {
         name: files.array_on_disk(_path(folder, name, own.start), np.float32, (len(own), width))
         for name, width in (shape | {"embedding": sae.d_model}).items()
     }
-    arrays["dimension"][:] = arrays["direction"][:] = -np.inf
+    for basis in shape:
+        arrays[basis][:] = -np.inf
     total = np.zeros((len(own), sae.d_model))
     shared = SharedSae.of(sae, devices)
-    directions = jax.device_put(random_directions(sae.d_model, seed), everywhere(shared.mesh))  # [d_model, d_model]
+    sent_directions = {
+        basis: jax.device_put(
+            each, by_features(shared.mesh, 2) if each.shape[1] % shared.mesh.size == 0 else everywhere(shared.mesh)
+        )
+        for basis, each in directions.items()
+    }
 
-    def look(sent: tuple[_StudyTokens, tuple[jax.Array, ...]]) -> None:
+    def look(sent: tuple[_StudyTokens, dict[str, jax.Array]]) -> None:
         part, largest = sent
-        for name, found in zip(shape, largest, strict=True):
-            kept = arrays[name][part.studies]
+        for basis, found in largest.items():
+            kept = arrays[basis][part.studies]
             np.maximum(kept, np.asarray(found)[part.places], out=kept)
 
-    waiting: deque[tuple[_StudyTokens, tuple[jax.Array, ...]]] = deque()
+    waiting: deque[tuple[_StudyTokens, dict[str, jax.Array]]] = deque()
     for part in read_ahead(_blocks(store, rows, number, own)):
         total[part.studies] += part.total[part.places]
         n_slots = 1 << (len(part.total) - 1).bit_length()  # few sizes, so that few programs compile
-        largest = _largest(shared.params, shared.threshold, directions, part.x, part.slot, sae.top_k, n_slots)
+        largest = _largest(shared.params, shared.threshold, sent_directions, part.x, part.slot, sae.top_k, n_slots)
         waiting.append((part, largest))
         if len(waiting) > _BEHIND:
             look(waiting.popleft())
@@ -136,15 +146,9 @@ def _write_vectors(
     arrays["embedding"].flush()
 
 
-def random_directions(d_model: int, seed: int) -> np.ndarray:
-    """As many directions as there are raw dimensions, of length 1: float32 [d_model, d_model], one per column."""
-    drawn = np.random.default_rng((seed, d_model)).normal(size=(d_model, d_model))
-    return (drawn / np.linalg.norm(drawn, axis=0)).astype(np.float32)
-
-
 def _path(folder: Path, name: str, begin: int) -> Path:
     """Where the arrays of the studies from `begin` on are."""
-    return folder / f"{name}-{begin:09d}.npy"
+    return folder / f"{name.replace(' ', '-')}-{begin:09d}.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,25 +198,25 @@ def _blocks(store: ActivationStore, rows: np.ndarray, number: np.ndarray, chosen
 def _largest(
     params: Params,
     threshold: jax.Array,
-    directions: jax.Array,
+    directions: dict[str, jax.Array],
     x: jax.Array,
     slot: jax.Array,
     top_k: int | None,
     n_slots: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> dict[str, jax.Array]:
     """The largest activations of each study of a block of T tokens.
 
     Args:
       params, threshold, top_k: the autoencoder, as `interp.exemplars.index_pass.shared_sae.features` takes it.
-      directions: one per column. [d_model, R]
+      directions: of each basis, one per column. [d_model, neurons] each
       x: activations. [T, d_model]
       slot: the place of each token's study in the block, never falling; `n_slots` or more in padding. int32 [T]
       n_slots: number of places.
 
     Returns:
-      Each study's largest feature activations [n_slots, F], raw activations [n_slots, d_model], and products with the
-      directions [n_slots, R].
+      Each study's largest activations of the neurons of each basis, features included. [n_slots, neurons] each
     """
     largest = functools.partial(jax.ops.segment_max, segment_ids=slot, num_segments=n_slots, indices_are_sorted=True)
-    along = jnp.matmul(x, directions, precision=jax.lax.Precision.HIGHEST)  # [T, R]
-    return largest(features(params, x, threshold, top_k)), largest(x), largest(along)
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    along = {basis: largest(product(x, columns)) for basis, columns in directions.items()}
+    return along | {FEATURES: largest(features(params, x, threshold, top_k))}

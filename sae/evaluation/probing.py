@@ -163,6 +163,31 @@ def pair_wins(score: np.ndarray, positive: np.ndarray, group: np.ndarray, n_grou
     return wins
 
 
+def resampled_scores(weights: np.ndarray, wins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC and F1 of P probes under R weightings of G groups of studies, NaN where a class is missing.
+
+    Args:
+      weights: how often each weighting has each group. [R, G]
+      wins: of each probe, what `pair_wins` gives. [P, G, G]
+      counts: of each probe, by group: positive studies, negative ones, those above the threshold, and the positive ones
+        among these. [P, 4, G]
+
+    Returns:
+      float32 [P, R] each.
+    """
+    auroc, f1 = _resampled_scores(*(np.float32(part) for part in (weights, wins, counts)))
+    return np.asarray(auroc), np.asarray(f1)
+
+
+@jax.jit
+def _resampled_scores(weights: jax.Array, wins: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    won = jax.lax.map(lambda own: (product("rg,gh->rh", weights, own) * weights).sum(1), wins)  # [P, R]
+    true, false, fired, hits = product("rg,pcg->cpr", weights, counts)  # [P, R] each
+    auroc = jnp.where((true > 0) & (false > 0), won / jnp.maximum(true * false, 1), jnp.nan)
+    return auroc, jnp.where(true > 0, 2 * hits / jnp.maximum(fired + true, 1), jnp.nan)
+
+
 def best_f1_threshold(score: np.ndarray, positive: np.ndarray) -> float:
     """The threshold above which calling studies positive gives the highest F1. `score [n]`, `positive` bool [n]"""
     order = np.argsort(-score, kind="stable")

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from interp import stage
+from interp.controls import CONTROLS
+from interp.controls.shuffled_activations import ShiftedStore
 from interp.explainers import explainer
 from interp.explainers.offline_explainer import PREFIX
 from interp.explainers.rules import Rule
-from interp.scorers import controls
 from maira_jax.checkpoint.store import load_unembedding
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
@@ -28,6 +29,7 @@ from tests.helpers.traces import names_in
 
 RESULTS = (
     "controls.parquet",
+    "coverage.parquet",
     "statements.parquet",
     "features.parquet",
     "features.jsonl",
@@ -112,32 +114,37 @@ def test_shuffled_explanations_score_near_chance(features):
 
 def test_control_arms_are_scored_like_features(finished, features):
     rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
-    assert [row["control"] for row in rows] == [arm for arm in controls.CONTROLS for _ in range(8)]
+    assert [row["control"] for row in rows] == [
+        arm for arm in sorted(CONTROLS.names(), key="shuffled activations".__eq__) for _ in range(8)
+    ]
     scored = {row["feature"]: row for row in features if row["detection"] is not None}
     for row in rows:
-        assert (row["direction"] != "") == (row["control"] == "raw dimensions")
+        assert (row["direction"] != "") == (row["control"] in ("raw dimensions", "principal components"))
         # By rank: as dense as the feature that it is matched with.
         assert row["density"] == pytest.approx(scored[row["matched_feature"]]["density"], rel=0.25)
         assert (row["detection"] is None) != (row["reason"] is None)
     summary = files.read_json(finished[0] / "interp" / "summary.json")
-    for arm in controls.CONTROLS:
+    for arm in CONTROLS.names():
         detection = [row["detection"] for row in rows if row["control"] == arm and row["detection"] is not None]
         found = summary["controls"][arm]["detection"]
         assert found["scored"] == len(detection) > 0 and found["mean"] == pytest.approx(np.mean(detection))
         assert found["interval"][0] <= found["mean"] <= found["interval"][1]
         own = np.mean([row["detection"] for row in scored.values()])
-        assert summary["above_controls"][arm] == pytest.approx(own - found["mean"])
+        above = summary["above_controls"][arm]["detection"]
+        assert above["difference"] == pytest.approx(own - found["mean"])
+        assert above["interval"][0] < above["difference"] < above["interval"][1]
+        assert summary["controls"][arm]["fuzzing"]["scored"] > 0
 
 
 def test_activations_of_other_tokens_are_as_dense_and_say_nothing(finished):
     """Eight of them: the standard error of their mean is about 0.03."""
     store = ActivationStore.open(finished[0] / "activations")
-    shifted, n = controls.ShiftedStore(**vars(store)), store.n_tokens
+    shifted, n = ShiftedStore(**vars(store)), store.n_tokens
     rows = np.roll(store.read(0, n), -(n // 2), axis=0)
     for start, stop in ((0, 5), (n // 2 - 3, n - n // 2 + 3), (n - 4, n), (0, n), (n - n // 2 - 2, n - n // 2)):
         np.testing.assert_array_equal(shifted.read(start, stop), rows[start:stop])
     rows = pq.read_table(finished[0] / "interp" / "controls.parquet").to_pylist()
-    scores = [row["detection"] for row in rows if row["control"] == controls.ACTIVATIONS]
+    scores = [row["detection"] for row in rows if row["control"] == "shuffled activations"]
     assert abs(np.mean([score for score in scores if score is not None]) - 0.5) < 0.1
 
 

@@ -122,7 +122,9 @@ def whole(tmp_path_factory):
 def test_the_summary_is_what_the_stages_wrote(whole):
     workdir, output = whole
     lines = output.strip().splitlines()
-    sae, features, *named, steering, atlas = lines[[line[:5] for line in lines].index("SAE: ") :]
+    sae, features, *named, better, rest, steering, atlas = lines[[line[:5] for line in lines].index("SAE: ") :]
+    head = next(i for i, line in enumerate(named) if line.strip().startswith("features "))
+    named, compared = named[:head], named[head:]
     metrics = json.loads((workdir / "sae" / "metrics.json").read_text())
     interp = json.loads((workdir / "interp" / "summary.json").read_text())
     headline = json.loads((workdir / "evaluation" / "concepts" / "summary.json").read_text())["headline"]["add"]
@@ -132,7 +134,15 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     )
     scored, above = interp["scored"], interp["detection"]["above_075"]
     assert features.startswith(f"Features: {scored} scored, {above} above 0.75, mean ")
-    assert all(f"{control} " in features for control in interp["controls"])
+    assert [line.split("  ")[1] for line in compared[1:3]] == [
+        f"concepts found, of {interp['coverage']['concepts']}",
+        "mean F1 of concepts",
+    ]
+    assert better.startswith("Features are better than random directions at ")
+    assert rest.startswith("They are not better at ")
+    assert all(
+        (f"{name} (" in better) != (f"{name} (" in rest) for name in ("detection", "fuzzing", "mean F1 of concepts")
+    )
     f1_08, tested = interp["concepts"]["f1_08"], interp["concepts"]["tested"]
     assert features.endswith(f"; {f1_08} of {tested} concepts found with F1 of 0.8 or more")
     found = interp["concepts"]["found"]
@@ -168,7 +178,7 @@ def test_files_have_the_columns_of_the_page(whole):
         Path("interp/features.jsonl")
     }
     seen = {re.sub("/concepts/", "/NAME/", str(path)): columns_of(workdir / path) for path in written - in_words}
-    assert len(seen) == 15 and seen.keys() <= files_page.TABLES.keys()
+    assert len(seen) == 16 and seen.keys() <= files_page.TABLES.keys()
     for name, columns in seen.items():
         declared = {field.name: files_page.kind_of(field.type) for field in files_page.TABLES[name][1]}
         assert columns == (declared if isinstance(columns, dict) else set(declared)), name

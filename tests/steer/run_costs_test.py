@@ -28,7 +28,7 @@ def test_costs_of_the_phantom():
     # docs/scaling.md: five products, 0.67 GFLOP for 4,096 and 16,384.
     assert found["train"].seconds == pytest.approx(5 * 2 * d * width * 1000 / 2e12)
     # An explanation, and twice 10 examples in questions of 5 for detection, fuzzing and shuffled explanations.
-    assert found["interpret"].judge == pytest.approx((2 + 3) * (1 + 3 * 4))
+    assert found["interpret"].judge == pytest.approx((2 + 5) * (1 + 3 * 4))
     assert found["evaluate"].judge == 0
     tokens = found["harvest"].disk / (d * 4) / config.studies.n
     assert 50 < tokens < 120  # 76 of the first 600

@@ -35,7 +35,7 @@ def test_features_of_images_stand_next_to_the_other_bases(tmp_path, control) -> 
     scores = {"detection": {"mean": 0.5, "above_075": 1}}
     for name, found in {
         "sae/metrics.json": {"fvu": 0.1, "l0": 3.0, "dead": 2},
-        "interp/summary.json": scores | {"scored": 4, "controls": {"raw dimensions": scores}},
+        "interp/summary.json": scores | {"scored": 4, "controls": {"shuffled explanations": scores}},
         "label/summary.json": label,
     }.items():
         (tmp_path / name).parent.mkdir()

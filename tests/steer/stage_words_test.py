@@ -9,6 +9,7 @@ from maira_jax.run import files
 from steer import stage_words
 from steer.stage import folder
 
+NOT_SCORED = {"controls": {}, "above_controls": {}}
 CONFIG = ConfigDict({"steer": {"name": "s"}, "interpret": {"set": ""}})
 
 
@@ -63,8 +64,11 @@ def test_a_sweep_that_changed_nothing_says_so(tmp_path):
     ],
 )
 def test_concepts_that_were_left_out(tmp_path, left_out, lines):
-    files.write_json(tmp_path / "interp" / "summary.json", {"concepts": {"left_out": left_out}})
-    assert stage_words.of_interpretation(CONFIG, tmp_path).splitlines() == lines
+    files.write_json(
+        tmp_path / "interp" / "summary.json", {"concepts": {"left_out": left_out}, "coverage": None} | NOT_SCORED
+    )
+    said = stage_words.of_interpretation(CONFIG, tmp_path).splitlines()
+    assert said[:-1] == lines and said[-1].startswith("Features were not compared with random directions")
 
 
 def test_a_scored_set_is_compared_with_our_own(tmp_path):

@@ -34,13 +34,15 @@ function overview() {
       h("span", {}, h("i"), "own explanation"), h("span", {}, h("i", { class: "ghost" }), "another feature's explanation (control)")),
       h("p", { class: "small soft" }, `Balanced accuracy on held-out ${THINGS}; chance is 0.5.`)),
     panel("Features and controls", controlTable()),
+    S.coverage ? panel("Concepts found by features and by controls", h("p", { class: "soft small" },
+      "For every concept, the neuron and threshold with the best F1 on the training studies, measured on held-out ones; found: F1 of 0.8 or more. Controls may use any threshold, raw dimensions and principal components either sign."), coverageTable()) : null,
     D.statements ? panel("Statements and the features that detect them", h("p", { class: "soft small" },
       "It is known what every sentence of these studies states. For each statement, the feature with the best F1 on the contexts of training studies; F1, precision and recall are measured on those of held-out studies. "
       + `Over ${count(S.truth.features)} features, detection scores and true F1 have a rank correlation of ${fixed(S.truth.spearman)} (with random negatives alone ${fixed(S.truth.spearman_random)}) for the best description by up to three statements or words, `
       + `and of ${fixed(S.truth.spearman_facts)} (${fixed(S.truth.spearman_facts_random)}) for that by statements alone.`), statementTable()) : null,
     localizePanel(),
-    D.label ? panel("Features and raw dimensions, against the labels", h("p", { class: "soft small" },
-      `MedSAE's measures over ${count(D.label.studies)} studies${OF_IMAGES ? "" : ` (tokens of: ${D.label.sections.join(", ")})`}. Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good. Compare features with the others by rank: raw dimensions and random directions are rarely 0, which alone lowers their monosemanticity.`), labelTable()) : null,
+    D.label ? panel("Features and controls, against the labels", h("p", { class: "soft small" },
+      `MedSAE's measures over ${count(D.label.studies)} studies${OF_IMAGES ? "" : ` (tokens of: ${D.label.sections.join(", ")})`}. Kept: correlated above 0.2 with some label. Low entropy and high monosemanticity are good. Compare features with the others by rank: controls are rarely 0, which alone lowers their monosemanticity.`), labelTable()) : null,
     panel("Not scored", notScored()),
     panel("How to read this", reading()),
   ];
@@ -109,6 +111,7 @@ function scoreChart() {
     titles: own.map((n, i) => `${(i / 20).toFixed(2)} to ${((i + 1) / 20).toFixed(2)}: ${n} features, control ${control[i]}`), label: "Histogram of detection scores" });
 }
 function controlTable() {
+  const above = (r) => (S.above_controls[r.control] || { detection: { difference: null, interval: null } }).detection;
   const score = (name, title, hint) => ({ title, num: true, hint, value: (r) => r[name].mean, cell: (r) => h("span", { title: between(r[name].interval) }, fixed(r[name].mean)) });
   const own = { control: "features", detection: S.detection, detection_random: S.detection_random, detection_hard: S.detection_hard, ...(S.truth ? { true_f1: S.truth.true_f1 } : {}) };
   const rows = [own, ...Object.entries(S.controls).map(([control, found]) => ({ control, ...found }))];
@@ -119,8 +122,21 @@ function controlTable() {
     ...(OF_IMAGES ? [] : [score("detection_random", "Random negatives"), score("detection_hard", "Hard negatives", "Contexts of the nearest features, and other sentences of the same studies")]),
     { title: "Above 0.75", num: true, value: (r) => r.detection.above_075, cell: (r) => (r.detection.scored ? percent(r.detection.above_075 / r.detection.scored) : DASH) },
     ...(S.truth ? [{ title: "True F1", num: true, hint: "Mean of the best descriptions by what is known of the contexts", value: (r) => r.true_f1, cell: (r) => fixed(r.true_f1) }] : []),
-    { title: "Features above control", num: true, hint: "Mean of the features minus this mean", value: (r) => S.above_controls[r.control], cell: (r) => fixed(S.above_controls[r.control]) },
-  ], rows, 2), h("p", { class: "small soft" }, `Raw dimensions, columns of the encoder with shuffled weights, and columns on activations of other ${OF_IMAGES ? "images" : "tokens"} are thresholded to the densities of the features, and explained and scored like them. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the ${OF_IMAGES ? "images" : "text"}: their scores are chance. Raw dimensions and shuffled weights read what the features read.`)];
+    { title: "Features above control", num: true, hint: "Mean of the features minus this mean", value: (r) => above(r).difference, cell: (r) => h("span", { title: between(above(r).interval) }, fixed(above(r).difference)) },
+  ], rows, 2), h("p", { class: "small soft" }, `Raw dimensions, principal components, random directions, columns of the encoder with shuffled weights, and columns on activations of other ${OF_IMAGES ? "images" : "tokens"} are thresholded to the densities of the features, and explained and scored like them. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the ${OF_IMAGES ? "images" : "text"}: their scores are chance. The others read what the features read.`)];
+}
+// How well single neurons of every basis find the labelled concepts.
+function coverageTable() {
+  const rows = Object.entries(S.coverage.bases).map(([basis, found]) => ({ basis, ...found, gained: S.coverage.differences[`features minus ${basis}`] }));
+  const figure = (name, title, digits) => ({ title, num: true, value: (r) => r[name], cell: (r) => h("span", { title: between(r[`${name}_interval`]) }, fixed(r[name], digits)) });
+  const gain = (name, title, digits) => ({ title, num: true, value: (r) => r.gained && r.gained[name].difference,
+    cell: (r) => (r.gained ? h("span", { title: between(r.gained[name].interval) }, fixed(r.gained[name].difference, digits)) : DASH) });
+  return table([
+    { title: "Basis", value: (r) => r.basis, cell: (r) => (r.gained ? r.basis : h("b", {}, r.basis)) },
+    { title: "Neurons", num: true, value: (r) => r.neurons, cell: (r) => count(r.neurons) },
+    figure("found", `Concepts found, of ${S.coverage.concepts}`, 0), gain("found", "Features find more", 0),
+    figure("f1", "Mean F1", 2), gain("f1", "Features' is higher by", 2),
+  ], rows, 2);
 }
 const statementTable = () => table([
   { title: "Statement", value: (r) => r.statement, cell: (r) => h("b", {}, r.statement) },

@@ -46,11 +46,11 @@ def assert_equal_vectors(directory, devices):
     workdir = make_workdir(directory / "run", 20)
     sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
     found = [
-        study_vectors(sae, store, ("findings",), directory / f"{number}", devices[:number], 0) for number in (1, 8)
+        study_vectors(sae, store, ("findings",), directory / f"{number}", devices[:number], {}) for number in (1, 8)
     ]
     for name in ("study", "embedding", "dimension", "direction"):
         np.testing.assert_array_equal(*(getattr(vectors, name) for vectors in found), err_msg=name)
-    np.testing.assert_array_equal(*(vectors.feature[:, :] for vectors in found))
+    np.testing.assert_array_equal(*(vectors.activation["features"][:, :] for vectors in found))
 
 
 def main(directory: Path) -> None:

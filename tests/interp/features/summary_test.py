@@ -61,8 +61,10 @@ def test_features_are_compared_with_each_control():
     assert found["controls"][SHUFFLED_EXPLANATIONS]["detection"]["mean"] == pytest.approx(0.5)
     assert found["controls"]["raw dimensions"]["true_f1"] == pytest.approx(0.2)
     above = found["above_controls"]
-    assert above[SHUFFLED_EXPLANATIONS] == pytest.approx(0.175) and above["raw dimensions"] == pytest.approx(0.025)
-    assert above["shuffled weights"] is None
+    assert above[SHUFFLED_EXPLANATIONS]["detection"]["difference"] == pytest.approx(0.175)
+    assert above["raw dimensions"]["detection"]["difference"] == pytest.approx(0.025)
+    assert above["raw dimensions"]["detection_hard"]["difference"] is None
+    assert above["shuffled weights"]["detection"] == {"difference": None, "interval": None}
 
 
 def test_scores_are_ranked_against_the_truth():

@@ -121,10 +121,10 @@ def test_train_correlation_is_that_of_the_training_patients_alone(world, found):
 
 def test_a_cut_leaves_as_many_active_studies_as_features_have():
     activation = np.random.default_rng(0).normal(size=(50, 40)).astype(np.float32)
-    cut = cut_by_rank(activation, np.array([3, 11]), seed=0)
+    cut = cut_by_rank(activation, np.array([3, 11]), seed=0)[:, :]
     active = (cut > 0).sum(0)
     assert set(active.tolist()) == {3, 11}
     for neuron in range(40):
         strongest = set(np.argsort(-activation[:, neuron])[: active[neuron]].tolist())
         assert set(np.flatnonzero(cut[:, neuron]).tolist()) == strongest
-    assert (cut_by_rank(activation, np.array([50]), 0) > 0).sum(0).tolist() == [49] * 40
+    assert (cut_by_rank(activation, np.array([50]), 0)[:, :] > 0).sum(0).tolist() == [49] * 40

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from interp.controls.control import bases
 from interp.features.concepts import StudyLabels
 from interp.medsae import localisation
 from interp.medsae.boxed_images import BoxedImages, boxed_images
-from interp.medsae.comparison import activations_of, measure_bases
+from interp.medsae.comparison import measure_bases
 from interp.medsae.localisation import FOLDS, LabelledStudies, localise, score_maps
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.vectors import study_vectors
@@ -100,14 +101,15 @@ def run(tmp_path_factory):
 def test_the_best_feature_finds_the_place_and_controls_do_not(run, tmp_path, monkeypatch):
     monkeypatch.setattr(localisation, "_BLOCK_ROWS", 50)
     store, sae, studies = run
-    vectors = study_vectors(sae, store, ("image",), tmp_path / "vectors", jax.devices(), 0)
+    directions = bases(sae, store, 0)
+    vectors = study_vectors(sae, store, ("image",), tmp_path / "vectors", jax.devices(), directions)
     labels = StudyLabels.from_json(store.studies["labels"].to_pylist())
     groups = PatientGroups.of(store.studies["patient_id"].to_pylist(), 40, 0)
     found = measure_bases(vectors, labels, groups, groups.folds(FOLDS), 0)
     correlation = {basis: rules["medsae"].train_correlation for basis, rules in found.items()}
     boxed = boxed_images(store, studies, labels.concepts)
-    given = LabelledStudies(vectors.study, labels, groups, activations_of(vectors), correlation)
-    summary, table = localise(boxed, given, sae, store, 0)
+    given = LabelledStudies(vectors.study, labels, groups, vectors.activation, correlation)
+    summary, table = localise(boxed, given, sae, store, directions, 0)
     maps = summary["maps"]
     assert summary["images"] == {"mass": int(labels.value.sum())}
     assert maps["features"]["pointing"] == 1.0 and maps["features"]["inside"] > 0.8 and maps["features"]["iou"] > 0.9
@@ -120,7 +122,7 @@ def test_the_best_feature_finds_the_place_and_controls_do_not(run, tmp_path, mon
     assert {row["neuron"] for row in rows} == {2} and len({row["study_id"] for row in rows}) == len(rows)
     # The map of a feature is its activation on the patches, in their order.
     neurons = {"features": np.array([2]), "raw dimensions": np.array([1]), "random directions": np.array([0])}
-    shown = localisation.neuron_maps(boxed["mass"], neurons, sae, store, 0)
+    shown = localisation.neuron_maps(boxed["mass"], neurons, sae, store, directions)
     first = int(boxed["mass"].first[7])
     np.testing.assert_allclose(
         shown["features"][0, 7], np.asarray(sae.encode(store.read(first, first + 9)))[:, 2], atol=1e-6

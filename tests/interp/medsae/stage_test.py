@@ -5,8 +5,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from interp.controls.control import bases
 from interp.features.concepts import StudyLabels
-from interp.medsae import comparison, monosemanticity, stage
+from interp.medsae import monosemanticity, stage
 from interp.medsae.vectors import study_vectors
 from maira_jax.errors import UserError
 from maira_jax.run import files
@@ -31,11 +32,11 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
     cfg.label.sections = ("findings",)
     counts = stage.run(cfg, run_dir)
     sae, store = load_sae(run_dir / "sae"), ActivationStore.open(run_dir / "activations")
-    vectors = study_vectors(sae, store, ("findings",), tmp_path / "vectors", jax.devices(), cfg.seed)
+    vectors = study_vectors(sae, store, ("findings",), tmp_path / "vectors", jax.devices(), bases(sae, store, cfg.seed))
     labels = StudyLabels.from_json(store.studies["labels"].to_pylist())
     rows = pq.read_table(run_dir / "label" / "neurons.parquet").to_pylist()
-    n_active = (vectors.feature[:, :] > 0).sum(0)
-    for basis, activation in comparison.activations_of(vectors).items():
+    n_active = (vectors.activation["features"][:, :] > 0).sum(0)
+    for basis, activation in vectors.activation.items():
         activation, own = activation[:, :], [row for row in rows if row["basis"] == basis]
         assert [row["neuron"] for row in own] == list(range(activation.shape[1]))
         if basis != "features":
@@ -62,17 +63,17 @@ def test_the_summary_has_intervals_and_paired_differences(run_dir):
     assert summary["probing"]["bases"]["features"]["1"]["auroc"] > 0.5
     rows = pq.read_table(run_dir / "label" / "probing.parquet").to_pylist()
     assert {row["neurons"][0] for row in rows if (row["k"], row["concept"]) == ("1", "communication")} >= {4}
-    bases = summary["bases"]
+    found = summary["bases"]
     # Feature 4 is active where somebody is told.
-    assert bases["features"]["classes"]["communication"]["neuron"] == 4
-    for part in (bases["features"], bases["raw dimensions"], bases["random directions"]["by_rank"]):
+    assert found["features"]["classes"]["communication"]["neuron"] == 4
+    for part in (found["features"], found["raw dimensions"], found["random directions"]["by_rank"]):
         low, high = part["intervals"]["monosemanticity"]
         assert low < high and low - 0.1 < part["monosemanticity"]["mean"] < high + 0.1
-    found = summary["differences"]["features minus random directions"]
-    for rule, part in (("medsae", bases), ("by_rank", {name: part["by_rank"] for name, part in bases.items()})):
+    gained = summary["differences"]["features minus random directions"]
+    for rule, part in (("medsae", found), ("by_rank", {name: part["by_rank"] for name, part in found.items()})):
         r = part["features"]["mean_over_classes"]["r"] - part["random directions"]["mean_over_classes"]["r"]
-        assert found[rule]["r"]["difference"] == pytest.approx(r)
-        low, high = found[rule]["r"]["interval"]
+        assert gained[rule]["r"]["difference"] == pytest.approx(r)
+        low, high = gained[rule]["r"]["interval"]
         assert low < r < high and r > 0
 
 

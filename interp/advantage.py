@@ -1,0 +1,129 @@
+"""What features are better at than controls: each measure of a run for every basis, as a table and in two sentences."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from interp.controls.random_directions import DIRECTIONS
+from interp.medsae.vectors import FEATURES
+
+_PROBE_SIZES = (1, 16)
+_MEANINGS = {"detection_hard": "detection, hard negatives alone"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One measure of features and controls.
+
+    Attributes:
+      measure: its name.
+      found: basis -> mean or count, and its 95 % interval; features first.
+      gained: control -> what features have more, and the 95 % interval of that.
+      places: decimal places that are shown.
+    """
+
+    measure: str
+    found: Mapping[str, tuple[float | None, Sequence[float] | None]]
+    gained: Mapping[str, tuple[float | None, Sequence[float] | None]]
+    places: int = 2
+
+    def is_better(self, control: str) -> bool:
+        """Whether the interval of what features have more is above 0."""
+        interval = self.gained[control][1]
+        return interval is not None and interval[0] > 0
+
+
+def comparisons(interp: Mapping[str, Any], label: Mapping[str, Any] | None) -> list[Comparison]:
+    """Every measure that the summaries of the stages interp and label have of features and random directions."""
+    found = [*_coverage(interp), *_scores(interp), *(() if label is None else _labels(label))]
+    return [each for each in found if each.gained.get(DIRECTIONS, (None, None))[0] is not None]
+
+
+def _coverage(interp: Mapping[str, Any]) -> Iterator[Comparison]:
+    covered = interp["coverage"]
+    if covered is None:
+        return
+    names = (("found", f"concepts found, of {covered['concepts']}", 0), ("f1", "mean F1 of concepts", 2))
+    for key, measure, places in names:
+        found = {basis: (part[key], part[f"{key}_interval"]) for basis, part in covered["bases"].items()}
+        yield Comparison(measure, found, _differences(covered["differences"], lambda part, key=key: part[key]), places)
+
+
+def _scores(interp: Mapping[str, Any]) -> Iterator[Comparison]:
+    names = dict.fromkeys(name for gained in interp["above_controls"].values() for name in gained)
+    for name in names:
+        parts = {FEATURES: interp} | interp["controls"]
+        found = {
+            basis: (part[name]["mean"], part[name]["interval"])
+            for basis, part in parts.items()
+            if isinstance(part.get(name), dict)
+        }
+        gained = {
+            control: (part[name]["difference"], part[name]["interval"])
+            for control, part in interp["above_controls"].items()
+            if name in part
+        }
+        yield Comparison(_MEANINGS.get(name, name), found, gained)
+
+
+def _labels(label: Mapping[str, Any]) -> Iterator[Comparison]:
+    probing = label["probing"]
+    for k in map(str, _PROBE_SIZES):
+        found = {basis: (p[k]["auroc"], p[k]["auroc_interval"]) for basis, p in probing["bases"].items() if k in p}
+        gained = {name: part for name, part in probing["differences"].items() if k in part}
+        yield Comparison(f"AUROC of {k}-sparse probes", found, _differences(gained, lambda part, k=k: part[k]["auroc"]))
+    found = {
+        basis: (part["by_rank"]["monosemanticity"]["mean"], part["by_rank"]["intervals"]["monosemanticity"])
+        for basis, part in label["bases"].items()
+    }
+    gained = {name: part for name, part in label["differences"].items() if "monosemanticity" in part["by_rank"]}
+    yield Comparison(
+        "monosemanticity by rank", found, _differences(gained, lambda part: part["by_rank"]["monosemanticity"])
+    )
+
+
+def _differences(
+    differences: Mapping[str, Any], part_of: Any
+) -> dict[str, tuple[float | None, Sequence[float] | None]]:
+    found = {name.removeprefix(f"{FEATURES} minus "): part_of(part) for name, part in differences.items()}
+    return {control: (part["difference"], part["interval"]) for control, part in found.items()}
+
+
+def rows(found: Sequence[Comparison]) -> list[list[str]]:
+    """The table: a head, and a row per measure with the mean and interval of every basis."""
+    bases = list(dict.fromkeys(basis for each in found for basis in each.found))
+    table = [["", *bases]]
+    for each in found:
+        cells = (each.found.get(basis, (None, None)) for basis in bases)
+        table.append([each.measure, *(_shown(*cell, f".{each.places}f") for cell in cells)])
+    return table
+
+
+def sentences(found: Sequence[Comparison], control: str = DIRECTIONS) -> str:
+    """Two sentences: what features are better at than a control, and what not; one where nothing was measured."""
+    if not found:
+        return f"Features were not compared with {control}: no label is known, and none was scored."
+    better = [each for each in found if each.is_better(control)]
+    rest = [each for each in found if not each.is_better(control)]
+    return (
+        f"Features are better than {control} at {_listed(better, control) or 'none of what was measured'}.\n"
+        f"They are not better at {_listed(rest, control) or 'none of what was measured'}."
+    )
+
+
+def _listed(found: Sequence[Comparison], control: str) -> str:
+    return "; ".join(_one(each, control) for each in found)
+
+
+def _one(each: Comparison, control: str) -> str:
+    form = f".{each.places}f"
+    own, other = (_shown(each.found[basis][0], None, form) for basis in (FEATURES, control))
+    return f"{each.measure} ({own} against {other}, {_shown(*each.gained[control], f'+{form}')})"
+
+
+def _shown(value: float | None, interval: Sequence[float] | None, form: str) -> str:
+    """A figure with its interval: 0.76 [0.75, 0.77]."""
+    if value is None:
+        return "-"
+    ends = "" if interval is None else f" [{', '.join(format(end, form) for end in interval)}]"
+    return format(value, form) + ends

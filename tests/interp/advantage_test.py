@@ -1,0 +1,76 @@
+"""What is said of features against controls: the table, and which sentence each measure is in."""
+
+from interp import advantage
+
+
+def gained(difference, low, high):
+    return {"difference": difference, "interval": (low, high)}
+
+
+def score(mean):
+    return {"mean": mean, "interval": (mean - 0.01, mean + 0.01)}
+
+
+INTERP = {
+    "coverage": {
+        "concepts": 46,
+        "bases": {
+            "features": {"found": 26, "found_interval": (22, 29), "f1": 0.79, "f1_interval": (0.76, 0.81)},
+            "random directions": {"found": 15, "found_interval": (12, 18), "f1": 0.67, "f1_interval": (0.64, 0.7)},
+        },
+        "differences": {
+            "features minus random directions": {"found": gained(11.0, 7.0, 15.0), "f1": gained(0.12, 0.09, 0.15)}
+        },
+    },
+    "detection": score(0.76),
+    "fuzzing": score(0.58),
+    "controls": {
+        "random directions": {"detection": score(0.78), "fuzzing": score(0.6)},
+        "shuffled explanations": {"detection": score(0.5)},
+    },
+    "above_controls": {
+        "random directions": {"detection": gained(-0.02, -0.04, 0.01), "fuzzing": gained(None, None, None)},
+        "shuffled explanations": {"detection": gained(0.26, 0.25, 0.27)},
+    },
+}
+LABEL = {
+    "probing": {
+        "bases": {"features": {"1": {"auroc": 0.8, "auroc_interval": None}},
+                  "random directions": {"1": {"auroc": 0.7, "auroc_interval": None}}},
+        "differences": {"features minus random directions": {"1": {"auroc": gained(0.1, 0.05, 0.15)}}},
+    },
+    "bases": {
+        basis: {"by_rank": {"monosemanticity": {"mean": mean}, "intervals": {"monosemanticity": None}}}
+        for basis, mean in (("features", 0.6), ("random directions", 0.59))
+    },
+    "differences": {
+        "features minus random directions": {"by_rank": {"monosemanticity": gained(0.01, -0.01, 0.03)}}
+    },
+}  # fmt: skip
+
+
+def test_each_measure_is_in_the_sentence_that_its_interval_says():
+    found = advantage.comparisons(INTERP, LABEL)
+    better, rest = advantage.sentences(found).splitlines()
+    assert better == (
+        "Features are better than random directions at concepts found, of 46 (26 against 15, +11 [+7, +15]); "
+        "mean F1 of concepts (0.79 against 0.67, +0.12 [+0.09, +0.15]); "
+        "AUROC of 1-sparse probes (0.80 against 0.70, +0.10 [+0.05, +0.15])."
+    )
+    assert rest == (
+        "They are not better at detection (0.76 against 0.78, -0.02 [-0.04, +0.01]); "
+        "monosemanticity by rank (0.60 against 0.59, +0.01 [-0.01, +0.03])."
+    )
+
+
+def test_the_table_has_a_row_per_measure_and_a_dash_for_what_is_not_measured():
+    head, *rows = advantage.rows(advantage.comparisons(INTERP, None))
+    assert head == ["", "features", "random directions", "shuffled explanations"]
+    assert [row[0] for row in rows] == ["concepts found, of 46", "mean F1 of concepts", "detection"]
+    assert rows[0][1:] == ["26 [22, 29]", "15 [12, 18]", "-"]
+    assert rows[2][1:] == ["0.76 [0.75, 0.77]", "0.78 [0.77, 0.79]", "0.50 [0.49, 0.51]"]
+
+
+def test_without_labels_only_scores_are_compared():
+    _, rest = advantage.sentences(advantage.comparisons(INTERP | {"coverage": None}, None)).splitlines()
+    assert rest.startswith("They are not better at detection (")
