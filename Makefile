@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 # step, and a fifth of its time went into faulting in their pages.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test drill lint docs compilers clean
+.PHONY: demo test drill mutants lint docs compilers lock release-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -27,6 +27,11 @@ test: lint
 drill: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m drill
 
+# Hours: how many small changes of some modules their tests notice.
+mutants: $(VENV)/.installed-test
+	$(BIN)/pip install -q -e '.[mutants]'
+	$(BIN)/python -m tests.mutants
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +43,16 @@ docs: $(VENV)/.installed-test
 # For `launch.bench fits` and tests/compiled, which are skipped without them; 1.1 GB.
 compilers: $(VENV)/.installed-test
 	$(BIN)/python -m launch.benches.absent_devices tpu gpu
+
+# The newest versions for the tests, on each Python that the package runs on.
+lock: $(VENV)/.installed-release
+	$(BIN)/uv pip compile -q -U pyproject.toml --extra test --extra docs --universal --python-version 3.11 -c $(VENV)/.torch \
+		--no-annotate --custom-compile-command 'make lock' -o requirements-test.txt
+
+# Known vulnerabilities, and licences that are not in the list.
+release-check: $(VENV)/.installed-release
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r requirements-test.txt
+	$(BIN)/python -m docs.licences_page | diff docs/reference/licences.md -
 
 $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }
@@ -52,10 +67,14 @@ $(VENV)/.installed-demo: pyproject.toml $(BIN)/pip
 	$(BIN)/pip install -q -e .
 	touch $@
 
-$(VENV)/.installed-test: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install -q -c $(VENV)/.torch -e '.[test,docs]'
+$(VENV)/.installed-test: pyproject.toml requirements-test.txt $(VENV)/.torch
+	$(BIN)/pip install -q -c requirements-test.txt -e '.[test,docs]'
 	# Alone: of what they ask for, the tests need only einops, torch and transformers.
 	$(BIN)/pip install -q --no-deps dictionary_learning==0.1.0 sae-lens==6.54.12
+	touch $@
+
+$(VENV)/.installed-release: $(VENV)/.installed-test
+	$(BIN)/pip install -q -e '.[release]'
 	touch $@
 
 clean:

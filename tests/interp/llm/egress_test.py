@@ -136,6 +136,13 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path):
         explain(make_client(f"http://127.0.0.1:{port}/v1", tmp_path), [explain_task(0)])
 
 
+def test_the_next_address_of_this_machine_is_tried_where_one_does_not_answer():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        endpoint = egress.Endpoint(f"http://localhost:{port}/v1", "http", "localhost", port, ("127.0.0.9", "127.0.0.1"))
+        assert asyncio.run(egress.reach(endpoint)) == "127.0.0.1"
+
+
 def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch, capfd, caplog):
     secret = "sk-no-one-may-read-this"
     monkeypatch.setenv("OPENAI_API_KEY", secret)
