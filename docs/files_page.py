@@ -20,6 +20,7 @@ from sae.sweep import stage as sweep
 from steer import evaluate
 from steer import stage as steer
 from steer.localize import stage as localize
+from steer.selection import choose
 
 PAGE = Path(__file__).parent / "reference" / "files.md"
 START = "<!-- From here on written by python -m docs.files_page -->\n"
@@ -44,6 +45,7 @@ TABLES: dict[str, tuple[str, pa.Schema]] = {
     "localize/sites.parquet": ("site, section and concept", localize.SCHEMA),
     "localize/generations.jsonl": ("report", steer.LINES),
     "steer/NAME/generations.jsonl": ("report", steer.LINES),
+    "steer/NAME/selection.parquet": ("concept, candidate feature and rule", choose.SCHEMA),
     "evaluation/NAME/results.parquet": ("report", evaluate.SCHEMA),
 }
 

@@ -1,7 +1,6 @@
 """The `steer` section of the configuration."""
 
 import re
-from typing import Literal
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from maira_jax.run.config import Section, setting
 from steer.methods import METHODS
 from steer.methods.combination import members
 from steer.methods.method import StrengthUnit
+from steer.selection import SELECTIONS
 
 GENERATED = "generated"  # the position of every token that produces a token
 # Parts of a prompt by the names that `steer.positions` gives them.
@@ -42,13 +42,22 @@ class SteerSection(Section, name="steer"):
         "Concepts to steer, each by its best feature if one is known, where steer.features and steer.match are empty; "
         "empty: the steer.top that features detect best.",
     )
-    select: Literal["concept", "gradient"] = setting(
-        "concept",
-        "How the features of a concept are chosen where steer.features and steer.match are empty. concept: those that "
-        "detect it best; gradient: those that, to first order, most raise the probability of sentences that state it.",
+    select: tuple[str, ...] = setting(
+        ("concept",),
+        "Rules by which the features of a concept are chosen where steer.features and steer.match are empty: all that "
+        "any rule chooses are steered. concept: it detects the concept best; explanation: its explanation states the "
+        "concept and has the best detection score; gradient: it raises, to first order, the probability of sentences "
+        "that state the concept most. Of their candidates, output_score: it makes its own direction's tokens likely; "
+        "confidence: it changes what is expected next; pilot: it steers a few reports best.",
+        choices=SELECTIONS.names,
     )
-    candidates: int = setting(1, "Features that are steered for each concept, the best ones by steer.select.", ge=1)
-    select_studies: int = setting(8, "Training studies on whose prompts gradients are taken, all at once.", ge=1)
+    candidates: int = setting(1, "Features that are steered for each concept and rule of steer.select.", ge=1)
+    pool: int = setting(
+        8, "Candidates for each concept that each of the rules concept, explanation and gradient proposes.", ge=1
+    )
+    select_studies: int = setting(
+        8, "Training studies on whose prompts rules take gradients, amplify features and steer, all at once.", ge=1
+    )
     top: int = setting(
         12, "Largest number of features that are chosen by match or concept; those of steer.features all are.", ge=1
     )
@@ -98,7 +107,7 @@ class SteerSection(Section, name="steer"):
             raise UserError(f"steer.name {self.name!r} cannot name a folder: use letters, digits, '-' and '_'")
         if not self.nonzero_strengths:
             raise UserError(f"steer.strengths {self.strengths} must hold a number other than 0: add one")
-        for name in ("methods", "positions"):
+        for name in ("methods", "positions", "select"):
             if not getattr(self, name):
                 raise UserError(f"steer.{name} is empty: choose at least one")
         if self.features and self.match:

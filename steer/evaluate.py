@@ -22,7 +22,8 @@ reports that it answered on.
 
 Intervals are 95 % percentile bootstrap intervals over studies. The best strength of a concept, a method and an intended
 effect is the one with the most on-target minus off-target generations (a degenerate one counts as off target) on one
-half of the studies; its rates are those of the other half.
+half of the studies; its rates are those of the other half. Strengths are looked at from the smallest one on, up to the
+first at which more than a tenth of the reports are degenerate.
 """
 
 import contextlib
@@ -36,8 +37,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.llm.client import ChatClient
-from maira_jax.reports.changes import cached_parse, compare
-from maira_jax.reports.text import degenerate, edit_distance, repetition, words_of
 from maira_jax.run import files, jsonl
 from maira_jax.run.columns import column
 from maira_jax.run.config import Section, setting
@@ -45,13 +44,13 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stages.stage import Stage
 from steer import comparison
 from steer.config import SteerSection
-from steer.rates import HEADLINE, selection_correlations, summarise
-from steer.stage import DIRECTIONS, GENERATIONS, folder
+from steer.outcome import outcome
+from steer.rates import HEADLINE, selection_rates, summarise
+from steer.stage import DIRECTIONS, GENERATIONS, SELECTION, folder
 
 FOLDER = "evaluation"  # with a folder for each sweep in it
 RESULTS = "results.parquet"
 SUMMARY = "summary.json"
-ADDED, REMOVED = "added", "removed"
 _STRINGS = pa.list_(pa.string())
 # What a language model counts, and rates from 0 to 2; null where it did not judge.
 _JUDGED = {
@@ -108,7 +107,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Writes `evaluation/NAME/results.parquet`, one row per generation (see `SCHEMA`), and
     `evaluation/NAME/summary.json`: `rates` by method, strength and concept ("all": pooled), `best` strengths
-    by concept, method and intended effect, and the `headline`, which pools the latter over concepts.
+    by concept, method and intended effect, the `headline`, which pools the latter over concepts, and `selection`, by
+    rule of `steer.select` what `selection_rates` gives.
 
     Returns:
       The headline of each method, flat, and the number of generations.
@@ -135,8 +135,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         with files.atomic_path(stage.dir / RESULTS) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
         summary = {"definitions": __doc__} | summarise(rows, section.bootstrap, config.seed)
-        targets = [each["target"] for each in files.read_json(source / DIRECTIONS) if each["target"]]
-        summary["selection"] = selection_correlations(summary["best"], targets)
+        scores = pq.read_table(source / SELECTION).to_pylist()
+        summary["selection"] = selection_rates(rows, scores, section.bootstrap, config.seed)
         files.write_json(stage.dir / SUMMARY, summary)
         counts: dict[str, Any] = {"generations": len(rows), "degenerate": sum(bool(r["degenerate"]) for r in rows)}
         for method, rates in summary["headline"].items():
@@ -172,35 +172,22 @@ def _compare(
 
 def result_row(number: int, line: dict[str, Any]) -> dict[str, Any]:
     """The row of `SCHEMA` for one generation."""
-    settings, original, steered = line["settings"], line["original"], line["steered"]
-    concept, strength = settings["concept"], line["strength"]
-    found = compare(original, steered, concept, settings.get("other_concepts", ()))
-    before, after = words_of(original), words_of(steered)
-    was, now = cached_parse(original).concepts.get(concept), cached_parse(steered).concepts.get(concept)
-    steered_for = bool(strength) and was is not None  # a concept that the labeller knows
-    wanted = strength > 0
+    settings, strength = line["settings"], line["strength"]
     return {
         "line": number,
         "study_id": line["study_id"],
         "direction": line["direction"],
         "method": settings["method"],
-        "concept": concept,
+        "concept": settings["concept"],
         "feature": settings["feature"],
         "strength": strength,
-        "intended": "" if not steered_for else ADDED if wanted else REMOVED,
-        "eligible": steered_for and was != wanted,
-        "on_target": steered_for and was != wanted and now == wanted,
-        "off_target": found.off_target,
-        "off_target_attributes": found.off_target_attributes,
-        "no_change": found.none,
-        "identical": original == steered,
-        "degenerate": degenerate(steered, line["finished"], line.get("finite", True)),
-        "added": list(found.added),
-        "removed": list(found.removed),
-        "changed": list(found.changed),
-        "concepts": list(found.concepts),
-        "edit_distance": edit_distance(before, after),
-        "repetition": repetition(steered),
         "mean_nll": line.get("mean_nll"),
-        "words": max(len(before), len(after)),
-    }
+    } | outcome(
+        line["original"],
+        line["steered"],
+        settings["concept"],
+        strength,
+        finished=line["finished"],
+        finite=line.get("finite", True),
+        other_concepts=settings.get("other_concepts", ()),
+    )

@@ -3,14 +3,26 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from interp.scorers.bootstrap import percentile_interval, study_weights
 from maira_jax.errors import UserError
 from steer.methods.direction import NONE
+from steer.outcome import ADDED, reward
+
+_MAX_DEGENERATE = 0.1  # of the texts at a strength: stronger ones are not looked at
+
+
+class DirectionEffect(NamedTuple):
+    """A direction and what it is to do."""
+
+    concept: str
+    method: str
+    intended: str
+    feature: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +128,9 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
         for (method, strength, concept), group in sorted(groups.items())
     ]
     best, reported = _best(steered, bootstrap, seed)
+    by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for effect, group in reported.items():
+        by_method[effect.method] += group
     originals = [row for row in rows if row["method"] == NONE]
     return {
         "studies": len({row["study_id"] for row in steered}),
@@ -125,7 +140,7 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
             "repetition": bootstrap.rate(originals, MEASURES["repetition"]),
             "mean_nll": bootstrap.rate(originals, MEASURES["mean_nll"]),
         },
-        "headline": {method: bootstrap.rates(group) for method, group in sorted(reported.items())},
+        "headline": {method: bootstrap.rates(group) for method, group in sorted(by_method.items())},
         "best": best,
         "rates": rates,
     }
@@ -139,63 +154,99 @@ def _halves(rows: Sequence[dict[str, Any]], seed: int) -> set[str]:
 
 def _best(
     rows: Sequence[dict[str, Any]], bootstrap: StudyBootstrap, seed: int
-) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """The best strength of each concept, feature, method and intended effect, and the generations it is reported on.
-
-    The latter are by method.
+) -> tuple[list[dict[str, Any]], dict[DirectionEffect, list[dict[str, Any]]]]:
+    """The best strength of each direction and intended effect, and the generations that it is reported on.
 
     Only eligible generations take part: what a direction does where its concept is already as intended is in `rates`.
     Where the half that chooses has no eligible study, `strength` is None.
     """
     choosing = _halves(rows, seed)
-    groups: dict[tuple[str, str, str, int], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[DirectionEffect, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["eligible"]:
-            groups[row["concept"], row["method"], row["intended"], row["feature"]].append(row)
+            groups[DirectionEffect(row["concept"], row["method"], row["intended"], row["feature"])].append(row)
     best: list[dict[str, Any]] = []
-    reported: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for (concept, method, intended, feature), group in sorted(groups.items()):
-        scores: dict[float, int] = defaultdict(int)
-        for row in group:
-            if row["study_id"] in choosing:
-                scores[row["strength"]] += row["on_target"] - row["off_target"] if _whole(row) else -1
-        entry = {"concept": concept, "method": method, "intended": intended, "feature": feature}
-        if not scores:
+    reported: dict[DirectionEffect, list[dict[str, Any]]] = {}
+    for effect, group in sorted(groups.items()):
+        entry = effect._asdict()
+        strength = _best_strength([row for row in group if row["study_id"] in choosing])
+        if strength is None:
             best.append(entry | {"strength": None, "chosen_on": 0})
             continue
-        strength = max(scores, key=lambda s: (scores[s], -abs(s)))
         rest = [row for row in group if row["strength"] == strength and row["study_id"] not in choosing]
         chosen_on = sum(row["strength"] == strength for row in group) - len(rest)
         best.append(entry | {"strength": strength, "chosen_on": chosen_on} | bootstrap.rates(rest))
-        reported[method] += rest
+        reported[effect] = rest
     return best, reported
 
 
-def selection_correlations(
-    best: Iterable[dict[str, Any]], targets: Iterable[Mapping[str, Any]], method: str = "add"
+def _best_strength(rows: Iterable[dict[str, Any]]) -> float | None:
+    """The strength with the largest sum of rewards, of those before texts degenerate; None without rows."""
+    by_strength: dict[float, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_strength[row["strength"]].append(row)
+    best: tuple[int, float] | None = None
+    for strength, own in sorted(by_strength.items(), key=lambda pair: abs(pair[0])):
+        if best and sum(bool(row["degenerate"]) for row in own) > _MAX_DEGENERATE * len(own):
+            break
+        total = sum(map(reward, own))
+        if best is None or total > best[0]:
+            best = total, strength
+    return best and best[1]
+
+
+def selection_rates(
+    rows: Sequence[dict[str, Any]], scores: Iterable[Mapping[str, Any]], n_resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """How the scores by which features are selected go with what steering then did.
+    """What the features did that each rule of selection chose first, and how its scores go with what features did.
 
     Args:
-      best: the best strengths, of `summarise`.
-      targets: the targets of the directions, each with `concept`, `feature`, `f1` and `score`.
-      method: the method whose effects count: the share on target minus the share off target, where a concept was added.
+      rows: rows of `steer.evaluate.SCHEMA`.
+      scores: rows of `steer.selection.choose.SCHEMA`.
+      n_resamples: the number of resamples for each interval.
+      seed: the seed of the resamples, and of the halves of the studies.
 
     Returns:
-      By score ("f1", "score") Spearman's rank correlation over the features of all concepts, and their number; None
-      with fewer than three, or where all are equal.
+      By rule `methods`, by method the rates over all concepts of the feature with the rule's largest score, at the best
+      strengths; and `spearman`, the rank correlation of the score with the share on target minus the share off target
+      where "add" was to add the concept, over all features that were steered for a concept; with `low` and `high`, an
+      interval over them, and their number `n`. None with fewer than three, or where all are equal.
     """
-    known = {(target["concept"], target["feature"]): target for target in targets}
+    steered = [row for row in rows if row["method"] != NONE]
+    bootstrap = StudyBootstrap([row["study_id"] for row in steered], n_resamples, seed)
+    best, reported = _best(steered, bootstrap, seed)
     effects = {
         (row["concept"], row["feature"]): row["on_target"]["rate"] - row["off_target"]["rate"]
         for row in best
-        if row["method"] == method and row["intended"] == "added" and row.get("on_target", {}).get("rate") is not None
+        if row["method"] == "add" and row["intended"] == ADDED and row.get("on_target", {}).get("rate") is not None
     }
+    by_rule: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for score in scores:
+        by_rule[score["rule"]].append(score)
     found = {}
-    for name in ("f1", "score"):
-        pairs = [
-            (known[key][name], effect) for key, effect in effects.items() if known.get(key, {}).get(name) is not None
-        ]
-        differ = len(pairs) >= 3 and all(len(set(values)) > 1 for values in zip(*pairs, strict=True))
-        found[name] = {"spearman": float(spearmanr(*zip(*pairs, strict=True))[0]) if differ else None, "n": len(pairs)}
+    for rule, own in by_rule.items():
+        first = {(score["concept"], score["feature"]) for score in own if score["rank"] == 1}
+        methods: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for effect, group in reported.items():
+            if (effect.concept, effect.feature) in first:
+                methods[effect.method] += group
+        pairs = {(score["concept"], score["feature"]): score["score"] for score in own}
+        known = [(pairs[key], effect) for key, effect in effects.items() if key in pairs]
+        found[rule] = {
+            "methods": {method: bootstrap.rates(group) for method, group in sorted(methods.items())}
+        } | _rank_correlation(np.array(known).reshape(-1, 2), n_resamples, seed)
     return found
+
+
+def _rank_correlation(pairs: np.ndarray, n_resamples: int, seed: int) -> dict[str, Any]:
+    """Spearman's rank correlation of two columns [n, 2], with its bootstrap interval over the rows."""
+    empty = {"spearman": None, "low": None, "high": None, "n": len(pairs)}
+    if len(pairs) < 3 or (np.ptp(pairs, axis=0) == 0).any():
+        return empty
+    drawn = np.random.default_rng([seed, 3]).integers(len(pairs), size=(n_resamples, len(pairs)))
+    differ = (np.ptp(pairs[drawn], axis=1) > 0).all(axis=1)  # [resamples]
+    ranks = rankdata(pairs[drawn[differ]], axis=1)  # [resamples, n, 2]
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    resampled = ranks.prod(axis=2).sum(axis=1) / np.sqrt((ranks**2).sum(axis=1).prod(axis=1))  # [resamples]
+    low, high = percentile_interval(resampled)
+    return empty | {"spearman": float(spearmanr(*pairs.T)[0]), "low": low, "high": high}

@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from interp.sets import OWN_SET, stage_name
 from maira_jax.checkpoint.convert import ModelSection
@@ -24,11 +25,12 @@ from maira_jax.run.stages.stage import MANIFEST, Stage, read_manifest
 from steer.config import SteerSection
 from steer.methods.direction import Direction
 from steer.program.sweep_writer import GenerationRow, SteeredReport, SweepWriter
+from steer.selection.choose import SCHEMA as SCORES
 from steer.sweep import Sweep
 
 ReportKey = tuple[str, str, float]  # study, direction, strength
 
-_LISTS = ("features", "concepts", "combinations", "methods", "strengths")
+_LISTS = ("features", "concepts", "select", "combinations", "methods", "strengths")
 _GROWS = {f"steer.{name}": growth.union for name in _LISTS} | {
     "steer.studies": growth.largest,
     "steer.manifest": growth.newest,
@@ -37,6 +39,7 @@ _GROWS = {f"steer.{name}": growth.union for name in _LISTS} | {
 }
 GENERATIONS = "generations.jsonl"
 DIRECTIONS = "directions.json"
+SELECTION = "selection.parquet"
 
 
 def folder(name: str) -> str:
@@ -73,7 +76,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes steered reports.
 
     Writes `steer/NAME/`: `directions.json` (each direction with its target and the size of its unit),
-    `directions.npy` (their vectors, in the same order) and `generations.jsonl`, one line per report (see `LINES`).
+    `directions.npy` (their vectors, in the same order), `selection.parquet` (the scores of the features that they were
+    chosen from) and `generations.jsonl`, one line per report (see `LINES`).
 
     The lines are study by study in the order of `plan_rows`. The processes of a run take batches of studies in turn,
     each on its own devices; the first one measures the directions. A killed run resumes with the batches that are
@@ -117,6 +121,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         unfinished = 0
         if processes.is_first():
             _save_directions(stage.dir, sweep.directions)
+            with files.atomic_path(stage.dir / SELECTION) as path:
+                pq.write_table(pa.Table.from_pylist(list(sweep.scores), schema=SCORES), path)
             unfinished = _join(parts, earlier, sweep, stage.dir / GENERATIONS)
         counts = {
             "studies": len(sweep.studies),

@@ -1,12 +1,13 @@
 """A sweep: what it needs of the earlier stages, read and checked to fit together."""
 
 import dataclasses
+import functools
 import hashlib
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import ml_collections
 import numpy as np
@@ -14,10 +15,8 @@ import numpy as np
 from maira_jax.checkpoint import store
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
-from maira_jax.inputs.batches import fill_up
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
-from maira_jax.model import sharding
 from maira_jax.model.sites import Site
 from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection
@@ -32,13 +31,19 @@ from steer.methods import MethodInputs
 from steer.methods.combination import combination, members
 from steer.methods.direction import Direction, make_directions
 from steer.methods.study_means import StudyMeans
+from steer.program.effects import ProgramEffects
 from steer.program.prompts import Prompts
 from steer.program.sweep_writer import SweepWriter, plan_rows
-from steer.selection.by_gradient import GradientModel, concept_sentences, gradient_scores
 from steer.selection.catalogue import FeatureCatalogue
-from steer.selection.choose import choose
+from steer.selection.choose import Selected, SelectSize, choose
+from steer.selection.rule import EditedModel, SelectionInputs
 
-_READ_REPORTS = 1000  # of the training studies, whose sentences on a concept are counted
+
+class SelectedDirections(NamedTuple):
+    """What a sweep steers with, and rows of `steer.selection.choose.SCHEMA`: the scores of what it was chosen from."""
+
+    directions: list[Direction]
+    scores: list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +54,13 @@ class Sweep:
       section: the section of the configuration.
       directions: what it steers with.
       writer: the writer of its reports.
+      scores: rows of `steer.selection.choose.SCHEMA`, of the features that the directions' were chosen from.
     """
 
     section: SteerSection
     directions: Sequence[Direction]
     writer: SweepWriter
+    scores: Sequence[Mapping[str, Any]] = ()
 
     @property
     def studies(self) -> Sequence[Study]:
@@ -86,19 +93,19 @@ class Sweep:
             raise UserError(f"at {site.name} only images are edited: set steer.positions to image")
         folder = workdir / "model"
         texts, images = Tokenizer.from_dir(folder), ImageConfig.from_dir(folder)
-        model = GradientModel(params, cfg, texts, images, site, section.measured)
-        directions = _of_first(lambda: _directions(config, section, workdir, activations, model), shared)
+        model = EditedModel(params, cfg, texts, images, site, section.measured)
+        directions, scores = _of_first(lambda: _directions(config, section, workdir, activations, model), shared)
         prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
         rows = plan_rows(directions, section.nonzero_strengths, activations.d_model, site)
-        return cls(section, directions, SweepWriter.of(params, cfg, prompts, section, config.seed, rows))
+        return cls(section, directions, SweepWriter.of(params, cfg, prompts, section, config.seed, rows), scores)
 
 
-def _of_first(make: Callable[[], list[Direction]], shared: Path) -> list[Direction]:
+def _of_first(make: Callable[[], SelectedDirections], shared: Path) -> SelectedDirections:
     """The directions that the first process makes: the store is read once, and none differs by a host's rounding."""
     if processes.count() == 1:
         return make()
     path = shared / ".directions.tmp"
-    directions = make() if processes.is_first() else []
+    directions = make() if processes.is_first() else SelectedDirections([], [])
     if processes.is_first():
         with files.atomic_path(path) as temporary:
             temporary.write_bytes(pickle.dumps(directions))
@@ -120,56 +127,60 @@ def _directions(
     section: SteerSection,
     workdir: Path,
     activations: ActivationStore,
-    model: GradientModel,
-) -> list[Direction]:
+    model: EditedModel,
+) -> SelectedDirections:
     combined = [number for text in section.combinations for number, _ in members(text)]
     sae, catalogue = _autoencoder(section, workdir, activations, (*section.features, *combined))
     # All features are chosen before anything is measured: a wrong one fails before the pass over the store.
     known = {number: catalogue.target(number) for number in combined}
-    targets = []
+    targets, scores = Selected([], [])
     if section.features or section.concepts or section.match or not section.combinations:
-        score = None
-        if section.select == "gradient":
-            score = _gradients(config, section, activations, model, sae, catalogue)
-        given = (section.features, section.match, section.concepts, section.top, section.candidates)
-        targets = choose(catalogue, *given, score)
+        given = (section.features, section.match, section.concepts)
+        size = SelectSize(section.top, section.candidates, section.pool)
+        inputs = _selection_inputs(config, section, workdir, activations, model, sae, catalogue)
+        targets, scores = choose(catalogue, *given, size, section.select, inputs)
         print(f"steer: {'; '.join(map(str, targets))}", file=sys.stderr)
         unknown = set(section.concepts) - {target.concept for target in targets}
         if unknown and not (section.features or section.match):
             print(f"steer: no feature is known for {', '.join(sorted(unknown))}", file=sys.stderr)
-    inputs = MethodInputs.measure(sae, section.unit, config.seed, activations, section.measured, section.methods)
-    if section.unit == "residual_norm" and not inputs.statistic(StudyMeans).residual_norm:
+    measured = MethodInputs.measure(sae, section.unit, config.seed, activations, section.measured, section.methods)
+    if section.unit == "residual_norm" and not measured.statistic(StudyMeans).residual_norm:
         raise UserError(
             f"{activations.directory} has no token of steer.positions to measure: choose another steer.unit"
         )
-    directions = make_directions(targets, section.methods, inputs)
-    directions += [combination(text, known, inputs) for text in section.combinations]
+    directions = make_directions(targets, section.methods, measured)
+    directions += [combination(text, known, measured) for text in section.combinations]
     if not directions:
         raise UserError("no method of steer.methods can steer these features: add the method 'add'")
-    return directions
+    return SelectedDirections(directions, scores)
 
 
-def _gradients(
+def _selection_inputs(
     config: ml_collections.ConfigDict,
     section: SteerSection,
+    workdir: Path,
     activations: ActivationStore,
-    model: GradientModel,
+    model: EditedModel,
     sae: Sae,
     catalogue: FeatureCatalogue,
-) -> Callable[[Sequence[str]], Mapping[str, np.ndarray]]:
-    """From concepts to the gradient score of every feature, on training studies and the sentences of their reports."""
+) -> SelectionInputs:
+    """What rules score features by; studies are read, and effects prepared, once a rule asks for them."""
 
-    def score(concepts: Sequence[str]) -> Mapping[str, np.ndarray]:
+    @functools.cache
+    def training() -> list[Study]:
         table = activations.studies.select(["study_id", "split"]).to_pylist()
         train = {row["study_id"] for row in table if row["split"] == TRAIN}
-        studies = [study for study in load_studies(config.studies) if study.study_id in train]
-        reports = [study.findings for study in studies if study.findings]
-        statements = {concept: concept_sentences(reports[:_READ_REPORTS], concept) for concept in concepts}
-        rows = sharding.rows_on(sharding.mesh_of(model.params), min(section.select_studies, len(studies)))
-        w_dec = np.asarray(sae.params["W_dec"])
-        return gradient_scores(model, fill_up(studies[:rows], rows), statements, w_dec, catalogue.max_activations)
+        return [study for study in load_studies(config.studies) if study.study_id in train]
 
-    return score
+    @functools.cache
+    def effects() -> ProgramEffects:
+        inputs = MethodInputs.measure(sae, section.unit, config.seed, activations, section.measured, ())
+        return ProgramEffects(
+            model, workdir / "model", section, inputs, training()[: section.select_studies], config.seed
+        )
+
+    w_dec = np.asarray(sae.params["W_dec"])
+    return SelectionInputs(catalogue, w_dec, model, training, section.select_studies, effects)
 
 
 def _autoencoder(

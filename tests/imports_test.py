@@ -69,6 +69,7 @@ ROOMS = {
         "selection",
         "methods",
         "config",
+        "outcome",
         "program",
         "sweep",
         "stage",

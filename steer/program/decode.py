@@ -424,3 +424,43 @@ def mean_nll(
         return -jnp.where(counted, chosen, 0).sum(axis=1) / length
 
     return jax.lax.map(one, (tokens.swapaxes(0, 1), lengths.swapaxes(0, 1))).swapaxes(0, 1)
+
+
+@jax.named_scope("continued")
+def continued(
+    params: Params, cfg: Maira2Config, shape: SweepShape, prompts: PromptPrefixes, rows: SteeredRows, tokens: jax.Array
+) -> jax.Array:
+    """What rows that are edited expect at each token of a text that continues the prompt.
+
+    Args:
+      params: the model's parameters, `maira2.unstacked`.
+      cfg: the model's configuration.
+      shape: the shape of the rows, with a slot for each.
+      prompts: the prompts, read by `prefill`.
+      rows: the rows.
+      tokens: int32 [studies, t], a text of each study.
+
+    Returns:
+      [studies, n, t, d_model], the residual stream after the last block at the places that the t tokens follow.
+    """
+    (studies, t), n = tokens.shape, rows.n
+    assert n == shape.slots
+    state = begin(cfg, shape, prompts, rows)
+    prefix = _prefill_new_rows(params, cfg, shape, prompts, rows.edits, state)
+    study, row = jnp.repeat(jnp.arange(studies), n), jnp.tile(jnp.arange(n), studies)  # [B] each
+    x = jnp.concatenate([prompts.last, params["language"]["embed"][tokens[:, :-1]]], axis=1)[study]  # [B, t, d_model]
+    hook = None
+    if shape.tower == "language":
+        first = prompts.last_edited[study, None] & (jnp.arange(t) == 0)  # [B, t]
+        hook = jax.tree.map(lambda leaf: leaf[row], rows.edits).hook(first | rows.edits_generated)
+    causal = jnp.broadcast_to(jnp.tri(t, dtype=bool), (studies * n, t, t))
+    x, _, _ = language.forward(
+        params["language"],
+        cfg.text,
+        x,
+        (prompts.start[:, None] + jnp.arange(t))[study],
+        SharedMask(prompts.start, causal),
+        hook=hook,
+        cache=SharedCache.zeros((*prompts.prefix, *prefix), studies * n, t),
+    )
+    return x.reshape(studies, n, t, -1)

@@ -1,9 +1,13 @@
 """Features of concepts or explanations that match a regular expression."""
 
 import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from maira_jax.errors import UserError
 from steer.selection.catalogue import FeatureCatalogue
+from steer.selection.rule import SELECTIONS, SelectionInputs, SelectionRule
 
 # What says, earlier in the same part of an explanation, that the feature is for texts that deny what is matched.
 _NEGATION = re.compile(r"\b(denie[sd]|no|not|without|absen(t|ce)|negative|rules? out)\b[^,;/.]*$", re.IGNORECASE)
@@ -44,3 +48,20 @@ def by_explanation(catalogue: FeatureCatalogue, match: str) -> list[int]:
 
 def _affirms(pattern: re.Pattern[str], text: str) -> bool:
     return any(not _NEGATION.search(text[: found.start()]) for found in pattern.finditer(text))
+
+
+@SELECTIONS.register("explanation")
+class ExplanationRule(SelectionRule):
+    """The detection score of an explanation that states the concept: how well the text says when the feature fires."""
+
+    proposes = True
+
+    def scores(self, candidates: Mapping[str, Sequence[int]], inputs: SelectionInputs) -> Mapping[str, np.ndarray]:
+        found = {}
+        for concept in candidates:
+            found[concept] = inputs.unknown
+            pattern = re.compile(rf"\b{re.escape(concept)}\b", re.IGNORECASE)
+            for number, row in inputs.catalogue.features.items():
+                if row["detection"] is not None and _affirms(pattern, row["explanation"] or ""):
+                    found[concept][number] = row["detection"]
+        return found

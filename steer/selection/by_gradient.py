@@ -9,27 +9,27 @@ arXiv 2310.10348), and on choosing features to steer by their effect Arad et al.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maira_jax.inputs.batches import InputBatch, assemble, padded_length, reporting_request
-from maira_jax.inputs.image import ImageConfig
-from maira_jax.inputs.tokens import Kind, Tokenizer
+from maira_jax.inputs.batches import InputBatch, assemble, fill_up, padded_length, reporting_request
+from maira_jax.inputs.tokens import Kind
 from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.maira2 import Edits
-from maira_jax.model.sites import Site
 from maira_jax.reports import labeller
 from maira_jax.reports.changes import TargetFindings
 from maira_jax.reports.mentions import sentences
 from maira_jax.studies.study import Study
+from steer.selection.rule import SELECTIONS, EditedModel, SelectionInputs, SelectionRule
 
 _N_SENTENCES = 3  # of each kind, the most frequent ones
+_READ_REPORTS = 1000  # of the training studies, whose sentences on a concept are counted
 
 
 class ConceptSentences(NamedTuple):
@@ -37,24 +37,6 @@ class ConceptSentences(NamedTuple):
 
     stating: tuple[str, ...]
     denying: tuple[str, ...]
-
-
-class GradientModel(NamedTuple):
-    """The model whose gradient is taken, and where.
-
-    Attributes:
-      params, cfg: the model.
-      tokenizer, image_cfg: of its checkpoint.
-      site: where features are added.
-      edited: from the kinds of a study's tokens (of `Kind`) to which of them are edited, bool of the same shape.
-    """
-
-    params: Params
-    cfg: Maira2Config
-    tokenizer: Tokenizer
-    image_cfg: ImageConfig
-    site: Site
-    edited: Callable[[np.ndarray], np.ndarray]
 
 
 def concept_sentences(reports: Iterable[str], concept: str) -> ConceptSentences:
@@ -77,7 +59,7 @@ def concept_sentences(reports: Iterable[str], concept: str) -> ConceptSentences:
 
 
 def gradient_scores(
-    model: GradientModel,
+    model: EditedModel,
     studies: Sequence[Study],
     statements: Mapping[str, ConceptSentences],
     w_dec: np.ndarray,
@@ -120,7 +102,22 @@ def gradient_scores(
     }
 
 
-def _gradient(model: GradientModel, batch: InputBatch) -> np.ndarray:
+@SELECTIONS.register("gradient")
+class GradientRule(SelectionRule):
+    """Gradient times activation of the sentences that training reports state the concept with; see the module."""
+
+    proposes = True
+
+    def scores(self, candidates: Mapping[str, Sequence[int]], inputs: SelectionInputs) -> Mapping[str, np.ndarray]:
+        studies = inputs.training()
+        reports = [study.findings for study in studies if study.findings][:_READ_REPORTS]
+        statements = {concept: concept_sentences(reports, concept) for concept in candidates}
+        rows = sharding.rows_on(sharding.mesh_of(inputs.model.params), min(inputs.n_studies, len(studies)))
+        read = fill_up(studies[:rows], rows)
+        return gradient_scores(inputs.model, read, statements, inputs.w_dec, inputs.catalogue.max_activations)
+
+
+def _gradient(model: EditedModel, batch: InputBatch) -> np.ndarray:
     """The gradient of the log-probability of the findings along a vector that is added, mean over rows, [d_model]."""
     on = sharding.mesh_of(model.params)
     edited = model.edited(batch.kinds) & batch.mask

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,8 @@ class FeatureCatalogue:
 
     Attributes:
       features: by the number of the feature, its row of the interpretation: at least `explanation` and
-        `max_activation`, and where it is known the `concept` that it detects best and `concept_f1`.
+        `max_activation`, and of the run's own ones the `detection` score of the explanation, the `concept` that it
+        detects best and `concept_f1`.
       concepts: one row per concept, with its best feature; sorted by F1, best first.
       source: the folder or file that this was read from, for error messages.
     """
@@ -46,7 +47,7 @@ class FeatureCatalogue:
           UserError: a table cannot be read, or there is no such set.
         """
         interp_dir = workdir / OWN_SET
-        columns: tuple[str, ...] = ("feature", "explanation", "max_activation", "concept", "concept_f1")
+        columns: tuple[str, ...] = ("feature", "explanation", "detection", "max_activation", "concept", "concept_f1")
         features = _table(interp_dir / "features.parquet", columns)
         if set_name != OWN_SET:
             texts = _explanations(read_set(workdir, set_name))
@@ -96,22 +97,28 @@ class FeatureCatalogue:
             raise UserError(f"steer.concepts names none that {self.source} has a feature for: choose from {known}")
         return found
 
-    def runners_up(self, best: Target, n: int) -> list[Target]:
-        """The best feature of a concept and those that detect it next best, n in all at most."""
-        row = next(row for row in self.concepts if row["concept"] == best.concept)
-        pairs = [pair for pair in zip(row["runners_up"], row["runners_up_f1"], strict=True) if pair[0] in self.features]
-        known = [(number, f1, *self._known(number)) for number, f1 in pairs[: n - 1]]
-        return [
-            best,
-            *(Target(best.concept, number, largest, text, f1, of_concept=True) for number, f1, text, largest in known),
-        ]
+    def detectors(self, concept: str) -> dict[int, float]:
+        """The features that are known to detect a concept, each with its F1: the best one first.
 
-    def scored(self, concept: str, number: int, score: float) -> Target:
-        """A feature that was chosen for a concept by a score."""
-        explanation, largest = self._known(number)
+        They are the best ones of the concept, and those that detect no other concept better.
+        """
         row = next(row for row in self.concepts if row["concept"] == concept)
-        known = dict(zip([row["feature"], *row["runners_up"]], [row["f1"], *row["runners_up_f1"]], strict=True))
-        return Target(concept, number, largest, explanation, known.get(number), score=score, of_concept=True)
+        found = dict(zip([row["feature"], *row["runners_up"]], [row["f1"], *row["runners_up_f1"]], strict=True))
+        for number, own in self.features.items():
+            if own.get("concept") == concept:
+                found.setdefault(number, own["concept_f1"])
+        known = [number for number in found if number in self.features and found[number] is not None]
+        return {number: found[number] for number in sorted(known, key=lambda n: (n != row["feature"], -found[n]))}
+
+    def candidate(self, concept: str, number: int, chosen_by: Mapping[str, float]) -> Target:
+        """A feature for a concept, with the scores that it was chosen by."""
+        best = next(row for row in self.concepts if row["concept"] == concept)
+        if best["feature"] == number:
+            found = self._detecting(best)
+        else:
+            explanation, largest = self._known(number)
+            found = Target(concept, number, largest, explanation, self.detectors(concept).get(number))
+        return dataclasses.replace(found, of_concept=True, chosen_by=tuple(chosen_by.items()))
 
     @property
     def max_activations(self) -> np.ndarray:

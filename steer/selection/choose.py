@@ -1,13 +1,50 @@
 """The choice between the ways to select features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
+from maira_jax.run.columns import column
 from steer.selection.by_concept import by_concept
 from steer.selection.by_explanation import by_explanation
 from steer.selection.catalogue import FeatureCatalogue
+from steer.selection.rule import SELECTIONS, SelectionInputs
 from steer.selection.target import Target
+
+# A row of selection.parquet.
+SCHEMA = pa.schema(
+    [
+        column("concept", pa.string(), "the concept"),
+        column("feature", pa.int32(), "a candidate for it"),
+        column("rule", pa.string(), "of steer.select"),
+        column("score", pa.float64(), "by this rule; the largest is best"),
+        column("rank", pa.int32(), "by this rule among the concept's candidates, 1 is best"),
+        column("chosen", pa.bool_(), "whether the rule chose it, so that it is steered"),
+    ]
+)
+
+
+class Selected(NamedTuple):
+    """The features to steer, and rows of `SCHEMA` for all that were scored."""
+
+    targets: list[Target]
+    scores: list[dict[str, Any]]
+
+
+class SelectSize(NamedTuple):
+    """How many features are chosen.
+
+    Attributes:
+      top: the largest number of features that match, or of concepts that are not given by name.
+      candidates: features that each rule chooses for each concept.
+      pool: features that each rule which proposes candidates proposes for each concept.
+    """
+
+    top: int
+    candidates: int = 1
+    pool: int = 8
 
 
 def choose(
@@ -15,37 +52,86 @@ def choose(
     features: Sequence[int],
     match: str,
     concepts: Sequence[str],
-    top: int,
-    candidates: int = 1,
-    score: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
-) -> list[Target]:
-    """The features to steer: `features` if any are given, else those that match, else the best ones of each concept.
+    size: SelectSize,
+    rules: Sequence[str] = ("concept",),
+    inputs: SelectionInputs | None = None,
+) -> Selected:
+    """The features to steer: `features` if any are given, else those that match, else those of each concept.
 
     Of several concepts with the same best feature the one that it detects best counts, unless they are given by name.
+    The features of a concept are those that any rule chooses, the first rule's first.
 
     Args:
       catalogue: the features of the autoencoder.
       features: the numbers of features.
       match: a regular expression on explanations, or "".
       concepts: the names of concepts; empty: those that features detect best.
-      candidates: features of each concept.
-      score: from concepts to a score of every feature, by which they are chosen; None: by F1.
-      top: the largest number of features that match, or of concepts; the first ones are kept.
+      size: how many are chosen.
+      rules: names in `SELECTIONS`.
+      inputs: what rules score features by; not needed where `features` or `match` are given.
 
     Raises:
       UserError: a feature or a concept does not exist, or nothing matches.
     """
     if features or match:
-        return [catalogue.target(number) for number in features or by_explanation(catalogue, match)[:top]]
+        return Selected(
+            [catalogue.target(number) for number in features or by_explanation(catalogue, match)[: size.top]], []
+        )
     if concepts:
-        best = catalogue.best_of(concepts)
+        names = [target.concept for target in catalogue.best_of(concepts)]
     else:
-        best = [catalogue.target(number) for number in by_concept(catalogue)[:top]]
-    if score is None:
-        return [target for first in best for target in catalogue.runners_up(first, candidates)]
-    scores = score([target.concept for target in best])
+        names = [catalogue.target(number).concept for number in by_concept(catalogue)[: size.top]]
+    assert inputs is not None
+    scores = _scores(names, rules, size, inputs)
+    rows = [row for concept in names for row in _rows(concept, rules, scores, size)]
+    chosen: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        if row["chosen"]:
+            chosen.setdefault((row["concept"], row["feature"]), {})[row["rule"]] = row["score"]
+    targets = [catalogue.candidate(concept, number, by) for (concept, number), by in chosen.items()]
+    return Selected(targets, rows)
+
+
+def _scores(
+    concepts: Sequence[str], rules: Sequence[str], size: SelectSize, inputs: SelectionInputs
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """By rule and concept the scores of all candidates, [F]; those that no rule proposes have none."""
+    proposing = [name for name in rules if SELECTIONS.get(name).proposes] or ["concept"]
+    nobody: dict[str, Sequence[int]] = {concept: () for concept in concepts}
+    found = {name: SELECTIONS.get(name)().scores(nobody, inputs) for name in proposing}
+    candidates = {
+        concept: list(dict.fromkeys(number for name in proposing for number in _best(found[name][concept], size.pool)))
+        for concept in concepts
+    }
+    for name in rules:
+        if name not in found:
+            found[name] = SELECTIONS.get(name)().scores(candidates, inputs)
+    outside = {concept: np.setdiff1d(np.arange(len(inputs.w_dec)), candidates[concept]) for concept in concepts}
+    for scores in found.values():
+        for concept, values in scores.items():
+            values[outside[concept]] = np.nan
+    return found
+
+
+def _best(scores: np.ndarray, n: int) -> list[int]:
+    """The features with the n largest scores, those without one left out."""
+    order = np.argsort(-scores, kind="stable")[:n]  # NaN is last
+    return order[np.isfinite(scores[order])].tolist()
+
+
+def _rows(
+    concept: str, rules: Sequence[str], scores: Mapping[str, Mapping[str, np.ndarray]], size: SelectSize
+) -> list[dict[str, Any]]:
+    """Rows of `SCHEMA` for a concept."""
     return [
-        catalogue.scored(target.concept, int(number), float(scores[target.concept][number]))
-        for target in best
-        for number in np.argsort(-scores[target.concept], kind="stable")[:candidates]
+        {
+            "concept": concept,
+            "feature": number,
+            "rule": rule,
+            "score": float(scores[rule][concept][number]),
+            "rank": rank,
+            "chosen": rank <= size.candidates,
+        }
+        for rule in rules
+        for rank, number in enumerate(_best(scores[rule][concept], len(scores[rule][concept])), start=1)
     ]

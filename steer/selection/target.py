@@ -13,7 +13,7 @@ class Target:
       max_activation: the feature's largest activation, in raw activation units.
       explanation: the feature's explanation from the interpret stage.
       f1: F1 of the feature as a detector of the concept on held-out studies; None if not measured.
-      score: what it was chosen by, where that is not F1.
+      chosen_by: the rules that chose it, each with its score.
       of_concept: whether it was chosen for the concept, and not the concept found for it.
       others: features that detect the concept about as well, each with its largest activation.
     """
@@ -24,11 +24,11 @@ class Target:
     explanation: str = ""
     f1: float | None = None
     others: tuple[tuple[int, float], ...] = ()
-    score: float | None = None
     of_concept: bool = False
+    chosen_by: tuple[tuple[str, float], ...] = ()
 
     def __str__(self) -> str:
         concept = f" {self.concept}" if self.concept else ""
         known = [f"F1 {self.f1:.2f}"] if self.f1 is not None else []
-        known += [f"score {self.score:.2f}"] if self.score is not None else []
+        known += [f"{rule} {score:.2f}" for rule, score in self.chosen_by if score != self.f1]
         return f"feature {self.feature}{concept}" + (f" ({', '.join(known)})" if known else "")

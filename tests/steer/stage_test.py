@@ -34,6 +34,7 @@ from steer.methods import METHODS, MethodInputs
 from steer.program import decode as programs
 from steer.program.prompts import Prompts
 from steer.program.sweep_writer import SweepWriter
+from steer.selection import SELECTIONS
 from steer.selection.catalogue import FeatureCatalogue
 from tests.helpers.commands import launch
 from tests.helpers.phantom_model import D_MODEL, write_model
@@ -49,8 +50,9 @@ def make_config() -> ConfigDict:
         "features": (),
         "match": "",
         "concepts": (),
-        "select": "concept",
+        "select": ("concept",),
         "candidates": 1,
+        "pool": 3,
         "select_studies": 2,
         "top": 2,
         "combinations": (),
@@ -117,6 +119,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 features = {
                     "feature": np.arange(N_FEATURES, dtype=np.int32),
                     "explanation": [f"mentions word {i}" for i in range(N_FEATURES - 1)] + ["oedema of the lung"],
+                    "detection": np.full(N_FEATURES, 0.6),
                     "max_activation": np.full(N_FEATURES, 6.0),
                     "concept": pa.nulls(N_FEATURES, pa.string()),
                     "concept_f1": pa.nulls(N_FEATURES, pa.float64()),
@@ -200,17 +203,30 @@ def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None
     assert all(originals.values())
 
 
-def test_candidates_are_chosen_by_gradient(workdir: Path) -> None:
+def test_every_rule_chooses_and_is_compared_with_what_steering_did(workdir: Path) -> None:
     config = make_config()
-    config.steer.update({"select": "gradient", "candidates": 2, "methods": ("add",), "strengths": (4.0,), "studies": 2})
+    rules = SELECTIONS.names()
+    config.steer.update({"select": rules, "methods": ("add",), "strengths": (4.0,), "studies": 2})
     stage.run(config, workdir)
+    rows = pq.read_table(workdir / "steer" / "test" / stage.SELECTION).to_pylist()
     targets = [entry["target"] for entry in files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)]
-    assert [target["concept"] for target in targets] == ["pneumothorax", "pneumothorax", "oedema", "oedema"]
-    for first, second in (targets[:2], targets[2:]):
-        assert first["score"] >= second["score"] and first["feature"] != second["feature"]
+    for concept in ("pneumothorax", "oedema"):
+        own = [row for row in rows if row["concept"] == concept]
+        chosen = {row["feature"]: {} for row in own if row["chosen"]}
+        for row in own:
+            if row["chosen"]:
+                assert row["rank"] == 1 and row["score"] == max(r["score"] for r in own if r["rule"] == row["rule"])
+                chosen[row["feature"]][row["rule"]] = row["score"]
+        assert [t["feature"] for t in targets if t["concept"] == concept] == list(chosen)
+        assert [dict(t["chosen_by"]) for t in targets if t["concept"] == concept] == list(chosen.values())
+    of_rule = {rule: {(r["concept"], r["feature"]) for r in rows if r["rule"] == rule} for rule in rules}
+    candidates = of_rule["concept"] | of_rule["explanation"] | of_rule["gradient"]
+    assert of_rule["gradient"] == of_rule["output_score"] == of_rule["confidence"] == candidates
+    assert of_rule["explanation"] == {("oedema", N_FEATURES - 1)}
     evaluate.run(config, workdir)
-    summary = files.read_json(workdir / "evaluation" / "test" / "summary.json")
-    assert set(summary["selection"]) == {"f1", "score"}
+    found = files.read_json(workdir / "evaluation" / "test" / "summary.json")["selection"]
+    assert set(found) == {row["rule"] for row in rows}
+    assert {"methods", "spearman", "low", "high", "n"} == set(found["gradient"])
 
 
 def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:

@@ -12,7 +12,8 @@ from maira_jax.model import maira2
 from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
 from maira_jax.studies.readers import load_studies
-from steer.selection.by_gradient import ConceptSentences, GradientModel, concept_sentences, gradient_scores
+from steer.selection.by_gradient import ConceptSentences, concept_sentences, gradient_scores
+from steer.selection.rule import EditedModel
 from tests.helpers.localized import make_config
 from tests.helpers.phantom_model import D_MODEL
 
@@ -26,7 +27,7 @@ def studies():
 def model(localized_model):
     folder, cfg = localized_model.folder, localized_model.cfg
     site = Site.parse("language.0.resid_post", cfg)
-    return GradientModel(
+    return EditedModel(
         localized_model.params,
         cfg,
         Tokenizer.from_dir(folder),

@@ -1,11 +1,16 @@
 """Which features are chosen: by number, by explanation, or the best one of each concept."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
 from steer.selection.catalogue import FeatureCatalogue
-from steer.selection.choose import choose
+from steer.selection.choose import SCHEMA, Selected, SelectSize
+from steer.selection.choose import choose as choose_all
+from steer.selection.rule import SELECTIONS, SelectionInputs, SelectionRule
+from steer.selection.target import Target
 
 
 def make_catalogue() -> FeatureCatalogue:
@@ -21,6 +26,16 @@ def make_catalogue() -> FeatureCatalogue:
     ]
     names = ("concept", "feature", "f1", "runners_up", "runners_up_f1")
     return FeatureCatalogue(features, [dict(zip(names, row, strict=True)) for row in rows], "interp")
+
+
+def make_inputs(catalogue: FeatureCatalogue, n: int = 10) -> SelectionInputs:
+    return SelectionInputs(catalogue, np.zeros((n, 2), np.float32), None, list, 2, lambda: None)  # type: ignore[arg-type]
+
+
+def choose(catalogue, features, match, concepts, top, **size) -> list[Target]:
+    """The features that are chosen by concept."""
+    given = (catalogue, features, match, concepts, SelectSize(top, **size))
+    return choose_all(*given, inputs=make_inputs(catalogue)).targets
 
 
 def test_features_by_number_come_first() -> None:
@@ -67,26 +82,78 @@ def test_concepts_by_name_each_for_itself() -> None:
         choose(make_catalogue(), (), "", ("oedemas",), 1)
 
 
-def test_several_candidates_by_f1_or_by_a_score() -> None:
-    found = choose(make_catalogue(), (), "", ("effusion",), 12, candidates=3)
+def test_several_candidates_by_f1_and_those_that_detect_nothing_better() -> None:
+    catalogue = make_catalogue()
+    catalogue.features[6] = {"feature": 6, "explanation": "", "max_activation": 1.0, "concept": "effusion"}
+    catalogue.features[6] |= {"concept_f1": 0.6}
+    found = choose(catalogue, (), "", ("effusion",), 12, candidates=4)
     assert [(target.feature, target.concept, target.f1) for target in found] == [
         (2, "effusion", 0.8),
         (1, "effusion", 0.75),
+        (6, "effusion", 0.6),
         (3, "effusion", 0.4),
     ]
-    asked = []
 
-    def score(concepts):
-        asked.extend(concepts)
-        return {concept: np.array([0.0, 0.1, 0.5, 2.0, 1.0]) for concept in concepts}
 
+class FixedRule(SelectionRule):
+    """Scores that are given."""
+
+    asked: ClassVar[list] = []
+
+    def scores(self, candidates, inputs):
+        self.asked.append({concept: sorted(numbers) for concept, numbers in candidates.items()})
+        values = np.array([9.0, 0.5, 0.1, 0.7, np.nan, 2.0, 1.0, 0.0, 0.0, 0.0])
+        return {concept: values.copy() for concept in candidates}
+
+
+@SELECTIONS.register("fixed_proposing")
+class FixedProposingRule(FixedRule):
+    proposes = True
+
+
+SELECTIONS.register("fixed")(FixedRule)
+
+
+def test_rules_score_what_others_propose_and_each_chooses() -> None:
     catalogue = make_catalogue()
-    catalogue.features[0] = {"feature": 0, "explanation": None, "max_activation": 1.0}
-    first, second = choose(catalogue, (), "", ("effusion",), 12, candidates=2, score=score)
-    assert asked == ["effusion"] and (first.feature, first.score, first.f1) == (3, 2.0, 0.4)
-    assert (second.feature, second.score, second.f1) == (4, 1.0, None)
-    assert str(first) == "feature 3 effusion (F1 0.40, score 2.00)"
-    assert choose(catalogue, (1,), "", (), 12, score=score)[0].score is None, "what is named is not scored"
+    for number in (0, 5, 6):
+        catalogue.features[number] = {"feature": number, "explanation": None, "max_activation": 1.0}
+    size, inputs = SelectSize(12, candidates=1, pool=2), make_inputs(catalogue)
+    FixedRule.asked.clear()
+    found = choose_all(catalogue, (), "", ("effusion",), size, ("fixed",), inputs)
+    assert FixedRule.asked == [{"effusion": [1, 2]}], "those that detect it best"
+    assert [(target.feature, target.chosen_by) for target in found.targets] == [(1, (("fixed", 0.5),))]
+    assert str(found.targets[0]) == "feature 1 effusion (F1 0.75, fixed 0.50)"
+    rows = [("effusion", 1, "fixed", 0.5, 1, True), ("effusion", 2, "fixed", 0.1, 2, False)]
+    assert found.scores == [dict(zip(SCHEMA.names, row, strict=True)) for row in rows]
+
+    FixedRule.asked.clear()
+    rules = ("fixed", "concept", "fixed_proposing")
+    found = choose_all(catalogue, (), "", ("effusion",), size, rules, inputs)
+    assert FixedRule.asked == [{"effusion": []}, {"effusion": [0, 1, 2, 5]}]
+    assert [(target.feature, [rule for rule, _ in target.chosen_by], target.f1) for target in found.targets] == [
+        (0, ["fixed", "fixed_proposing"], None),
+        (2, ["concept"], 0.8),
+    ]
+    assert found.targets[1].others == ((1, 1.0),), "what is known of the best feature"
+    by_concept = [row for row in found.scores if row["rule"] == "concept"]
+    assert [(row["feature"], row["rank"], row["chosen"]) for row in by_concept] == [(2, 1, True), (1, 2, False)]
+    assert choose_all(catalogue, (1,), "", (), size, rules, inputs) == Selected([catalogue.target(1)], [])
+
+
+def test_an_explanation_is_scored_by_its_detection_where_it_states_the_concept() -> None:
+    catalogue = make_catalogue()
+    for number, detection in {1: 0.7, 2: 0.9, 3: 0.95, 4: None}.items():
+        catalogue.features[number]["detection"] = detection
+    catalogue.features[3]["explanation"] = "no effusion, oedema"
+    size = SelectSize(12, candidates=2)
+    found = choose_all(
+        catalogue, (), "", ("effusion", "large effusion"), size, ("explanation",), make_inputs(catalogue)
+    )
+    assert [(target.feature, target.concept, target.chosen_by) for target in found.targets] == [
+        (2, "effusion", (("explanation", 0.9),)),
+        (1, "effusion", (("explanation", 0.7),)),
+    ]
 
 
 @pytest.mark.parametrize(
