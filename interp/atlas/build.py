@@ -150,6 +150,9 @@ class AtlasBuild:
                 "label": self._neurons[feature] if self._neurons else None,
                 "sets": self._sets.of(feature),
                 "steering": {name: entry for name, entry in steered.items() if entry},
+                "selection": {
+                    sweep.name: sweep.selection[feature] for sweep in self._sweeps if feature in sweep.selection
+                },
             }
         self._chunks.write(f"feature-{begin // features.PER_CHUNK}", {"tokens": list(tokens), "features": rows})
 

@@ -82,8 +82,8 @@ def choose(
     else:
         names = [catalogue.target(number).concept for number in by_concept(catalogue)[: size.top]]
     assert inputs is not None
-    scores = _scores(names, rules, size, inputs)
-    rows = [row for concept in names for row in _rows(concept, rules, scores, size)]
+    candidates, scores = _scores(names, rules, size, inputs)
+    rows = [row for concept in names for row in _rows(concept, candidates[concept], rules, scores, size)]
     chosen: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
         if row["chosen"]:
@@ -94,33 +94,35 @@ def choose(
 
 def _scores(
     concepts: Sequence[str], rules: Sequence[str], size: SelectSize, inputs: SelectionInputs
-) -> dict[str, Mapping[str, np.ndarray]]:
-    """By rule and concept the scores of all candidates, [F]; those that no rule proposes have none."""
+) -> tuple[dict[str, list[int]], dict[str, Mapping[str, np.ndarray]]]:
+    """The candidates of each concept, the first rule's best first, and by rule and concept scores of features, [F]."""
     proposing = [name for name in rules if SELECTIONS.get(name).proposes] or ["concept"]
     nobody: dict[str, Sequence[int]] = {concept: () for concept in concepts}
     found = {name: SELECTIONS.get(name)().scores(nobody, inputs) for name in proposing}
+    everything = range(len(inputs.w_dec))
     candidates = {
-        concept: list(dict.fromkeys(number for name in proposing for number in _best(found[name][concept], size.pool)))
+        concept: list(
+            dict.fromkeys(n for name in proposing for n in _ranked(everything, found[name][concept])[: size.pool])
+        )
         for concept in concepts
     }
     for name in rules:
         if name not in found:
             found[name] = SELECTIONS.get(name)().scores(candidates, inputs)
-    outside = {concept: np.setdiff1d(np.arange(len(inputs.w_dec)), candidates[concept]) for concept in concepts}
-    for scores in found.values():
-        for concept, values in scores.items():
-            values[outside[concept]] = np.nan
-    return found
+    return candidates, found
 
 
-def _best(scores: np.ndarray, n: int) -> list[int]:
-    """The features with the n largest scores, those without one left out."""
-    order = np.argsort(-scores, kind="stable")[:n]  # NaN is last
-    return order[np.isfinite(scores[order])].tolist()
+def _ranked(numbers: Sequence[int], scores: np.ndarray) -> list[int]:
+    """Those of some features that have a score, the largest first, those of equal scores in the order given."""
+    return sorted((number for number in numbers if np.isfinite(scores[number])), key=lambda number: -scores[number])
 
 
 def _rows(
-    concept: str, rules: Sequence[str], scores: Mapping[str, Mapping[str, np.ndarray]], size: SelectSize
+    concept: str,
+    candidates: Sequence[int],
+    rules: Sequence[str],
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    size: SelectSize,
 ) -> list[dict[str, Any]]:
     """Rows of `SCHEMA` for a concept."""
     return [
@@ -133,5 +135,5 @@ def _rows(
             "chosen": rank <= size.candidates,
         }
         for rule in rules
-        for rank, number in enumerate(_best(scores[rule][concept], len(scores[rule][concept])), start=1)
+        for rank, number in enumerate(_ranked(candidates, scores[rule][concept]), start=1)
     ]

@@ -123,6 +123,14 @@ def scripts(page):
     return [(tag, attrs) for tag, attrs in page.elements if tag == "script"]
 
 
+# What two rules of selection made of two candidates for a concept.
+SCORES = [
+    {"concept": "communication", "feature": feature, "rule": rule, "score": score, "rank": rank, "chosen": rank == 1}
+    for rule, ranked in {"concept": ((4, 0.9), (5, 0.8)), "pilot": ((4, 0.6),)}.items()
+    for rank, (feature, score) in enumerate(ranked, start=1)
+]
+
+
 def add_steering(workdir, evaluated=True, name="concepts"):
     """Finished steer and evaluation stages in the formats of the steer package, one steered feature."""
     lines, results = [], []
@@ -142,6 +150,7 @@ def add_steering(workdir, evaluated=True, name="concepts"):
             results[-1] |= {"added": ["pacemaker"] if eligible else [], "removed": [], "changed": []}
     with Stage(workdir, f"steer/{name}", {}, inputs=("interp",)) as finished:
         (finished.dir / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        pq.write_table(pa.Table.from_pylist(SCORES), finished.dir / "selection.parquet")
         finished.finish({"generations": len(lines)})
     if not evaluated:
         return
@@ -153,6 +162,7 @@ def add_steering(workdir, evaluated=True, name="concepts"):
         summary = {
             "studies": 6,
             "headline": {"add": rates},
+            "selection": {"pilot": {"methods": {}, "spearman": 0.7, "low": 0.5, "high": 0.8, "n": 12}},
             "best": [entry | rates],
             "rates": [
                 {"method": "add", "strength": strength, "concept": concept} | rates

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -25,11 +25,13 @@ class SteeringSweep:
       name: of the sweep.
       features: feature -> concept, unit, pairs of reports ("examples") and rates of the concept by strength.
       evaluation: its summary; None where it has not been evaluated.
+      selection: feature -> the scores that rules of selection gave it, by concept.
     """
 
     name: str
     features: Mapping[int, dict[str, Any]]
     evaluation: Mapping[str, Any] | None
+    selection: Mapping[int, list[dict[str, Any]]]
 
     @classmethod
     def read(cls, workdir: Path, name: str) -> Self:
@@ -61,7 +63,7 @@ class SteeringSweep:
                 for row in (evaluation or {"rates": []})["rates"]
                 if row["method"] == _METHOD and row["concept"] == entry["concept"]
             ]
-        return cls(name, features, evaluation)
+        return cls(name, features, evaluation, _selection(steer / "selection.parquet"))
 
     def of(self, feature: int, disclosure: Disclosure) -> dict[str, Any] | None:
         """What the page of a feature shows; None where it was not steered."""
@@ -96,6 +98,10 @@ class SteeringSweep:
             return None
         return {
             "studies": evaluation["studies"],
+            "selection": {
+                rule: {name: row[name] for name in ("spearman", "low", "high", "n")}
+                for rule, row in evaluation["selection"].items()
+            },
             "headline": {
                 method: {name: row[name] for name in _RATES} for method, row in evaluation["headline"].items()
             },
@@ -117,6 +123,16 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
                 yield json.loads(line)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): steer again") from error
+
+
+def _selection(path: Path) -> dict[int, list[dict[str, Any]]]:
+    """The scores of each candidate, each with the number of candidates that the rule has ranked for the concept."""
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    rows = read_table(path).to_pylist()
+    ranked = Counter((row["concept"], row["rule"]) for row in rows)
+    for row in rows:
+        found[row.pop("feature")].append(row | {"of": ranked[row["concept"], row["rule"]]})
+    return found
 
 
 def _is_shown(line: Mapping[str, Any]) -> bool:

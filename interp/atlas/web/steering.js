@@ -1,9 +1,21 @@
 // Steering: reports before and after, rates of methods and strengths, for every sweep.
 function steeringPanels(d) {
   if (!D.sweeps.length) return panel("Steering", h("p", { class: "soft" }, "Stage steer: not run."));
-  const entries = Object.entries(d.steering);
-  if (!entries.length) return panel("Steering", h("p", { class: "soft" }, "This feature was not steered."));
-  return entries.map(([sweep, entry]) => steeringPanel(sweep, entry));
+  const entries = Object.entries(d.steering), scored = Object.entries(d.selection).map(([sweep, rows]) => selectionPanel(sweep, rows));
+  if (!entries.length) return [panel("Steering", h("p", { class: "soft" }, "This feature was not steered.")), scored];
+  return [entries.map(([sweep, entry]) => steeringPanel(sweep, entry)), scored];
+}
+// How rules of selection scored a feature, and whether their scores say what steering does.
+function selectionPanel(sweep, rows) {
+  const { rates } = D.sweeps.find((other) => other.name === sweep), of = (r) => (rates && rates.selection[r.rule]) || {};
+  return panel("Selection for steering" + (D.sweeps.length > 1 ? `, sweep ${sweep}` : ""), table([
+    { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) },
+    { title: "Rule", value: (r) => r.rule, cell: (r) => [r.rule, " ", r.chosen ? chip("chosen", "good") : null] },
+    { title: "Score", num: true, value: (r) => r.score, cell: (r) => short(r.score) },
+    { title: "Rank", num: true, hint: "Among the candidates for the concept", value: (r) => r.rank, cell: (r) => `${r.rank} of ${r.of}` },
+    { title: "Goes with steering", num: true, hint: "Rank correlation of the rule's scores with the share on target minus the share off target, over all features that were steered for a concept", value: (r) => of(r).spearman,
+      cell: (r) => [fixed(of(r).spearman), h("span", { class: "soft small" }, isNumber(of(r).spearman) ? ` ${fixed(of(r).low)} to ${fixed(of(r).high)}, n = ${of(r).n}` : "")] },
+  ], rows, 0, false));
 }
 function steeringPanel(sweep, entry) {
   const evaluated = D.sweeps.find((other) => other.name === sweep).rates;

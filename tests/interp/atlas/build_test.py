@@ -42,5 +42,9 @@ def test_stages_sets_and_sweeps_are_shown_with_each_feature(full):
     details = atlas.details(4)
     assert details["sets"]["published"]["score"] == 6.5 and ATTACK in details["sets"]["published"]["explanation"]
     assert list(details["steering"]) == ["concepts", "again"] and atlas.details(5)["steering"] == {}
+    (other,) = atlas.details(5)["selection"]["again"]
+    assert (other["rule"], other["rank"], other["of"], other["chosen"]) == ("concept", 2, 2, False)
+    assert [row["rule"] for row in details["selection"]["concepts"]] == ["concept", "pilot"]
+    assert atlas.head["sweeps"][0]["rates"]["selection"]["pilot"]["spearman"] == 0.7
     correlation = details["label"]["correlation"]
     assert max(correlation, key=lambda label: correlation[label] or 0) == "communication"
