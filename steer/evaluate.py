@@ -11,6 +11,8 @@ from it (intended: "removed", negative strength):
 * no_change: no finding, attribute or concept changed; "identical": not one character did.
 * repetition: the share of its four-word runs that a report repeats. mean_nll: the report's mean negative
   log-likelihood under the unsteered model, in nats per token; its exponential is the perplexity.
+* What an effect costs, with off_target and degenerate: nll_change, mean_nll minus that of the unsteered report;
+  length, its words for each of the unsteered report's; format_kept: it is whole sentences, where the unsteered one is.
 * degenerate: empty, repetitive, without an end or of numbers that are not finite. Such generations are counted, and
   left out of all rates but "on_target_of_all", where they are failures.
 
@@ -44,6 +46,7 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stages.stage import Stage
 from steer import comparison
 from steer.config import SteerSection
+from steer.methods.direction import NONE
 from steer.outcome import outcome
 from steer.rates import HEADLINE, selection_rates, summarise
 from steer.stage import DIRECTIONS, GENERATIONS, SELECTION, folder
@@ -84,7 +87,10 @@ SCHEMA = pa.schema(
         column("edit_distance", pa.int32(), "words"),
         column("repetition", pa.float64(), "share of runs of four words that occurred before"),
         column("mean_nll", pa.float64(), "nats per token, under the unsteered model"),
+        column("nll_change", pa.float64(), "mean_nll minus that of the unsteered report"),
         column("words", pa.int32(), "length of the longer of the two reports"),
+        column("length", pa.float64(), "words of the steered report for each of the unsteered one"),
+        column("format_kept", pa.bool_(), "whether it is whole sentences, or the unsteered one is not"),
         *(column(f"judge_{name}", pa.int32(), meaning) for name, meaning in _JUDGED.items()),
     ]
 )
@@ -130,6 +136,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             source / GENERATIONS, "steer again", required=("study_id", "direction", "strength", "settings")
         )
         rows = [result_row(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
+        _add_nll_changes(rows)
         if client:
             _compare(client, rows, lines, files.read_json(source / DIRECTIONS), section.judge_studies)
         with files.atomic_path(stage.dir / RESULTS) as path:
@@ -143,6 +150,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             counts |= {f"{method}_{measure}": rates[measure]["rate"] for measure in HEADLINE}
         stage.finish(counts)
         return counts
+
+
+def _add_nll_changes(rows: Sequence[dict[str, Any]]) -> None:
+    before = {row["study_id"]: row["mean_nll"] for row in rows if row["method"] == NONE}
+    for row in rows:
+        own, other = row["mean_nll"], before.get(row["study_id"])
+        row["nll_change"] = None if own is None or other is None else own - other
 
 
 def _compare(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maira_jax.reports.changes import cached_parse, compare
-from maira_jax.reports.text import degenerate, edit_distance, repetition, words_of
+from maira_jax.reports.text import degenerate, edit_distance, is_prose, repetition, words_of
 
 ADDED, REMOVED = "added", "removed"
 
@@ -50,6 +50,8 @@ def outcome(
         "edit_distance": edit_distance(before, after),
         "repetition": repetition(steered),
         "words": max(len(before), len(after)),
+        "length": len(after) / max(len(before), 1),
+        "format_kept": is_prose(steered) or not is_prose(original),
     }
 
 

@@ -68,6 +68,9 @@ MEASURES = {
     "edit_distance": RateMeasure(lambda r: r["edit_distance"] / max(r["words"], 1), _whole),
     "repetition": RateMeasure(lambda r: r["repetition"], _whole),
     "mean_nll": RateMeasure(lambda r: r["mean_nll"], lambda r: _whole(r) and r["mean_nll"] is not None),
+    "nll_change": RateMeasure(lambda r: r["nll_change"], lambda r: _whole(r) and r.get("nll_change") is not None),
+    "length": RateMeasure(lambda r: r["length"], _whole),
+    "format_kept": RateMeasure(lambda r: r["format_kept"], _whole),
 }
 HEADLINE = ("on_target", "on_target_of_all", "off_target", "no_change", "degenerate")
 

@@ -16,7 +16,16 @@ from steer import evaluate, stage
 
 _N_EXAMPLES = 2
 _CONTROL = "random"  # the method that adds random directions
-_RATES = ("on_target", "off_target", "no_change")
+# The measures of an evaluation that are printed, each with its title and format: effects, and what they cost.
+_RATES = {
+    "on_target": ("on target", ".0%"),
+    "off_target": ("off target", ".0%"),
+    "no_change": ("no change", ".0%"),
+    "degenerate": ("degenerate", ".0%"),
+    "format_kept": ("format kept", ".0%"),
+    "length": ("length", ".2f"),
+    "nll_change": ("NLL", "+.2f"),
+}
 
 
 def of_interpretation(config: ConfigDict, workdir: Path) -> str:
@@ -90,9 +99,13 @@ def _example(line: dict[str, Any]) -> str:
 
 
 def of_evaluation(config: ConfigDict, workdir: Path) -> str:
-    """The rates of each concept at its best strengths, and those of each method, random directions included."""
+    """Effects and costs of each concept at its best strengths, and of each method, random directions included.
+
+    NLL is the change in nats per token under the unsteered model, length that in words, as a factor. Then, for each
+    rule by which features were selected, those of its choice, and the rank correlation of its scores with effects.
+    """
     summary = _read(workdir / evaluate.FOLDER / config.steer.name / evaluate.SUMMARY)
-    rows = [["method", "concept", "intended", "strength", "reports", "on target", "off target", "no change"]]
+    rows = [["method", "concept", "intended", "strength", "reports", *(title for title, _ in _RATES.values())]]
     for row in summary["best"]:
         if row["method"] != _CONTROL and row["strength"] is not None and row["on_target"]["n"]:
             rows.append([row["method"], row["concept"], row["intended"], f"{row['strength']:+g}", *_rates(row)])
@@ -100,7 +113,18 @@ def of_evaluation(config: ConfigDict, workdir: Path) -> str:
         rows.append([method, "all", "", "best", *_rates(rates)])
     if len(rows) == 1:
         return "no report in which a concept could be added or removed"
-    return table(rows, 3)
+    return table(rows, 3) + _of_selection(summary["selection"])
+
+
+def _of_selection(found: dict[str, dict[str, Any]]) -> str:
+    """What the features did that each rule chose first, where there is more than one rule."""
+    if len(found) < 2:
+        return ""
+    rows = [["chosen by", "method", "goes with steering", "reports", *(title for title, _ in _RATES.values())]]
+    for rule, own in found.items():
+        goes = "-" if own["spearman"] is None else f"{own['spearman']:.2f} ({own['low']:.2f} to {own['high']:.2f})"
+        rows += [[rule, method, goes, *_rates(rates)] for method, rates in own["methods"].items()]
+    return "\n" + table(rows, 3)
 
 
 def table(rows: Sequence[Sequence[str]], n_left: int) -> str:
@@ -116,7 +140,8 @@ def table(rows: Sequence[Sequence[str]], n_left: int) -> str:
 
 
 def _rates(row: dict[str, Any]) -> list[str]:
-    shown = ["-" if row[name]["rate"] is None else f"{row[name]['rate']:.0%}" for name in _RATES]
+    rates = [(row[name]["rate"], form) for name, (_, form) in _RATES.items()]
+    shown = ["-" if rate is None else format(rate, form) for rate, form in rates]
     return [str(row["on_target"]["n"]), *shown]
 
 

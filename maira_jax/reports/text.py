@@ -48,6 +48,12 @@ def repetition(report: str) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
+def is_prose(report: str) -> bool:
+    """Whether a report is whole sentences, as MAIRA-2 writes findings: it begins with a capital letter or a digit, ends
+    with a full stop, and has neither line breaks nor mark-up."""
+    return re.fullmatch(r"[A-Z0-9][^\n<>]*\.", report.strip()) is not None
+
+
 def degenerate(report: str, finished: bool, finite: bool = True) -> str:
     """Why a generated text is not a report, or "" if it is one.
 

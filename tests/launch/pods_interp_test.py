@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from interp import stage as interpret
@@ -13,6 +14,7 @@ from maira_jax.run import files
 from maira_jax.run.stages.stage import Stage
 from sae.formats import export
 from steer import evaluate
+from steer.selection.choose import SCHEMA
 from tests.helpers import pods
 from tests.helpers.formats import GROUPS, META, D, finished_sae
 from tests.helpers.interp_process import SIZES
@@ -151,6 +153,7 @@ def test_stages_of_the_first_process(tmp_path, command, result):
     finished_sae(one, "sae", random_sae(activations(200, D), GROUPS, 4, 0.75, meta=META))
     with Stage(one, "steer/test", {}) as stage:
         (stage.dir / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made_up()))
+        pq.write_table(SCHEMA.empty_table(), stage.dir / "selection.parquet")
         stage.finish({})
     several = shutil.copytree(one, tmp_path / "several")
     {"export": export.run, "evaluate": evaluate.run}[command](configured(), one)

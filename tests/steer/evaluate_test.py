@@ -14,6 +14,7 @@ from maira_jax.reports.text import words_of
 from maira_jax.run import files
 from maira_jax.run.stages.stage import Stage
 from steer import evaluate, rates
+from steer.selection.choose import SCHEMA
 from tests.helpers.judge import judge_config, serve
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
@@ -76,6 +77,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         text = "".join(json.dumps(entry) + "\n" for entry in made_generations())
         (stage.dir / "generations.jsonl").write_text(text)
         files.write_json(stage.dir / "directions.json", [{"key": "add", "target": None}])
+        pq.write_table(SCHEMA.empty_table(), stage.dir / "selection.parquet")
         stage.finish({})
     result = evaluate.run(
         configured(200),
@@ -101,7 +103,10 @@ def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
     assert (four["on_target_of_all"]["rate"], four["on_target_of_all"]["n"]) == (0.0, 30)
     assert rates["add", -2.0]["on_target"] | {"low": 0, "high": 0} == {"rate": 0.0, "low": 0, "high": 0, "n": 10}
     assert rates["random", 2.0]["no_change"]["rate"] == 1.0
-    assert one["mean_nll"]["rate"] == 1.5
+    assert (one["mean_nll"]["rate"], one["nll_change"]["rate"]) == (1.5, 1.0)
+    assert one["format_kept"]["rate"] == 1.0 and four["format_kept"]["rate"] is None
+    longer = len(words_of(LEFT)) / len(words_of(CLEAR))  # in every second one of the 30 without an effusion
+    assert one["length"]["rate"] == pytest.approx((15 * longer + 25) / N, abs=1e-5)
     assert one["on_target"]["low"] < 0.5 < one["on_target"]["high"]
 
 
@@ -169,6 +174,7 @@ def test_a_language_model_compares_the_reports(tmp_path: Path) -> None:
         target = {"explanation": 'Says "effusion".', "concept": "left pleural effusion", "feature": 3}
         described = [{"key": "add-3", "target": target}, {"key": "random-3", "target": None}]
         files.write_json(stage.dir / "directions.json", described)
+        pq.write_table(SCHEMA.empty_table(), stage.dir / "selection.parquet")
         stage.finish({})
     with serve() as server:
         config = configured(50, "llm")

@@ -41,6 +41,7 @@ from tests.helpers.phantom_model import D_MODEL, write_model
 from tests.helpers.traces import names_in
 
 BUILT_IN = METHODS.names()
+NAMED = {"add-5-pneumothorax", "clamp-5-pneumothorax", "add-9-oedema", "clamp-9-oedema"}
 N_STUDIES, N_FEATURES, SITE = 12, 64, "language.1.resid_post"
 
 
@@ -163,11 +164,10 @@ def test_one_line_per_study_direction_and_strength(swept: tuple[Path, dict]) -> 
     # Feature 5 is best for two concepts and takes the better one; oedema is in no training study,
     # so what compares studies with and without it does not exist.
     numbered = ("add", "add_several", "clamp", "ablate", "project", "random")
-    keys = [f"{name}-5" for name in numbered] + ["prompt-pneumothorax"] + [f"{name}-9" for name in numbered]
+    keys = [f"{name}-5-pneumothorax" for name in numbered] + [f"{name}-9-oedema" for name in numbered]
     described = files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)
-    assert {d["key"] for d in described} == {*keys, "prompt-oedema"}
-    assert {d["target"]["concept"] for d in described if d["key"].endswith("-5")} == {"pneumothorax"}
-    assert next(d for d in described if d["key"] == "add_several-5")["target"]["others"] == [[7, 6.0], [8, 6.0]]
+    assert {d["key"] for d in described} == {*keys, "prompt-pneumothorax", "prompt-oedema"}
+    assert next(d for d in described if d["key"] == "add_several-5-pneumothorax")["target"]["others"] == [[7, 6.0], [8, 6.0]]
     assert np.load(workdir / "steer" / "test" / "directions.npy").shape == (14, D_MODEL)
     # A concept has 4 methods with two strengths, two with none of their own, and two sentences.
     assert counts["generations"] == len(lines) == 5 * (1 + 2 * (4 * 2 + 2 + 2))
@@ -336,7 +336,7 @@ def test_a_sweep_continues_from_what_is_there(
     whole = {tuple(line[key] for key in keys): line for line in lines_of(swept[0])}
     lines = lines_of(workdir)
     found = [tuple(line[key] for key in keys) for line in lines]
-    steered = {"none", "add-5", "clamp-5", "add-9", "clamp-9"}
+    steered = {"none", *NAMED}
     assert sorted(found) == sorted(key for key in whole if key[1] in steered and key[0] <= lines[-1]["study_id"])
     assert [study for study, *_ in found] == sorted(study for study, *_ in found)
     for line in lines:
@@ -344,7 +344,7 @@ def test_a_sweep_continues_from_what_is_there(
         assert line.pop("mean_nll") == pytest.approx(other["mean_nll"], abs=2e-5)
         assert line.items() <= other.items()
     described = files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)
-    assert {each["key"] for each in described} == {"add-5", "clamp-5", "add-9", "clamp-9"}
+    assert {each["key"] for each in described} == NAMED
 
 
 def test_a_dry_run_estimates_and_writes_nothing(swept: tuple[Path, dict]) -> None:

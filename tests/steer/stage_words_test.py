@@ -90,16 +90,27 @@ def test_a_scored_set_is_compared_with_our_own(tmp_path):
 
 def test_rates_are_those_of_the_summary(tmp_path):
     def rates(on, off, none):
-        return {"on_target": {"rate": on, "n": 4}, "off_target": {"rate": off}, "no_change": {"rate": none}}
+        found = {"on_target": on, "off_target": off, "no_change": none, "degenerate": 0.1, "format_kept": 0.9}
+        found |= {"length": 1.25, "nll_change": 0.5}
+        return {name: {"rate": rate, "n": 4} for name, rate in found.items()}
 
     best = [{"concept": "mass", "method": method, "intended": "added", "strength": 0.5} for method in ("add", "random")]
     best = [row | rates(0.5, 0.25, None) for row in best]
     unknown = {"concept": "edema", "method": "add", "intended": "added", "strength": None}
     summary = {"best": [*best, unknown], "headline": {"add": rates(0.5, 0.25, 0), "random": rates(0, 0, 1)}}
+    summary["selection"] = {"concept": {"methods": {"add": rates(1, 0, 0)}, "spearman": 0.5, "low": 0.25, "high": 0.75}}
     files.write_json(tmp_path / "evaluation" / "s" / "summary.json", summary)
     lines = [row.split() for row in stage_words.of_evaluation(CONFIG, tmp_path).splitlines()]
+    costs = ["10%", "90%", "1.25", "+0.50"]
     assert lines[1:] == [
-        ["add", "mass", "added", "+0.5", "4", "50%", "25%", "-"],
-        ["add", "all", "best", "4", "50%", "25%", "0%"],
-        ["random", "all", "best", "4", "0%", "0%", "100%"],
+        ["add", "mass", "added", "+0.5", "4", "50%", "25%", "-", *costs],
+        ["add", "all", "best", "4", "50%", "25%", "0%", *costs],
+        ["random", "all", "best", "4", "0%", "0%", "100%", *costs],
+    ]
+    summary["selection"]["pilot"] = {"methods": {"add": rates(0.5, 0, 0)}, "spearman": None}
+    files.write_json(tmp_path / "evaluation" / "s" / "summary.json", summary)
+    lines = [row.split() for row in stage_words.of_evaluation(CONFIG, tmp_path).splitlines()[-2:]]
+    assert lines == [
+        ["concept", "add", "0.50", "(0.25", "to", "0.75)", "4", "100%", "0%", "0%", *costs],
+        ["pilot", "add", "-", "4", "50%", "0%", "0%", *costs],
     ]

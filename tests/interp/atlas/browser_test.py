@@ -127,6 +127,9 @@ def test_pages_fit_a_phone_in_dark_mode(opened):
 def test_an_address_that_leads_nowhere_says_so(opened):
     page = opened("#/feature/99")
     assert page.locator("h1").inner_text() == "Not in this atlas"
-    scored = opened("#/feature/4").locator("section, .panel", has_text="Selection for steering, sweep again").last
-    assert "pilot chosen" in scored.inner_text().replace("\n", " ") and "0.70 0.50 to 0.80, n = 12" in scored.inner_text()
     assert opened("#/steering").locator(".legend dt").first.inner_text().startswith("SAE feature added")
+
+
+def test_scores_of_selection_rules_are_shown_with_the_feature(opened):
+    scored = opened("#/feature/4").locator(".panel", has_text="Selection for steering, sweep again").last.inner_text()
+    assert "pilot chosen" in scored.replace("\n", " ") and "0.70 0.50 to 0.80, n = 12" in scored

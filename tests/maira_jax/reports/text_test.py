@@ -8,7 +8,7 @@ import pytest
 
 from maira_jax.phantom.world.latents import sample
 from maira_jax.phantom.world.write import write_sections
-from maira_jax.reports.text import degenerate, edit_distance, marked_difference, repetition
+from maira_jax.reports.text import degenerate, edit_distance, is_prose, marked_difference, repetition
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
 LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")
@@ -71,3 +71,19 @@ def test_a_marked_difference_holds_both_reports() -> None:
         gained = re.sub(r" ?\[-.*?-\]", "", marked).replace("{+", "").replace("+}", "")
         assert (lost.split(), gained.split()) == (original.split(), edited.split())
     assert marked_difference("No mass today.", "A mass today.") == "[-No-] {+A+} mass today."
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (CLEAR, True),
+        ("2 lines are seen. No effusion.", True),
+        ("no effusion.", False),
+        ("No effusion", False),
+        ("No effusion.\nNo edema.", False),
+        ("No <obj>effusion.", False),
+        ("", False),
+    ],
+)
+def test_prose_is_whole_sentences(report: str, expected: bool) -> None:
+    assert is_prose(report) == expected
