@@ -74,7 +74,18 @@ class ProgramEffects:
         study's report, or at the first one where no study has one.
 
         Features go in blocks of `steer.batch_rows` through one compiled program; prompts are read up to the site once.
+        Several rules ask for the same features, which are measured once.
         """
+        features = tuple(target.feature for target in targets)
+        if features not in self._known:
+            self._known[features] = self._measured(targets)
+        return self._known[features]
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[int, ...], AmplifiedTokens]:
+        return {}
+
+    def _measured(self, targets: Sequence[Target]) -> AmplifiedTokens:
         rows = self._rows(targets, (max(map(abs, self.section.nonzero_strengths)),))
         lens = self._lens_tokens([target.feature for target in targets])  # [n, k]
         lens = np.concatenate([lens[:1], lens])  # those of the unsteered row are not looked at
@@ -117,7 +128,10 @@ class ProgramEffects:
         return tokens, counted
 
     def _lens_tokens(self, features: Sequence[int]) -> np.ndarray:
-        """The tokens that the logit lens reads most strongly in features' decoder rows, int32 [n, k]."""
+        """The tokens that the logit lens reads most strongly in features' decoder rows, int32 [n, k]; 0 of a tower that
+        it cannot read."""
+        if self.model.site.tower != "language":
+            return np.zeros((len(features), _N_LENS_TOKENS), np.int32)
         with jax.set_mesh(sharding.mesh_of(self._params)):
             rows = jnp.asarray(self.inputs.sae.params["W_dec"])[np.array(features)]
             logits = language.logits(self._params["language"], self.model.cfg.text, rows)  # [n, vocab]

@@ -26,7 +26,7 @@ from maira_jax.reports import labeller
 from maira_jax.reports.changes import TargetFindings
 from maira_jax.reports.mentions import sentences
 from maira_jax.studies.study import Study
-from steer.selection.rule import SELECTIONS, EditedModel, SelectionInputs, SelectionRule
+from steer.selection.rule import SELECTIONS, EditedModel, SelectionInputs, SelectionRule, refuse_outside_language
 
 _N_SENTENCES = 3  # of each kind, the most frequent ones
 _READ_REPORTS = 1000  # of the training studies, whose sentences on a concept are counted
@@ -109,6 +109,7 @@ class GradientRule(SelectionRule):
     proposes = True
 
     def scores(self, candidates: Mapping[str, Sequence[int]], inputs: SelectionInputs) -> Mapping[str, np.ndarray]:
+        refuse_outside_language(inputs, "gradient")
         studies = inputs.training()
         reports = [study.findings for study in studies if study.findings][:_READ_REPORTS]
         statements = {concept: concept_sentences(reports, concept) for concept in candidates}

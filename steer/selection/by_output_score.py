@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from steer.selection.rule import SELECTIONS, AmplifiedTokens, SelectionInputs, SelectionRule, per_feature
+from steer.selection.rule import (
+    SELECTIONS,
+    AmplifiedTokens,
+    SelectionInputs,
+    SelectionRule,
+    per_feature,
+    refuse_outside_language,
+)
 
 
 @SELECTIONS.register("output_score")
@@ -18,6 +25,7 @@ class OutputScoreRule(SelectionRule):
     """(1 - r / V) p, mean over studies; the same for all concepts of a feature."""
 
     def scores(self, candidates: Mapping[str, Sequence[int]], inputs: SelectionInputs) -> Mapping[str, np.ndarray]:
+        refuse_outside_language(inputs, "output_score")
         vocabulary = inputs.model.cfg.text.vocab_size
         return per_feature(candidates, inputs, lambda found: output_score(found, vocabulary))
 

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model.config import Maira2Config
@@ -40,7 +41,8 @@ class AmplifiedTokens(NamedTuple):
     """What the model expects of the next token where n features are amplified, at t places of each study's report.
 
     Attributes:
-      rank: int32 [studies, n, t], of a feature's own tokens the best rank, from 0.
+      rank: int32 [studies, n, t], of a feature's own tokens the best rank, from 0; a feature of another tower than the
+        language model has none.
       probability: float32 [studies, n, t], of its own tokens the largest probability.
       confidence: float32 [studies, n, t], the negative mean log-probability of the most likely tokens, in nats.
       unsteered: float32 [studies, t], the confidence where nothing is amplified.
@@ -115,6 +117,19 @@ class SelectionRule(abc.ABC):
 
 
 SELECTIONS: Registry[type[SelectionRule]] = Registry("steer.select")
+
+
+def refuse_outside_language(inputs: SelectionInputs, rule: str) -> None:
+    """Refuses a rule that reads decoder rows as the language model does.
+
+    Raises:
+      UserError: features are added in another tower.
+    """
+    site = inputs.model.site
+    if site.tower != "language":
+        raise UserError(
+            f"steer.select {rule!r} needs a site of the language model, not {site.name}: choose another rule"
+        )
 
 
 def per_feature(

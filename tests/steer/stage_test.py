@@ -167,7 +167,8 @@ def test_one_line_per_study_direction_and_strength(swept: tuple[Path, dict]) -> 
     keys = [f"{name}-5-pneumothorax" for name in numbered] + [f"{name}-9-oedema" for name in numbered]
     described = files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)
     assert {d["key"] for d in described} == {*keys, "prompt-pneumothorax", "prompt-oedema"}
-    assert next(d for d in described if d["key"] == "add_several-5-pneumothorax")["target"]["others"] == [[7, 6.0], [8, 6.0]]
+    several = next(d for d in described if d["key"] == "add_several-5-pneumothorax")
+    assert several["target"]["others"] == [[7, 6.0], [8, 6.0]]
     assert np.load(workdir / "steer" / "test" / "directions.npy").shape == (14, D_MODEL)
     # A concept has 4 methods with two strengths, two with none of their own, and two sentences.
     assert counts["generations"] == len(lines) == 5 * (1 + 2 * (4 * 2 + 2 + 2))

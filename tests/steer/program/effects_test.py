@@ -61,9 +61,19 @@ def whole_pass(measured: ProgramEffects, study, feature: int | None) -> np.ndarr
         edited[0, at] = True
     direction = jnp.asarray(measured.inputs.decoder_row(feature or 0))[None]
     strength = jnp.full(1, 0.0 if feature is None else STRENGTH * LARGEST)
-    edits = Edits(jnp.array([model.site.code]), direction, strength, jnp.asarray(edited))
+    mask = jnp.asarray(edited) if model.site.tower == "language" else None
+    edits = Edits(jnp.array([model.site.code]), direction, strength, mask)
     out = forward(model.params, model.cfg, batch.tokens, batch.mask, batch.pixels, edits={model.site.tower: edits})
     return np.asarray(jax.nn.log_softmax(out.logits[0, at].astype(jnp.float32)))
+
+
+def test_features_of_the_projector_change_the_confidence(localized_model):
+    measured = make(localized_model, ("image",), site="projector.1", n=1, max_new_tokens=3)
+    found = measured.amplified(targets()[:1])
+    whole = whole_pass(measured, measured.studies[0], FEATURES[0])
+    after = [-np.mean(sorted(row)[-effects._N_CONFIDENT :]) for row in whole]
+    np.testing.assert_allclose(found.confidence[0, 0], after, atol=1e-4)
+    assert np.abs(found.confidence[0, 0] - found.unsteered[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("positions", [("frontal",), ("generated",)])
@@ -92,6 +102,7 @@ def test_amplified_features_are_those_of_whole_passes(localized_model, positions
     np.testing.assert_allclose(output_score(found, cfg.text.vocab_size), scores / places, atol=1e-5)
     np.testing.assert_allclose(confidence_change(found), changes / places, atol=1e-4)
     assert changes.min() > 0
+    assert measured.amplified(targets()) is found, "measured once"
 
 
 def test_studies_without_reports_give_the_first_token(localized_model):

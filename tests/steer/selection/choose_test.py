@@ -1,15 +1,17 @@
 """Which features are chosen: by number, by explanation, or the best one of each concept."""
 
+import dataclasses
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
+from maira_jax.model.sites import Site
 from steer.selection.catalogue import FeatureCatalogue
 from steer.selection.choose import SCHEMA, Selected, SelectSize
 from steer.selection.choose import choose as choose_all
-from steer.selection.rule import SELECTIONS, SelectionInputs, SelectionRule
+from steer.selection.rule import SELECTIONS, EditedModel, SelectionInputs, SelectionRule
 from steer.selection.target import Target
 
 
@@ -154,6 +156,14 @@ def test_an_explanation_is_scored_by_its_detection_where_it_states_the_concept()
         (2, "effusion", (("explanation", 0.9),)),
         (1, "effusion", (("explanation", 0.7),)),
     ]
+
+
+@pytest.mark.parametrize("rule", ["gradient", "output_score"])
+def test_rules_that_read_as_the_language_model_does_are_refused_elsewhere(rule: str) -> None:
+    site = Site("projector", 1, "projector.1")
+    inputs = dataclasses.replace(make_inputs(make_catalogue()), model=EditedModel(None, None, None, None, site, None))
+    with pytest.raises(UserError, match=f"'{rule}' needs a site of the language model, not projector.1"):
+        SELECTIONS.get(rule)().scores({"effusion": [1]}, inputs)
 
 
 @pytest.mark.parametrize(
