@@ -86,6 +86,24 @@ def test_this_machine_has_several_names(monkeypatch):
 def test_the_flag_allows_one_named_server():
     endpoint = egress.check("https://api.openai.com/v1", allow_remote=True)
     assert (endpoint.host, endpoint.port, endpoint.addresses) == ("api.openai.com", 443, ())
+    with pytest.raises(UserError, match=r"unencrypted: use https://, or an SSH tunnel \(ssh -L 80:127\.0\.0\.1:80 "):
+        egress.check("http://judge.example.org/v1", allow_remote=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "port"), [("http://127.0.0.1/v1", 80), ("https://127.0.0.1/v1", 443), ("http://127.0.0.1:80/v1", 80)]
+)
+def test_an_address_without_a_port_has_the_schemes(url, port):
+    endpoint = egress.check(url, allow_remote=False)
+    assert endpoint.port == port
+    transport = egress.GuardedTransport(endpoint, "127.0.0.1", 1)
+    assert transport._target(httpx2.URL(url)) == httpx2.URL(url)
+
+
+def test_connections_are_divided_among_pools():
+    endpoint = egress.check("http://127.0.0.1:8000/v1", allow_remote=False)
+    made = [egress.GuardedTransport(endpoint, "127.0.0.1", n) for n in (1, egress._POOL, egress._POOL + 1)]
+    assert [len(transport._pools) for transport in made] == [1, 1, 2]
 
 
 def test_only_the_checked_address_is_connected_to(tmp_path, network, monkeypatch):

@@ -20,6 +20,7 @@ def test_what_was_added_and_what_is_off_target() -> None:
     assert compare(LEFT, CLEAR, "pleural effusion").removed == ("left pleural effusion",)
     assert compare(CLEAR, LEFT, "right pleural effusion").off_target
     assert compare(CLEAR, LEFT, "communication").off_target
+    assert compare(CLEAR, CLEAR.replace("No consolidation", "Left consolidation. No"), "pleural effusion").off_target
     assert not compare(CLEAR, BOTH, "normal study").off_target
 
 
