@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -161,7 +162,7 @@ def main(
     if _DRY_RUN.value:
         rehearsed = stages(config) if stages else {name: run}
         run, parallel, words = functools.partial(_dry_run.rehearse, rehearsed, estimates), True, None
-    with _ending(f"python -m launch.{name}"):
+    with _ending(f"python -m launch.{name}", reads):
         interrupts.catch()
         processes.start(_DISTRIBUTED.value, address, parallel, _leave)
         processes.silence()
@@ -196,7 +197,7 @@ def _parsed(command: str, reads: Sequence[str]) -> tuple[ConfigDict, Address | N
 
 
 @contextlib.contextmanager
-def _ending(command: str) -> Iterator[None]:
+def _ending(command: str, reads: Sequence[str]) -> Iterator[None]:
     """Ends all processes with a sentence and its exit code where what runs in the context does not come to its end."""
     try:
         yield
@@ -213,8 +214,25 @@ def _ending(command: str) -> Iterator[None]:
     except SystemExit:  # of a stage that all processes leave together
         processes.close()
         raise
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            _fail_unexpectedly(error)
+        _fail(_without_memory(error, command, reads), BAD_INPUT)
     except Exception as error:
         _fail_unexpectedly(error)
+
+
+def _without_memory(error: Exception, command: str, reads: Sequence[str]) -> str:
+    """The sentence for a device whose memory is full: what asked for how much, and the sizes that can be lowered."""
+    sizes = [
+        f"--config.{section.section}.{field}"
+        for section in base.SECTIONS
+        if section.section in reads
+        for field in section.model_fields
+        if field.startswith("batch_")
+    ]
+    lower = f"lower {' or '.join(sizes)}, or " if sizes else ""
+    return f"a device's memory is full ({first_line(error)}): {lower}use more devices, and run {command} again"
 
 
 def _announce(config: ConfigDict) -> None:

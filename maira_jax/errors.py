@@ -12,7 +12,7 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, to be quoted in a sentence; its class where it has no message.
 
-    Leaves out the details that TensorStore appends in brackets, e.g. "[source locations='...']".
+    Leaves out the details that TensorStore and XLA append in brackets, e.g. "[source locations='...']".
     """
     line = (str(error).splitlines() or [""])[0]
-    return re.split(r" \[[\w ]+=", line)[0][:_MAX_LENGTH] or type(error).__name__
+    return re.split(r" \[[\w -]+=", line)[0][:_MAX_LENGTH] or type(error).__name__

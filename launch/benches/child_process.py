@@ -1,7 +1,6 @@
 """One side of a benchmark in a process of its own, so that no side has the other's memory, caches or threads."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,8 +14,6 @@ from maira_jax.errors import UserError
 from maira_jax.model import sharding
 
 _BEGIN = time.monotonic()
-# Of a GPU, as of one that a stage has to itself; by default JAX takes three quarters.
-_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
 
 
 def measured(benchmark: str, options: Sequence[str], who: str, *others: object) -> dict[str, Any]:
@@ -36,8 +33,7 @@ def measured(benchmark: str, options: Sequence[str], who: str, *others: object) 
     command = [sys.executable, "-m", "launch.bench", benchmark, *options, "--child", who, *map(str, others)]
     last = ""
     with tempfile.TemporaryFile("w+") as printed:
-        environment = _MEMORY | os.environ
-        with subprocess.Popen(command, stdout=printed, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        with subprocess.Popen(command, stdout=printed, stderr=subprocess.PIPE, text=True) as child:
             assert child.stderr is not None
             for line in child.stderr:
                 print(line, end="", file=sys.stderr, flush=True)

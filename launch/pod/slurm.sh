@@ -35,7 +35,7 @@ fi
 
 # What follows runs on the first host of the job. Each process finds the others by Slurm's variables.
 trap : TERM  # of a preemption, which srun passes on
-export PATH="$HERE/.venv/bin:$PATH" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
+export PATH="$HERE/.venv/bin:$PATH"
 code=0
 # A process reads on all processors of its host; once one has ended, the others have the time that a checkpoint takes.
 srun --label --cpu-bind=none --kill-on-bad-exit=0 --wait=300 "${COMMAND[@]}" || code=$?
