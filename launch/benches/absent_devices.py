@@ -7,9 +7,11 @@ looks for a GPU in every process and prints a traceback where CUDA is missing; w
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -82,8 +84,6 @@ gpu_device_info {
 }
 """
 
-# Those that JAX 0.10.2 goes with.
-_PACKAGES = {"tpu": ["libtpu==0.0.42.1"], "gpu": ["jax-cuda13-plugin==0.10.2", "jax-cuda13-pjrt==0.10.2"]}
 _MODULES = {"tpu": "libtpu", "gpu": "jax_cuda13_plugin"}
 NAMES = "h100, 8xh100, v5e:2x2, v5e:4x4, v5p:2x2x2, ..."
 
@@ -102,12 +102,20 @@ def missing(compiler: str) -> str | None:
     """The sentence that says how to install a platform's compiler; None where it is there."""
     if _found(compiler):
         return None
-    return f"the compiler for {compiler.upper()}s is not installed: run {' '.join(_pip(compiler))}"
+    return f"the compiler for {compiler.upper()}s is not installed: run {shlex.join(_pip(compiler))}"
 
 
 def _pip(compiler: str) -> list[str]:
     target = ["--target", str(folder(compiler))]
-    return [sys.executable, "-m", "pip", "install", "--no-deps", *target, *_PACKAGES[compiler]]
+    return [sys.executable, "-m", "pip", "install", "--no-deps", *target, *_packages(compiler)]
+
+
+def _packages(compiler: str) -> list[str]:
+    """Those that the installed JAX goes with."""
+    if compiler == "gpu":
+        return [f"jax-cuda13-{part}=={jax.__version__}" for part in ("plugin", "pjrt")]
+    needs = importlib.metadata.requires("jax") or []
+    return [need.partition(";")[0].strip() for need in needs if need.startswith("libtpu")]
 
 
 def _found(compiler: str) -> bool:
