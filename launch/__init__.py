@@ -3,8 +3,8 @@
 import gc
 import os
 
-# Of a GPU's memory, which the sizes of the configurations are for; JAX takes three quarters otherwise. JAX reads it when
-# it first uses a device.
+# Of a GPU's memory, which the configurations' sizes are for. JAX reads this when it first uses a device; without it, it
+# takes three quarters.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
 
 # A command imports a million objects that stay. Looking among them for garbage takes a tenth of its start; `_main.main`
