@@ -25,6 +25,7 @@ SAME = (
     "interp/features.jsonl",
     "interp/concepts.parquet",
     "interp/controls.parquet",
+    "interp/coverage.parquet",
     "interp/exemplars.parquet",
     "interp/summary.json",
     "label/neurons.parquet",
