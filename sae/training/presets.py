@@ -11,6 +11,11 @@ from typing import Any
 
 from maira_jax.run.registry import Registry
 
+# The highest rate of any length and width.
+_MAX_LR = 1.6e-2
+# A feature that has not fired for this many batches is dead: soon enough to be brought back in the shortest run.
+_DEAD_BATCHES = 30
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -41,20 +46,20 @@ def _dictionary_learning(steps: int, batch_size: int, n_features: int) -> dict[s
 
 
 def _scaled(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
-    """Lengths scale with the run: a fixed warmup or dead window never ends in a short one.
+    """The rate falls with the root of the steps, and dead features are found as early in every run.
 
-    What made the difference, in this order: a learning rate eight times higher; a shorter memory of the squared
-    gradient, since a sparse feature's gradient comes and goes; dead features found early; most of the loss's weight on
-    the full reconstruction; a decay over half of the run.
+    So more data never hurts; docs/reference/measured.md has the evidence. What else made a difference: a shorter memory
+    of the squared gradient, since a sparse feature's gradient comes and goes; most of the loss's weight on the full
+    reconstruction; a decay over half of the run.
     """
     return {
-        "lr": 1.6e-3 / math.sqrt(n_features / 2**14),
+        "lr": min(_MAX_LR, 1.6e-3 / math.sqrt(n_features / 2**14) * math.sqrt(1500 / steps)),
         "warmup_steps": steps // 20,
         "decay_start": steps - steps // 2,
         "beta1": 0.9,
         "beta2": 0.99,
         "auxk_alpha": 1 / 32,
-        "dead_tokens": min(10_000_000, max(steps // 50, 1) * batch_size),
+        "dead_tokens": min(10_000_000, _DEAD_BATCHES * batch_size),
         "threshold_beta": 0.999,
         "threshold_start": min(1000, steps // 2),
     }
