@@ -43,6 +43,7 @@ def get_config(data: str = "phantom") -> ConfigDict:
             "preset": "scaled",  # its lengths scale with train.steps
             "steps": 1000,
             "lr": 1e-3,
+            "dead_tokens": 20_480,  # of 20 batches
             "resample_every": 100,
             "loss_recovered_studies": 0,  # no report is written from an embedding
         }
