@@ -14,6 +14,7 @@ from sae.autoencoder import Sae
 
 _WEIGHTS = "weights.safetensors"
 _HEADER = "sae.json"
+_KINDS = {"k": int, "group_sizes": list, "meta": dict, "per_token": bool}
 
 
 def save_sae(directory: Path, sae: Sae) -> None:
@@ -45,8 +46,12 @@ def load_sae(directory: Path) -> Sae:
         if files.sha256(directory / _WEIGHTS) != digest:
             raise ValueError(f"{_WEIGHTS} is another file than {_HEADER} was written for")
         arrays = load_file(directory / _WEIGHTS)
-        if "threshold" not in header:
+        if "threshold" in header:
+            header["threshold"] = float(header["threshold"])
+        else:
             header["threshold"] = arrays.pop("threshold").reshape(f)
+        if not all(isinstance(header[name], kind) for name, kind in _KINDS.items()):
+            raise ValueError(f"{_HEADER} holds values of other kinds")
         shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
         if {name: array.shape for name, array in arrays.items()} != shapes:
             raise ValueError(f"{_WEIGHTS} has other shapes than {_HEADER} says")

@@ -66,32 +66,30 @@ def load(path: Path) -> Sae:
     path = Path(path)
     state = torch_file.read(path)
     config = path.with_name(_CONFIG)
-    trainer = files.read_json(config).get("trainer", {}) if config.is_file() else {}
+    trainer = raw_units.part(config, files.read_object(config), "trainer") if config.is_file() else {}
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise UserError(f"{path} holds no named tensors: give a dictionary_learning file")
-    known = {name: raw_units.as_float32(value) for name, value in state.items()}
-    linear = "encoder.weight" in known
+    linear = "encoder.weight" in state
     arrays = {
-        _LINEAR.get(name, name): value.T if value.ndim == 2 and linear else value for name, value in known.items()
+        _LINEAR.get(name, name): value.T if value.ndim == 2 and linear else value for name, value in state.items()
     }
-    kind = str(trainer.get("dict_class", _class_of(known)))
+    kind = str(trainer.get("dict_class", _class_of(state)))
     wanted = {*raw_units.ARRAYS} | _NEEDS.get(kind, set())
     if kind not in _NEEDS or not wanted <= set(arrays):
         lacking = ", ".join(sorted(wanted - set(arrays)))
         problem = f"lacks {lacking}" if lacking else f"is of class {kind}"
         raise UserError(f"{path} {problem}: give a file of one of {', '.join(_NEEDS)}")
-    if kind == "JumpReluAutoEncoder":
-        arrays = raw_units.centred(arrays)
     return raw_units.imported(
         path,
-        {name: arrays[name] for name in raw_units.ARRAYS},
+        arrays,
         threshold=-1.0 if kind == _TOP_K or "threshold" not in arrays else arrays["threshold"],
-        k=int(arrays.get("k", 0)),
-        group_sizes=tuple(arrays["group_sizes"].reshape(-1)) if kind == _MATRYOSHKA else (),
+        k=arrays.get("k"),
+        group_sizes=arrays["group_sizes"] if kind == _MATRYOSHKA else (),
         per_token=kind == _TOP_K,
-        factor=float(trainer.get("norm_factor", 1.0)),
+        factor=trainer.get("norm_factor", 1.0),
         # dictionary_learning's trainer folds the normalisation into what it saves.
         folded=bool(trainer.get("norm_folded", True)),
+        takes_raw=kind == "JumpReluAutoEncoder",
         meta={"dictionary_learning": trainer},
     )
 

@@ -20,21 +20,22 @@ def load(path: Path) -> Sae:
     """
     path = Path(path)
     found = _read_npz(path) if path.suffix == ".npz" else raw_units.read_safetensors(path)[0]
-    arrays = {name.replace("w_", "W_"): raw_units.as_float32(value) for name, value in found.items()}
+    arrays = {name.replace("w_", "W_"): value for name, value in found.items()}
     names = {*raw_units.ARRAYS, "threshold"}
     raw_units.refuse_missing(path, arrays, names)
-    if set(arrays) - names or arrays["W_dec"].shape != arrays["W_enc"].T.shape:
+    if set(arrays) - names or np.shape(arrays["W_dec"]) != np.shape(arrays["W_enc"])[::-1]:
         raise UserError(f"{path} is a transcoder or was finetuned: give a plain autoencoder of Gemma Scope")
+    arrays |= raw_units.four_arrays(path, arrays)
     if "embedding" in path.parts:
         # These were trained on embeddings multiplied by the root of their width.
         root = np.float32(np.sqrt(arrays["b_dec"].size))
         arrays |= {"W_enc": arrays["W_enc"] / root, "W_dec": arrays["W_dec"] * root}
-    arrays = raw_units.centred(arrays)
     return raw_units.imported(
         path,
-        {name: arrays[name] for name in raw_units.ARRAYS},
+        arrays,
         threshold=arrays["threshold"],
         k=0,
+        takes_raw=True,
         meta={"gemma_scope": str(path.parent)},
     )
 

@@ -6,7 +6,6 @@ threshold repeated for each feature, or as its "topk" if the k largest features 
 
 import itertools
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def load(path: Path) -> Sae:
       UserError: a file is damaged, or holds another architecture.
     """
     path = Path(path)
-    config = _flat(files.read_object(path.with_name(_CONFIG)))
+    config = _flat(path.with_name(_CONFIG))
     arrays, _ = raw_units.read_safetensors(path)
     kind = config.get("architecture", "standard")
     if kind not in ("jumprelu", "standard", "topk", *_BATCH_TOP_K):
@@ -109,38 +108,37 @@ def load(path: Path) -> Sae:
     if config.get("finetuning_scaling_factor"):
         raise UserError(f"{path} was saved with a finetuning scaling factor: fold it in with SAELens first")
     raw_units.refuse_missing(path, arrays, raw_units.ARRAYS)
-    if not config.get("apply_b_dec_to_input", True):
-        arrays = raw_units.centred(arrays)
-    if config.get("rescale_acts_by_decoder_norm", kind in _BATCH_TOP_K):
-        arrays = raw_units.unit_decoder(arrays)
     name = "topk_threshold" if kind in _BATCH_TOP_K else "threshold"
     if kind not in ("standard", "topk"):
         raw_units.refuse_missing(path, arrays, [name])
-    details = config.get("training_architecture_details") or config
-    metadata = config.get("maira_jax") or {"saelens": config}
+    details = raw_units.part(path, config, "training_architecture_details") or config
+    metadata = raw_units.part(path, config, "maira_jax") or {"saelens": config}
     return raw_units.imported(
         path,
-        {array: arrays[array] for array in raw_units.ARRAYS},
+        arrays,
         threshold=arrays.get(name, _NO_THRESHOLD),
-        k=int(details.get("k", 0)),
-        group_sizes=_sizes(details.get("matryoshka_widths") or (), arrays["b_enc"].size),
+        k=details.get("k"),
+        group_sizes=_sizes(path, details.get("matryoshka_widths") or (), arrays["b_enc"].size),
         per_token=kind == "topk",
-        factor=float(metadata.get("normalization", 1.0)),
+        factor=metadata.get("normalization", 1.0),
+        takes_raw=not config.get("apply_b_dec_to_input", True),
+        unit_rows=bool(config.get("rescale_acts_by_decoder_norm", kind in _BATCH_TOP_K)),
         meta=metadata,
     )
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(path: Path) -> dict[str, Any]:
     """The fields of a configuration and of its `metadata` in one dict, names of versions before 6 replaced."""
-    flat = {**config.get("metadata", {}), **{name: value for name, value in config.items() if name != "metadata"}}
+    config = files.read_object(path)
+    flat = raw_units.part(path, config, "metadata") | {name: config[name] for name in config if name != "metadata"}
     if flat.get("activation_fn", flat.get("activation_fn_str")) == "topk":
-        flat |= {"architecture": "topk", "k": (flat.get("activation_fn_kwargs") or {}).get("k", 0)}
+        flat |= {"architecture": "topk", "k": raw_units.part(path, flat, "activation_fn_kwargs").get("k")}
     return flat
 
 
-def _sizes(widths: Any, n_features: int) -> tuple[int, ...]:
+def _sizes(path: Path, widths: Any, n_features: int) -> tuple[int, ...]:
     """The group sizes for cumulative widths, of which SAELens may leave out the last."""
-    ends = [int(width) for width in widths]
+    ends = [raw_units.whole(path, "a Matryoshka width", width) for width in raw_units.listed(path, "widths", widths)]
     if ends and ends[-1] != n_features:
         ends.append(n_features)
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))

@@ -18,6 +18,7 @@ from sae.formats.registry import FORMATS, FormatWriter, SaeFormat
 
 _FILE = "sae.safetensors"
 _HEADER, _FORMAT = "sae", "maira-jax-sae"
+_FIELDS = ("k", "per_token", "group_sizes", "norm_factor", "norm_folded", "meta")
 
 
 def save(directory: Path, sae: Sae, fold_normalization: bool = True) -> None:
@@ -49,24 +50,22 @@ def load(path: Path) -> Sae:
     arrays, metadata = raw_units.read_safetensors(path)
     try:
         header = json.loads(metadata.get(_HEADER, "null"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has a damaged header: copy the file again") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise UserError(f"{path} has no autoencoder header: give a file that launch.export wrote")
-    try:
-        return raw_units.imported(
-            path,
-            arrays,
-            threshold=arrays["threshold"] if "threshold" in arrays else float(header["threshold"]),
-            k=int(header["k"]),
-            group_sizes=header["group_sizes"],
-            per_token=bool(header["per_token"]),
-            factor=float(header["norm_factor"]),
-            folded=bool(header["norm_folded"]),
-            meta=header["meta"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} lacks or garbles {error}: copy the file again, or export it anew") from error
+    raw_units.refuse_missing(path, header.keys() | arrays.keys(), (*_FIELDS, "threshold"))
+    return raw_units.imported(
+        path,
+        arrays,
+        threshold=arrays["threshold"] if "threshold" in arrays else header["threshold"],
+        k=header["k"],
+        group_sizes=header["group_sizes"],
+        per_token=bool(header["per_token"]),
+        factor=header["norm_factor"],
+        folded=bool(header["norm_folded"]),
+        meta=raw_units.part(path, header, "meta"),
+    )
 
 
 FORMATS.register("safetensors")(

@@ -28,7 +28,7 @@ def load(path: Path) -> Sae:
     arrays = {ours: found[theirs] for theirs, ours in _ARRAYS.items()}
     arrays["W_enc"] = arrays["W_enc"].T  # [d, F]
     return raw_units.imported(
-        path, arrays, threshold=-1.0, k=int(config.get("k", 0)), per_token=True, meta={"sparsify": config}
+        path, arrays, threshold=-1.0, k=config.get("k"), per_token=True, meta={"sparsify": config}
     )
 
 
