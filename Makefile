@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 # step, and a fifth of its time went into faulting in their pages.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test drill mutants lint docs compilers lock release-check clean
+.PHONY: demo test drill mutants fuzz lint docs compilers lock release-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -31,6 +31,12 @@ drill: $(VENV)/.installed-test
 mutants: $(VENV)/.installed-test
 	$(BIN)/pip install -q -e '.[mutants]'
 	$(BIN)/python -m tests.mutants
+
+# Damaged inputs for every reader, each kind in a process with 10 s and 1 GiB; of the binary ones by coverage, too.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/pip install -q -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --inputs=2000
+	$(BIN)/python -m tests.fuzz.with_atheris --seconds=60
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

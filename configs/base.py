@@ -15,6 +15,7 @@ from interp.llm.section import JudgeSection
 from interp.medsae.similar_stage import SimilarSection
 from interp.medsae.stage import LabelSection
 from maira_jax.checkpoint.convert import ModelSection
+from maira_jax.errors import UserError, first_line
 from maira_jax.generation.stage import GenerateSection
 from maira_jax.phantom.pretraining.stage import PretrainSection
 from maira_jax.run.config import RunSection, Section
@@ -85,9 +86,12 @@ def with_values(values: Mapping[str, Any]) -> ConfigDict:
       values: sections and their fields; what they leave out has its default.
 
     Raises:
-      UserError: nobody has registered the reader of the studies.
+      UserError: nobody has registered the reader of the studies, or a field or section is of another kind.
     """
     config = get_config()
-    config.studies = studies(values["studies"]["source"])
-    config.update(values)
+    try:
+        config.studies = studies(values["studies"]["source"])
+        config.update(values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # as ml_collections and `values` raise them
+        raise UserError(f"a field of the configuration has a value of another kind ({first_line(error)})") from error
     return config

@@ -173,9 +173,13 @@ def _read(path: Path) -> pa.Table:
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the path")
     try:
-        return reader(path)
-    except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+        table = reader(path)
+        names = table.column_names  # which are decoded here
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): restore the file") from error
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} has two columns of one name: rename one of them")
+    return table
 
 
 def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

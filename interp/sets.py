@@ -7,6 +7,7 @@ Its own is the set `interp` and lies in `WORKDIR/interp`. The others lie in `WOR
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
         column("score", pa.float64(), "that came with the explanation, on its own scale"),
     ]
 )
+_OF_ALL = pa.schema([SCHEMA.field(name) for name in ("feature", "name", "explanation")])
 
 
 def stage_name(name: str) -> str:
@@ -77,6 +79,12 @@ def read_set(workdir: Path, name: str) -> pa.Table:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        table = pq.read_table(path)
+        found = table.select(_OF_ALL.names).cast(_OF_ALL)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): interpret or import again") from error
+    features = found["feature"].to_numpy()
+    if found["feature"].null_count or (np.diff(features) <= 0).any():
+        raise UserError(f"{path} has features twice, or in another order: interpret or import again")
+    others = [name for name in table.column_names if name not in _OF_ALL.names]
+    return pa.table(dict(zip(_OF_ALL.names, found, strict=True)) | {name: table[name] for name in others})

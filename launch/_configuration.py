@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from configs import base
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import storage
+from maira_jax.run import files, storage
 from maira_jax.run.config import RunSection, shown
 from maira_jax.run.stages import run_config
 from maira_jax.run.stages.run_config import RunMemory
@@ -161,7 +160,7 @@ def _memory(workdir: str) -> RunMemory | None:
     if text is None:
         return None
     try:
-        return RunMemory.parse(json.loads(text), f"{workdir}/{run_config.FILE}")
+        return RunMemory.parse(files.parse_json(text), f"{workdir}/{run_config.FILE}")
     except ValueError as error:
         raise UserError(f"{workdir}/{run_config.FILE} is not JSON: delete it and give --config=FILE") from error
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
 from maira_jax.run import files, storage
 
 # Seconds after which new answers are sent to the bucket that the folder may stand for, and least ratio of these seconds
@@ -96,7 +96,7 @@ class AnswerCache:
             row = self._db.execute(
                 "SELECT COUNT(checksum), TOTAL(tokens_in), TOTAL(tokens_out), TOTAL(cost) FROM answers"
             ).fetchone()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise self._refusal(error) from error
         files.remove_leftovers(path.parent, f".{path.name}.*.tmp")
         self.totals = CacheTotals(row[0], int(row[1]), int(row[2]), row[3])
@@ -143,7 +143,7 @@ class AnswerCache:
     def batches(self, fetched: bool) -> dict[str, str]:
         """Batch id -> digest of its file, for all batches that were submitted and have been fetched, or have not."""
         with self._lock:
-            rows = self._db.execute("SELECT id, digest FROM batches WHERE fetched = ?", (int(fetched),)).fetchall()
+            rows = self._rows("SELECT id, digest FROM batches WHERE fetched = ?", (int(fetched),))
         return dict(rows)
 
     def record_batch(self, batch_id: str, digest: str, fetched: bool) -> None:
@@ -169,12 +169,13 @@ class AnswerCache:
 
     def _refusal(self, error: Exception) -> UserError:
         """Why the file cannot be used, and what helps."""
+        reason = first_line(error)
         if isinstance(error, sqlite3.OperationalError):
             if "locked" in str(error):
-                return UserError(f"{self._path} is held by another process ({error}): wait until that run has ended")
+                return UserError(f"{self._path} is held by another process ({reason}): wait until that run has ended")
             if not str(error).startswith("no such"):
-                return UserError(f"could not write {self._path} ({error}): free space, or make its folder writable")
-        return UserError(f"{self._path} cannot be read ({error}): restore it, or delete it and pay again")
+                return UserError(f"could not write {self._path} ({reason}): free space, or make its folder writable")
+        return UserError(f"{self._path} cannot be read ({reason}): restore it, or delete it and pay again")
 
     def _send(self) -> None:
         """Sends a copy to the bucket, if there is one."""

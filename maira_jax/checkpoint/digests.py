@@ -23,7 +23,7 @@ def known_digests(directory: Path) -> dict[str, tuple[str, str]]:
       File name -> digest and the place that gives it.
 
     Raises:
-      UserError: a line of SHA256SUMS cannot be read.
+      UserError: one of these files is no text, or a line of SHA256SUMS cannot be read.
     """
     found: dict[str, tuple[str, str]] = {}
     for path in directory.iterdir():
@@ -31,11 +31,11 @@ def known_digests(directory: Path) -> dict[str, tuple[str, str]]:
         if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
             found[path.name] = (blob.name, "the name of the file in the cache")
     for path in (directory / ".cache" / "huggingface" / "download").glob("*.metadata"):
-        lines = path.read_text().splitlines()
+        lines = files.read_text(path).splitlines()
         if len(lines) > 1 and _SHA256.fullmatch(lines[1]):
             found[path.name.removesuffix(".metadata")] = (lines[1], str(path))
     sums = directory / DIGESTS
-    for number, line in enumerate(sums.read_text().splitlines() if sums.is_file() else (), 1):
+    for number, line in enumerate(files.read_text(sums).splitlines() if sums.is_file() else (), 1):
         digest, _, name = line.partition(" ")
         if not _SHA256.fullmatch(digest.lower()) or not name.strip():
             raise UserError(f"{sums}, line {number}, is not a SHA-256 and a file name: write it with sha256sum")

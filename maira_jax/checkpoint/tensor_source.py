@@ -131,12 +131,11 @@ def _largest(tensor: np.ndarray) -> tuple[int, int]:
 def _shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     """The files with tensors, and the index's map from tensor to file, if there is an index."""
     if (directory / shards.INDEX).is_file():
-        index = files.read_json(directory / shards.INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        weight_map = files.read_object(directory / shards.INDEX).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise UserError(f"{directory / shards.INDEX} has no map from tensors to files: download it again")
-        return sorted(names), weight_map
+        return sorted(set(names)), weight_map
     if (directory / shards.SINGLE).is_file():
         return [shards.SINGLE], None
     raise UserError(f"{directory} has neither {shards.INDEX} nor {shards.SINGLE}: give a checkpoint's folder")

@@ -8,21 +8,23 @@ transformers, which is no dependency at run time; the tests hold the token ids e
 """
 
 import dataclasses
+import functools
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-import jinja2
-import jinja2.sandbox
-
-from maira_jax.errors import UserError
+from maira_jax.errors import UserError, first_line
+from maira_jax.inputs import render_template
 from maira_jax.run import files
 from maira_jax.studies.study import ImageSource, Study
 
 IMAGE_TOKEN = "<image>"
 NOT_AVAILABLE = "N/A"
+_TIMEOUT = 120  # seconds on the clock for a process that may compute for two
 SYSTEM = "You are an expert radiology assistant tasked with interpreting a chest X-ray study."
 
 _TASK = " Provide a description of the findings in the radiology study in comparison to the prior frontal image."
@@ -95,7 +97,8 @@ class ChatTemplate:
         in their order with nothing between them: the text before and after is all that `render` adds.
 
         Raises:
-          UserError: the template cannot be rendered, or does not repeat the turn as it is.
+          UserError: the template cannot be rendered within `render_template`'s limits, or does not repeat the turn as
+            it is.
         """
         found = _template_source(checkpoint_dir)
         if found is None:
@@ -108,12 +111,13 @@ class ChatTemplate:
             parts.insert(2 * i + 1, {"index": i, "text": None, "type": "image"})
         user = {"role": "user", "content": parts}
         system = {"role": "system", "content": [{"index": None, "text": SYSTEM, "type": "text"}]}
-        try:
-            rendered = _render(source, [user])
-            if SYSTEM not in rendered:  # the template does not bring the system sentence, so it is a message
-                rendered = _render(source, [system, user])
-        except Exception as error:  # a template is a program: it can fail in any way
-            raise UserError(f"the chat template in {path} cannot be rendered ({error}): restore the file") from error
+        answer, with_system = _rendered(source, json.dumps([[user], [system, user]]))
+        if SYSTEM not in answer.get("text", SYSTEM):  # the template does not bring the sentence, so it is a message
+            answer = with_system
+        if "error" in answer:
+            reason = first_line(ValueError(answer["error"]))
+            raise UserError(f"the chat template in {path} cannot be rendered ({reason}): restore the file")
+        rendered = answer["text"]
         content = IMAGE_TOKEN.join(texts)
         if rendered.count(content) != 1:
             raise UserError(
@@ -131,7 +135,7 @@ def _template_source(checkpoint_dir: Path) -> tuple[str, Path] | None:
     """The Jinja text of a checkpoint folder and its file; transformers looks in these places in this order."""
     jinja_file = checkpoint_dir / "chat_template.jinja"
     if jinja_file.is_file():
-        return jinja_file.read_text(encoding="utf-8"), jinja_file
+        return files.read_text(jinja_file), jinja_file
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = checkpoint_dir / name
         if path.is_file():
@@ -144,20 +148,17 @@ def _template_source(checkpoint_dir: Path) -> tuple[str, Path] | None:
     return None
 
 
-def _render(source: str, messages: list[dict[str, Any]]) -> str:
-    """Renders a chat template in the environment that transformers gives it."""
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(source).render(
-        messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+@functools.cache
+def _rendered(source: str, conversations: str) -> list[dict[str, str]]:
+    """What a template makes of each of the conversations, JSON of lists of messages: `text`, or an `error`."""
+    request = f'{{"source": {json.dumps(source)}, "conversations": {conversations}}}'
+    command = [sys.executable, "-P", render_template.__file__]
+    done = subprocess.run(command, input=request, capture_output=True, text=True, encoding="utf-8", timeout=_TIMEOUT)
+    if done.returncode:
+        limits = f"{render_template.MAX_SECONDS} s or {render_template.MAX_BYTES // 2**20} MiB"
+        return [{"error": f"it takes more than {limits}"}] * 2
+    answers: list[dict[str, str]] = json.loads(done.stdout)
+    return answers
 
 
 def study_images(study: Study) -> tuple[ImageSource, ...]:

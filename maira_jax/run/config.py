@@ -125,6 +125,8 @@ class Section(pydantic.BaseModel):
         Raises:
           UserError: a field is unknown, of another type or out of range.
         """
+        if not isinstance(values, Mapping | ml_collections.ConfigDict):
+            raise UserError(f"{cls.section} is {shown(values)}, not a section with fields: correct it")
         plain = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
         try:
             found = cls(**{name: _tuples(value) for name, value in plain.items()})

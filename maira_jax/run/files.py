@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from maira_jax.errors import UserError
 from maira_jax.run import permissions, storage
 
+_MAX_DEPTH = 64  # of JSON
+
 
 def remove(path: Path) -> None:
     """Removes a file or a folder, if there is one, here and in the bucket that `path` may stand for."""
@@ -93,6 +95,22 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Reads a file of UTF-8 text.
+
+    Raises:
+      UserError: the file is missing, cannot be read or holds something else.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check the path") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8, or restore the file") from error
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
@@ -100,13 +118,28 @@ def read_json(path: Path) -> Any:
       UserError: the file is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: check the path") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
-    except (ValueError, RecursionError) as error:
+        return parse_json(read_text(path))
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore the file") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, which is so flat that whatever walks through it needs no deep stack.
+
+    Raises:
+      ValueError: the text is not JSON, or is nested more than 64 times.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level = [found] if isinstance(found, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        if not level:
+            return found
+        inside = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for values in inside for value in values if isinstance(value, dict | list)]
+    raise ValueError("it is nested too deeply")
 
 
 def read_object(path: Path) -> dict[str, Any]:

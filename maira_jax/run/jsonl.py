@@ -39,7 +39,7 @@ def read(path: Path, again: str, required: Sequence[str] = ()) -> list[dict[str,
     records = []
     for number, text in enumerate(_whole_lines(path), start=1):
         try:
-            record = json.loads(text)
+            record = files.parse_json(text)
         except ValueError:
             record = None
         if not isinstance(record, dict) or not record.keys() >= set(required):

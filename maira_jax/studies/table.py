@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,5 +36,5 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
                 yield row
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check studies.path") from error
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
         raise UserError(f"{path} is not a readable CSV file ({error}): restore the file") from error

@@ -9,8 +9,10 @@ An array is [studies, d_model], one row per study (an image's embedding, say), o
 of several files are concatenated. A table may name the studies; other columns of a .parquet file do so, too.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +34,9 @@ from sae.activations.config import HarvestSection
 from sae.activations.store import HELD_OUT, TRAIN, StoreLayout, StoreWriter
 from sae.activations.token_rows import TokenRows
 
+# Values per stored byte that compression is believed to reach.
+_MAX_TIMES_LARGER = 64
 _NAMES = ("study_id", "patient_id", "split")
-# Token id and kind of activations that are not those of a language model.
 
 
 class ArrayFile(NamedTuple):
@@ -115,7 +118,8 @@ def open_array(path: Path, column: str = "") -> ArrayFile:
       column: name of the tensor or column; empty for the only one.
 
     Raises:
-      UserError: the file cannot be read, or holds no array of two or three dimensions of floating-point numbers.
+      UserError: the file cannot be read, holds no array of two or three dimensions of floating-point numbers, or says
+        that it holds far more than its bytes.
     """
     path = Path(path).expanduser()
     opener = _OPENERS.get(path.suffix)
@@ -123,18 +127,35 @@ def open_array(path: Path, column: str = "") -> ArrayFile:
         raise UserError(f"{path} is not one of {', '.join(_OPENERS)}: convert it, or rename it")
     if not path.exists():
         raise UserError(f"{path} does not exist: check harvest.arrays")
-    try:
+    with _one_sentence(path):
         found = opener(path, column)
-        if len(found.shape) not in (2, 3) or not min(found.shape):
-            raise UserError(f"{path} has shape {found.shape}: give [studies, d_model] or [studies, tokens, d_model]")
-        kind = found.read(0, 1).dtype
-    except UserError:
-        raise
-    except Exception as error:  # every library has its own classes for a damaged file
-        raise UserError(f"{path} cannot be read ({first_line(error)}): restore the file") from error
+    if len(found.shape) not in (2, 3) or not min(found.shape):
+        raise UserError(f"{path} has shape {found.shape}: give [studies, d_model] or [studies, tokens, d_model]")
+    stored = sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())
+    if math.prod(found.shape) > _MAX_TIMES_LARGER * stored:
+        raise UserError(
+            f"{path} is said to have shape {found.shape}, which its {stored:,} bytes cannot hold: restore it"
+        )
+
+    def read(start: int, stop: int) -> np.ndarray:
+        with _one_sentence(path):
+            return np.asarray(found.read(start, stop))
+
+    kind = read(0, 1).dtype
     if not np.issubdtype(kind, np.floating) and kind.name != "bfloat16":
         raise UserError(f"{path} holds values of dtype {kind}: give floating-point numbers")
-    return found
+    return found._replace(read=read)
+
+
+@contextlib.contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Turns whatever a library raises for a damaged file, each its own classes, into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): restore the file") from error
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -186,7 +207,7 @@ def _rows(arrays: Sequence[ArrayFile], tokens: int, start: int, stop: int) -> np
     for array in arrays:
         low, high = max(first - offset, 0), min(last - offset, array.shape[0])
         if low < high:
-            part = np.asarray(array.read(low, high))
+            part = array.read(low, high)
             parts.append(part.reshape(-1, part.shape[-1]))  # [studies * tokens, d_model]
         offset += array.shape[0]
     return np.concatenate(parts)[start - first * tokens :][: stop - start]
@@ -194,16 +215,23 @@ def _rows(arrays: Sequence[ArrayFile], tokens: int, start: int, stop: int) -> np
 
 def _names(table: str, arrays: Sequence[ArrayFile], n: int) -> pa.Table | None:
     """The table that names the studies: the user's, or the other columns of the arrays' own files."""
-    if not table:
-        own = [array.table for array in arrays if array.table is not None]
-        return pa.concat_tables(own, promote_options="default") if len(own) == len(arrays) else None
+    own = [array.table for array in arrays if array.table is not None]
+    if not table and (not own or len(own) < len(arrays)):
+        return None
     path = Path(table).expanduser()
+    origin = str(path) if table else "what the arrays' own files say of their studies"
     try:
-        read = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}): check harvest.table") from error
+        if not table:
+            read = pa.concat_tables(own, promote_options="default")
+        else:
+            read = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+        names = read.column_names
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{origin} cannot be read ({first_line(error)}): check harvest.table") from error
+    if len(set(names)) < len(names):
+        raise UserError(f"{origin} has two columns of one name: rename one of them")
     if read.num_rows != n:
-        raise UserError(f"{path} has {read.num_rows} rows for {n} studies: give one per study, in the arrays' order")
+        raise UserError(f"{origin} has {read.num_rows} rows for {n} studies: give one per study, in the arrays' order")
     return read
 
 

@@ -117,7 +117,7 @@ class StoreLayout:
       chunk_rows: rows of a chunk, the unit of reading.
 
     Raises:
-      ValueError: the dtype is another one, or shards do not consist of whole chunks.
+      ValueError: a size is none, the dtype is another one, or shards do not consist of whole chunks.
     """
 
     n_tokens: int
@@ -127,6 +127,9 @@ class StoreLayout:
     chunk_rows: int
 
     def __post_init__(self) -> None:
+        sizes = (self.n_tokens, self.d_model, self.shard_rows, self.chunk_rows)
+        if not all(type(size) is int and 0 <= size < 2**48 for size in sizes):
+            raise ValueError(f"{sizes} are no sizes")
         if self.dtype not in ("bfloat16", "float32"):
             raise ValueError(f"activations are not stored as {self.dtype}")
         if self.chunk_rows < 1 or self.shard_rows < 1 or self.shard_rows % self.chunk_rows:
@@ -345,7 +348,7 @@ class ActivationStore:
                 "harvest again"
             )
         try:
-            layout = StoreLayout(**found["layout"])
+            layout, source = StoreLayout(**found["layout"]), dict(found["source"])
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"{directory / HEADER} is not an activation store's header: harvest again") from error
         finished = len(finished_shards(directory))
@@ -354,7 +357,7 @@ class ActivationStore:
                 f"{directory} holds {finished} of {layout.n_shards} shards: run the harvest again to finish it"
             )
         readers = readers or _default_readers()
-        return cls(directory, layout, found["source"], _open_values(directory, layout, False, readers), readers)
+        return cls(directory, layout, source, _open_values(directory, layout, False, readers), readers)
 
     @property
     def n_tokens(self) -> int:
@@ -380,12 +383,12 @@ class ActivationStore:
     @property
     def studies(self) -> pa.Table:
         """The study table; see `STUDY_SCHEMA`."""
-        return self._read(STUDIES, pq.read_table)
+        return self._read(STUDIES, lambda path: pq.read_table(path).select(STUDY_SCHEMA.names).cast(STUDY_SCHEMA))
 
     def _read(self, name: str, read: Callable[[Path], _Table]) -> _Table:
         try:
             return read(self.directory / name)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{self.directory / name} cannot be read ({first_line(error)}): harvest again") from error
 
     def read(self, start: int, stop: int) -> np.ndarray:

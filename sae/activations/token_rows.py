@@ -23,6 +23,10 @@ TOKEN_SCHEMA = pa.schema(
         ),
     ]
 )
+# Ids of studies as text would take more memory than all else, and the study table tells them.
+_READ_SCHEMA = pa.schema(
+    [("position", pa.int32()), ("token_id", pa.int32()), ("section", pa.dictionary(pa.int32(), pa.string()))]
+)
 _NONE = -1
 _GROUP_ROWS = 1 << 20  # rows that are written at once
 _SECTION_OF = np.array([SECTIONS.index(SECTION_NAMES[kind]) for kind in Kind] + [_NONE])  # of each kind, and of none
@@ -84,8 +88,8 @@ class TokenRows:
         Raises:
           pa.ArrowException, OSError: the file cannot be read.
         """
-        # Ids of studies as text would take more memory than all else, and `start` tells them.
-        table = pq.read_table(path, columns=["position", "token_id", "section"], read_dictionary=["section"])
+        table = pq.read_table(path, columns=_READ_SCHEMA.names, read_dictionary=["section"])
+        table = table.select(_READ_SCHEMA.names).cast(_READ_SCHEMA)
         section = table["section"].unify_dictionaries().combine_chunks()
         code = section.indices.fill_null(len(section.dictionary)).to_numpy()  # [n]
         kinds = [_KIND_OF[SECTIONS.index(name)] for name in section.dictionary.to_pylist()]

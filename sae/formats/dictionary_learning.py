@@ -69,6 +69,7 @@ def load(path: Path) -> Sae:
     trainer = raw_units.part(config, files.read_object(config), "trainer") if config.is_file() else {}
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise UserError(f"{path} holds no named tensors: give a dictionary_learning file")
+    state = {str(name): value for name, value in state.items()}
     linear = "encoder.weight" in state
     arrays = {
         _LINEAR.get(name, name): value.T if value.ndim == 2 and linear else value for name, value in state.items()

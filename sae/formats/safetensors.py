@@ -49,8 +49,8 @@ def load(path: Path) -> Sae:
     """
     arrays, metadata = raw_units.read_safetensors(path)
     try:
-        header = json.loads(metadata.get(_HEADER, "null"))
-    except (ValueError, RecursionError) as error:
+        header = files.parse_json(metadata.get(_HEADER, "null"))
+    except ValueError as error:
         raise UserError(f"{path} has a damaged header: copy the file again") from error
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise UserError(f"{path} has no autoencoder header: give a file that launch.export wrote")

@@ -6,37 +6,38 @@ errors are printed, and `--kind=KIND --first=I --inputs=1` repeats an input.
 
 import argparse
 import json
-import os
-import subprocess
+import multiprocessing
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
+from tests.fuzz.process import run
 from tests.fuzz.readers import READERS
 
-_ROOT = Path(__file__).parents[2]
 _COLUMNS = ("tried", "refused", "accepted", "errors")
 
 
 def trials(kind: str, first: int, n: int) -> Iterator[dict[str, Any]]:
-    """What the process of one reader prints, and that it was ended; another process goes on behind that input."""
-    environment = os.environ | {"PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"}
+    """What the process of one reader found, and that it was ended; another process goes on behind that input."""
     stop = first + n
     while first < stop:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "tests.fuzz.process", kind, str(first), str(stop - first)]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-            yield from map(json.loads, done.stdout.splitlines())
-            if done.returncode == 0:
-                return
-            at = Path(folder) / "at.json"
-            if not at.exists() or not at.read_text().strip():
-                raise RuntimeError(f"{kind}: {done.stderr[-2000:]}")
-            last = json.loads(at.read_text())["input"]
-        ended = f"the process ended with {done.returncode}: {done.stderr[-200:]!r}"
-        yield {"input": last, "error": ended}
+            out = Path(folder) / "found.jsonl"
+            # Forked before JAX has begun any thread: each kind has a process that need not import anything.
+            process = multiprocessing.get_context("fork").Process(target=run, args=(kind, first, stop - first, out))
+            process.start()
+            process.join()
+            lines = [json.loads(line) for line in out.read_text().splitlines()]
+        yield from (line for line in lines if "at" not in line)
+        if process.exitcode == 0:
+            return
+        last = max(line["at"] for line in lines if "at" in line)
+        yield {"input": last, "error": f"the process ended with {process.exitcode}"}
         yield {"tried": last - first + 1, "refused": 0, "accepted": 0, "errors": 1, "slowest": 0.0, "peak": 0}
         first = last + 1
 
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--kind", action="append", choices=sorted(READERS), help="one kind; repeat it for several")
     arguments = parser.parse_args()
     failed = False
+    warnings.simplefilter("ignore")  # of libraries, about what is damaged
+    logging.set_verbosity(logging.FATAL)
     print(f"{'kind':32s}" + "".join(f"{name:>10s}" for name in _COLUMNS) + "   slowest      peak", flush=True)
     for kind in arguments.kind or READERS:
         total = dict.fromkeys((*_COLUMNS, "slowest", "peak"), 0)

@@ -1,18 +1,13 @@
-"""A process that tries one reader, within limits: `python -m tests.fuzz.process KIND FIRST N`.
+"""What a process does that tries one reader, within limits.
 
-Input i of a kind is drawn with the seed "KIND i". Prints a line of JSON for each input that was neither accepted nor
-refused, and one at the end. A process that takes more than the limits is ended by the kernel; "at.json" in the current
-folder then says which input it was.
+Input i of a kind is drawn with the seed "KIND i". A process that takes more than the limits is ended by the kernel.
 """
 
-import contextlib
-import io
 import json
 import os
 import random
 import resource
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -24,6 +19,7 @@ from tests.fuzz.readers import READERS
 from tests.fuzz.trial import Trials
 
 MAX_SECONDS, MAX_BYTES = 10, 2**30
+_SHM = Path("/dev/shm")  # files in memory: reading a checkpoint waits until what was written is on disk
 _HUNG_SECONDS = 120  # on the clock, for what waits and computes nothing
 
 
@@ -47,36 +43,33 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:200]} | {' > '.join(places)}"
 
 
-def main(kind: str, first: int, n: int) -> None:
+def run(kind: str, first: int, n: int, out: Path) -> None:
+    """Tries n inputs of a kind, from the one numbered `first`, and appends lines of JSON to `out`.
+
+    These are the number of each input, before it is tried; what it ended in, if that was neither a result nor a
+    sentence; and at the end the counts.
+    """
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # libraries in C write about each damaged image
     jax.devices()
     found = {"tried": 0, "refused": 0, "accepted": 0, "errors": 0, "slowest": 0.0, "peak": 0}
-    with tempfile.TemporaryDirectory() as folder, open("at.json", "w") as at:
+    with tempfile.TemporaryDirectory(dir=_SHM if _SHM.is_dir() else None) as folder, out.open("a") as lines:
         trials = Trials(READERS[kind], Path(folder))
         _limit_memory()
         for i in range(first, first + n):
-            at.seek(0)
-            at.write(json.dumps({"input": i}).ljust(40))
-            at.flush()
+            print(json.dumps({"at": i}), file=lines, flush=True)
             Path("/proc/self/clear_refs").write_text("5")
             before, start = _status("VmRSS"), time.process_time()
             signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
             signal.alarm(_HUNG_SECONDS)
             try:
-                with contextlib.redirect_stderr(io.StringIO()):
-                    found["refused" if trials.run(random.Random(f"{kind} {i}")) else "accepted"] += 1
+                found["refused" if trials.run(random.Random(f"{kind} {i}")) else "accepted"] += 1
             except BaseException as error:
                 found["errors"] += 1
-                print(json.dumps({"input": i, "error": _where(error)}), flush=True)
-                if isinstance(error, KeyboardInterrupt):
-                    raise
+                print(json.dumps({"input": i, "error": _where(error)}), file=lines, flush=True)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
             found["tried"] += 1
             found["slowest"] = max(found["slowest"], time.process_time() - start)
             found["peak"] = max(found["peak"], _status("VmHWM") - before)
-    print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        print(json.dumps(found), file=lines, flush=True)

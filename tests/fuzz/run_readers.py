@@ -16,8 +16,8 @@ from interp.import_set import read_rows
 from interp.llm.answer_cache import AnswerCache, CachedAnswer
 from launch._configuration import _of_memory
 from maira_jax.run import files, jsonl
-from maira_jax.run.stages import run_config
-from maira_jax.run.stages.stage import MANIFEST, Stage, refuse_damaged, stages_in
+from maira_jax.run.stages import checksums, run_config
+from maira_jax.run.stages.stage import MANIFEST, UNFINISHED, Stage, refuse_damaged, stages_in
 from maira_jax.run.stages.verify import verify
 from maira_jax.studies.readers import READERS
 from sae.activations import imported
@@ -134,7 +134,8 @@ def _write_unfinished(folder: Path) -> None:
     _write_stage(folder)
     manifest = files.read_object(folder / "activations" / MANIFEST)
     (folder / "activations" / MANIFEST).unlink()
-    files.write_json(folder / "activations" / "unfinished.json", {k: manifest[k] for k in ("section", "inputs")})
+    begun = {name: manifest[name] for name in ("section", "inputs")}
+    files.write_json(folder / "activations" / UNFINISHED, checksums.sign(begun))
 
 
 def _read_unfinished(folder: Path) -> object:
@@ -184,7 +185,7 @@ RUN_READERS = {
         _write_set, lambda folder: sets.read_set(folder, "theirs"), ("interpretations/**/*.parquet",)
     ),
     "manifest.json": FuzzedReader(_write_stage, _read_stage, (f"activations/{MANIFEST}",), writes=True),
-    "unfinished.json": FuzzedReader(_write_unfinished, _read_unfinished, ("activations/unfinished.json",), writes=True),
+    "unfinished.json": FuzzedReader(_write_unfinished, _read_unfinished, (f"activations/{UNFINISHED}",), writes=True),
     "config.json of a run": FuzzedReader(_write_stage, _read_config, (run_config.FILE,)),
     "activation store": FuzzedReader(
         lambda folder: make_store(folder, activations(80, 4), shard_rows=64, chunk_rows=16),

@@ -54,9 +54,14 @@ class RunMemory:
         Raises:
           UserError: it is of another kind.
         """
-        if not isinstance(found, dict) or not isinstance(found.get("values"), dict):
-            raise UserError(f"{path} holds no configuration of a run: delete it and give --config=FILE once more")
-        return cls(str(found.get("origin", "")), found["values"])
+        try:
+            memory = cls(str(found.get("origin", "")), dict(found["values"]))
+            memory.config()
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} holds no configuration of a run: delete it and give --config=FILE once more"
+            ) from error
+        return memory
 
     def config(self) -> ml_collections.ConfigDict:
         """The values as stages read them, with tuples in place of JSON's lists."""

@@ -65,7 +65,7 @@ def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
             if key.startswith("inputs."):
                 return f"{key}, which was made anew or extended since"
             return f"{key} (now {shown(left.get(key))}, there {shown(right.get(key))})"
-    raise AssertionError("the two differ")
+    return "what it holds"
 
 
 def _refuse_not_finite(section: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ def _commit() -> str | None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads the manifest of a finished stage.
+    """Reads the manifest of a finished stage, or the record of one that was begun.
 
     Raises:
       UserError: it is missing, or not as the stage wrote it.
@@ -127,20 +127,21 @@ def _before_growth(manifest: Mapping[str, Any]) -> str:
     return files.digest([kept, manifest["inputs"]])
 
 
-def _read_begun(path: Path) -> dict[str, Any]:
-    """What a stage that was begun says of itself."""
-    found = files.read_object(path)
-    if not {"section", "inputs"} <= found.keys():
-        raise UserError(f"{path} is not what a stage wrote: delete {path.parent} and run that stage again")
-    return found
-
-
 def stages_in(workdir: Path) -> dict[str, dict[str, Any]]:
     """The folder of each stage that is there, finished or not, and the section that it was decided by."""
     storage.fetch(workdir, (MANIFEST, UNFINISHED))
     patterns = (f"{place}/{name}" for place in ("*", "*/*") for name in (UNFINISHED, MANIFEST))
     paths = [path for pattern in patterns for path in sorted(workdir.glob(pattern))]
-    return {path.parent.relative_to(workdir).as_posix(): files.read_object(path).get("section", {}) for path in paths}
+    return {path.parent.relative_to(workdir).as_posix(): _section_of(path) for path in paths}
+
+
+def _section_of(path: Path) -> dict[str, Any]:
+    section = files.read_object(path).get("section", {})
+    if not isinstance(section, dict):
+        raise UserError(
+            f"{path} is not what a stage wrote: restore it, or delete {path.parent} and run that stage again"
+        )
+    return section
 
 
 class StageReached(BaseException):
@@ -296,7 +297,7 @@ class Stage:
         for path in (manifest, unfinished):
             if not path.is_file():
                 continue
-            there = read_manifest(path) if path == manifest else _read_begun(path)
+            there = read_manifest(path)
             if self.replaces and identity != {key: there.get(key) for key in identity}:
                 self.dir = self.dir / _NEXT
                 break
@@ -353,7 +354,7 @@ class Stage:
             "computing": self.computing,
             "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        files.write_json(self.dir / UNFINISHED, self.manifest)
+        files.write_json(self.dir / UNFINISHED, checksums.sign(self.manifest))
 
     def _remember(self) -> None:
         if self._config is not None:
@@ -387,7 +388,7 @@ class Stage:
         """Records what open fields of the section were set to: `manifest["chosen"]`, when the stage resumes, too."""
         self.manifest = self.manifest | {"chosen": plain(chosen)}
         if processes.is_first():
-            files.write_json(self.dir / UNFINISHED, self.manifest)
+            files.write_json(self.dir / UNFINISHED, checksums.sign(self.manifest))
 
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Marks the stage as finished.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maira_jax.errors import UserError
+from maira_jax.run import files
 from maira_jax.studies.readers.registry import READERS, FilesSection
 from maira_jax.studies.study import FINDING_FIELDS, Finding, Study, parse_boxes
 
@@ -42,12 +43,9 @@ def read(path: Path) -> list[Study]:
         field, has an unknown or ill-typed one, names an image that does not exist, has neither image nor
         text, or repeats a study_id. The line is named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also cuts at characters that texts may hold
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path} is not a file: give the path of a JSON Lines manifest in studies.path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: save the manifest as UTF-8") from error
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give the path of a JSON Lines manifest in studies.path")
+    lines = files.read_text(path).split("\n")  # splitlines() also cuts at characters that texts may hold
     studies: list[Study] = []
     first_seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -68,10 +66,10 @@ def read(path: Path) -> list[Study]:
 
 def _study(line: str, folder: Path, where: str) -> Study:
     try:
-        row = json.loads(line)
+        row = files.parse_json(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}): write one object per line") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{where}: not read ({error}): write one object per line") from error
     try:
         json.dumps(row, ensure_ascii=False).encode()

@@ -7,10 +7,10 @@ listed is taken as absent. Source: Wang et al., "ChestX-ray8", CVPR 2017. The da
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from maira_jax.errors import UserError, first_line
+from maira_jax.run import files
 from maira_jax.run.config import setting
 from maira_jax.studies.readers import nih_release
 from maira_jax.studies.readers.nih_labels import concept_of_box, concepts_of, write_findings
@@ -86,7 +86,7 @@ def _boxes(folder: Path, row: dict[str, str]) -> tuple[Box, ...]:
     if not text:
         return ()
     try:
-        found = parse_boxes(json.loads(text))
+        found = parse_boxes(files.parse_json(text))
     except ValueError as error:
         where = f"{folder / FILE}: the boxes of {row['image_id']}"
         raise UserError(f"{where} cannot be read ({first_line(error)}): restore the table") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import logging
 
 from maira_jax.errors import UserError
+from maira_jax.run import files
 from maira_jax.studies.readers.nih_labels import concept_of_box, concepts_of, write_findings
 from maira_jax.studies.study import Box, Study
 from maira_jax.studies.table import rows
@@ -96,10 +97,9 @@ def _images(root: Path) -> dict[str, Path]:
 
 
 def _listed(path: Path) -> set[str]:
-    try:
-        return set(path.read_text().split())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: download it, or leave studies.split out") from error
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: download it, or leave studies.split out")
+    return set(files.read_text(path).split())
 
 
 def _priors(present: list[dict[str, str]], table: Path) -> dict[str, str]:

@@ -158,3 +158,28 @@ def test_unusable_chat_template_names_its_file(tmp_path, source):
     (tmp_path / "chat_template.jinja").write_text(source)
     with pytest.raises(UserError, match="chat_template.jinja"):
         ChatTemplate.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        # Time: nothing is written, so no bound on the text ends it.
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% if a + b < 0 %}x{% endif %}{% endfor %}{% endfor %}",
+        # Memory, in one operation of each kind that can make a long text, and by doubling.
+        "{{ 'x' * 10**10 }}",
+        "{{ 'x' | center(10**10) }}",
+        "{{ '%010000000000d' % 1 }}",
+        "{{ '{:10000000000}'.format(1) }}",
+        "{% set t = namespace(x='x') %}{% for _ in range(40) %}{% set t.x = t.x ~ t.x %}{% endfor %}{{ t.x }}",
+        # What is written may be long without taking long.
+        "{{ 'x' * 10**6 }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "(" * 20000 + "{{" + "(" * 20000,
+    ],
+    ids=lambda source: source[:24],
+)
+def test_a_template_that_takes_what_it_can_get_is_ended(tmp_path, source):
+    (tmp_path / "chat_template.jinja").write_text(source)
+    with pytest.raises(UserError, match="chat_template.jinja cannot be rendered") as caught:
+        ChatTemplate.from_dir(tmp_path)
+    assert "\n" not in str(caught.value)
