@@ -131,7 +131,8 @@ def _largest(tensor: np.ndarray) -> tuple[int, int]:
 def _shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     """The files with tensors, and the index's map from tensor to file, if there is an index."""
     if (directory / shards.INDEX).is_file():
-        weight_map = files.read_object(directory / shards.INDEX).get("weight_map")
+        index = files.read_json(directory / shards.INDEX)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise UserError(f"{directory / shards.INDEX} has no map from tensors to files: download it again")
