@@ -11,7 +11,6 @@ import ml_collections
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from interp import sets
@@ -21,10 +20,20 @@ from maira_jax.run.config import Section, setting
 from maira_jax.run.lock import FolderLock
 from maira_jax.run.stages.stage import Stage
 
+
+def _read_json_lines(path: Path) -> pa.Table:
+    """One row per line that is not blank; pyarrow's own reader crashes where a line is no object."""
+    rows = [files.parse_json(line) for line in path.read_bytes().splitlines() if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line is no object")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in columns})
+
+
 _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".csv": functools.partial(pyarrow.csv.read_csv, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
-    ".jsonl": pyarrow.json.read_json,
-    ".ndjson": pyarrow.json.read_json,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
     ".parquet": pq.read_table,
 }
 
@@ -174,8 +183,9 @@ def _read(path: Path) -> pa.Table:
         raise UserError(f"{path} does not exist: check the path")
     try:
         table = reader(path)
+        table.validate(full=True)  # that texts are UTF-8
         names = table.column_names  # which are decoded here
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, OverflowError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): restore the file") from error
     if len(set(names)) < len(names):
         raise UserError(f"{path} has two columns of one name: rename one of them")

@@ -80,6 +80,7 @@ def read_set(workdir: Path, name: str) -> pa.Table:
 def _read(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
+        table.validate(full=True)  # that texts are UTF-8
         found = table.select(_OF_ALL.names).cast(_OF_ALL)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): interpret or import again") from error

@@ -150,7 +150,7 @@ def _tensors(path: Path) -> list[FoundTensor]:
             return [FoundTensor(path.name, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
     except FileNotFoundError as error:
         raise UserError(f"{path}, named in {shards.INDEX}, is missing: download the checkpoint again") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}): download the file again") from error
 
 

@@ -21,6 +21,9 @@ from maira_jax.run import files
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
+_MAX_PATCHES = 256  # along a side of an image; MAIRA-2 has 37
+
+
 class Kind(IntEnum):
     """What a token is part of."""
 
@@ -285,4 +288,9 @@ def _patches_per_image(checkpoint_dir: Path) -> int:
     if not isinstance(vision, dict):
         raise UserError(f"{path} has no vision_config: this is not a MAIRA-2 checkpoint")
     # Hugging Face leaves out of config.json what is equal to its defaults, which for Dinov2 are these.
-    return int((vision.get("image_size", 224) // vision.get("patch_size", 14)) ** 2)
+    sides = vision.get("image_size", 224), vision.get("patch_size", 14)
+    if not all(type(side) is int and side > 0 for side in sides) or not 0 < sides[0] // sides[1] <= _MAX_PATCHES:
+        raise UserError(
+            f"{path} says that an image of side {sides[0]!r:.20} has patches of side {sides[1]!r:.20}: restore it"
+        )
+    return (sides[0] // sides[1]) ** 2

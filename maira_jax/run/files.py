@@ -154,6 +154,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; none has a name that no file can have, as tables that are damaged ask for."""
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:

@@ -36,6 +36,7 @@ from sae.activations.token_rows import TokenRows
 
 # Values per stored byte that compression is believed to reach.
 _MAX_TIMES_LARGER = 64
+_MAX_CHUNK = 2**28  # bytes of a chunk, of which little may be stored
 _NAMES = ("study_id", "patient_id", "split")
 
 
@@ -69,7 +70,22 @@ def _open_zarr(path: Path, column: str) -> ArrayFile:
     driver = "zarr3" if (path / "zarr.json").is_file() else "zarr"
     spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path.absolute())}}
     values = ts.open(spec, open=True, read=True).result()
+    _refuse_inflated(path, values.dtype.numpy_dtype.itemsize * math.prod(values.chunk_layout.read_chunk.shape))
     return ArrayFile(tuple(values.shape), lambda start, stop: values[start:stop].read().result())
+
+
+def _refuse_inflated(path: Path, n_bytes: int) -> None:
+    """Refuses chunks of more than `n_bytes`, the size of a chunk, which blosc would make room for before it reads them."""
+    stored = sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+    if n_bytes > max(_MAX_CHUNK, _MAX_TIMES_LARGER * stored):
+        raise UserError(f"{path} has chunks of {n_bytes:,} bytes, which its {stored:,} bytes cannot hold: restore it")
+    if b"blosc" not in (path / ("zarr.json" if (path / "zarr.json").is_file() else ".zarray")).read_bytes():
+        return
+    for part in path.rglob("*"):
+        if part.is_file() and not part.name.startswith((".", "zarr.")):
+            with part.open("rb") as file:
+                if int.from_bytes(file.read(8)[4:], "little") > n_bytes:
+                    raise UserError(f"{part} is said to hold more bytes than a chunk has: restore it")
 
 
 def _open_parquet(path: Path, column: str) -> ArrayFile:
@@ -225,6 +241,7 @@ def _names(table: str, arrays: Sequence[ArrayFile], n: int) -> pa.Table | None:
             read = pa.concat_tables(own, promote_options="default")
         else:
             read = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+        read.validate(full=True)  # that texts are UTF-8
         names = read.column_names
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{origin} cannot be read ({first_line(error)}): check harvest.table") from error

@@ -18,6 +18,7 @@ from typing import Literal
 from absl import logging
 
 from maira_jax.errors import UserError
+from maira_jax.run import files
 from maira_jax.run.config import setting
 from maira_jax.studies.readers.registry import READERS, FilesSection
 from maira_jax.studies.study import Study
@@ -126,7 +127,7 @@ def _views(table: Path) -> dict[tuple[str, str], list[dict[str, str]]]:
 
 
 def _study(root: Path, name: str, patient_id: str, views: list[dict[str, str]], uncertain: str) -> Study | None:
-    present = [row for row in views if (root / row["Path"]).is_file()]
+    present = [row for row in views if files.is_file(root / row["Path"])]
     frontals = [row for row in present if row["Frontal/Lateral"] == "Frontal"]
     if not frontals:
         return None

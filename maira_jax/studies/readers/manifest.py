@@ -91,7 +91,7 @@ def _study(line: str, folder: Path, where: str) -> Study:
     for name in _IMAGES:
         if name in values:
             values[name] = folder / values[name]
-            if not _is_file(values[name]):
+            if not files.is_file(values[name]):
                 raise UserError(f"{where}: {name} image {values[name]} does not exist: correct or remove it")
     if "truth" in values:
         values["truth"] = _truth(values["truth"], where)
@@ -107,13 +107,6 @@ def _study(line: str, folder: Path, where: str) -> Study:
     if not any(name in values for name in ("lateral", *_SECTIONS)) and values["frontal"] is None:
         raise UserError(f"{where}: neither an image nor a report section: give at least one")
     return Study(**values)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
 
 
 def _truth(value: Any, where: str) -> tuple[Finding, ...]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import logging
 
 from maira_jax.errors import UserError
+from maira_jax.run import files
 from maira_jax.run.config import setting
 from maira_jax.studies.readers.chexpert import CONCEPTS, ChexpertLabelsSection, labels_of
 from maira_jax.studies.readers.registry import READERS
@@ -96,7 +97,7 @@ def read(
             if len(out) == n:
                 break
             frontal = row.image(root, _FRONTAL)
-            if frontal is None or not frontal.is_file():
+            if frontal is None or not files.is_file(frontal):
                 left_out += 1
                 continue
             if wanted is None or row.study in wanted:
@@ -122,7 +123,7 @@ def _study(root: Path, reports: Path, row: _MimicStudy, prior: _MimicStudy | Non
         study_id=f"s{row.study}",
         patient_id=f"p{row.subject}",
         frontal=row.image(root, _FRONTAL),
-        lateral=lateral if lateral and lateral.is_file() else None,
+        lateral=lateral if lateral and files.is_file(lateral) else None,
         prior_frontal=prior.image(root, _FRONTAL) if prior else None,
         indication=sections.get("indication"),
         technique=sections.get("technique"),
@@ -135,10 +136,9 @@ def _study(root: Path, reports: Path, row: _MimicStudy, prior: _MimicStudy | Non
 
 def _sections(reports: Path, row: _MimicStudy) -> dict[str, str]:
     path = reports / row.folder.with_suffix(".txt")
-    try:
-        return split_sections(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
+    if not files.is_file(path):
         return {}  # a study without a report can still be described by the model
+    return split_sections(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _table(root: Path, name: str) -> Path:

@@ -95,6 +95,6 @@ def _boxes(folder: Path, row: dict[str, str]) -> tuple[Box, ...]:
 
 def _image(folder: Path, image_id: str) -> Path:
     path = folder / "images" / f"{image_id}.jpg"
-    if not path.is_file():
+    if not files.is_file(path):
         raise UserError(f"{path} does not exist, but {folder / FILE} names it: restore the image or remove its row")
     return path
