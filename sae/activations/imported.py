@@ -75,7 +75,7 @@ def _open_zarr(path: Path, column: str) -> ArrayFile:
 
 
 def _refuse_inflated(path: Path, n_bytes: int) -> None:
-    """Refuses chunks of more than `n_bytes`, the size of a chunk, which blosc would make room for before it reads them."""
+    """Refuses chunks that say that they hold more than `n_bytes`, a chunk's size: blosc makes room for them first."""
     stored = sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
     if n_bytes > max(_MAX_CHUNK, _MAX_TIMES_LARGER * stored):
         raise UserError(f"{path} has chunks of {n_bytes:,} bytes, which its {stored:,} bytes cannot hold: restore it")
