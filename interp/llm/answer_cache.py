@@ -17,6 +17,7 @@ from maira_jax.run import files, storage
 
 # Seconds after which new answers are sent to the bucket that the folder may stand for, and least ratio of these seconds
 # to those that sending takes.
+_MAX_VALUE = 2**28  # bytes of an answer, and of all else in a row
 _SEND_SECONDS, _SEND_RATIO = 60.0, 20.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -89,6 +90,7 @@ class AnswerCache:
         self._send_at = time.monotonic() + _SEND_SECONDS
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+            self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)  # a damaged page may ask for any size
             # Exclusive: two processes that asked the same questions would pay twice.
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
                 self._db.execute(f"PRAGMA {pragma}")

@@ -31,6 +31,7 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stages.stage import MANIFEST, Stage
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_DTYPE_FIELDS = ("torch_dtype", "dtype")  # of a Hugging Face configuration
 PHANTOM = "phantom"
 # Files of a checkpoint that decide, together with its weights, what the model computes.
 _CONFIGURATION = (
@@ -234,11 +235,20 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
+def _of_type(config: Any, dtype: str) -> Any:
+    """The configuration with the type of the parameters where it, or one of a part of the model, states another."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        name: dtype if name in _DTYPE_FIELDS and value else _of_type(value, dtype) for name, value in config.items()
+    }
+
+
 def reverse(checkpoint: str, out: Path) -> dict[str, Any]:
     """Writes a converted model in the Hugging Face layout: published names, order and shards, in the type stored.
 
     `out` can be loaded by transformers and converted again. The tensors are those that were converted, bit for bit,
-    where `model.dtype` was the checkpoint's own type.
+    where `model.dtype` was the checkpoint's own type; where it was not, `config.json` states the new type.
 
     Args:
       checkpoint: the folder that `run` wrote.
@@ -256,6 +266,9 @@ def reverse(checkpoint: str, out: Path) -> dict[str, Any]:
         names = [name for name in (*_CONFIGURATION, *_REMOTE_CODE) if (model_dir / name).is_file()]
         for name in names:
             _copy(model_dir / name, out / name)
+        config = files.read_object(out / "config.json")
+        if (typed := _of_type(config, reader.dtype.name)) != config:
+            files.write_json(out / "config.json", typed)
         digests = _write(out, reader.table, reader.dtype, reader.read, resume=True)
         digests |= {name: files.sha256(out / name) for name in names}
         with files.atomic_path(out / DIGESTS) as temporary:

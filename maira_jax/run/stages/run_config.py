@@ -15,6 +15,7 @@ import ml_collections
 from maira_jax.errors import UserError
 from maira_jax.run import files, storage
 from maira_jax.run.config import is_remembered, shown
+from maira_jax.run.stages import checksums
 
 FILE = "config.json"
 # Of the studies, a stage may be decided by the first n alone.
@@ -52,16 +53,23 @@ class RunMemory:
         """What the JSON of a file holds; `path` is for the message.
 
         Raises:
-          UserError: it is of another kind.
+          UserError: it is of another kind, or was changed since a command wrote it.
         """
         try:
             memory = cls(str(found.get("origin", "")), dict(found["values"]))
             memory.config()
+            is_whole = found.get("checksum") == checksums.sign(found)["checksum"]
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} holds no configuration of a run: delete it and give --config=FILE once more"
             ) from error
+        if not is_whole:
+            raise UserError(f"{path} is not what a command wrote: delete it and give --config=FILE once more")
         return memory
+
+    def write(self, path: Path) -> None:
+        """Writes the file, with a checksum of itself."""
+        files.write_json(path, checksums.sign(dataclasses.asdict(self)))
 
     def config(self) -> ml_collections.ConfigDict:
         """The values as stages read them, with tuples in place of JSON's lists."""
@@ -113,7 +121,7 @@ def remember(workdir: Path, config: ml_collections.ConfigDict, stages: Stages) -
         settled = {name for folder, section in stages.items() for name in _decided_by(folder, section, values)}
         values |= {name: value for name, value in memory.values.items() if name in settled}
     if memory is None or memory.values != values:
-        files.write_json(path, {"origin": _origin, "values": values})
+        RunMemory(_origin, values).write(path)
 
 
 def restore(workdir: Path, memory: RunMemory | None) -> None:
@@ -121,7 +129,7 @@ def restore(workdir: Path, memory: RunMemory | None) -> None:
     if memory is None:
         files.remove(workdir / FILE)
     elif memory != RunMemory.read(workdir / FILE):
-        files.write_json(workdir / FILE, dataclasses.asdict(memory))
+        memory.write(workdir / FILE)
 
 
 def refuse_contradiction(workdir: Path, config: ml_collections.ConfigDict, stages: Stages) -> None:

@@ -11,6 +11,7 @@ from maira_jax.errors import UserError, first_line
 from maira_jax.run import storage
 from maira_jax.run.progress import progress
 from maira_jax.run.stages import checksums
+from maira_jax.run.stages.run_config import FILE, RunMemory
 from maira_jax.run.stages.stage import MANIFEST, read_manifest, stages_in
 
 _ROWS_BYTES = 2**26  # of an array that are read at a time
@@ -26,6 +27,10 @@ def verify(workdir: Path) -> dict[str, Any]:
       UserError: something is missing or was changed; all of it is printed before.
     """
     found: list[str] = []
+    try:
+        RunMemory.read(Path(workdir) / FILE)
+    except UserError as error:
+        found.append(str(error))
     n_files = n_arrays = 0
     folders = [folder for folder in map(Path(workdir).joinpath, stages_in(workdir)) if (folder / MANIFEST).is_file()]
     if not folders:

@@ -201,6 +201,9 @@ def test_bfloat16_is_rounded_once_and_comes_back(random_dir, tmp_path):
     back = load_file(tmp_path / "back" / "model.safetensors")
     theirs = {name: tensor for path in random_dir.glob("*.safetensors") for name, tensor in load_file(path).items()}
     assert back.keys() == theirs.keys()
+    config, original = (files.read_object(folder / "config.json") for folder in (tmp_path / "back", random_dir))
+    assert config.pop("torch_dtype") == "bfloat16" and original.pop("torch_dtype") == "float32"
+    assert config == original
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(back[name].view(np.uint16), tensor.astype(BFLOAT16).view(np.uint16))
 
