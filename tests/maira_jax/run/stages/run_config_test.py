@@ -109,6 +109,9 @@ def test_a_folder_that_remembers_nothing_says_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds no configuration of a run: delete it"):
         remembered(tmp_path)
+
+
+def test_a_memory_that_was_changed_is_refused(tmp_path):
     harvest(tmp_path, config())
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"steps": 10', '"steps": 11'))
