@@ -22,6 +22,7 @@ stage_names suppress_tokens task_specific_params temperature tf_legacy_loss toke
 torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache use_mask_token
 """
 _IGNORED = frozenset(_IGNORED_TEXT.split())
+_MAX_WIDTH, _MAX_LAYERS = 2**24, 1024
 _FIX = "use the file of a published checkpoint"
 
 
@@ -110,7 +111,7 @@ class Maira2Config:
         text = _text(_FieldReader(top.take("text_config"), origin, "text_config.", problems))
         top.require("hidden_size", text.hidden_size, default=text.hidden_size)
         top.require("vocab_size", text.vocab_size, default=text.vocab_size)
-        config = cls(vision, text, top.count("image_token_index"), top.count("projector_n_layers"))
+        config = cls(vision, text, top.count("image_token_index"), top.count("projector_n_layers", at_most=_MAX_LAYERS))
         top.refuse_rest()
         if config.image_token_id >= text.vocab_size:
             problems.append(f"image_token_index = {config.image_token_id} of {text.vocab_size} tokens")
@@ -143,11 +144,13 @@ class _FieldReader:
             raise UserError(f"{self.origin} lacks the field {self.prefix}{name}: {_FIX}")
         return value
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """A field that is an integer above 0."""
+    def count(self, name: str, default: int | None = None, at_most: int = _MAX_WIDTH) -> int:
+        """A field that is an integer above 0, and no larger than any model's."""
         value = self.take(name, default)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.origin}: {self.prefix}{name} is {value!r}, not an integer above 0: {_FIX}")
+        if not isinstance(value, int) or not 1 <= value <= at_most:
+            raise UserError(
+                f"{self.origin}: {self.prefix}{name} is {value!r}, not an integer from 1 to {at_most}: {_FIX}"
+            )
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -178,7 +181,7 @@ def _vision(reader: _FieldReader) -> VisionConfig:
     for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
         reader.fields.pop(dropout, None)  # inference only
     hidden_size = reader.count("hidden_size", 768)
-    layers = reader.count("num_hidden_layers", 12)
+    layers = reader.count("num_hidden_layers", 12, _MAX_LAYERS)
     reader.require("out_features", [f"stage{layers}"], default=[f"stage{layers}"])
     reader.require("out_indices", [layers], default=[layers])
     config = VisionConfig(
@@ -232,7 +235,7 @@ def _text(reader: _FieldReader) -> TextConfig:
         vocab_size=reader.count("vocab_size", 32000),
         hidden_size=hidden_size,
         intermediate_size=reader.count("intermediate_size", 11008),
-        num_hidden_layers=reader.count("num_hidden_layers", 32),
+        num_hidden_layers=reader.count("num_hidden_layers", 32, _MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=reader.count("num_key_value_heads", heads),
         head_dim=reader.count("head_dim", hidden_size // heads),

@@ -70,7 +70,8 @@ def _open_zarr(path: Path, column: str) -> ArrayFile:
     driver = "zarr3" if (path / "zarr.json").is_file() else "zarr"
     spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path.absolute())}}
     values = ts.open(spec, open=True, read=True).result()
-    _refuse_inflated(path, values.dtype.numpy_dtype.itemsize * math.prod(values.chunk_layout.read_chunk.shape))
+    chunk = math.prod(size or 1 for size in values.chunk_layout.read_chunk.shape or ())
+    _refuse_inflated(path, values.dtype.numpy_dtype.itemsize * chunk)
     return ArrayFile(tuple(values.shape), lambda start, stop: values[start:stop].read().result())
 
 
