@@ -1,8 +1,9 @@
 """Images that cannot be read, found before the model sees the first one, all together."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from maira_jax.studies.study import ImageSource, Study
 
 REPORT = "images.json"
 _AT_A_TIME = 1024  # images whose answers wait
+_VERSION_DIGITS = 16  # hex digits of a hash that are kept of each image
 _NAMED = 5  # images that the refusal names
 
 
@@ -42,18 +44,10 @@ def load_readable(section: Mapping[str, Any], workdir: Path, readers: int | None
         return studies
     report = workdir / REPORT
     storage.fetch(report)
-    digest = processes.first_only(lambda: files.digest([file_version(path) for path in paths]))
-    known = processes.first_only(lambda: files.read_object(report) if report.is_file() else {})
-    if known.get("digest") == digest:
-        unreadable = known["unreadable"]
-    else:
-        reasons = _unreadable(paths, readers)
-        of_study = ((study.study_id, str(image)) for study in studies for image in _images(study))
-        unreadable = [
-            {"study_id": name, "image": image, "reason": reasons[image]} for name, image in of_study if image in reasons
-        ]
-        if processes.is_first():
-            files.write_json(report, {"digest": digest, "images": len(paths), "unreadable": unreadable})
+    versions = {path: files.digest(file_version(path))[:_VERSION_DIGITS] for path in paths}
+    unseen = processes.first_only(lambda: _KnownImages.read(report).unseen(versions.values()))
+    reasons = _unreadable([paths[number] for number in unseen], readers) if unseen else {}
+    unreadable = processes.first_only(lambda: _reported(report, studies, versions, reasons))
     skipped = {entry["study_id"] for entry in unreadable}
     if not skipped:
         return studies
@@ -65,6 +59,52 @@ def load_readable(section: Mapping[str, Any], workdir: Path, readers: int | None
             "with --config.studies.on_error=skip"
         )
     return [study for study in studies if study.study_id not in skipped]
+
+
+@dataclasses.dataclass(frozen=True)
+class _KnownImages:
+    """What a report says of images: the versions of readable ones, and why the others are not, by version."""
+
+    readable: frozenset[str]
+    reasons: Mapping[str, str]
+
+    @classmethod
+    def read(cls, report: Path) -> Self:
+        found = files.read_object(report) if report.is_file() else {}
+        reasons = {entry["version"]: entry["reason"] for entry in found.get("unreadable", ()) if "version" in entry}
+        return cls(frozenset(found.get("readable", ())), reasons)
+
+    def unseen(self, versions: Iterable[str]) -> list[int]:
+        """Numbers of the images that were not read, or not as they are now."""
+        return [
+            number
+            for number, version in enumerate(versions)
+            if version not in self.readable and version not in self.reasons
+        ]
+
+
+def _reported(
+    report: Path, studies: Sequence[Study], versions: Mapping[str, str], reasons: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Writes the report of all images, and returns its entries of those that cannot be read.
+
+    Args:
+      report: the file.
+      studies: the studies.
+      versions: of each image.
+      reasons: why those that were read now cannot be.
+    """
+    known = _KnownImages.read(report).reasons
+    why = {path: known[version] for path, version in versions.items() if version in known} | dict(reasons)
+    unreadable = [
+        {"study_id": study.study_id, "image": str(image), "reason": why[str(image)], "version": versions[str(image)]}
+        for study in studies
+        for image in _images(study)
+        if str(image) in why
+    ]
+    readable = [version for path, version in versions.items() if path not in why]
+    files.write_json(report, {"images": len(versions), "unreadable": unreadable, "readable": readable})
+    return unreadable
 
 
 def refuse_unreadable(image: ImageSource, size: int) -> np.ndarray:

@@ -415,7 +415,7 @@ def test_image_files_of_studies_are_decoded_by_other_processes(
         assert in_files.digest(number) == arrays.digest(number)
 
 
-def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
+def test_features_by_explanation(inputs: Path, workdir: Path, capsys: pytest.CaptureFixture) -> None:
     config = make_config()
     config.steer.match = "Oedema of"
     config.steer.studies, config.steer.methods = 1, ("add",)
@@ -423,6 +423,7 @@ def test_features_by_explanation(inputs: Path, workdir: Path) -> None:
     steered = [line for line in lines_of(workdir) if line["strength"]]
     assert {line["settings"]["feature"] for line in steered} == {N_FEATURES - 1}
     assert {line["settings"]["concept"] for line in steered} == {"oedema"}
+    assert f"steer: feature {N_FEATURES - 1} oedema\n" in capsys.readouterr().err
     with Stage(workdir, "interpretations/released", {}) as written:
         rows = {"feature": [7, 9], "name": ["oedema of lungs", None], "explanation": ["fluid", "No oedema of any kind"]}
         pq.write_table(pa.table(rows), written.dir / "features.parquet")

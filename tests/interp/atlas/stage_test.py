@@ -44,6 +44,14 @@ def test_an_atlas_stays_until_the_one_that_replaces_it_is_whole(plain, tmp_path,
     assert (workdir / "atlas" / "index.html").read_bytes() == page
 
 
+def test_a_stage_that_ends_after_the_atlas_reaches_it(plain, full, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(plain.workdir, workdir)
+    assert atlas_of(workdir).head["label"] is None
+    shutil.copytree(full.workdir / "label", workdir / "label")
+    assert atlas_of(workdir).head["label"]["sections"] == ["findings"]
+
+
 def test_a_de_identified_atlas_names_no_study(full, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(full.workdir, workdir)
