@@ -1,7 +1,8 @@
 """MAIRA-2: images become tokens of the language model; every site can be read, and edited, in one jitted pass."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,14 @@ class Edits:
 
         return edit
 
+    def picked(self, pick: Callable[[jax.Array], jax.Array]) -> Self:
+        """The edits of other rows, which `pick` takes of each array [batch, ...]."""
+        return jax.tree.map(pick, self)
+
     def image_hook(self, images: int, positions: int) -> Hook:
         """The same for x [batch * images, positions, d]: all images of a row alike, where `self.mask` lets them."""
-        each = jax.tree.map(lambda leaf: jnp.repeat(leaf, images, axis=0), self.replace(mask=None))  # type: ignore[attr-defined]
+        every = self.replace(mask=None)  # type: ignore[attr-defined]
+        each = every.picked(lambda leaf: jnp.repeat(leaf, images, axis=0))
         shape = (each.site.shape[0], positions)
         return each.hook(jnp.ones(shape, bool) if self.mask is None else self.mask.reshape(shape))
 

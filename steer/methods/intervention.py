@@ -14,11 +14,14 @@ class FeatureClamp:
     """C features of the residual stream, each of which is set to a value.
 
     Feature c of the residual stream x is f_c(x) = x . encoder_directions[c] + bias[c] where that is above threshold[c],
-    else 0. At a strength s, the sum over c of (s * value[c] - f_c(x)) * decoder_directions[c] is added to x.
+    else 0; of an autoencoder that keeps the k largest features of each token, it is what that keeps. At a strength s,
+    the sum over c of (s * value[c] - f_c(x)) * decoder_directions[c] is added to x.
 
     Attributes:
       encoder_directions, decoder_directions: float32 [C, d_model].
       bias, threshold, value: float32 [C].
+      features: int32 [C], numbers in `sae`; -1 for what is none of its features.
+      sae: the autoencoder that keeps the k largest features of each token; None where features are read by themselves.
     """
 
     encoder_directions: np.ndarray
@@ -26,6 +29,8 @@ class FeatureClamp:
     bias: np.ndarray
     threshold: np.ndarray
     value: np.ndarray
+    features: np.ndarray
+    sae: Sae | None = None
 
     @classmethod
     def of_features(cls, sae: Sae, values: Mapping[int, float]) -> Self:
@@ -35,13 +40,16 @@ class FeatureClamp:
         encoder, decoder = w_enc[:, numbers].T, w_dec[numbers]  # [C, d_model]
         bias = np.array([b_enc[number] - b_dec @ w_enc[:, number] for number in numbers], np.float32)  # [C]
         threshold = np.broadcast_to(np.asarray(sae.threshold, np.float32), sae.n_features)[numbers]  # [C]
-        return cls(encoder, decoder, bias, np.maximum(threshold, 0), np.array(list(values.values()), np.float32))
+        value = np.array(list(values.values()), np.float32)  # [C]
+        features, chooses = np.array(numbers, np.int32), sae if sae.per_token else None
+        return cls(encoder, decoder, bias, np.maximum(threshold, 0), value, features, chooses)
 
     @classmethod
     def removing(cls, direction: np.ndarray) -> Self:
         """The projection of the residual stream on a direction of length 1, float32 [d_model], set to 0."""
         zero = np.zeros(1, np.float32)
-        return cls(direction[None], direction[None], zero, np.full(1, -np.inf, np.float32), zero)
+        below = np.full(1, -np.inf, np.float32)
+        return cls(direction[None], direction[None], zero, below, zero, np.full(1, -1, np.int32))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -251,7 +251,7 @@ def _prefill_new_rows(
             (prompts.residual, prompts.start, prompts.edited, prompts.inputs),
         )
         x, start, edited, inputs = study
-        edit = jax.tree.map(lambda leaf: leaf[rows[slot]][None], edits)
+        edit = edits.picked(lambda leaf: leaf[rows[slot]][None])
         hook = edit.hook(edited) if shape.tower == "language" else None
         if inputs:
             features, _ = maira2.encode_images(params, cfg, inputs[1], edits={shape.tower: edit})
@@ -288,7 +288,7 @@ def _step(
     hook = None
     if shape.tower == "language":
         here = jnp.where(new, prompts.last_edited[study] | rows.edits_generated, rows.edits_generated)  # [B]
-        hook = jax.tree.map(lambda leaf: leaf[row], rows.edits).hook(here[:, None])
+        hook = rows.edits.picked(lambda leaf: leaf[row]).hook(here[:, None])
     x, _, cache = language.forward(
         params["language"],
         cfg.text,
@@ -452,7 +452,7 @@ def continued(
     hook = None
     if shape.tower == "language":
         first = prompts.last_edited[study, None] & (jnp.arange(t) == 0)  # [B, t]
-        hook = jax.tree.map(lambda leaf: leaf[row], rows.edits).hook(first | rows.edits_generated)
+        hook = rows.edits.picked(lambda leaf: leaf[row]).hook(first | rows.edits_generated)
     causal = jnp.broadcast_to(jnp.tri(t, dtype=bool), (studies * n, t, t))
     x, _, _ = language.forward(
         params["language"],

@@ -11,7 +11,20 @@ from flax import struct
 from maira_jax.model import maira2
 from maira_jax.model.layers import Hook
 from maira_jax.model.sites import Site
+from sae.autoencoder import Params, encode
 from steer.methods.intervention import Intervention
+
+
+@struct.dataclass
+class TopKEncoder:
+    """The encoder of an autoencoder that keeps the k largest features of each token, the same for all rows.
+
+    params: the autoencoder's arrays. threshold: float32 [] or [n_features]. k: static.
+    """
+
+    params: Params
+    threshold: jax.Array
+    k: int = struct.field(pytree_node=False)
 
 
 @struct.dataclass
@@ -19,10 +32,13 @@ class ClampEdits:
     """Features that are set, up to C in each row: sum over c of weight[c] * (target[c] - f_c(x)) * decoder[c] is added.
 
     f_c(x) is x . encoder[c] + bias[c] where that is above threshold[c], else 0: a feature of an autoencoder, or the
-    projection of x on a direction. Every f_c reads the x before the edit.
+    projection of x on a direction. Where an autoencoder keeps only some features of each token, f_c(x) is what it keeps
+    of feature[c]. Every f_c reads the x before the edit.
 
     encoder_directions, decoder_directions: float32 [batch, C, d].
     bias, threshold, target, weight: float32 [batch, C]; a weight of 0 leaves x alone.
+    feature: int32 [batch, C], of `encoder`; -1 for what is none of its features.
+    encoder: None where features are not chosen by token.
     """
 
     encoder_directions: jax.Array
@@ -31,6 +47,8 @@ class ClampEdits:
     threshold: jax.Array
     target: jax.Array
     weight: jax.Array
+    feature: jax.Array
+    encoder: TopKEncoder | None = None
 
     def delta(self, x: jax.Array) -> jax.Array:
         """What is added to x [batch, positions, d]; float32."""
@@ -39,6 +57,10 @@ class ClampEdits:
         projected = jnp.einsum("bpd,bcd->bpc", wide, self.encoder_directions, precision=highest)  # [B, P, C]
         read = projected + self.bias[:, None]  # [B, P, C]
         feature = jnp.where(read > self.threshold[:, None], read, 0.0)  # [B, P, C]
+        if self.encoder is not None:
+            kept = encode(self.encoder.params, wide, self.encoder.threshold, self.encoder.k)  # [B, P, F]
+            own = jnp.take_along_axis(kept, self.feature[:, None], axis=-1)  # [B, P, C]
+            feature = jnp.where(self.feature[:, None] >= 0, own, feature)  # [B, P, C]
         change = self.weight[:, None] * (self.target[:, None] - feature)  # [B, P, C]
         return jnp.einsum("bpc,bcd->bpd", change, self.decoder_directions, precision=highest)  # [B, P, d]
 
@@ -84,6 +106,13 @@ class SteeringEdits(maira2.Edits):
             clamps=_clamp_edits(interventions, strengths, min_clamps),
             kept=jnp.asarray(~replaced, jnp.float32) if replaced.any() else None,
         )
+
+    def picked(self, pick: Callable[[jax.Array], jax.Array]) -> Self:
+        """See `maira2.Edits`; an encoder is of all rows."""
+        if self.clamps is None or self.clamps.encoder is None:
+            return super().picked(pick)
+        each = self.replace(clamps=self.clamps.replace(encoder=None)).picked(pick)  # type: ignore[attr-defined]
+        return each.replace(clamps=each.clamps.replace(encoder=self.clamps.encoder))
 
     def hook(self, mask: jax.Array) -> Hook:
         """The edit as a function of (x [batch, positions, d], site code), on the positions in `mask`."""
@@ -143,6 +172,7 @@ def _clamp_edits(
         name: np.zeros((n, max_features, width), np.float32) for name in ("encoder_directions", "decoder_directions")
     }
     each = {name: np.zeros((n, max_features), np.float32) for name in ("bias", "threshold", "target", "weight")}
+    feature = np.full((n, max_features), -1, np.int32)
     for row, (intervention, strength) in enumerate(zip(interventions, strengths, strict=True)):
         clamp = intervention.clamp_at(strength)
         if clamp is None:
@@ -152,6 +182,17 @@ def _clamp_edits(
             array[row, features] = getattr(clamp, name)
         for name in ("bias", "threshold"):
             each[name][row, features] = getattr(clamp, name)
+        feature[row, features] = clamp.features
         each["target"][row, features] = strength * clamp.value
         each["weight"][row, features] = 1.0
-    return ClampEdits(**{name: jnp.asarray(array) for name, array in (wide | each).items()})
+    arrays = {name: jnp.asarray(array) for name, array in (wide | each).items()}
+    return ClampEdits(**arrays, feature=jnp.asarray(feature), encoder=_encoder(interventions))
+
+
+def _encoder(interventions: Sequence[Intervention]) -> TopKEncoder | None:
+    """The encoder that features are read by; None where all are read by themselves."""
+    sae = next((clamp.sae for i in interventions for clamp in i.clamps if clamp.sae is not None), None)
+    if sae is None:
+        return None
+    params = {name: jnp.asarray(sae.params[name]) for name in ("W_enc", "b_enc", "b_dec")}
+    return TopKEncoder(params, jnp.asarray(sae.threshold, jnp.float32), sae.k)

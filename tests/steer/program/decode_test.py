@@ -1,5 +1,6 @@
 """Sweeps against PyTorch forward hooks and against plain generation, on random weights, float32."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from maira_jax.generation.decode import generate
 from maira_jax.model import maira2
 from maira_jax.model.sites import Site
 from sae import autoencoder
+from steer.methods.intervention import FeatureClamp, Intervention
 from steer.program import decode as sweep
 from steer.program.edit import ClampEdits, SteeringEdits
 from tests.helpers import torch_sites
@@ -104,7 +106,8 @@ def edits_of(made: list[dict], site: str, width: int) -> SteeringEdits:
                 arrays[name][row, : len(value)] = value
     direction, strength, *clamps = (jnp.asarray(array) for array in arrays.values())
     code = jnp.full(n, Site.parse(site, CFG).code, jnp.int32)
-    clamp_edits = ClampEdits(**dict(zip(list(arrays)[2:], clamps, strict=True)))
+    feature = jnp.full((n, max_features), -1)
+    clamp_edits = ClampEdits(**dict(zip(list(arrays)[2:], clamps, strict=True)), feature=feature)
     return SteeringEdits(site=code, direction=direction, strength=strength, clamps=clamp_edits)
 
 
@@ -186,6 +189,42 @@ def test_edits_of_images_equal_a_pytorch_hook(both, site):
         theirs = hooked(oracle, site, change, section(0, 0), False)
         np.testing.assert_array_equal(ours[:, row], theirs, err_msg=name)
     assert (ours[:, 0] != ours[:, 2]).any()
+
+
+@pytest.mark.parametrize("site", [SITE, "vision.1.resid_post"])
+def test_of_the_k_largest_features_those_that_a_token_keeps_are_read(both, site):
+    params, oracle = both
+    width, k = WIDTHS[site.split(".")[0]], 4
+    arrays = sae_of(width)
+    sae = autoencoder.Sae(arrays, 0.0, k, (N_FEATURES,), per_token=True)
+    removed = {feature: 0.0 for feature in range(0, N_FEATURES, 2)}
+    values: tuple[dict[int, float], ...] = ({}, {8: 9.0}, removed)
+    vector = np.zeros(width, np.float32)
+    made = [
+        Intervention.setting(FeatureClamp.of_features(sae, of), 1.0) if of else Intervention(vector, 0.0)
+        for of in values
+    ] + [Intervention.setting(FeatureClamp.removing(arrays["W_dec"][3]), 1.0)]
+    place = Site.parse(site, CFG)
+    edits = SteeringEdits.of(made, [1.0] * len(made), [place] * len(made))
+    edited, generated = SCOPES["the whole sequence"] if place.tower == "language" else (None, False)
+    ours, _, _ = swept(maira2.unstacked(params), site, edits, edited, generated)
+
+    def change(x: torch.Tensor, of: dict[int, float]) -> torch.Tensor:
+        w_enc, b_enc, w_dec, b_dec = (torch.tensor(arrays[name]) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+        z = torch.relu((x - b_dec) @ w_enc + b_enc)
+        largest = z.topk(k, dim=-1)
+        f = torch.zeros_like(z).scatter(-1, largest.indices, largest.values)
+        after = f.clone()
+        after[:, list(of)] = torch.tensor(list(of.values()))
+        return (after - f) @ w_dec
+
+    plain = section(0, 0) if edited is None else edited
+    for row, of in enumerate(values):
+        theirs = hooked(oracle, site, functools.partial(change, of=of), plain, generated)
+        np.testing.assert_array_equal(ours[:, row], theirs, err_msg=str(of))
+        assert not of or (ours[:, row] != ours[:, 0]).any(), f"{of} changes nothing"
+    theirs = hooked(oracle, site, project_out(arrays, 3)[1], plain, generated)
+    np.testing.assert_array_equal(ours[:, len(values)], theirs)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
