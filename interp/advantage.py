@@ -1,4 +1,4 @@
-"""What features are better at than controls: each measure of a run for every basis, as a table and in two sentences."""
+"""What features are better at than controls: each measure of a run for every basis, as a table and in sentences."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +31,11 @@ class Comparison:
         """Whether the interval of what features have more is above 0."""
         interval = self.gained[control][1]
         return interval is not None and interval[0] > 0
+
+    def is_worse(self, control: str) -> bool:
+        """Whether the interval of what features have more is below 0."""
+        interval = self.gained[control][1]
+        return interval is not None and interval[1] < 0
 
 
 def comparisons(interp: Mapping[str, Any], label: Mapping[str, Any] | None) -> list[Comparison]:
@@ -100,15 +105,18 @@ def rows(found: Sequence[Comparison]) -> list[list[str]]:
 
 
 def sentences(found: Sequence[Comparison], control: str = DIRECTIONS) -> str:
-    """Two sentences: what features are better at than a control, and what not; one where nothing was measured."""
+    """Sentences, one a line: what features are better at than a control, what worse, and where nothing is shown."""
     if not found:
         return f"Features were not compared with {control}: no label is known, and none was scored."
     better = [each for each in found if each.is_better(control)]
-    rest = [each for each in found if not each.is_better(control)]
-    return (
-        f"Features are better than {control} at {_listed(better, control) or 'none of what was measured'}.\n"
-        f"They are not better at {_listed(rest, control) or 'none of what was measured'}."
-    )
+    worse = [each for each in found if each.is_worse(control)]
+    rest = [each for each in found if each not in better and each not in worse]
+    lines = [f"Features are better than {control} at {_listed(better, control) or 'none of what was measured'}."]
+    if worse:
+        lines.append(f"They are worse at {_listed(worse, control)}.")
+    if rest:
+        lines.append(f"No difference is shown at {_listed(rest, control)}.")
+    return "\n".join(lines)
 
 
 def _listed(found: Sequence[Comparison], control: str) -> str:

@@ -40,6 +40,7 @@ NOT_RUN = {
     "python -m launch.import_sae --workdir=runs/released --sae=~/maira-2-sae": "tests/launch/import_sae_test.py does",
     "python -m launch.import_sae --workdir=runs/released --set=released --interpretations=names.csv "
     "--columns=feature=latent,explanation=description,score=auroc": "likewise",
+    "python -m launch.interpret --workdir=runs/released": "likewise",
     "python -m launch.interpret --workdir=runs/released --set=released": "likewise",
     "python -m launch.steer --workdir=runs/released --sweep=effusion "
     '--match="pleural effusion" --set=released': "likewise",
