@@ -6,19 +6,32 @@ number of sweeps, distinguished by their names.
   python -m launch.steer --sweep=pair --features=12,99 --strengths=-1.5,0,1.5 --limit=20
 """
 
+from typing import Any
+
+from absl import flags
+
 from launch import _main
 from steer import stage, stage_words
 
+_FOR_ONE = "--config.steer.concepts='pleural effusion' says what these features are steered for."
+
+
+def _no_concepts() -> dict[str, Any]:
+    """Empties the concepts of the configuration file, which are not those that chosen features are steered for."""
+    return {} if "config.steer.concepts" in flags.FLAGS else {"steer.concepts": ()}
+
+
 _main.define_shortcut(
     "features",
-    "Features of the autoencoder to steer with, as numbers: 12,99. Sets steer.features and empties steer.match.",
-    lambda text: {"steer.features": tuple(int(part) for part in text.split(",")), "steer.match": ""},
+    "Features of the autoencoder to steer with, as numbers: 12,99. Sets steer.features and empties steer.match, and "
+    f"steer.concepts where the command line does not give it. {_FOR_ONE}",
+    lambda text: {"steer.features": tuple(int(part) for part in text.split(",")), "steer.match": ""} | _no_concepts(),
 )
 _main.define_shortcut(
     "match",
     "Steer with the features whose explanation matches this regular expression. Sets steer.match and empties "
-    "steer.features.",
-    lambda text: {"steer.match": text, "steer.features": ()},
+    f"steer.features, and steer.concepts where the command line does not give it. {_FOR_ONE}",
+    lambda text: {"steer.match": text, "steer.features": ()} | _no_concepts(),
 )
 _main.define_shortcut(
     "set",

@@ -39,8 +39,9 @@ class SteerSection(Section, name="steer"):
     )
     concepts: tuple[str, ...] = setting(
         (),
-        "Concepts to steer, each by its best feature if one is known, where steer.features and steer.match are empty; "
-        "empty: the steer.top that features detect best.",
+        "Concepts to steer, each by its best feature if one is known; empty: the steer.top that features detect best. "
+        "With steer.features or steer.match at most one, which all those features are steered for; empty: for the "
+        "concept that is known for each.",
     )
     select: tuple[str, ...] = setting(
         ("concept",),
@@ -112,6 +113,11 @@ class SteerSection(Section, name="steer"):
                 raise UserError(f"steer.{name} is empty: choose at least one")
         if self.features and self.match:
             raise UserError("steer.features and steer.match exclude each other: empty one of them")
+        if len(self.concepts) > 1 and (self.features or self.match):
+            raise UserError(
+                f"steer.concepts names {len(self.concepts)} concepts, but the features of steer.features or "
+                "steer.match are steered for one: name one, or none with --config.steer.concepts=, and another --sweep"
+            )
         if self.sae and not (self.features or self.combinations):
             raise UserError("nothing is known of the features of steer.sae: name some in steer.features")
         for text in self.combinations:

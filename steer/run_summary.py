@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from interp import advantage
 from interp.features.summary import GOOD_F1, SHUFFLED_EXPLANATIONS
 from maira_jax.run import files
-from steer.stage_words import table
+from steer.stage_words import no_rate, table
 
 # Measures of the label stage that a summary of images shows, and their names there.
 _MEASURES = {
@@ -31,7 +31,7 @@ def text(workdir: Path, sweep: str) -> str:
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
         f"{_found_concepts(workdir / 'interp' / 'concepts.parquet', workdir / 'interp' / 'features.parquet')}"
         f"{_against_controls(interp, workdir / 'label' / 'summary.json')}\n"
-        f"{_steering(evaluation['headline'])}\n"
+        f"{_steering(evaluation)}\n"
         f"{_atlas(workdir)}"
     )
 
@@ -106,11 +106,12 @@ def _found_concepts(concepts: Path, features: Path) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _steering(headline: Mapping[str, Any]) -> str:
+def _steering(evaluation: Mapping[str, Any]) -> str:
     """The rates of the method "add", or of the first one where the sweep does not add features."""
+    headline = evaluation["headline"]
     rates = headline["add"] if "add" in headline else next(iter(headline.values()), None)
     if rates is None:
-        return "Steering: no report in which a concept could be added or removed"
+        return f"Steering: {no_rate(evaluation)}"
     on, off, none = (_percent(rates[name]["rate"]) for name in ("on_target", "off_target", "no_change"))
     return (
         f"Steering, {rates['on_target']['n']} reports at the strengths that were best on others: "

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,18 @@ def of_evaluation(config: ConfigDict, workdir: Path) -> str:
     for method, rates in summary["headline"].items():
         rows.append([method, "all", "", "best", *_rates(rates)])
     if len(rows) == 1:
-        return "no report in which a concept could be added or removed"
+        return no_rate(summary)
     return table(rows, 3) + _of_selection(summary["selection"])
+
+
+def no_rate(summary: Mapping[str, Any]) -> str:
+    """Why an evaluation has no rate: what features are steered for is not known, or no report could gain or lose it."""
+    if any(row["concept"] not in ("", "all") for row in summary["rates"]):
+        return "no report in which a concept could be added or removed"
+    return (
+        "no steered feature has a concept, so that no change is on target: name what they are steered for, "
+        "--config.steer.concepts='pleural effusion' after --features or --match, in launch.steer with another --sweep"
+    )
 
 
 def _of_selection(found: dict[str, dict[str, Any]]) -> str:

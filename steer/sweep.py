@@ -37,6 +37,7 @@ from steer.program.sweep_writer import SweepWriter, plan_rows
 from steer.selection.catalogue import FeatureCatalogue
 from steer.selection.choose import Selected, SelectSize, choose
 from steer.selection.rule import EditedModel, SelectionInputs
+from steer.selection.target import Target
 
 
 class SelectedDirections(NamedTuple):
@@ -133,13 +134,13 @@ def _directions(
     sae, catalogue = _autoencoder(section, workdir, activations, (*section.features, *combined))
     # All features are chosen before anything is measured: a wrong one fails before the pass over the store.
     known = {number: catalogue.target(number) for number in combined}
-    targets, scores = Selected([], [])
+    targets, scores, n_asked_for = Selected([], [])
     if section.features or section.concepts or section.match or not section.combinations:
         given = (section.features, section.match, section.concepts)
         size = SelectSize(section.top, section.candidates, section.pool)
         inputs = _selection_inputs(config, section, workdir, activations, model, sae, catalogue)
-        targets, scores = choose(catalogue, *given, size, section.select, inputs)
-        print(f"steer: {'; '.join(map(str, targets))}", file=sys.stderr)
+        targets, scores, n_asked_for = choose(catalogue, *given, size, section.select, inputs)
+        print(_announced(section, targets, n_asked_for), file=sys.stderr)
         unknown = set(section.concepts) - {target.concept for target in targets}
         if unknown and not (section.features or section.match):
             print(f"steer: no feature is known for {', '.join(sorted(unknown))}", file=sys.stderr)
@@ -153,6 +154,14 @@ def _directions(
     if not directions:
         raise UserError("no method of steer.methods can steer these features: add the method 'add'")
     return SelectedDirections(directions, scores)
+
+
+def _announced(section: SteerSection, targets: Sequence[Target], n_asked_for: int) -> str:
+    """What is steered, in words: one line for each feature, with its explanation, and how many others match."""
+    lines = [f"{target}: {target.explanation}" if target.explanation else str(target) for target in targets]
+    if section.match:
+        lines = [f"{len(targets)} of {n_asked_for} features that match (steer.top)", *lines]
+    return "\n".join(f"steer: {line}" for line in lines)
 
 
 def _selection_inputs(

@@ -111,13 +111,14 @@ class FeatureCatalogue:
         return {number: found[number] for number in sorted(known, key=lambda n: (n != row["feature"], -found[n]))}
 
     def candidate(self, concept: str, number: int, chosen_by: Mapping[str, float]) -> Target:
-        """A feature for a concept, with the scores that it was chosen by."""
-        best = next(row for row in self.concepts if row["concept"] == concept)
-        if best["feature"] == number:
+        """A feature for a concept, which need not be one that was measured, with the scores that it was chosen by."""
+        best = next((row for row in self.concepts if row["concept"] == concept), None)
+        if best is not None and best["feature"] == number:
             found = self._detecting(best)
         else:
             explanation, largest = self._known(number)
-            found = Target(concept, number, largest, explanation, self.detectors(concept).get(number))
+            f1 = self.detectors(concept).get(number) if best is not None else None
+            found = Target(concept, number, largest, explanation, f1)
         return dataclasses.replace(found, of_concept=True, chosen_by=tuple(chosen_by.items()))
 
     @property

@@ -27,10 +27,11 @@ SCHEMA = pa.schema(
 
 
 class Selected(NamedTuple):
-    """The features to steer, and rows of `SCHEMA` for all that were scored."""
+    """The features to steer, rows of `SCHEMA` for all that were scored, and how many match or were given."""
 
     targets: list[Target]
     scores: list[dict[str, Any]]
+    n_asked_for: int = 0
 
 
 class SelectSize(NamedTuple):
@@ -58,14 +59,15 @@ def choose(
 ) -> Selected:
     """The features to steer: `features` if any are given, else those that match, else those of each concept.
 
-    Of several concepts with the same best feature the one that it detects best counts, unless they are given by name.
-    The features of a concept are those that any rule chooses, the first rule's first.
+    With `features` or `match` a name in `concepts` is what all of them are steered for, in place of the concept that is
+    known for each. Of several concepts with the same best feature the one that it detects best counts, unless they are
+    given by name. The features of a concept are those that any rule chooses, the first rule's first.
 
     Args:
       catalogue: the features of the autoencoder.
       features: the numbers of features.
       match: a regular expression on explanations, or "".
-      concepts: the names of concepts; empty: those that features detect best.
+      concepts: the names of concepts, with `features` or `match` at most one; empty: those that features detect best.
       size: how many are chosen.
       rules: names in `SELECTIONS`.
       inputs: what rules score features by; not needed where `features` or `match` are given.
@@ -74,9 +76,10 @@ def choose(
       UserError: a feature or a concept does not exist, or nothing matches.
     """
     if features or match:
-        return Selected(
-            [catalogue.target(number) for number in features or by_explanation(catalogue, match)[: size.top]], []
-        )
+        numbers = features or by_explanation(catalogue, match)
+        found = [catalogue.target(number) for number in (numbers if features else numbers[: size.top])]
+        targets = [catalogue.candidate(concept, target.feature, {}) for concept in concepts for target in found]
+        return Selected(targets or found, [], len(numbers))
     if concepts:
         names = [target.concept for target in catalogue.best_of(concepts)]
     else:

@@ -20,8 +20,10 @@ def get_config():
     config.studies.update({"n": 12, "seed": 2, "size": 28})
     config.harvest.update({"site": "language.1.resid_post", "batch_size": 2, "held_out_fraction": 0.5, "readers": 0})
     config.generate.update({"task": "grounded", "save_images": True, "batch_size": 2, "max_new_tokens": 12})
-    config.steer.update({"name": "test", "features": (4, 11), "methods": ("add", "clamp", "random"), "studies": 5})
-    config.steer.update({"strengths": (-4.0, 4.0), "unit": "residual_norm", "batch_studies": 1, "workers": 1})
+    config.steer.update({"name": "test", "features": (4, 11), "concepts": (), "methods": ("add", "clamp", "random")})
+    config.steer.update(
+        {"studies": 5, "strengths": (-4.0, 4.0), "unit": "residual_norm", "batch_studies": 1, "workers": 1}
+    )
     config.steer.update({"batch_rows": 6, "max_new_tokens": 12})
     return config
 

@@ -32,6 +32,7 @@ SETTINGS = {
     "sae.expansion": 1.0,
     "steer.studies": 2,
     "steer.features": "(4,11)",
+    "steer.concepts": "",
     "steer.max_new_tokens": 24,
 }
 

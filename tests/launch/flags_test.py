@@ -69,6 +69,11 @@ def test_a_stage_without_its_input_says_which_stage_to_run(tmp_path):
 def test_shortcuts_set_the_configuration_or_say_why_not(tmp_path):
     result = launch("steer", f"--workdir={tmp_path}", "--features=1,b")
     assert result.returncode == 2 and "--features=1,b cannot be read" in result.stderr
+    # The configuration's many concepts are not those of chosen features; several that are given are refused.
+    result = launch("steer", f"--workdir={tmp_path}", "--features=1,2")
+    assert result.returncode == 1 and "model, which no finished stage wrote" in result.stderr
+    result = launch("steer", f"--workdir={tmp_path}", "--match=lung", "--config.steer.concepts=edema,mass")
+    assert result.returncode == 1 and "steer.concepts names 2 concepts" in result.stderr
 
 
 def test_another_machine_needs_a_flag_of_its_own(tmp_path):

@@ -52,6 +52,8 @@ def test_strengths_are_kept_once_and_without_0() -> None:
         ({"workers": 0}, "steer.workers"),
         ({"features": (-1,)}, "steer.features"),
         ({"features": (1,), "match": "effusion"}, "exclude each other"),
+        ({"features": (1,), "concepts": ("edema", "mass")}, "names 2 concepts, but the features .* for one: name one"),
+        ({"match": "effusion", "concepts": ("edema", "mass")}, "names 2 concepts"),
         ({"positions": ("findings",)}, "steer.positions"),
         ({"combinations": ("5*7",)}, "steer.combinations"),
         ({"name": "../x"}, "steer.name"),

@@ -114,3 +114,13 @@ def test_rates_are_those_of_the_summary(tmp_path):
         ["concept", "add", "0.50", "(0.25", "to", "0.75)", "4", "100%", "0%", "0%", *costs],
         ["pilot", "add", "-", "4", "50%", "0%", "0%", *costs],
     ]
+
+
+def test_an_evaluation_without_rates_says_why_and_what_to_do(tmp_path):
+    path, rates = tmp_path / "evaluation" / "s" / "summary.json", [{"concept": "all"}, {"concept": ""}]
+    files.write_json(path, {"best": [], "headline": {}, "rates": rates})
+    said = stage_words.of_evaluation(CONFIG, tmp_path)
+    assert said.startswith("no steered feature has a concept") and "--config.steer.concepts='pleural effusion'" in said
+    rates.append({"concept": "mass"})
+    files.write_json(path, {"best": [], "headline": {}, "rates": rates})
+    assert stage_words.of_evaluation(CONFIG, tmp_path) == "no report in which a concept could be added or removed"

@@ -41,6 +41,7 @@ def make_config(directory: Path) -> ml_collections.ConfigDict:
     config.steer.update(
         {
             "features": (3, 5),
+            "concepts": (),
             "methods": ("add", "clamp"),
             "positions": ("generated", "image"),
             "strengths": (-4.0, 4.0),

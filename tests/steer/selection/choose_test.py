@@ -66,6 +66,18 @@ def test_features_by_concept_and_explanation() -> None:
     assert str(choose(catalogue, (), "effusion", (), 1)[0]) == "feature 2 effusion (F1 0.80)"
 
 
+@pytest.mark.parametrize("concept", ["effusion", "pneumothorax"])
+def test_features_that_are_given_or_match_are_for_the_one_concept_that_is_named(concept: str) -> None:
+    catalogue = make_catalogue()
+    numbered = choose_all(catalogue, (3, 2), "", (concept,), SelectSize(1))
+    assert [(target.feature, target.concept) for target in numbered.targets] == [(3, concept), (2, concept)]
+    assert all(target.of_concept for target in numbered.targets), "reports of other concepts have other keys"
+    matching = choose_all(catalogue, (), "effusion", (concept,), SelectSize(1))
+    assert [(target.feature, target.concept) for target in matching.targets] == [(2, concept)]
+    assert matching.targets[0].f1 == (0.8 if concept == "effusion" else None)
+    assert (matching.n_asked_for, matching.scores) == (2, [])
+
+
 def test_the_best_feature_of_each_concept_once_and_only_if_it_is_ever_active() -> None:
     (target,) = choose(make_catalogue(), (), "", (), 12)
     assert (target.feature, target.concept, target.f1) == (2, "effusion", 0.8)
@@ -78,7 +90,6 @@ def test_concepts_by_name_each_for_itself() -> None:
         (2, "large effusion", 0.7),
         (2, "effusion", 0.8),
     ], "not the concept that the feature detects best"
-    assert [target.feature for target in choose(make_catalogue(), (3,), "", ("effusion",), 1)] == [3]
     assert [target.concept for target in choose(make_catalogue(), (), "", ("oedemas", "effusion"), 1)] == ["effusion"]
     with pytest.raises(UserError, match="none that interp has a feature for: choose from effusion, large effusion"):
         choose(make_catalogue(), (), "", ("oedemas",), 1)
@@ -140,7 +151,7 @@ def test_rules_score_what_others_propose_and_each_chooses() -> None:
     assert found.targets[1].others == ((1, 1.0),), "what is known of the best feature"
     by_concept = [row for row in found.scores if row["rule"] == "concept"]
     assert [(row["feature"], row["rank"], row["chosen"]) for row in by_concept] == [(2, 1, True), (1, 2, False)]
-    assert choose_all(catalogue, (1,), "", (), size, rules, inputs) == Selected([catalogue.target(1)], [])
+    assert choose_all(catalogue, (1,), "", (), size, rules, inputs) == Selected([catalogue.target(1)], [], 1)
 
 
 def test_an_explanation_is_scored_by_its_detection_where_it_states_the_concept() -> None:
