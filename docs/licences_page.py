@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = ("dicom", "figures")  # those that a user installs for a stage; the others are for tests, devices and stores
 HEAD = """# Licences
 
-What `pip install 'maira-jax[dicom,figures]'` installs, with the licences that the packages declare. maira-jax itself
+What `pip install -e '.[dicom,figures]'` installs, with the licences that the packages declare. maira-jax itself
 is under Apache-2.0. The page is made by `python -m docs.licences_page`.
 
 | package | licence |

@@ -28,7 +28,7 @@ HELP = (
 )
 
 Shortcuts = Mapping[str, Callable[[Any], Mapping[str, Any]]]
-_FILE, _STUDIES = ("--config=", "-config="), "--config.studies."
+_FILE, _MODEL, _STUDIES = ("--config=", "-config="), "--config.model.", "--config.studies."
 _DIFFERENCES = 6  # fields that are told by name
 
 
@@ -71,6 +71,7 @@ def parse(argv: Sequence[str], workdir: Callable[[], str], shortcuts: Shortcuts,
     """
     config_flags.register_flag_parser_for_type(tuple, _ListParser())
     flags.FLAGS(list(argv), known_only=True)
+    repeated = tuple(argument for argument in argv if argument.startswith((*_FILE, _MODEL)))
     given, argv = given_file(argv), [argument for argument in argv if not argument.startswith(_FILE)]
     memory = None if given else _memory(workdir())
     if memory is None:
@@ -100,7 +101,7 @@ def parse(argv: Sequence[str], workdir: Callable[[], str], shortcuts: Shortcuts,
     if unknown:
         raise UserError(f"the configuration file sets {unknown[0]}, which is not a section: correct or remove it")
     RunSection.of(config)
-    run_config.came_from(memory.origin if memory else _absolute(given or str(DEFAULT_CONFIG)))
+    run_config.came_from(memory.origin if memory else _absolute(given or str(DEFAULT_CONFIG)), repeated)
     return config
 
 

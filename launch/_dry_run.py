@@ -18,9 +18,14 @@ from ml_collections import ConfigDict
 
 from maira_jax.errors import UserError
 from maira_jax.run import files, processes, storage
+from maira_jax.run.stages import run_config
 from maira_jax.run.stages import stage as run_stage
 
 Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
+_COPIED = (
+    run_config.FILE,
+    *(f"{depth}/{name}" for name in (run_stage.MANIFEST, run_stage.UNFINISHED) for depth in ("*", "*/*", "*/*/*")),
+)
 
 
 @contextlib.contextmanager
@@ -55,6 +60,7 @@ def rehearse(stages: Mapping[str, Run], estimates: str, config: ConfigDict, work
     print(storage.named(folder(workdir)))
     processes.barrier()  # until all have deleted their files
     storage.fetch(workdir, (run_stage.MANIFEST, run_stage.UNFINISHED))
+    storage.fetch(workdir / run_config.FILE)
     would_work = False
     for run in stages.values():
         sentence, would_work = processes.first_only(functools.partial(intention, run, config, workdir))
@@ -126,15 +132,15 @@ def folder(workdir: Path) -> str:
 
 
 def intention(run: Run, config: ConfigDict, workdir: Path) -> tuple[str, bool]:
-    """What a stage would do, from the manifests of the run directory: it begins in a copy of these, and stops there.
+    """What a stage would do: it begins in a copy of the manifests and of what the run remembers, and stops there.
 
     Returns:
       A sentence, and whether the stage would do its work.
     """
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "run"
-        for name in (run_stage.MANIFEST, run_stage.UNFINISHED):
-            for path in (path for depth in ("*", "*/*", "*/*/*") for path in workdir.glob(f"{depth}/{name}")):
+        for name in _COPIED:
+            for path in workdir.glob(name):
                 (copy / path.relative_to(workdir)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy / path.relative_to(workdir))
         try:
@@ -142,11 +148,24 @@ def intention(run: Run, config: ConfigDict, workdir: Path) -> tuple[str, bool]:
                 run(config, copy)
         except run_stage.StageReached as reached:
             stage = reached.stage
+            damage = _damage(workdir, stage.inputs)
         except UserError as error:
             return f"would end with: {error}".replace(str(copy), str(workdir)), False
         else:
             return "would run no stage", False
+    if damage:
+        return f"would end with: {damage}", False
     inputs = f" from {', '.join(stage.inputs)} (finished)" if stage.inputs else ""
     if stage.finished:
         return f"{workdir / stage.name} is finished already", False
     return f"would {'resume' if (workdir / stage.name).exists() else 'begin'} {workdir / stage.name}{inputs}", True
+
+
+def _damage(workdir: Path, inputs: Sequence[str]) -> str:
+    """What is wrong with the files of finished stages; empty where nothing is."""
+    try:
+        for name in inputs:
+            run_stage.refuse_damaged(workdir, name)
+    except UserError as error:
+        return str(error)
+    return ""

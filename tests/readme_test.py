@@ -36,7 +36,8 @@ NOT_RUN = {
     "python -m launch.sweep --config=configs/medsae.py:chexpert:~/CheXpert-v1.0-small --workdir=runs/chexpert "
     "--config.sweep.l1s=0.03,0.1,0.3 --config.sweep.learning_rates=5e-4,1e-3 "
     "--config.sweep.expansions=8,16": "likewise",
-    "python -m launch.harvest --workdir=runs/released --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
+    "python -m launch.convert --workdir=runs/released --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
+    "python -m launch.harvest --workdir=runs/released": "likewise",
     "python -m launch.import_sae --workdir=runs/released --sae=~/maira-2-sae": "tests/launch/import_sae_test.py does",
     "python -m launch.import_sae --workdir=runs/released --set=released --interpretations=names.csv "
     "--columns=feature=latent,explanation=description,score=auroc": "likewise",

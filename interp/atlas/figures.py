@@ -44,7 +44,7 @@ def draw(workdir: Path, sweeps: Sequence[str], folder: Path) -> None:
       folder: where the files go.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        print("atlas: without figures, which need matplotlib: install maira-jax[figures]", file=sys.stderr)
+        print("atlas: without figures, which need matplotlib: pip install -e '.[figures]'", file=sys.stderr)
         return
     import matplotlib
 

@@ -3,6 +3,7 @@
 import functools
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -21,11 +22,13 @@ from maira_jax.checkpoint.digests import DIGESTS, sha256_of
 from maira_jax.checkpoint.layout import Entry, entries
 from maira_jax.checkpoint.tensor_source import TensorSource
 from maira_jax.errors import UserError
+from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.int8 import Weights
 from maira_jax.model.layers import ParameterPath, Params
-from maira_jax.run import files
+from maira_jax.run import files, storage
 from maira_jax.run.config import RunSection, Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stages.stage import MANIFEST, Stage
@@ -47,6 +50,7 @@ _CONFIGURATION = (
     "chat_template.jinja",
     "generation_config.json",
 )
+_READ_BY_STAGES = ("tokenizer.json", "preprocessor_config.json")  # besides config.json, without which none is converted
 # Copied along, never run: transformers asks for them when it loads what `reverse` wrote.
 _REMOTE_CODE = ("configuration_maira2.py", "modeling_maira2.py", "processing_maira2.py")
 
@@ -187,7 +191,27 @@ def run(config: ml_collections.ConfigDict, workdir: Path, out: Path | None = Non
             return stage.manifest["counts"]
         counts = _convert(directory, stage.dir, DTYPES[section.dtype], mesh or (1, 1))
         stage.finish(counts)
+        if lacking := _lacking(stage.dir):
+            print(
+                f"convert: warning: no stage can read studies or write reports with this model: {lacking}; put right "
+                f"{directory}, delete {storage.named(str(stage.dir))}, and convert again",
+                file=sys.stderr,
+            )
         return counts
+
+
+def _lacking(model_dir: Path) -> str:
+    """What the stages that run a converted model miss in its files, in a clause; empty where it is nothing."""
+    missing = [name for name in _READ_BY_STAGES if not (model_dir / name).is_file()]
+    if missing:
+        return f"the checkpoint lacks {' and '.join(missing)}"
+    try:
+        ImageConfig.from_dir(model_dir)
+        tokens = Tokenizer.from_dir(model_dir).vocab_size
+    except UserError as error:
+        return str(error)
+    rows = Maira2Config.from_dir(model_dir).text.vocab_size
+    return f"tokenizer.json has {tokens:,} tokens and the model {rows:,}" if tokens > rows else ""
 
 
 def _convert(directory: Path, out: Path, dtype: np.dtype, mesh: tuple[int, ...]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _dataset(path: Path) -> Any:
     try:
         import pydicom
     except ImportError:
-        raise UserError(f"image {path} is DICOM: pip install 'maira-jax[dicom]' to read it") from None
+        raise UserError(f"image {path} is DICOM: pip install -e '.[dicom]' to read it") from None
     # Its warnings quote values of the header.
     warnings.filterwarnings("ignore", module="pydicom")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -184,7 +184,7 @@ def _stored(dataset: Any, path: Path) -> np.ndarray:
     except Exception:
         if syntax not in UID_dictionary or not syntax.is_compressed:
             raise
-        decoder = "pylibjpeg-libjpeg" if syntax in JPEGTransferSyntaxes else "'maira-jax[dicom]'"
+        decoder = "pylibjpeg-libjpeg" if syntax in JPEGTransferSyntaxes else "-e '.[dicom]'"
         raise UserError(
             f"image {path} is DICOM in {syntax.name}, which no installed decoder could read: pip install {decoder}, or "
             "replace the file"

@@ -26,6 +26,7 @@ def stage_run(config, workdir):
 def first_run(config, workdir):
     """The stage that it reads."""
     with Stage(workdir, "activations", {"seed": config.seed}) as stage:
+        (stage.dir / "tokens").write_text("12 99")
         stage.finish({"n": 1})
 
 
@@ -57,6 +58,11 @@ def test_a_stage_is_asked_what_it_would_do_and_does_not_do_it(tmp_path):
     stage_run(config, workdir)
     before = files_of(tmp_path)
     assert _dry_run.intention(stage_run, config, workdir) == (f"{workdir}/sae is finished already", False)
+    (workdir / "activations" / "tokens").write_text("12 98")
+    sentence, would_work = _dry_run.intention(stage_run, config, workdir)
+    assert sentence.startswith(f"would end with: {workdir}/activations/tokens is not what the stage wrote")
+    assert not would_work
+    (workdir / "activations" / "tokens").write_text("12 99")
     config.seed = 5
     sentence, would_work = _dry_run.intention(first_run, config, workdir)
     assert "holds a result of another configuration, which differs in section.seed" in sentence and not would_work

@@ -1,6 +1,7 @@
 """A run directory remembers its configuration, as a user meets it on the command line."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -35,6 +36,13 @@ def test_a_later_command_needs_no_file_even_when_it_has_gone(tmp_path):
     announced, error = failed.stderr.splitlines()
     assert announced == f"different from {run}/config.json: generate.task='phrase', steer.strengths=-1,2.5"
     assert failed.returncode == 1 and "nowhere.jsonl is not a file" in error
+
+
+def test_the_command_to_run_first_has_the_flags_that_say_which_model_and_studies(tmp_path):
+    run, given = tmp_path / "run", ("--config=configs/manifest.py:our studies.jsonl", "--config.model.dtype=bfloat16")
+    failed = launch("train", f"--workdir={run}", *given, "--config.train.steps=9")
+    assert failed.returncode == 1
+    assert f"run `python -m launch.harvest --workdir={run} {shlex.join(given)}` first" in failed.stderr
 
 
 @pytest.fixture

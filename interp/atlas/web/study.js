@@ -80,7 +80,7 @@ function reportParts(found, pairs, chosen, rows, choose) {
   }));
 }
 function similarStudies(found, id) {
-  if (!found.similar) return h("p", { class: "soft" }, D.deidentified ? "Not computed: run python -m launch.similar on one study, and this page again." : `Not computed: run python -m launch.similar --study_id=${id}, and this page again.`);
+  if (!found.similar) return h("p", { class: "soft" }, `Not computed: run python -m launch.similar --workdir=WORKDIR --study_id=${D.deidentified ? "ID" : id}, and then python -m launch.atlas --workdir=WORKDIR.`);
   if (!found.similar.length) return h("p", { class: "soft" }, "No feature is active in it.");
   const shared = (features) => features.map(([i, share]) => h("div", {}, link(i), h("span", { class: "soft" }, ` ${fixed(share)}`)));
   return [h("p", { class: "soft small" }, "Studies of other patients by the cosine of their features' activations, and the features that add most to it."),

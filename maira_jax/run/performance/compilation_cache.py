@@ -44,7 +44,7 @@ def keep_programs(directory: str | None) -> None:
         scheme = directory.partition("://")[0]
         if importlib.util.find_spec(_DRIVERS[scheme]) is None:
             raise UserError(
-                f"--compilation_cache={directory} needs {_DRIVERS[scheme]}: pip install 'maira-jax[{scheme}]', or give "
+                f"--compilation_cache={directory} needs {_DRIVERS[scheme]}: pip install -e '.[{scheme}]', or give "
                 "a folder"
             )
         _keep_in(directory)

@@ -6,6 +6,7 @@ down: the stages' manifests say it, so a folder that is deleted settles nothing 
 """
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _SIZES = {"n", "on_error"}
 Stages = Mapping[str, Mapping[str, Any]]
 
 _origin = ""
+_given: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +103,20 @@ def remembered(workdir: Path | str) -> ml_collections.ConfigDict:
     return memory.config()
 
 
-def came_from(origin: str) -> None:
-    """Says which file, with its argument, the configuration of this process's stages comes from."""
-    global _origin
-    _origin = origin
+def came_from(origin: str, given: tuple[str, ...] = ()) -> None:
+    """Says where the configuration of this process's stages comes from.
+
+    Args:
+      origin: the configuration file, with its argument.
+      given: the flags of this command that another one needs as well, to have the same model and studies.
+    """
+    global _origin, _given
+    _origin, _given = origin, given
+
+
+def given_flags() -> str:
+    """The flags that a command which is to be run before this one needs as well, for a shell, each after a space."""
+    return "".join(f" {shlex.quote(flag)}" for flag in _given)
 
 
 def remember(workdir: Path, config: ml_collections.ConfigDict, stages: Stages) -> None:

@@ -24,10 +24,11 @@ from maira_jax.run.stages.run_config import RunMemory, flatten, plain
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+_MODEL = "model"
 _NEXT = ".next.tmp"  # the folder of a result that is to replace another one; what a killed command leaves is removed
 # The command that writes a folder; sae-NAME is written with sae.
 _COMMANDS = {
-    "model": "convert",
+    _MODEL: "convert",
     "activations": "harvest",
     "sae": "train",
     "interp": "interpret",
@@ -55,7 +56,11 @@ def _command_of(folder: str, workdir: Path) -> str:
     if command is None:
         return "that stage"
     flag = f" --{'set' if name == 'interpretations' else 'sweep'}={inner}" if inner else ""
-    return f"`python -m launch.{command} --workdir={workdir}{flag}`"
+    return f"`python -m launch.{command} --workdir={workdir}{flag}{run_config.given_flags()}`"
+
+
+def _is_same_folder(one: str, other: str) -> bool:
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
@@ -203,7 +208,8 @@ class Stage:
 
     Raises (on entering):
       UserError: an input stage is not finished, a file of it is missing or was changed, the folder holds a result of
-        another configuration, another stage one of other studies, or another process works in it.
+        another configuration, another stage one of other studies, the model that it reads is another than the
+        configuration's, or another process works in it.
     """
 
     def __init__(
@@ -266,7 +272,10 @@ class Stage:
             storage.fetch(self.workdir / run_config.FILE)
             self._memory = RunMemory.read(self.workdir / run_config.FILE)
             if self._memory is None or self._memory.differences(self._config):
-                run_config.refuse_contradiction(self.workdir, self._config, stages_in(self.workdir))
+                stages = stages_in(self.workdir)
+                run_config.refuse_contradiction(self.workdir, self._config, stages)
+                if _MODEL in self.inputs:
+                    self._refuse_other_model(stages[_MODEL])
         for name in (MANIFEST, UNFINISHED):
             storage.fetch(self.dir / name)
         is_finished = (self.dir / MANIFEST).is_file() and not (self.dir / UNFINISHED).is_file()
@@ -442,8 +451,21 @@ class Stage:
                     f"stage {self.name} reads {path.parent}, which no finished stage wrote: run "
                     f"{_command_of(name, self.workdir)} first"
                 )
-            manifests[name] = refuse_damaged(self.workdir, name)
+            # What is asked what it would do has a copy of the manifests alone.
+            manifests[name] = read_manifest(path) if _stops else refuse_damaged(self.workdir, name)
         return manifests
+
+    def _refuse_other_model(self, converted: Mapping[str, Any]) -> None:
+        """Refuses a configuration that asks for another model than the one converted, whose section is given."""
+        different = self._memory.differences(self._config) if self._memory and self._config else {}
+        for field, there in converted.items():
+            asked = different.get(f"{_MODEL}.{field}", there)
+            if asked != there and not (field == "checkpoint" and _is_same_folder(asked, there)):
+                raise UserError(
+                    f"{_MODEL}.{field} is {shown(asked)} now, and {self.workdir / _MODEL} was converted with "
+                    f"{shown(there)}: leave that field or --config out, choose another --workdir, or delete "
+                    f"{self.workdir / _MODEL} and run {_command_of(_MODEL, self.workdir)} first"
+                )
 
     def _refuse_other(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         theirs = {key: theirs.get(key) for key in ours}

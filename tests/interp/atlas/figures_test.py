@@ -17,6 +17,12 @@ def test_every_figure_is_there_as_svg_with_text_and_as_png(full):
     assert "communication (n = " in (folder / "concepts.svg").read_text()
 
 
+def test_without_matplotlib_the_command_that_brings_it_is_said(full, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
+    figures.draw(full.workdir, ["concepts"], tmp_path / "figures")
+    assert "pip install -e '.[figures]'" in capsys.readouterr().err and not (tmp_path / "figures").exists()
+
+
 def test_a_sweep_in_which_no_concept_could_be_steered_has_no_figure(full, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "json_if_finished", lambda path: {"headline": {}, "rates": []})
     figures.draw(full.workdir, ["concepts"], tmp_path / "figures")

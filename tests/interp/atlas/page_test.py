@@ -19,6 +19,11 @@ def test_page_refers_to_nothing_outside_its_folder(full):
     assert set(re.findall(r"https?://[\w./]+\w", text)) == {"http://www.w3.org/2000/svg"}
 
 
+def test_commands_on_the_page_name_the_run_directory(full):
+    commands = re.findall(r"python -m launch\.\w+ ?\S*", full.atlas.page.scripts[-1])
+    assert commands and all(" --workdir=" in command for command in commands), commands
+
+
 def test_policy_allows_only_the_pages_own_style_script_and_folder(full):
     page, text = full.atlas.page, (full.workdir / "atlas" / "index.html").read_text()
     (policy,) = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]

@@ -44,6 +44,24 @@ def test_round_trip_is_bit_identical(checkpoint, tmp_path):
         np.testing.assert_array_equal(ours[name], tensor)
 
 
+def test_a_checkpoint_without_what_the_stages_read_converts_with_a_warning(checkpoint, tmp_path, capsys):
+    def warning(name):
+        convert.run(model_section(checkpoint), tmp_path / name)
+        return next((line for line in capsys.readouterr().err.splitlines() if "warning" in line), "")
+
+    says = warning("bare")
+    assert "the checkpoint lacks tokenizer.json and preprocessor_config.json; put right" in says
+    assert f"{checkpoint}, delete {tmp_path / 'bare' / 'model'}, and convert again" in says
+    phantom = convert.checkpoint_dir(convert.PHANTOM)
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copy(phantom / name, checkpoint / name)
+    assert "tokenizer.json has 1,167 tokens and the model 300" in warning("other")
+    (checkpoint / "preprocessor_config.json").write_text("{}")
+    assert "lacks size, crop_size" in warning("empty")
+    convert.run(model_section(Path(convert.PHANTOM)), tmp_path / "phantom")
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_the_stage_stores_what_it_read(checkpoint, tmp_path):
     change(checkpoint, lambda tensors: tensors["vision_tower.embeddings.mask_token"].fill(0))
     counts = convert.run(model_section(checkpoint), tmp_path / "run")

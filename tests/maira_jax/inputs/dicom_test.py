@@ -225,7 +225,7 @@ def test_without_pixels_without_a_syntax_and_without_pydicom(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"d\.dcm is DICOM without pixels"):
         read_grey(tmp_path / "d.dcm")
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(UserError, match=r"a\.dcm is DICOM: pip install 'maira-jax\[dicom\]' to read it"):
+    with pytest.raises(UserError, match=r"a\.dcm is DICOM: pip install -e '\.\[dicom\]' to read it"):
         read_grey(tmp_path / "a.dcm")
 
 

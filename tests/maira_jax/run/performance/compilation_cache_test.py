@@ -63,7 +63,7 @@ def test_programs_are_kept_in_a_bucket_where_jax_can_open_it(monkeypatch):
     monkeypatch.setattr(compilation_cache, "_keep_in", kept.append)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "s3fs" or None)
     keep_programs("s3://bucket/programs")
-    with pytest.raises(UserError, match=r"--compilation_cache=gs://.* needs gcsfs: pip install 'maira-jax\[gs\]'"):
+    with pytest.raises(UserError, match=r"--compilation_cache=gs://.* needs gcsfs: pip install -e '\.\[gs\]'"):
         keep_programs("gs://bucket/programs")
     with pytest.raises(UserError, match="--compilation_cache=ftp://.* use gs:// or s3://"):
         keep_programs("ftp://bucket/programs")

@@ -11,11 +11,14 @@ from maira_jax.run.stages.run_config import remembered
 from maira_jax.run.stages.stage import Stage
 
 
-def config(n=None, path="a.jsonl", steps=10, strengths=(-1.0, 1.0), profile=0) -> ConfigDict:
+def config(
+    n=None, path="a.jsonl", steps=10, strengths=(-1.0, 1.0), profile=0, checkpoint="phantom", dtype="float32"
+) -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
             "profile": profile,
+            "model": {"checkpoint": checkpoint, "dtype": dtype},
             "studies": {"source": "manifest", "path": path, "n": n},
             "train": {"steps": steps},
             "steer": {"strengths": strengths},
@@ -24,8 +27,8 @@ def config(n=None, path="a.jsonl", steps=10, strengths=(-1.0, 1.0), profile=0) -
     )
 
 
-def begin(workdir, name, section, cfg, fails=None, finishes=True):
-    with Stage(workdir, name, section, config=cfg) as stage:
+def begin(workdir, name, section, cfg, fails=None, finishes=True, inputs=()):
+    with Stage(workdir, name, section, inputs, config=cfg) as stage:
         if fails is not None:
             raise fails
         if finishes and not stage.finished:
@@ -74,6 +77,21 @@ def test_other_studies_are_refused_by_name(tmp_path):
         begin(tmp_path, "reports", {"generate": {}}, config(path="b.jsonl"))
     assert not (tmp_path / "reports").exists()
     begin(tmp_path, "reports", {"generate": {}}, config(n=3))  # some of them
+
+
+def test_another_model_than_the_one_converted_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = config(checkpoint="ours")
+    begin(tmp_path, "model", {"checkpoint": "ours", "dtype": "float32"}, ours)
+    says = r"model\.{} is '{}' now, and .*model was converted with '{}': .*run `python -m launch.convert --workdir="
+    for field, now, there in (("checkpoint", "phantom", "ours"), ("dtype", "bfloat16", "float32")):
+        with pytest.raises(UserError, match=says.format(field, now, there)):
+            begin(tmp_path, "reports", {}, config(**{"checkpoint": "ours", field: now}), inputs=("model",))
+    assert not (tmp_path / "reports").exists()
+    begin(tmp_path, "export", {}, config())  # does not read it
+    begin(tmp_path, "reports", {}, config(checkpoint=str(tmp_path / "ours")), inputs=("model",))
+    begin(tmp_path, "localize", {}, ours, inputs=("model",))
+    assert remembered(tmp_path).model.checkpoint == "ours"
 
 
 def test_a_run_without_the_file_refuses_other_studies_too(tmp_path):
