@@ -29,7 +29,7 @@ def text(workdir: Path, sweep: str) -> str:
         f"\n{_autoencoder(workdir / 'sae')}\n"
         f"{_features(interp)}; "
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
-        f"{_found_concepts(workdir / 'interp' / 'concepts.parquet', workdir / 'interp' / 'features.parquet')}"
+        f"{_found_concepts(workdir / 'interp', evaluation['best'])}"
         f"{_against_controls(interp, workdir / 'label' / 'summary.json')}\n"
         f"{_steering(evaluation)}\n"
         f"{_atlas(workdir)}"
@@ -94,15 +94,25 @@ def _with_interval(mean: float | None, interval: Sequence[float] | None) -> str:
     return f"{mean:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
-def _found_concepts(concepts: Path, features: Path) -> str:
-    """One line for each concept that a feature detects well: its F1, the feature and the feature's name."""
-    names = pq.read_table(features, columns=["name"])["name"].to_pylist()
-    rows = sorted(pq.read_table(concepts).to_pylist(), key=lambda row: -row["f1"])
-    lines = [
-        f"  {row['concept']:<31} F1 {row['f1']:.2f}  feature {row['feature']:>5}  {names[row['feature']] or 'no name'}"
-        for row in rows
-        if row["f1"] >= GOOD_F1
-    ]
+def _found_concepts(interp: Path, best: Sequence[Mapping[str, Any]]) -> str:
+    """What is known of each concept that a feature detects well, line by line: how well, and what steering it did.
+
+    The feature that detects a concept best on training studies stands with its F1 on held-out ones and its name; those
+    that were steered for the concept, which may be others, each stand below with the rates of an evaluation's `best`.
+    """
+    names = pq.read_table(interp / "features.parquet", columns=["name"])["name"].to_pylist()
+    rows = sorted(pq.read_table(interp / "concepts.parquet").to_pylist(), key=lambda row: -row["f1"])
+    lines = []
+    for row in rows:
+        if row["f1"] >= GOOD_F1:
+            name = names[row["feature"]] or "no name"
+            lines.append(f"  {row['concept']:<31} F1 {row['f1']:.2f}  feature {row['feature']:>5}  {name}")
+            lines += [
+                f"    steered by feature {found['feature']}, {found['intended']}: on target "
+                f"{_percent(found['on_target']['rate'])}, off target {_percent(found['off_target']['rate'])}"
+                for found in best
+                if found["method"] == "add" and found["concept"] == row["concept"] and found["strength"] is not None
+            ]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -1,9 +1,11 @@
 """The text of a whole run's figures: what steering did, and how features of images compare with other bases."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from maira_jax.run import files
-from steer.run_summary import _steering, of_images
+from steer.run_summary import _found_concepts, _steering, of_images
 
 RATES = {"on_target": {"rate": 0.5, "n": 8}, "off_target": {"rate": 0.125}, "no_change": {"rate": None}}
 
@@ -20,6 +22,18 @@ def test_without_it_those_of_another_method_and_without_any_none() -> None:
     assert without == "Steering: no report in which a concept could be added or removed"
     rates[1]["concept"] = ""
     assert _steering({"headline": {}, "rates": rates}).startswith("Steering: no steered feature has a concept")
+
+
+def test_a_concept_stands_with_its_detector_and_with_the_feature_that_was_steered(tmp_path) -> None:
+    pq.write_table(pa.table({"name": ["heart", None]}), tmp_path / "features.parquet")
+    rows = {"concept": ["edema", "cardiomegaly"], "feature": [1, 0], "f1": [0.5, 0.85]}
+    pq.write_table(pa.table(rows), tmp_path / "concepts.parquet")
+    entry = {"concept": "cardiomegaly", "method": "add", "intended": "added", "feature": 1, "strength": 2.0} | RATES
+    others = [entry | {"method": "random"}, entry | {"concept": "edema"}, entry | {"strength": None}]
+    assert _found_concepts(tmp_path, [entry, *others]).splitlines() == [
+        f"  {'cardiomegaly':<31} F1 0.85  feature     0  heart",
+        "    steered by feature 1, added: on target 50%, off target 12%",
+    ]
 
 
 @pytest.mark.parametrize("control", ["", "the encoder's weights are random."])

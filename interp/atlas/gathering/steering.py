@@ -76,20 +76,22 @@ class SteeringSweep:
         return entry | {"examples": pairs if disclosure.studies else []}
 
     def of_concept(self, concept: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The best strength of the concept's own feature by intended effect, measured on the other half of the studies.
+        """By intended effect a feature that was steered for a concept, and its rates at the best strength.
 
-        None without an evaluation.
+        That is the feature that detects the concept best by `concepts.parquet` where that one was steered; the rates
+        are measured on the other half of the studies. None without an evaluation.
         """
         if self.evaluation is None:
             return None
-        return {
-            entry["intended"]: _rate_row(entry)
+        steered = [
+            entry
             for entry in self.evaluation["best"]
-            if entry["method"] == _METHOD
-            and entry["concept"] == concept["concept"]
-            and entry["feature"] == concept["feature"]
-            and entry["strength"] is not None
-        }
+            if entry["method"] == _METHOD and entry["concept"] == concept["concept"] and entry["strength"] is not None
+        ]
+        found: dict[str, Any] = {}
+        for entry in sorted(steered, key=lambda entry: entry["feature"] != concept["feature"]):
+            found.setdefault(entry["intended"], {"feature": entry["feature"]} | _rate_row(entry))
+        return found
 
     def rates(self) -> dict[str, Any] | None:
         """The rates of every method: overall, by strength, and by concept at the best strength; None without any."""
@@ -98,6 +100,7 @@ class SteeringSweep:
             return None
         return {
             "studies": evaluation["studies"],
+            "concepts": sorted({row["concept"] for row in evaluation["rates"]} - {"", "all"}),
             "selection": {
                 rule: {name: row[name] for name in ("spearman", "low", "high", "n")}
                 for rule, row in evaluation["selection"].items()

@@ -15,7 +15,7 @@ function overview() {
     ...(head ? [tile([rate(head.on_target), fewCases(head.on_target.n)], "steered on target" + (D.sweeps.length > 1 ? `, sweep ${first.name}` : ""), rateTitle(head.on_target)),
       tile(rate(head.off_target), "steered off target", rateTitle(head.off_target)),
       tile(rate(head.no_change), "steered without change", rateTitle(head.no_change))]
-      : OF_IMAGES ? [] : [tile("not run", D.sweeps.length ? "evaluation of steering" : "steering")]),
+      : OF_IMAGES ? [] : [first ? tile(DASH, `steered on target: ${noRate(first)}`) : tile("not run", D.sweeps.length ? "evaluation of steering" : "steering")]),
   ];
   return [
     h("h1", {}, "What this autoencoder has found"),
@@ -26,6 +26,7 @@ function overview() {
     panel("Concepts and the features that detect them", h("p", { class: "soft small" },
       "For every label, the feature and threshold with the best F1 on the training studies; F1, precision and recall are measured on held-out studies. "
       + (OF_IMAGES ? "" : "Steering adds the feature's direction while the report is written; its strength was chosen on one half of the studies and is reported on the other. "
+      + "Another feature may have been steered than the one that detects the concept best on the training studies: then its number stands with the rates. "
       + "Rates: on target / off target, at that strength.")), conceptTable(),
       Object.keys(S.concepts.left_out).length ? h("details", { class: "small soft" }, h("summary", {}, "Concepts that were left out"),
         Object.entries(S.concepts.left_out).map(([concept, why]) => h("div", {}, `${concept}: ${why}`))) : null),
@@ -59,7 +60,7 @@ function conceptTable() {
       if (!row.steering) return h("span", { class: "soft" }, "not run");
       const r = steered(row, intended);
       if (!r || (r.on_target.n === 0 && r.off_target.n === 0)) return h("span", { class: "soft", title: "not steered, or no study to judge it on" }, DASH);
-      return [rate(r.on_target), h("span", { class: "soft" }, " / "), rate(r.off_target, "soft"), h("div", { class: "soft small" }, `at ${r.strength}`, fewCases(r.on_target.n))];
+      return [rate(r.on_target), h("span", { class: "soft" }, " / "), rate(r.off_target, "soft"), h("div", { class: "soft small" }, r.feature === row.feature ? null : [link(r.feature, `feature ${r.feature}`), " "], `at ${r.strength}`, fewCases(r.on_target.n))];
     },
   });
   return table([

@@ -69,10 +69,13 @@ const METHODS = {
 };
 const method = (name) => (METHODS[name] ? METHODS[name][0] : name);
 const methodLegend = (names) => panel("The methods", h("dl", { class: "legend" }, names.map((name) => h("div", {}, h("dt", {}, method(name), h("code", {}, name)), h("dd", {}, METHODS[name] ? METHODS[name][1] : "a method of this run")))));
+// Why the evaluation of a sweep has no rate.
+const noRate = (sweep) => (sweep.rates.concepts.length ? "no report in which a concept could be added or removed" : "no steered feature has a known concept");
 function steering() {
-  const title = h("h1", {}, "Steering"), several = D.sweeps.length > 1, evaluated = D.sweeps.filter((sweep) => sweep.rates);
+  const title = h("h1", {}, "Steering"), several = D.sweeps.length > 1, evaluated = D.sweeps.filter((sweep) => sweep.rates && Object.keys(sweep.rates.headline).length);
   if (!D.sweeps.length) return [title, h("p", { class: "lead" }, "Stage steer: not run.")];
-  const waiting = D.sweeps.filter((sweep) => !sweep.rates).map((sweep) => h("p", { class: "note" }, `Sweep ${sweep.name}: not evaluated. The pages of its features show example reports.`));
+  const waiting = D.sweeps.filter((sweep) => !sweep.rates).map((sweep) => h("p", { class: "note" }, `Sweep ${sweep.name}: not evaluated. The pages of its features show example reports.`))
+    .concat(D.sweeps.filter((sweep) => sweep.rates && !evaluated.includes(sweep)).map((sweep) => h("p", { class: "note" }, `Sweep ${sweep.name}: ${noRate(sweep)}. The pages of its features show example reports.`)));
   if (!evaluated.length) return [title, waiting, steeredList()];
   const column = (name, title) => ({ title, num: true, value: (r) => r[name].rate, cell: (r) => [rate(r[name]), h("span", { class: "soft small" }, isNumber(r[name].rate) ? ` ${(100 * intervalOf(r[name])[0]).toFixed(0)}–${percent(intervalOf(r[name])[1])}` : "")] });
   const cases = { title: "n", num: true, hint: "Reports in which the concept could be added or removed", value: (r) => r.on_target.n, cell: (r) => h("span", { class: r.on_target.n < FEW ? "few" : "" }, count(r.on_target.n)) };

@@ -133,3 +133,23 @@ def test_an_address_that_leads_nowhere_says_so(opened):
 def test_scores_of_selection_rules_are_shown_with_the_feature(opened):
     scored = opened("#/feature/4").locator(".panel", has_text="Selection for steering, sweep again").last.inner_text()
     assert "pilot chosen" in scored.replace("\n", " ") and "0.70 0.50 to 0.80, n = 12" in scored
+
+
+WITHOUT_RATES = """
+const parse = JSON.parse;
+JSON.parse = (text) => {
+  const found = parse(text);
+  for (const { rates } of found.sweeps || []) Object.assign(rates, { headline: {}, best: [], concepts: [] });
+  return found;
+};
+"""
+
+
+def test_an_evaluation_without_rates_says_why(opened):
+    page = opened("#/steering")
+    page.add_init_script(WITHOUT_RATES)
+    page.reload()
+    page.wait_for_selector("text=Sweep again: no steered feature has a known concept")
+    assert not page.locator("main .legend, main table").count()
+    page.evaluate("() => { location.hash = '#/'; }")
+    page.wait_for_selector("text=steered on target: no steered feature has a known concept")

@@ -1,5 +1,6 @@
 """The pairs of reports that the page shows of a steering sweep."""
 
+import dataclasses
 import shutil
 
 from interp.atlas.disclosure import Disclosure
@@ -25,3 +26,16 @@ def test_steering_without_evaluation_shows_the_largest_strength(run_dir, tmp_pat
     assert {example["strength"] for example in examples} == {-2.0, 4.0}
     assert all(example["outcome"] is None for example in examples)
     assert sweep.rates() is None and sweep.of(3, Disclosure()) is None
+
+
+def test_a_concept_has_the_rates_of_the_feature_that_was_steered_for_it(full):
+    evaluation = full.atlas.head["sweeps"][0]["rates"]
+    assert evaluation["concepts"] == ["communication"]
+    sweep = SteeringSweep.read(full.workdir, "concepts")
+    other = sweep.of_concept({"concept": "communication", "feature": 5})
+    assert other["added"]["feature"] == 4 and other["added"]["on_target"]["rate"] == 1.0
+    best = [*sweep.evaluation["best"], sweep.evaluation["best"][0] | {"feature": 5, "strength": 4.0}]
+    both = dataclasses.replace(sweep, evaluation=sweep.evaluation | {"best": best})
+    for feature, strength in ((5, 4.0), (4, 2.0), (3, 2.0)):
+        found = both.of_concept({"concept": "communication", "feature": feature})
+        assert found["added"]["strength"] == strength, "the detector's where it was steered"
