@@ -150,7 +150,8 @@ def _interpret(
     fit = concepts.fit(peaks, labels, corpus.held_out)
     tables["concepts"], left_out = concepts.table(fit, labels, corpus.held_out, section.min_studies)
     known = true | columns.of_activity(sae, found) | columns.of_relatives(sae, found)
-    known |= columns.of_logit_lens(workdir, sae, corpus.store.source.get("site", "")) | columns.of_concepts(labels, fit)
+    known |= columns.of_logit_lens(workdir, sae, corpus.store.source.get("site", ""))
+    known |= columns.of_concepts(labels, fit, left_out)
     tables |= table.tables(known, interpreters.origin(), scored.explained, scored.scores, controlled)
     covered = None
     if vectors is not None and tables["concepts"].num_rows:

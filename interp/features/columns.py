@@ -1,6 +1,6 @@
 """Columns of the feature table that need no judge: activity, related features, logit lens, concepts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +82,19 @@ def of_logit_lens(workdir: Path, sae: Sae, site: str) -> dict[str, Any]:
     return dict(zip(names, columns, strict=True))
 
 
-def of_concepts(labels: StudyLabels, fit: ConceptFit) -> dict[str, Any]:
+def of_concepts(labels: StudyLabels, fit: ConceptFit, left_out: Collection[str]) -> dict[str, Any]:
     """The concept that each feature detects best: by its train F1 above that of calling every study positive.
 
-    By the train F1 alone, every feature would seem to detect the most frequent concept.
+    By the train F1 alone, every feature would seem to detect the most frequent concept. Concepts in `left_out` are
+    not looked at; None where no other is detected better than that, or the best not on any held-out study.
     """
     n_features = fit.train_f1.shape[1]
-    if not labels.concepts:
+    tested = np.array([concept not in left_out for concept in labels.concepts], bool)  # [C]
+    if not tested.any():
         return {"concept": [None] * n_features, "concept_f1": [None] * n_features}
-    above = fit.train_f1 - fit.always_f1[:, None]  # [C, F]
-    best, found = above.argmax(0), above.max(0) > 0  # [F]
+    above = np.where(tested[:, None], fit.train_f1 - fit.always_f1[:, None], -np.inf)  # [C, F]
+    best = above.argmax(0)  # [F]
+    found = (above.max(0) > 0) & (fit.f1[best, np.arange(n_features)] > 0)  # [F]
     return {
         "concept": [labels.concepts[c] if ok else None for c, ok in zip(best, found, strict=True)],
         "concept_f1": _or_none(fit.f1[best, np.arange(n_features)], found),

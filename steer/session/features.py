@@ -14,7 +14,7 @@ from markupsafe import Markup
 from interp import sets
 from interp.exemplars import exemplar_table
 from maira_jax.errors import UserError
-from maira_jax.run import storage
+from maira_jax.run import files, storage
 from steer.selection.by_explanation import by_explanation
 from steer.selection.catalogue import FeatureCatalogue
 from steer.session import html, near
@@ -163,6 +163,12 @@ class NamedFeatures:
         path = self._workdir / sets.OWN_SET / "concepts.parquet"
         return sorted(pq.read_table(path).to_pylist(), key=lambda row: -(row["f1"] or 0.0)) if path.is_file() else []
 
+    @property
+    def _left_out(self) -> Mapping[str, str]:
+        """The concepts that the interpretation left out, each with the reason."""
+        path = None if self._workdir is None else self._workdir / sets.OWN_SET / "summary.json"
+        return files.read_json(path)["concepts"]["left_out"] if path is not None and path.is_file() else {}
+
     def feature(self, number: int) -> Feature:
         """A feature with what is known of it.
 
@@ -225,10 +231,13 @@ class NamedFeatures:
         """The features that detect a labelled concept best on the training studies, with their F1 on held-out ones.
 
         Raises:
-          UserError: the run has no such concept.
+          UserError: the run has no such concept, or left it out, for the reason that is given.
         """
         found = next((row for row in self._concepts if row["concept"].lower() == concept.lower()), None)
         if found is None:
+            left_out = {name.lower(): why for name, why in self._left_out.items()}
+            if concept.lower() in left_out:
+                raise UserError(f"no feature was looked for that detects {concept!r}: {left_out[concept.lower()]}")
             raise near.unknown("concept", concept, [row["concept"] for row in self._concepts], self._remedy())
         scored = zip((found["feature"], *found["runners_up"]), (found["f1"], *found["runners_up_f1"]), strict=True)
         return FoundFeatures(

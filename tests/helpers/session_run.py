@@ -14,6 +14,7 @@ from configs import phantom as phantom_config
 from interp.exemplars import exemplar_table
 from maira_jax.inputs.prompt import reporting_prompt
 from maira_jax.inputs.tokens import Tokenizer, token_filter_mask
+from maira_jax.run import files
 from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
@@ -97,6 +98,7 @@ def _write_interpretations(directory: Path) -> None:
         "runners_up_f1": [[0.2], [0.7]],
     }
     pq.write_table(pa.table(concepts), directory / "concepts.parquet")
+    files.write_json(directory / "summary.json", {"concepts": {"left_out": {"edema": "it is rare"}}})
     empty = dict.fromkeys(exemplar_table.SCHEMA.names)
     rows = [
         empty

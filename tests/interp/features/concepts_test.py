@@ -1,11 +1,12 @@
 """Concept tables against trying every threshold."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from interp.features import concepts
+from interp.features import columns, concepts
 
 
 def slow_f1(score, value, threshold):
@@ -75,3 +76,16 @@ def test_always_f1_is_that_of_saying_yes_to_every_train_study(world):
     for c in range(3):
         train = labels.known[:, c] & ~held_out
         assert found.always_f1[c] == pytest.approx(slow_f1(np.ones(train.sum()), labels.value[train, c], 0))
+
+
+def test_no_feature_has_a_concept_that_was_left_out_or_that_it_does_not_detect(world):
+    score, labels, held_out = world
+    found = concepts.fit(score, labels, held_out)
+    named = columns.of_concepts(labels, found, ())
+    assert {"a", "b", "c"} == set(named["concept"]) - {None} and named["concept"][7] == "a"
+    assert min(f1 for f1 in named["concept_f1"] if f1 is not None) > 0
+    rest = columns.of_concepts(labels, found, {"a": "rare", "c": "rare"})
+    assert set(rest["concept"]) == {"b", None} and rest["concept"][290] == "b"
+    assert columns.of_concepts(labels, found, "abc") == {"concept": [None] * 300, "concept_f1": [None] * 300}
+    missed = dataclasses.replace(found, f1=np.zeros_like(found.f1))
+    assert set(columns.of_concepts(labels, missed, ())["concept"]) == {None}

@@ -198,6 +198,7 @@ def test_what_does_not_exist_is_answered_with_what_is_near(run, workdir):
         "there is no concept 'cardiomegally', the nearest is 'cardiomegaly'": lambda: run.find_by_concept(
             "cardiomegally"
         ),
+        "detects 'Edema': it is rare": lambda: run.find_by_concept("Edema"),
         "the nearest are 'generated'": lambda: run.steer(study, 5, at="generate"),
         "of width 32: change it": lambda: run.steer(study, np.ones(31)),
         "only images are edited: say at='image'": lambda: run.steer(study, np.ones(32), site="vision.embed"),
