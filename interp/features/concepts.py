@@ -38,6 +38,10 @@ SCHEMA = pa.schema(
 )
 
 
+# The groups of studies that are counted for a concept.
+_GROUPS = tuple(f"{split} studies {kind} it" for split in ("training", "held-out") for kind in ("without", "with"))
+
+
 class Peaks(Protocol):
     """Each study's largest activations of F neurons, read in blocks of neurons: an array, or files. float32 [n, F]"""
 
@@ -194,7 +198,8 @@ def table(
             for value in (False, True)
         ]
         if min(counts) < min_studies:
-            left_out[concept] = f"a split has only {min(counts)} studies with or without it, {min_studies} are needed"
+            group = _GROUPS[counts.index(min(counts))]
+            left_out[concept] = f"{group}: {min(counts)}, but interpret.min_studies asks for {min_studies}"
             continue
         order = np.argsort(-found.train_f1[c], kind="stable")[: 1 + N_RUNNERS_UP]
         best, others = int(order[0]), order[1:]
