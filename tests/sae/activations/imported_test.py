@@ -161,4 +161,5 @@ def test_the_whole_way_from_embeddings_to_measured_features(tmp_path, monkeypatc
     assert label.run(config, tmp_path / "run")["studies"] == 400
     rows = pq.read_table(tmp_path / "run" / "label" / "neurons.parquet").to_pylist()
     dimensions = [row for row in rows if row["basis"] == "raw dimensions"]
-    assert len(rows) == 256 + 16 + 16 and max(dimensions, key=lambda row: row["f1"]["Edema"] or 0)["neuron"] == 0
+    # Features, random directions and shuffled weights; raw dimensions and principal components.
+    assert len(rows) == 3 * 256 + 2 * 16 and max(dimensions, key=lambda row: row["f1"]["Edema"] or 0)["neuron"] == 0
