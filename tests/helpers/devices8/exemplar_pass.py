@@ -45,12 +45,14 @@ def assert_equal_vectors(directory, devices):
     """The label stage's vectors of studies, whose 12 features 6 devices share."""
     workdir = make_workdir(directory / "run", 20)
     sae, store = load_sae(workdir / "sae"), ActivationStore.open(workdir / "activations")
+    others = {"random directions": np.random.default_rng(0).normal(size=(sae.d_model, 5)).astype(np.float32)}
     found = [
-        study_vectors(sae, store, ("findings",), directory / f"{number}", devices[:number], {}) for number in (1, 8)
+        study_vectors(sae, store, ("findings",), directory / f"{number}", devices[:number], others) for number in (1, 8)
     ]
-    for name in ("study", "embedding", "dimension", "direction"):
+    for name in ("study", "embedding"):
         np.testing.assert_array_equal(*(getattr(vectors, name) for vectors in found), err_msg=name)
-    np.testing.assert_array_equal(*(vectors.activation["features"][:, :] for vectors in found))
+    for basis in ("features", *others):
+        np.testing.assert_array_equal(*(vectors.activation[basis][:, :] for vectors in found), err_msg=basis)
 
 
 def main(directory: Path) -> None:

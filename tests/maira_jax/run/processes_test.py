@@ -63,7 +63,7 @@ def test_an_error_on_one_process_ends_all_with_its_sentence(started, tmp_path, s
     first, second = pods.ended(started(scenario, tmp_path), timeout=60)
     assert (first.code, second.code) == (1, 1)
     assert first.err == f"error: {sentence}\n"
-    assert second.err.endswith(f"[1] error: {sentence}\n")
+    assert f"[1] error: {sentence}\n" in second.err  # the runtime may say that it was left, after it
     assert ("Traceback" in second.err) == (scenario == "fail")
 
 
