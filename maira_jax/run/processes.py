@@ -94,12 +94,12 @@ class _Group:
 
     def end(self, sentence: str, code: int) -> RunEnded:
         """Ends the run for all; returns with what it ends, which is another process's failure where that was first."""
+        self._closing.set()  # before it is told, or this process's own watch would interrupt what follows
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one already, or nobody left to tell
             self.client.key_value_set(_FAILURE, json.dumps([sentence, code]))
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             sentence, code = json.loads(self.client.key_value_try_get(_FAILURE))
         self.failure = self.failure or RunEnded(sentence, code)
-        self._closing.set()
         self._acknowledge()
         until = time.monotonic() + _UNWIND_SECONDS
         with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -169,7 +169,7 @@ class _Group:
             self.exit(failure.sentence, failure.code)
 
     def _raise_failure(self, number: int, frame: types.FrameType | None) -> None:
-        if self.failure is not None:
+        if self.failure is not None and not self._closing.is_set():
             raise self.failure
 
 
