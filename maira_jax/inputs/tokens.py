@@ -230,13 +230,16 @@ class Tokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Each token's own text, a word boundary as a leading space; a byte token as its character if it is ASCII."""
+        """Each token's own text, a word boundary as a leading space; a byte token as its character if it is ASCII.
+
+        A model's vocabulary can be larger than its tokenizer's: such an id is its number in angle brackets.
+        """
         return [self._piece(int(i)) for i in ids]
 
     def _piece(self, token_id: int) -> str:
         piece = self._backend.id_to_token(token_id)
         if piece is None:
-            raise ValueError(f"token id {token_id} is not in the vocabulary")
+            return f"<{token_id}>"
         byte = _BYTE_PIECE.fullmatch(piece)
         if byte and int(byte[1], 16) < 128:
             return chr(int(byte[1], 16))

@@ -187,8 +187,8 @@ def plain(value: Any) -> Any:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested objects, by dotted name."""
-    if not isinstance(value, Mapping):
+    """The leaves of nested objects, by dotted name; an object without any is one itself."""
+    if not isinstance(value, Mapping) or (prefix and not value):
         return {prefix: value}
     leaves: dict[str, Any] = {}
     for key, inner in value.items():

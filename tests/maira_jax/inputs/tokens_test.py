@@ -275,3 +275,7 @@ def test_bad_folders_are_refused_by_name(tmp_path, small_dir):
     (tmp_path / "config.json").write_text((small_dir / "config.json").read_text())
     with pytest.raises(UserError, match="no token <image>"):
         Tokenizer.from_dir(tmp_path)
+
+
+def test_a_token_that_only_the_models_vocabulary_has_is_its_number(small):
+    assert small.pieces([small.vocab_size + 5]) == [f"<{small.vocab_size + 5}>"]

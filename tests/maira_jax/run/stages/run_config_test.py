@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 import interp.llm.section  # noqa: F401  (declares what is not remembered)
 from maira_jax.errors import UserError
-from maira_jax.run.stages.run_config import remembered
+from maira_jax.run.stages.run_config import RunMemory, remembered
 from maira_jax.run.stages.stage import Stage
 
 
@@ -59,6 +59,12 @@ def test_a_section_is_settled_by_the_first_stage_that_it_decides(tmp_path):
     begin(tmp_path, "steer/one", {"steer": {}}, config(steps=30, strengths=(2.0,)))
     begin(tmp_path, "steer/two", {"steer": {}}, config(strengths=(3.0,)))
     assert remembered(tmp_path).train.steps == 20 and remembered(tmp_path).steer.strengths == (2.0,)
+
+
+def test_an_object_that_was_emptied_is_a_difference(tmp_path):
+    harvest(tmp_path, ConfigDict(config().to_dict() | {"sae": {"companions": {"x2": {"expansion": 2}}}}))
+    without = ConfigDict(config().to_dict() | {"sae": {"companions": {}}})
+    assert RunMemory.read(tmp_path / "config.json").differences(without) == {"sae.companions": {}}
 
 
 def test_what_is_deleted_settles_nothing(tmp_path):
