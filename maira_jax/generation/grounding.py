@@ -1,4 +1,4 @@
-"""Grounded reports: from generated text with box tokens to phrases with bounding boxes in the original image.
+"""Grounded reports: from generated text with box tokens to phrases with bounding boxes in the original image, and back.
 
 Source: `convert_output_to_plaintext_or_grounded_sequence` and `adjust_box_for_original_image_size` of MAIRA-2's
 processor. Whatever that parser accepts is parsed the same here. It raises on anything else, such as a report that ends
@@ -7,6 +7,9 @@ at the token limit; this one keeps what is whole and lists what it could not par
 
 import dataclasses
 import re
+from collections.abc import Iterable
+
+from maira_jax.studies.study import Study
 
 N_BINS = 100
 
@@ -87,6 +90,51 @@ def _parse_phrase(inner: str) -> tuple[Phrase, list[str]]:
     boxes = tuple(PhraseBox(*((int(n) + 0.5) / N_BINS for n in match.groups())) for match in _BOX.finditer(inner))
     broken = _BOX.split(inner[start.start() :])[:: _BOX.groups + 1]
     return Phrase(inner[: start.start()].strip(), boxes or None), broken
+
+
+def write(phrases: Iterable[Phrase]) -> str:
+    """The text that `parse` reads as these phrases, whose boxes are in fractions of the square that the model sees."""
+    return "".join(f"<obj>{phrase.text}{''.join(map(_written, phrase.boxes or ()))}</obj>" for phrase in phrases)
+
+
+def _written(box: PhraseBox) -> str:
+    x_min, y_min, x_max, y_max = (min(max(int(edge * N_BINS), 0), N_BINS - 1) for edge in dataclasses.astuple(box))
+    return f"<box><x{x_min}><y{y_min}><x{x_max}><y{y_max}></box>"
+
+
+def reference(study: Study) -> tuple[Phrase, ...]:
+    """The study's `grounded_findings`, with their boxes in fractions of the frontal image."""
+    return tuple(
+        Phrase(
+            sentence.text,
+            tuple(PhraseBox(box.x, box.y, box.x + box.width, box.y + box.height) for box in sentence.boxes) or None,
+        )
+        for sentence in study.grounded_findings
+    )
+
+
+def in_square(phrases: Iterable[Phrase], width: int, height: int) -> tuple[Phrase, ...]:
+    """From the original image to the centre-cropped square that the model sees; what lies outside is cut off.
+
+    Args:
+      phrases: their boxes in fractions of the original image.
+      width, height: size of the original image in pixels.
+    """
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+
+    def cropped(box: PhraseBox) -> PhraseBox:
+        xs = (min(max((x * width - left) / side, 0.0), 1.0) for x in (box.x_min, box.x_max))
+        ys = (min(max((y * height - top) / side, 0.0), 1.0) for y in (box.y_min, box.y_max))
+        (x_min, x_max), (y_min, y_max) = xs, ys
+        return PhraseBox(x_min, y_min, x_max, y_max)
+
+    out = []
+    for phrase in phrases:
+        boxes = [cropped(box) for box in phrase.boxes or ()]
+        seen = tuple(box for box in boxes if box.x_max > box.x_min and box.y_max > box.y_min)
+        out.append(Phrase(phrase.text, seen or None))
+    return tuple(out)
 
 
 def adjust_to_original(box: PhraseBox, width: int, height: int) -> PhraseBox:

@@ -6,5 +6,6 @@
     {'pleural effusion': 'present', 'pneumothorax': 'absent', 'no finding': 'absent'}
 
 `labeller` is the public face of the labeller; `mentions`, `status` and `attributes` are its steps, and `vocabulary`
-holds its words. `changes` compares two reports by what the labeller finds, and `text` measures the wording alone.
+holds its words. `changes` compares two reports by what the labeller finds, `radfact` two grounded reports by their
+boxes as well, and `text` measures the wording alone.
 """

@@ -71,6 +71,7 @@ class Finding:
 
 FINDING_FIELDS = tuple(f.name for f in fields(Finding))
 
+_SENTENCE = {"text", "boxes"}  # keys of a sentence of grounded findings
 _ROUNDING = 1e-3  # tables round their fractions, so that a box at the border may end just outside
 
 
@@ -118,6 +119,37 @@ def parse_boxes(value: object) -> tuple[Box, ...]:
 
 
 @dataclass(frozen=True)
+class LocatedSentence:
+    """One sentence of the findings, and where what it describes is seen in the frontal image.
+
+    Attributes:
+      text: the sentence.
+      boxes: all places; empty where the sentence describes nothing that can be seen at a place.
+
+    Raises:
+      ValueError: the sentence is empty.
+    """
+
+    text: str
+    boxes: tuple[Box, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise ValueError(f"a sentence of grounded_findings has the text {self.text!r}, not words")
+
+
+def parse_grounded_findings(value: object) -> tuple[LocatedSentence, ...]:
+    """Sentences from what JSON gives for them: a list of `{"text": ..., "boxes": [[label, x, y, width, height], ...]}`.
+
+    Raises:
+      ValueError: it is something else, or as `LocatedSentence` and `Box`.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, dict) and set(item) <= _SENTENCE for item in value):
+        raise ValueError('grounded_findings is not a list of {"text": sentence, "boxes": boxes}')
+    return tuple(LocatedSentence(item.get("text", ""), parse_boxes(item.get("boxes", []))) for item in value)
+
+
+@dataclass(frozen=True)
 class Study:
     """One imaging study. Any image or section may be missing; a study may be text only.
 
@@ -139,6 +171,8 @@ class Study:
         program wrote it, from the phantom's latents or from a data set's labels.
       stated: sentence of the report or the prior report -> everything that it states; empty where nobody knows.
       boxes: where findings are in `frontal`; none is known where it is empty, and none is complete.
+      grounded_findings: the findings sentence by sentence, each with its boxes in `frontal`; empty where nobody
+        located them.
     """
 
     study_id: str
@@ -157,3 +191,4 @@ class Study:
     findings_origin: str = "report"
     stated: Mapping[str, frozenset[str]] = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
+    grounded_findings: tuple[LocatedSentence, ...] = ()

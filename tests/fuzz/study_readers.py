@@ -79,7 +79,8 @@ def _write_manifest(folder: Path) -> None:
         {"study_id": "s1", "patient_id": "p1", "frontal": "a.png", "indication": "Cough.", "findings": "Clear.",
          "labels": {"pneumothorax": False}, "truth": [{"name": "pneumothorax", "status": "absent", "side": "left"}]},
         {"study_id": "s2", "patient_id": "p1", "frontal": "b.png", "prior_frontal": "a.png",
-         "boxes": [["pneumonia", 0.1, 0.2, 0.3, 0.4]]},
+         "boxes": [["pneumonia", 0.1, 0.2, 0.3, 0.4]],
+         "grounded_findings": [{"text": "Pneumonia.", "boxes": [["pneumonia", 0.1, 0.2, 0.3, 0.4]]}]},
     ]  # fmt: skip
     (folder / "studies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -15,6 +15,11 @@ HEALTHY = 0.18  # share of studies whose first state has no finding
 WITH_PRIOR = 0.5
 
 
+def slot_name(finding: str, side: str | None, zone: str | None) -> str:
+    """The name of the slot of a finding at a place, e.g. "left pleural effusion", "right upper consolidation"."""
+    return " ".join(part for part in (side, zone, finding) if part)
+
+
 @dataclass(frozen=True)
 class Slot:
     """A finding at a place, and the meaning of its levels above 0.
@@ -37,8 +42,8 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """E.g. "left pleural effusion", "right upper consolidation", "pacemaker"."""
-        return " ".join(part for part in (self.side, self.zone, self.finding) if part)
+        """E.g. "left pleural effusion", "pacemaker"."""
+        return slot_name(self.finding, self.side, self.zone)
 
     @property
     def levels(self) -> int:

@@ -142,8 +142,8 @@ def render(latents: Latents, size: int = UNITS, *, prior: bool = False) -> np.nd
     return out
 
 
-def places(latents: Latents, size: int = UNITS) -> list[tuple[Box, ...]]:
-    """Where the findings of each study are in its current image.
+def places(latents: Latents, size: int = UNITS) -> list[dict[str, tuple[Box, ...]]]:
+    """Where the present findings of each study are in its current image, by the name of their slot.
 
     A finding's boxes hold what covers at least half as much as its densest pixel, one box for each connected part, such
     as the two lungs of oedema; what other findings paint over it counts.
@@ -155,14 +155,16 @@ def places(latents: Latents, size: int = UNITS) -> list[tuple[Box, ...]]:
     shifts, bodies = _shifts(_pose(latents, prior=False), size), _bodies(latents)
     out = []
     for body, (down, across), levels in zip(bodies.tolist(), shifts, latents.levels, strict=True):
-        boxes = []
+        boxes: dict[str, tuple[Box, ...]] = {}
         for column in np.flatnonzero(levels).tolist():
+            slot, found = SLOTS[column], []
             for part in _parts(size, column, int(levels[column]), body):
                 edges = np.clip(part - [across, down, across, down], 0, size) / size  # left, top, right, bottom
                 if (edges[2:] > edges[:2]).all():
                     x, y, right, bottom = edges.tolist()
-                    boxes.append(Box(SLOTS[column].finding, x, y, right - x, bottom - y))
-        out.append(tuple(boxes))
+                    found.append(Box(slot.finding, x, y, right - x, bottom - y))
+            boxes[slot.name] = tuple(found)
+        out.append(boxes)
     return out
 
 

@@ -198,20 +198,28 @@ _ORDERS = (
 
 
 class ReportSentence(NamedTuple):
-    """A sentence of a report with its statements."""
+    """A sentence of a report with its statements, and the findings that it is about."""
 
     text: str
     states: frozenset[str]
+    about: tuple[Finding, ...] = ()
 
 
 class WrittenSections(NamedTuple):
-    """The sections of a study's report, and the statements of each sentence of the findings and the prior report."""
+    """The sections of a study's report.
+
+    Attributes:
+      indication, technique, comparison, prior_report, findings: as in `Study`.
+      sentences: those of the findings.
+      stated: the statements of each sentence of the findings and the prior report.
+    """
 
     indication: str
     technique: str
     comparison: str | None
     prior_report: str | None
     findings: str
+    sentences: tuple[ReportSentence, ...]
     stated: dict[str, frozenset[str]]
 
 
@@ -238,7 +246,8 @@ def write_sections(latents: Latents, i: int, rng: random.Random) -> WrittenSecti
     if is_critical(findings) and rng.random() < COMMUNICATED:
         report.append(ReportSentence(rng.choice(_COMMUNICATIONS), frozenset({"communication"})))
     stated = {sentence.text: sentence.states for sentence in (*earlier, *report)}
-    return WrittenSections(indication, technique, comparison, _text(earlier) or None, _text(report), stated)
+    prior_report = _text(earlier) or None
+    return WrittenSections(indication, technique, comparison, prior_report, _text(report), tuple(report), stated)
 
 
 def statements(findings: Iterable[Finding]) -> frozenset[str]:
@@ -375,7 +384,7 @@ def _devices(findings: list[Finding], rng: random.Random) -> list[ReportSentence
 
 def _sentence(words: str, findings: Sequence[Finding], also: Iterable[str] = ()) -> ReportSentence:
     """The sentence of these words, with the statements about `findings` and the statements `also`."""
-    return ReportSentence(f"{words[0].upper()}{words[1:]}.", statements(findings).union(also))
+    return ReportSentence(f"{words[0].upper()}{words[1:]}.", statements(findings).union(also), tuple(findings))
 
 
 def _deny(words: str, findings: Iterable[Finding]) -> ReportSentence:

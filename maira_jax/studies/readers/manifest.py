@@ -6,8 +6,9 @@ A line is an object whose keys are the fields of `Study`; `study_id` and `patien
      "findings": "No pneumothorax.", "labels": {"pneumothorax": false},
      "truth": [{"name": "pneumothorax", "status": "absent"}]}
 
-`boxes` is a list of `[label, x, y, width, height]`, in fractions of the frontal image (see `Box`). Image paths are
-relative to the folder of the manifest. Empty lines are skipped.
+`boxes` is a list of `[label, x, y, width, height]`, in fractions of the frontal image (see `Box`), and
+`grounded_findings` a list of `{"text": sentence, "boxes": boxes}`. Image paths are relative to the folder of the
+manifest. Empty lines are skipped.
 """
 
 import json
@@ -18,12 +19,13 @@ from typing import Any
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.studies.readers.registry import READERS, FilesSection
-from maira_jax.studies.study import FINDING_FIELDS, Finding, Study, parse_boxes
+from maira_jax.studies.study import FINDING_FIELDS, Finding, Study, parse_boxes, parse_grounded_findings
 
 _REQUIRED = ("study_id", "patient_id")
 _IMAGES = ("frontal", "lateral", "prior_frontal")
 _SECTIONS = ("indication", "technique", "comparison", "prior_report", "findings")
 _TEXTS = (*_SECTIONS, "phrase", "findings_origin")
+_LOCATED = {"boxes": parse_boxes, "grounded_findings": parse_grounded_findings}
 _FIELDS = tuple(field.name for field in fields(Study))
 
 
@@ -98,11 +100,12 @@ def _study(line: str, folder: Path, where: str) -> Study:
     labels = values.get("labels", {})
     if not isinstance(labels, dict) or not all(isinstance(value, bool) for value in labels.values()):
         raise UserError(f'{where}: labels is not an object of booleans: write e.g. {{"pneumothorax": true}}')
-    if "boxes" in values:
-        try:
-            values["boxes"] = parse_boxes(values["boxes"])
-        except ValueError as error:
-            raise UserError(f"{where}: {error}: correct the value") from error
+    for name, parse in _LOCATED.items():
+        if name in values:
+            try:
+                values[name] = parse(values[name])
+            except ValueError as error:
+                raise UserError(f"{where}: {error}: correct the value") from error
     values.setdefault("frontal", None)
     if not any(name in values for name in ("lateral", *_SECTIONS)) and values["frontal"] is None:
         raise UserError(f"{where}: neither an image nor a report section: give at least one")

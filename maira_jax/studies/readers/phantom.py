@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from maira_jax.errors import UserError
-from maira_jax.phantom.world.latents import SLOTS, sample, truth
+from maira_jax.phantom.world.latents import SLOTS, sample, slot_name, truth
 from maira_jax.phantom.world.render import UNITS, places, render
-from maira_jax.phantom.world.write import has_communication, write_sections
+from maira_jax.phantom.world.write import ReportSentence, has_communication, write_sections
 from maira_jax.run.config import setting
 from maira_jax.studies.concepts import study_labels
 from maira_jax.studies.readers.registry import READERS, StudiesSection
-from maira_jax.studies.study import Study
+from maira_jax.studies.study import Box, LocatedSentence, Study
 
 
 @READERS.register("phantom")
@@ -74,7 +74,7 @@ class _FirstChoice(random.Random):
 
 
 def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: bool = True) -> list[Study]:
-    """Makes studies `start` to `stop - 1`: images, sections, truth, labels and boxes.
+    """Makes studies `start` to `stop - 1`: images, sections, truth, labels, boxes and where each sentence is seen.
 
     Args:
       start, stop: range of study indices.
@@ -106,7 +106,14 @@ def studies(start: int, stop: int, seed: int = 0, size: int = UNITS, varied: boo
                 labels=study_labels(facts, has_prior, has_communication(written.findings)),
                 findings_origin="phantom",
                 stated=written.stated,
-                boxes=boxes[i],
+                boxes=tuple(box for found in boxes[i].values() for box in found),
+                grounded_findings=tuple(_located(sentence, boxes[i]) for sentence in written.sentences),
             )
         )
     return out
+
+
+def _located(sentence: ReportSentence, boxes: Mapping[str, tuple[Box, ...]]) -> LocatedSentence:
+    present = [finding for finding in sentence.about if finding.status == "present"]
+    found = (boxes[slot_name(finding.name, finding.side, finding.zone)] for finding in present)
+    return LocatedSentence(sentence.text, tuple(box for part in found for box in part))

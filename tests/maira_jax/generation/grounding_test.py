@@ -12,9 +12,13 @@ from maira_jax.generation.grounding import (
     Phrase,
     PhraseBox,
     adjust_to_original,
+    in_square,
     parse,
+    reference,
+    write,
 )
 from maira_jax.inputs.image import to_grey_square
+from maira_jax.studies.study import Box, LocatedSentence, Study
 
 CARD = (
     "<obj>There is a large right pleural effusion.<box><x5><y27><x44><y66></box></obj>"
@@ -26,20 +30,10 @@ PHRASES = (
 )
 
 
-def to_text(phrases):
-    """The grounded report that MAIRA-2 would write for these phrases."""
-
-    def tokens(box):
-        x0, y0, x1, y1 = (min(int(value * 100), 99) for value in dataclasses.astuple(box))
-        return f"<box><x{x0}><y{y0}><x{x1}><y{y1}></box>"
-
-    return "".join(f"<obj>{phrase.text}{''.join(map(tokens, phrase.boxes or ()))}</obj>" for phrase in phrases)
-
-
 def test_the_model_cards_example():
     assert parse(CARD) == GroundedReport(PHRASES, grounded=True)
     assert parse(CARD).plain == "There is a large right pleural effusion. The left lung is clear."
-    assert to_text(PHRASES) == CARD
+    assert write(PHRASES) == CARD
 
 
 def test_plain_text_is_one_phrase():
@@ -95,7 +89,7 @@ def test_parsing_never_raises_and_loses_no_letter(pieces):
 def test_every_bin_survives_the_way_through_text(bins):
     x0, x1, y0, y1 = *sorted(bins[:2]), *sorted(bins[2:])
     box = PhraseBox(*((value + 0.5) / 100 for value in (x0, y0, x1, y1)))
-    assert parse(to_text([Phrase("A.", (box,))])).phrases[0].boxes == (box,)
+    assert parse(write([Phrase("A.", (box,))])).phrases[0].boxes == (box,)
 
 
 def test_adjustment_as_in_maira2():
@@ -120,3 +114,21 @@ def test_a_box_lies_where_the_pixels_that_the_model_sees_come_from(height, width
     drawn = PhraseBox(left / width, top / height, right / width, bottom / height)
     for name, length in (("x_min", width), ("x_max", width), ("y_min", height), ("y_max", height)):
         assert abs(getattr(found, name) - getattr(drawn, name)) * length <= 1.01
+    (there,) = in_square([Phrase("A.", (drawn,))], width, height)
+    (box,) = there.boxes
+    np.testing.assert_allclose(dataclasses.astuple(box), dataclasses.astuple(seen), atol=1.01 / side)
+
+
+def test_what_the_model_does_not_see_is_cut_off():
+    """The square of an image twice as wide as high is its middle half."""
+    half, outside = PhraseBox(0.0, 0.2, 0.5, 0.4), PhraseBox(0.8, 0.0, 1.0, 1.0)
+    phrases = in_square([Phrase("A.", (half, outside)), Phrase("B.", (outside,)), Phrase("C.")], width=200, height=100)
+    assert phrases == (Phrase("A.", (PhraseBox(0.0, 0.2, 0.5, 0.4),)), Phrase("B."), Phrase("C."))
+
+
+def test_the_reference_is_the_grounded_findings_of_the_study():
+    sentences = (LocatedSentence("Mass.", (Box("mass", 0.25, 0.5, 0.25, 0.125),)), LocatedSentence("No edema."))
+    study = Study("s", "p", np.zeros((8, 8), np.uint8), grounded_findings=sentences)
+    assert reference(study) == (Phrase("Mass.", (PhraseBox(0.25, 0.5, 0.5, 0.625),)), Phrase("No edema."))
+    assert write(reference(study)) == "<obj>Mass.<box><x25><y50><x50><y62></box></obj><obj>No edema.</obj>"
+    assert write([Phrase("All.", (PhraseBox(0.0, 0.0, 1.0, 1.0),))]) == "<obj>All.<box><x0><y0><x99><y99></box></obj>"

@@ -88,8 +88,10 @@ def test_boxes_hold_what_a_finding_changes(column: int) -> None:
     level[:, column] = SLOTS[column].levels - 1
     found = Latents(0, 9, np.zeros(40, bool), level, levels)
     change = np.abs(render(found).astype(float) - render(plain))
-    assert places(plain) == [()] * 40
-    for boxes, here in zip(places(found), change, strict=True):
+    assert places(plain) == [{}] * 40
+    for by_slot, here in zip(places(found), change, strict=True):
+        (boxes,) = by_slot.values()
+        assert list(by_slot) == [SLOTS[column].name]
         inside = np.zeros_like(here, bool)
         for box in boxes:
             assert box.name == SLOTS[column].finding

@@ -8,7 +8,7 @@ import pytest
 
 from maira_jax.errors import UserError
 from maira_jax.studies.readers import manifest
-from maira_jax.studies.study import Box, Finding
+from maira_jax.studies.study import Box, Finding, LocatedSentence
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def test_reads_every_field(folder: Path) -> None:
             truth=truth,
             labels={"pneumothorax": False},
             boxes=[["pleural effusion", 0.5, 0.6, 0.4, 0.3]],
+            grounded_findings=[{"text": "Effusion.", "boxes": [["x", 0, 0, 1, 1]]}, {"text": "No edema."}],
         ),
         "",
         {"study_id": "s2", "patient_id": "p1", "frontal": "images/a.png"},
@@ -61,6 +62,8 @@ def test_reads_every_field(folder: Path) -> None:
     assert first.truth == (Finding("pneumothorax", "absent"), Finding("pleural effusion", "present", side="left"))
     assert (second.study_id, second.patient_id, second.findings, second.truth) == ("s2", "p1", None, None)
     assert (first.boxes, second.boxes) == ((Box("pleural effusion", 0.5, 0.6, 0.4, 0.3),), ())
+    effusion = LocatedSentence("Effusion.", (Box("x", 0, 0, 1, 1),))
+    assert (first.grounded_findings, second.grounded_findings) == ((effusion, LocatedSentence("No edema.")), ())
     assert first.findings_origin == "report"
 
 
@@ -78,6 +81,9 @@ def test_reads_every_field(folder: Path) -> None:
         (_row(labels=["pneumothorax"]), "labels is not an object of booleans"),
         (_row(truth={"name": "x"}), "truth is not a list"),
         (_row(boxes=[["x", 100, 100, 50, 50]]), "not an area of the image in fractions"),
+        (_row(grounded_findings=["Effusion."]), "grounded_findings is not a list of"),
+        (_row(grounded_findings=[{"text": " "}]), "a sentence of grounded_findings has the text ' ', not words"),
+        (_row(grounded_findings=[{"text": "Effusion.", "boxes": [["x", 0, 0, 2, 1]]}]), "not an area of the image"),
         (_row(truth=[{"name": "x", "status": "maybe"}]), "status='maybe'"),
         (_row(truth=[{"name": "x", "status": "present", "colour": "red"}]), "unknown field 'colour'"),
         (_row(truth=[{"name": "x", "status": "present", "change": "resolved"}]), "status='absent'"),

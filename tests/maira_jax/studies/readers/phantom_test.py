@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from maira_jax.reports.labeller import extract
 from maira_jax.studies.readers import phantom
 
 # Digest of the reports of studies 0 to 199 of seed 0. The shipped checkpoint fits only the phantom that it was trained
@@ -43,3 +44,22 @@ def test_arrays_are_the_images_and_levels_of_the_studies() -> None:
             assert np.array_equal(np.asarray(study.prior_frontal), arrays.prior_images[i])
         for name in ("cardiomegaly", "left pleural effusion", "right upper consolidation", "pacemaker"):
             assert study.labels[name] == bool(arrays.truth[name][i])
+
+
+def test_each_box_belongs_to_the_sentence_that_states_its_finding() -> None:
+    n_bilateral = 0
+    for study in phantom.studies(0, 200, seed=3, size=28):
+        assert " ".join(sentence.text for sentence in study.grounded_findings) == study.findings
+        located = [box for sentence in study.grounded_findings for box in sentence.boxes]
+        assert sorted(located, key=repr) == sorted(study.boxes, key=repr)
+        for sentence in study.grounded_findings:
+            for finding in extract(sentence.text):
+                expected = {"oedema": 2}.get(finding.name, 1) if finding.status == "present" else 0
+                assert len([box for box in sentence.boxes if box.name == finding.name]) >= expected
+                for box in sentence.boxes:
+                    assert box.name != finding.name or finding.status == "present"
+            if "bilateral pleural" in sentence.text:
+                n_bilateral += 1
+                left, right = sentence.boxes
+                assert left.x > right.x
+    assert n_bilateral
