@@ -9,13 +9,16 @@ from interp.explainers.evidence import ExplainTask
 from interp.explainers.explainer import EXPLAINERS, Explanation, OpenChatModel, ReadLabels
 
 NAME = "offline judge (no language model)"
-VERSIONS = ("offline-rules-2",)
+VERSIONS = ("offline-rules-3",)
 PREFIX = "Offline judge: "  # of every explanation
 
 
 @EXPLAINERS.register("offline")
 class OfflineExplainer:
-    """A deterministic baseline: the words, statements, sections and labels that best separate activating contexts."""
+    """A deterministic baseline: the words, statements, sections and labels that best separate activating contexts.
+
+    Of images it says, too, with which label it is strongest.
+    """
 
     name, versions = NAME, VERSIONS
 

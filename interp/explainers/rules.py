@@ -2,7 +2,8 @@
 
 A rule is a disjunction of terms with exceptions: text that mentions "pleural effusion" in the findings, or mentions
 "effusions", but without "no". Terms are about words, about what the labeller of reports reads in the text, and for
-images about the study's labels: no rule looks at pixels. The sentence is the rule: whoever scores it has nothing else.
+images about the study's labels: no rule looks at pixels. A label of images may say as well where the feature is
+strongest. The sentence is the rule: whoever scores it has nothing else.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import scipy.sparse as sp
 
 from interp.exemplars.shown import MARK_BEGIN, MARK_END, ImageAt, shown_text, split_shown
 from interp.explainers.evidence import ExplainTask
+from interp.explainers.strongest import strongest_label
 from maira_jax.reports import labeller
 
 Labels: TypeAlias = Mapping[str, Mapping[str, bool]]  # of studies, by study id
@@ -26,6 +28,7 @@ AFFIRMS, DENIES = "affirms", "denies"
 # What the text states by the labeller, however it is worded; and what an image shows by its study's labels.
 STATES, SHOWS = "states", "is part of an image with"
 _NOTHING = "nothing sets its texts apart"
+_STRONGEST = "; strongest in images with "
 _MAX_TERMS, _MAX_EXCEPTIONS = 3, 2
 _MIN_GAIN = 0.05  # of a class of examples, for a further term or exception
 _MAX_WORDS = 3  # of a phrase
@@ -115,16 +118,24 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Any of `terms`, and none of the words `without`; a rule without terms holds nowhere."""
+    """Any of `terms`, and none of the words `without`; a rule without terms holds nowhere.
+
+    Attributes:
+      terms: the conditions.
+      without: the exceptions.
+      strongest: the label of images in which the feature is strongest, or "". A rule holds in spite of it.
+    """
 
     terms: tuple[Term, ...]
     without: tuple[str, ...] = ()
+    strongest: str = ""
 
     def __str__(self) -> str:
         if not self.terms:
             return _NOTHING
         exceptions = " or ".join(f'"{phrase}"' for phrase in self.without)
-        return "text that " + ", or ".join(map(str, self.terms)) + (f", but without {exceptions}" * bool(exceptions))
+        sentence = "text that " + ", or ".join(map(str, self.terms)) + f", but without {exceptions}" * bool(exceptions)
+        return sentence + f'{_STRONGEST}"{self.strongest}"' * bool(self.strongest)
 
     @property
     def name(self) -> str:
@@ -135,7 +146,8 @@ class Rule:
         sections = {term.section for term in self.terms}
         where = f" ({next(iter(sections))})" if len(sections) == 1 and self.terms[0].how != ANY else ""
         exceptions = " / ".join(f'"{phrase}"' for phrase in self.without)
-        return " / ".join(names) + where.replace(" (None)", "") + (f" without {exceptions}" if exceptions else "")
+        name = " / ".join(names) + where.replace(" (None)", "") + (f" without {exceptions}" if exceptions else "")
+        return f"{self.strongest} (image); weaker: {name}" if self.strongest else name
 
     @staticmethod
     def _short(term: Term) -> str:
@@ -157,7 +169,8 @@ class Rule:
             return cls(())
         if not sentence.startswith("text that "):
             raise ValueError(f"not a rule: {sentence!r}")
-        body, _, exceptions = sentence.removeprefix("text that ").partition(", but without ")
+        body, _, strongest = sentence.removeprefix("text that ").partition(_STRONGEST)
+        body, _, exceptions = body.partition(", but without ")
         terms = []
         for part in body.split(", or "):
             match = _TERM.match(part)
@@ -165,7 +178,7 @@ class Rule:
                 raise ValueError(f"not a rule: {sentence!r}")
             how, phrase, section, any_part, whole = match.groups()
             terms.append(Term(ANY, "", whole) if any_part else Term(how, phrase, section))
-        return cls(tuple(terms), tuple(_QUOTED.findall(exceptions)))
+        return cls(tuple(terms), tuple(_QUOTED.findall(exceptions)), strongest.strip('"'))
 
     def holds(self, seen: Seen) -> bool:
         """Whether the rule holds for a context."""
@@ -323,7 +336,18 @@ def _search_batch(tasks: Sequence[ExplainTask], labels: Labels) -> list[Rule]:
         hit = np.asarray(holds[doc, candidate[owner]]).ravel() > 0
         covered |= hit & (searching & (which == 0))[owner]
         excepted |= hit & (searching & (which == 1))[owner]
-    return [Rule(tuple(a), tuple(b)) for a, b in zip(chosen, without, strict=True)]
+    return [
+        _rule(task, [seen.shows for seen in group], *found)
+        for task, group, *found in zip(tasks, lines, chosen, without, strict=True)
+    ]
+
+
+def _rule(task: ExplainTask, shows: Sequence[frozenset[str]], terms: Sequence[Term], without: Sequence[str]) -> Rule:
+    """The rule of what was found, which begins with the label that the feature measures where one is known."""
+    label = strongest_label(task, shows) if terms else ""
+    own = [term for term in terms if term.how == SHOWS and term.phrase == label]
+    rest = [term for term in terms if term not in own]
+    return Rule((*own, *rest), tuple(without), "" if own else label)
 
 
 def _weights(task: ExplainTask) -> np.ndarray:

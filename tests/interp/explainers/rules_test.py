@@ -32,9 +32,13 @@ def task(activating, others, feature=0):
     return ExplainTask(feature, tuple(map(example, activating)), tuple(example(text, strength=0.0) for text in others))
 
 
-@given(st.lists(TERMS, max_size=3), st.lists(st.lists(PHRASES, min_size=1, max_size=2).map(" ".join), max_size=2))
-def test_every_rule_is_read_back_from_its_sentence(terms, without):
-    rule = Rule(tuple(terms), tuple(without) if terms else ())
+@given(
+    st.lists(TERMS, max_size=3),
+    st.lists(st.lists(PHRASES, min_size=1, max_size=2).map(" ".join), max_size=2),
+    st.one_of(st.just(""), PHRASES),
+)
+def test_every_rule_is_read_back_from_its_sentence(terms, without, strongest):
+    rule = Rule(tuple(terms), tuple(without), strongest) if terms else Rule(())
     assert Rule.parse(f"{rule}.") == rule
 
 
@@ -150,6 +154,20 @@ def test_a_concept_is_stated_in_any_words_and_shown_by_an_image_of_a_study_with_
     assert str(rule) == 'text that is part of an image with "pacemaker"'
     (rule,) = rules.search([ExplainTask(0, tuple(images), tuple(map(example, others)))], {})
     assert rule.name == "any image"  # and never by the name of its tokens
+
+
+def test_a_feature_of_any_image_is_named_by_the_label_in_which_it_is_strongest():
+    labels = {f"s{i}": {"pacemaker": i < 5} for i in range(12)}
+    images = [Example("image", (" <image>",), (1.0 if i < 5 else 0.2,), ImageAt(f"s{i}", 4)) for i in range(12)]
+    others = tuple(example(text, strength=0.0) for text in ("clear lungs", "the heart", "a rib"))
+    (rule,) = rules.search([ExplainTask(0, tuple(images), others)], labels)
+    assert rule == Rule((Term(ANY, "", "image"),), (), "pacemaker")
+    assert rule.name == "pacemaker (image); weaker: any image"
+    assert str(rule) == 'text that is any part of the image; strongest in images with "pacemaker"'
+    assert rule.holds(Seen("image: <image>")), "where it is active at all, it is active without the label, too"
+    inactive = tuple(Example("image", (" <image>",), (0.0,), ImageAt(f"s{i}", 4)) for i in range(5, 12))
+    (rule,) = rules.search([ExplainTask(0, tuple(images[:5]), inactive)], labels)
+    assert rule == Rule((Term(SHOWS, "pacemaker"),)), "a rule of the label says it already"
 
 
 def test_marks_are_right_on_the_words_that_state_a_concept():
