@@ -8,7 +8,7 @@ from interp.controls.random_directions import DIRECTIONS
 from interp.medsae.vectors import FEATURES
 
 _PROBE_SIZES = (1, 16)
-_MEANINGS = {"detection_hard": "detection, hard negatives alone"}
+_MEANINGS = {"detection_hard": "detection, hard negatives alone", "intruder": "intruder test"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ class InterpretSection(Section, name="interpret"):
     )
     scorers: tuple[str, ...] = setting(
         ("detection", "fuzzing"),
-        "Tests that each explanation is put to; detection must be among them.",
+        "Tests of explanations; detection must be among them. intruder tests the contexts themselves.",
         choices=SCORERS.names,
     )
     context_length: int = setting(

@@ -337,8 +337,8 @@ def _search_batch(tasks: Sequence[ExplainTask], labels: Labels) -> list[Rule]:
         covered |= hit & (searching & (which == 0))[owner]
         excepted |= hit & (searching & (which == 1))[owner]
     return [
-        _rule(task, [seen.shows for seen in group], *found)
-        for task, group, *found in zip(tasks, lines, chosen, without, strict=True)
+        _rule(task, [seen.shows for seen in group], found, exceptions)
+        for task, group, found, exceptions in zip(tasks, lines, chosen, without, strict=True)
     ]
 
 

@@ -26,6 +26,12 @@ class _ImageJudge:
     def fuzz(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         raise NotImplementedError("images have no marked words")
 
+    def find_intruder(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
+        raise NotImplementedError("only contexts of text are shown without an explanation")
+
+    def favour(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
+        raise NotImplementedError("an encoder of images writes no reports")
+
 
 @IMAGE_JUDGES.register("llm")
 class LlmImageJudge(_ImageJudge):

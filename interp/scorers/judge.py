@@ -1,4 +1,4 @@
-"""What a judge is: it answers, from an explanation alone, the questions that scorers ask about contexts."""
+"""What a judge is: it answers the questions that scorers ask about contexts, and that steering asks about reports."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ from maira_jax.run.registry import Registry
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One explanation and a few contexts.
+    """One explanation and a few contexts, or two reports.
 
     Attributes:
       explanation: `Explanation.text`.
@@ -56,6 +56,13 @@ class Judge(Protocol):
 
     def fuzz(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
         """Whether the marked tokens of each context are those on which the feature is active."""
+
+    def find_intruder(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
+        """1 for the context of each question that does not belong; nobody looks at the explanation."""
+
+    def favour(self, questions: Iterable[Question]) -> Iterator[Verdict | None]:
+        """1 for the one of two reports, the question's lines, that is more about the explanation; for neither of equal
+        ones."""
 
 
 JUDGES: Registry[Callable[[OpenChatModel, ReadLabels], Judge]] = Registry("interpret.judge")

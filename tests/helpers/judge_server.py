@@ -90,6 +90,20 @@ def compare(data):
     return {"changes": changes, "concept": 2 * (word in after), "report": 2, "fluency": 1}
 
 
+def find_intruder(data):
+    """The example that shares fewest words with the others."""
+    words = [set(re.findall("[a-z]+", example["text"].lower())) for example in data["examples"]]
+    shared = [sum(len(own & other) for other in words) for own in words]
+    return {"intruder": 1 + shared.index(min(shared))}
+
+
+def favour(data):
+    """The report that has the quoted word more often."""
+    word = (re.findall('"([^"]+)"', data["explanation"]) or ["?"])[0]
+    first, second = (data[name].lower().count(word) for name in ("first", "second"))
+    return {"more_about": 0 if first == second else 1 + (second > first)}
+
+
 def respond(body, concept=""):
     """The message that answers a chat request; see `describe` for `concept`."""
     system, content = body["messages"][0]["content"], body["messages"][-1]["content"]
@@ -106,6 +120,10 @@ def respond(body, concept=""):
         data = None
     if '"edited"' in system:
         return json.dumps(compare(data))
+    if '"intruder"' in system:
+        return json.dumps(find_intruder(data))
+    if '"more_about"' in system:
+        return json.dumps(favour(data))
     if '"label"' in system:
         return json.dumps(explain(data))
     if '"concept"' in system:

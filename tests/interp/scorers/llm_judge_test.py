@@ -17,13 +17,26 @@ from interp.exemplars.shown import ImageAt
 from interp.explainers.evidence import Example, ExplainTask
 from interp.llm.requests import instructions
 from interp.scorers.judge import Question
-from interp.scorers.llm_judge import DETECT, FUZZ
+from interp.scorers.llm_judge import DETECT, FAVOUR, FUZZ, INTRUDER
 from tests.helpers import judge_server
 from tests.helpers.judge import detect, interpreters, make_client, serve
 
 # A text that was used never changes: whoever changes one adds a file with the next number.
-DIGESTS = {DETECT: "625c9b799d1bfad0", FUZZ: "320a8ea8ae9481ee"}
+DIGESTS = {
+    DETECT: "625c9b799d1bfad0",
+    FUZZ: "320a8ea8ae9481ee",
+    INTRUDER: "93a03621aa7d8e0c",
+    FAVOUR: "c0ac4c722824f171",
+}
 TWO = Question("x", ("findings: A.", "findings: B."))
+
+
+def requests_of(judge, question):
+    """A request of every kind about two texts."""
+    return [
+        make(question)
+        for make in (judge.detect_request, judge.fuzz_request, judge.intruder_request, judge.favour_request)
+    ]
 
 
 @pytest.fixture
@@ -32,7 +45,7 @@ def judge(tmp_path):
 
 
 def test_prompts_and_schemas_are_what_their_numbers_say(judge):
-    for request in (judge.detect_request(TWO), judge.fuzz_request(TWO)):
+    for request in requests_of(judge, TWO):
         (path,) = (path for path in DIGESTS if path.stem == request.prompt)
         content = instructions(path) + json.dumps(request.response_format, sort_keys=True)
         assert hashlib.sha256(content.encode()).hexdigest()[:16] == DIGESTS[path], path
@@ -57,6 +70,27 @@ def test_answers_of_another_form_are_refused(judge, text):
         judge.detect_request(TWO).read(text)
     with pytest.raises(ValueError):
         judge.fuzz_request(TWO).read(text.replace("fires", "right"))
+
+
+def test_a_number_that_is_not_among_those_asked_for_is_refused(judge):
+    _, _, intruder, favour = requests_of(judge, TWO)
+    for request, name, good, bad in ((intruder, "intruder", (1, 2), (0, 3)), (favour, "more_about", (0, 1, 2), (3,))):
+        assert [getattr(request.read(f'{{"{name}": {n}}}'), name) for n in good] == list(good)
+        for n in bad:
+            with pytest.raises(ValueError):
+                request.read(f'{{"{name}": {n}}}')
+
+
+def test_intruders_and_favoured_reports_are_asked_of_the_server(tmp_path):
+    lines = ("findings: A tube.", "findings: Tube.", "findings: Rib.", "findings: The tube.", "findings: One tube.")
+    with serve() as server:
+        judge = interpreters(make_client(server.url, tmp_path))[1]
+        assert [v.answers for v in judge.find_intruder([Question("", lines)])] == [(0, 0, 1, 0, 0)]
+        reports = (("No device.", "A tube."), ("A tube.", "Clear."), ("A tube.", "A tube."))
+        asked = [Question('Text that mentions "tube".', pair) for pair in reports]
+        assert [v.answers for v in judge.favour(asked)] == [(0, 1), (1, 0), (0, 0)]
+        sent = json.loads(server.record()["bodies"][0]["messages"][-1]["content"])
+        assert list(sent) == ["examples"], "nobody is told what the feature is believed to be"
 
 
 def test_answers_are_put_in_the_order_of_the_examples(tmp_path, monkeypatch):

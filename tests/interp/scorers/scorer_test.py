@@ -8,6 +8,7 @@ from interp.explainers.evidence import Example, ExplainTask
 from interp.explainers.offline_explainer import NAME, OfflineExplainer
 from interp.scorers.detection import DetectionScorer
 from interp.scorers.fuzzing import FuzzingScorer
+from interp.scorers.intruder import IntruderScorer
 from interp.scorers.judge import Question, Verdict
 from interp.scorers.offline_judge import OfflineJudge
 from interp.scorers.scorer import ScoreTask
@@ -71,6 +72,44 @@ def test_fuzzing_marks_the_active_tokens_or_as_many_others():
         assert line.count("<<") == 1 and ("<<decile>>" in line) == right
     few = scorer(FuzzingScorer).examples(0, exemplar_rows("held_out", n=1))
     assert few == "marks can be moved in fewer than two held-out contexts"
+
+
+def test_intruders_are_shown_among_four_activating_contexts_each():
+    examples = scorer(IntruderScorer).examples(3, exemplar_rows("held_out"))
+    assert len(examples.lines) == 25 and examples.truth.reshape(5, 5).sum(1).tolist() == [1] * 5
+    assert len({int(row.argmax()) for row in examples.truth.reshape(5, 5)}) > 1  # not always at the same place
+    assert all(("random" in line) == out for line, out in zip(examples.lines, examples.truth, strict=True))
+    few = scorer(IntruderScorer).examples(3, exemplar_rows("held_out", n=3))
+    assert few == "active in fewer than 4 held-out contexts"
+
+
+def test_intruders_that_stand_out_are_found_and_guessing_scores_a_half():
+    rows = [row | {"tokens": [" tube"] if row["kind"] == "decile" else [" rib"]} for row in exemplar_rows("held_out")]
+    (found,) = scorer(IntruderScorer, OfflineJudge()).score([ScoreTask(0, "", rows)])
+    assert found.score.balanced_accuracy == 1 and found.score.n_examples == 25
+    same = [row | {"tokens": [" tube"]} for row in exemplar_rows("held_out", n=200)]
+    (found,) = scorer(IntruderScorer, OfflineJudge()).score([ScoreTask(0, "", same)])
+    # Of 50 questions one in five is right by chance; 0.375 + 0.625 p has a standard error of 0.035.
+    assert found.score.balanced_accuracy == pytest.approx(0.5, abs=0.1)
+
+
+def favoured(explanation, first, second):
+    (verdict,) = OfflineJudge().favour([Question(f"Offline judge: {explanation}.", (first, second))])
+    return verdict and verdict.answers
+
+
+def test_the_offline_judge_favours_the_report_that_states_what_the_explanation_is_about():
+    clear, pacemaker = "The lungs are clear.", "The lungs are clear. There is a pacemaker."
+    image = 'text that is part of an image with "pacemaker"'
+    assert favoured(image, clear, pacemaker) == (0, 1) and favoured(image, pacemaker, clear) == (1, 0)
+    assert favoured(image, pacemaker, f"{pacemaker} Pacemaker.") == (0, 0), "a label is stated or not"
+    assert favoured(image, clear, "There is no pacemaker.") == (0, 0)
+    strongest = 'text that mentions "lungs", or is any part of the image; strongest in images with "pacemaker"'
+    assert favoured(strongest, f"{clear} {clear}", pacemaker) == (0, 1), "what it measures counts alone"
+    assert favoured("text that is any part of the image", clear, pacemaker) == (0, 0)
+    assert favoured('text that mentions "lungs" in the prior report', clear, f"{clear} {clear}") == (0, 1)
+    assert favoured('text that mentions "lungs", but without "clear"', clear, "The lungs. Clear.") == (0, 1)
+    assert list(OfflineJudge().favour([Question("Pacemakers", (clear, pacemaker))])) == [None]
 
 
 class HalfDeafJudge:
