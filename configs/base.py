@@ -27,6 +27,7 @@ from sae.sweep.section import SweepSection
 from sae.training.config import SaeSection, TrainSection
 from steer.config import SteerSection
 from steer.evaluate import EvaluateSection
+from steer.faithfulness.section import FaithfulnessSection
 from steer.localize.section import LocalizeSection
 
 SECTIONS: tuple[type[Section], ...] = (
@@ -49,6 +50,7 @@ SECTIONS: tuple[type[Section], ...] = (
     LocalizeSection,
     SteerSection,
     EvaluateSection,
+    FaithfulnessSection,
     AtlasSection,
 )
 

@@ -19,6 +19,7 @@ from sae.activations import store, token_rows
 from sae.sweep import stage as sweep
 from steer import evaluate
 from steer import stage as steer
+from steer.faithfulness import stage as faithfulness
 from steer.localize import stage as localize
 from steer.selection import choose
 
@@ -47,6 +48,7 @@ TABLES: dict[str, tuple[str, pa.Schema]] = {
     "steer/NAME/generations.jsonl": ("report", steer.LINES),
     "steer/NAME/selection.parquet": ("concept, candidate feature and rule", choose.SCHEMA),
     "evaluation/NAME/results.parquet": ("report", evaluate.SCHEMA),
+    "faithfulness/scores.parquet": ("explanation", faithfulness.SCHEMA),
 }
 
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from interp.controls.random_directions import DIRECTIONS
 from interp.medsae.vectors import FEATURES
+from maira_jax.run import files
 
 _PROBE_SIZES = (1, 16)
+_STEERED = {"on_target": "steering, share of reports on target"}
 _MEANINGS = {"detection_hard": "detection, hard negatives alone", "intruder": "intruder test"}
 
 
@@ -38,9 +41,25 @@ class Comparison:
         return interval is not None and interval[1] < 0
 
 
-def comparisons(interp: Mapping[str, Any], label: Mapping[str, Any] | None) -> list[Comparison]:
-    """Every measure that the summaries of the stages interp and label have of features and random directions."""
-    found = [*_coverage(interp), *_scores(interp), *(() if label is None else _labels(label))]
+Summary: TypeAlias = Mapping[str, Any] | None
+
+
+def of_run(workdir: Path, sweep: str) -> list[Comparison]:
+    """What `comparisons` finds in a run directory, of the stages that have run, and of the sweep of this name."""
+    folders = ("label", "faithfulness", f"evaluation/{sweep}")
+    paths = [workdir / folder / "summary.json" for folder in folders]
+    rest = [files.read_json(path) if path.is_file() else None for path in paths]
+    return comparisons(files.read_json(workdir / "interp" / "summary.json"), *rest)
+
+
+def comparisons(
+    interp: Mapping[str, Any], label: Summary = None, faithfulness: Summary = None, evaluation: Summary = None
+) -> list[Comparison]:
+    """Every measure of features and of random directions in the summaries of the stages of these names."""
+    found = [*_coverage(interp), *_scores(interp)]
+    found += [] if faithfulness is None else [_faithfulness(faithfulness)]
+    found += [] if label is None else _labels(label)
+    found += [] if evaluation is None else _steering(evaluation)
     return [each for each in found if each.gained.get(DIRECTIONS, (None, None))[0] is not None]
 
 
@@ -87,6 +106,23 @@ def _labels(label: Mapping[str, Any]) -> Iterator[Comparison]:
     )
 
 
+def _faithfulness(summary: Mapping[str, Any]) -> Comparison:
+    found = {basis: (part["mean"], part["interval"]) for basis, part in summary["bases"].items()}
+    return Comparison("faithfulness", found, _differences(summary["differences"], lambda part: part))
+
+
+def _steering(evaluation: Mapping[str, Any]) -> Iterator[Comparison]:
+    """What one feature does to reports against a random direction, both at their best strengths."""
+    headline, gained = evaluation["headline"], evaluation["above_random"].get("add", {})
+    for name, measure in _STEERED.items():
+        if name in gained:
+            found = {
+                basis: (headline[method][name]["rate"], [headline[method][name][end] for end in ("low", "high")])
+                for basis, method in ((FEATURES, "add"), (DIRECTIONS, "random"))
+            }
+            yield Comparison(measure, found, {DIRECTIONS: (gained[name]["difference"], gained[name]["interval"])})
+
+
 def _differences(
     differences: Mapping[str, Any], part_of: Any
 ) -> dict[str, tuple[float | None, Sequence[float] | None]]:
@@ -105,28 +141,24 @@ def rows(found: Sequence[Comparison]) -> list[list[str]]:
 
 
 def sentences(found: Sequence[Comparison], control: str = DIRECTIONS) -> str:
-    """Sentences, one a line: what features are better at than a control, what worse, and where nothing is shown."""
+    """A sentence for each measure, one a line: first what features are better at than a control, then what they are
+    worse at, and last where nothing is shown.
+    """
     if not found:
         return f"Features were not compared with {control}: no label is known, and none was scored."
-    better = [each for each in found if each.is_better(control)]
-    worse = [each for each in found if each.is_worse(control)]
-    rest = [each for each in found if each not in better and each not in worse]
-    lines = [f"Features are better than {control} at {_listed(better, control) or 'none of what was measured'}."]
-    if worse:
-        lines.append(f"They are worse at {_listed(worse, control)}.")
-    if rest:
-        lines.append(f"No difference is shown at {_listed(rest, control)}.")
-    return "\n".join(lines)
+    ordered = sorted(found, key=lambda each: (not each.is_better(control), not each.is_worse(control)))
+    return "\n".join(_sentence(each, control) for each in ordered)
 
 
-def _listed(found: Sequence[Comparison], control: str) -> str:
-    return "; ".join(_one(each, control) for each in found)
-
-
-def _one(each: Comparison, control: str) -> str:
+def _sentence(each: Comparison, control: str) -> str:
     form = f".{each.places}f"
     own, other = (_shown(each.found[basis][0], None, form) for basis in (FEATURES, control))
-    return f"{each.measure} ({own} against {other}, {_shown(*each.gained[control], f'+{form}')})"
+    figures = f"{each.measure}: {own} against {other} ({_shown(*each.gained[control], f'+{form}')})."
+    if each.is_better(control):
+        return f"Features are better than {control} at {figures}"
+    if each.is_worse(control):
+        return f"Features are worse than {control} at {figures}"
+    return f"Features are not shown to differ from {control} at {figures}"
 
 
 def _shown(value: float | None, interval: Sequence[float] | None, form: str) -> str:

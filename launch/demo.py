@@ -1,5 +1,6 @@
-"""Runs convert, generate, harvest, train, export, localize, interpret, label, steer, evaluate and atlas, in this order.
+"""Runs all stages, each on what the ones before it have left.
 
+They are convert, generate, harvest, train, export, localize, interpret, label, steer, evaluate, faithfulness and atlas.
 Localize is left out where localize.autoencoder is not set, as for MAIRA-2: it is for before a site is chosen.
 
 Of an image encoder (--config=configs/medsae.py) it runs harvest, train, export, label, interpret and atlas.
@@ -30,6 +31,7 @@ from sae.import_sae import imported_counts
 from sae.training import stage as train
 from steer import evaluate, run_summary, stage_words
 from steer import stage as steer
+from steer.faithfulness import stage as faithfulness
 from steer.localize import stage as localize
 
 
@@ -49,6 +51,7 @@ STAGES: tuple[tuple[str, _main.Run], ...] = (
     ("label", label.run),
     ("steer", steer.run),
     ("evaluate", evaluate.run),
+    ("faithfulness", faithfulness.run),
     ("atlas", atlas.run),
 )
 STAGES_OF_IMAGES: tuple[tuple[str, _main.Run], ...] = (
@@ -68,7 +71,7 @@ WORDS: Mapping[str, Callable[[ConfigDict, Path], str]] = {
 _N_REPORTS = 8  # that are generated where the configuration names no number
 READS = (
     "seed", "model", "studies", "generate", "harvest", "train", "export", "localize", "interpret", "label", "steer",
-    "evaluate", "sae", "judge",
+    "evaluate", "faithfulness", "sae", "judge",
 )  # fmt: skip
 
 

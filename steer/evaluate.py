@@ -113,8 +113,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Writes `evaluation/NAME/results.parquet`, one row per generation (see `SCHEMA`), and
     `evaluation/NAME/summary.json`: `rates` by method, strength and concept ("all": pooled), `best` strengths
-    by concept, method and intended effect, the `headline`, which pools the latter over concepts, and `selection`, by
-    rule of `steer.select` what `selection_rates` gives.
+    by concept, method and intended effect, the `headline`, which pools the latter over concepts, `above_random`, what
+    each method has there more than random directions, and `selection`, by rule of `steer.select` what
+    `selection_rates` gives.
 
     Returns:
       The headline of each method, flat, and the number of generations.

@@ -13,6 +13,7 @@ from maira_jax.errors import UserError
 from steer.methods.direction import NONE
 from steer.outcome import ADDED, reward
 
+RANDOM = "random"  # the method that adds random directions, which others are compared with
 _MAX_DEGENERATE = 0.1  # of the texts at a strength: stronger ones are not looked at
 
 
@@ -90,17 +91,38 @@ class StudyBootstrap:
 
     def rate(self, rows: Sequence[dict[str, Any]], measure: RateMeasure) -> dict[str, Any]:
         """{"rate", "low", "high", "n"}; the first three are None where nothing counts."""
-        total, n = np.zeros(len(self._index)), np.zeros(len(self._index))  # [studies] each
-        for row in rows:
-            if measure.counts(row):
-                total[self._index[row["study_id"]]] += measure.value(row)
-                n[self._index[row["study_id"]]] += 1
+        total, n = self._sums(rows, measure)
         if not n.sum():
             return {"rate": None, "low": None, "high": None, "n": 0}
         totals, ns = self._weights @ total, self._weights @ n  # [resamples] each
         low, high = percentile_interval(totals[ns > 0] / ns[ns > 0])
         rate = float(total.sum() / n.sum())
         return {"rate": round(rate, 6), "low": round(low, 6), "high": round(high, 6), "n": int(n.sum())}
+
+    def difference(
+        self, rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], measure: RateMeasure
+    ) -> dict[str, Any]:
+        """{"difference", "interval"}: the rate of `rows` minus that of `others`, both of the same resamples.
+
+        Both are None where nothing counts in one of them.
+        """
+        sums = [self._sums(part, measure) for part in (rows, others)]
+        if not all(n.sum() for _, n in sums):
+            return {"difference": None, "interval": None}
+        own, other = (total.sum() / n.sum() for total, n in sums)
+        drawn = [(self._weights @ total, self._weights @ n) for total, n in sums]  # [resamples] each
+        both = np.all([n > 0 for _, n in drawn], axis=0)
+        low, high = percentile_interval(np.subtract(*(total[both] / n[both] for total, n in drawn)))
+        return {"difference": round(float(own - other), 6), "interval": [round(low, 6), round(high, 6)]}
+
+    def _sums(self, rows: Sequence[dict[str, Any]], measure: RateMeasure) -> tuple[np.ndarray, np.ndarray]:
+        """Of each study the sum of a measure over the rows that count, and their number, float64 [studies] each."""
+        total, n = np.zeros(len(self._index)), np.zeros(len(self._index))
+        for row in rows:
+            if measure.counts(row):
+                total[self._index[row["study_id"]]] += measure.value(row)
+                n[self._index[row["study_id"]]] += 1
+        return total, n
 
     def rates(self, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """The rates of all `MEASURES`."""
@@ -144,6 +166,11 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
             "mean_nll": bootstrap.rate(originals, MEASURES["mean_nll"]),
         },
         "headline": {method: bootstrap.rates(group) for method, group in sorted(by_method.items())},
+        "above_random": {
+            method: {name: bootstrap.difference(group, by_method[RANDOM], MEASURES[name]) for name in HEADLINE}
+            for method, group in sorted(by_method.items())
+            if RANDOM in by_method and method != RANDOM
+        },
         "best": best,
         "rates": rates,
     }

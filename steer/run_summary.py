@@ -30,9 +30,9 @@ def text(workdir: Path, sweep: str) -> str:
         f"{_features(interp)}; "
         f"{interp['concepts']['f1_08']} of {interp['concepts']['tested']} concepts found with F1 of 0.8 or more\n"
         f"{_found_concepts(workdir / 'interp', evaluation['best'])}"
-        f"{_against_controls(interp, workdir / 'label' / 'summary.json')}\n"
         f"{_steering(evaluation)}\n"
-        f"{_atlas(workdir)}"
+        f"{_atlas(workdir)}\n"
+        f"{_against_controls(workdir, sweep)}"
     )
 
 
@@ -77,9 +77,9 @@ def _features(interp: Mapping[str, Any]) -> str:
     )
 
 
-def _against_controls(interp: Mapping[str, Any], label: Path) -> str:
+def _against_controls(workdir: Path, sweep: str) -> str:
     """Every measure of features and controls with 95 % intervals, and what features are better at than random ones."""
-    found = advantage.comparisons(interp, files.read_json(label))
+    found = advantage.of_run(workdir, sweep)
     lines = table(advantage.rows(found), 1).splitlines()
     return "\n".join([*(f"  {line}" for line in lines), advantage.sentences(found)])
 

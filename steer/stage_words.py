@@ -13,9 +13,9 @@ from interp.sets import SCORED, stage_name
 from maira_jax.reports.text import marked_difference
 from maira_jax.run import files, storage
 from steer import evaluate, stage
+from steer.rates import RANDOM
 
 _N_EXAMPLES = 2
-_CONTROL = "random"  # the method that adds random directions
 # The measures of an evaluation that are printed, each with its title and format: effects, and what they cost.
 _RATES = {
     "on_target": ("on target", ".0%"),
@@ -42,7 +42,7 @@ def of_interpretation(config: ConfigDict, workdir: Path) -> str:
         by_reason.setdefault(why, []).append(name)
     lines = [f"{', '.join(names)}: {why}" for why, names in by_reason.items()]
     left = "\n  ".join([f"concepts left out: {len(left_out) or 'none'}", *lines])
-    return f"{left}\n{advantage.sentences(advantage.comparisons(summary, None))}"
+    return f"{left}\n{advantage.sentences(advantage.comparisons(summary))}"
 
 
 def _of_set(summary: dict[str, Any]) -> str:
@@ -78,7 +78,7 @@ def _changed(folder: Path) -> Iterator[dict[str, Any]]:
     for random, weaker in itertools.product((False, True), repeat=2):
         for line in _lines(path):
             is_changed = line["strength"] and line["finished"] and line["steered"] != line["original"]
-            rank = (line["settings"]["method"] == _CONTROL, abs(line["strength"]) < largest)
+            rank = (line["settings"]["method"] == RANDOM, abs(line["strength"]) < largest)
             if is_changed and rank == (random, weaker):
                 yield line
 
@@ -107,7 +107,7 @@ def of_evaluation(config: ConfigDict, workdir: Path) -> str:
     summary = _read(workdir / evaluate.FOLDER / config.steer.name / evaluate.SUMMARY)
     rows = [["method", "concept", "intended", "strength", "reports", *(title for title, _ in _RATES.values())]]
     for row in summary["best"]:
-        if row["method"] != _CONTROL and row["strength"] is not None and row["on_target"]["n"]:
+        if row["method"] != RANDOM and row["strength"] is not None and row["on_target"]["n"]:
             rows.append([row["method"], row["concept"], row["intended"], f"{row['strength']:+g}", *_rates(row)])
     for method, rates in summary["headline"].items():
         rows.append([method, "all", "", "best", *_rates(rates)])

@@ -17,6 +17,7 @@ from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
+from maira_jax.model.config import Maira2Config
 from maira_jax.model.sites import Site
 from maira_jax.run import files, processes, storage
 from maira_jax.run.config import RunSection
@@ -89,9 +90,7 @@ class Sweep:
         activations = ActivationStore.open(workdir / "activations")
         mesh, weights = RunSection.of(config).mesh, ModelSection.of(config).weights
         params, cfg = store.load(workdir / "model", mesh, rows=section.batch_studies, weights=weights)
-        site = Site.parse(str(activations.source["site"]), cfg)
-        if site.tower != "language" and section.positions != ("image",):
-            raise UserError(f"at {site.name} only images are edited: set steer.positions to image")
+        site = edited_site(activations, cfg, section)
         folder = workdir / "model"
         texts, images = Tokenizer.from_dir(folder), ImageConfig.from_dir(folder)
         model = EditedModel(params, cfg, texts, images, site, section.measured)
@@ -99,6 +98,18 @@ class Sweep:
         prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
         rows = plan_rows(directions, section.nonzero_strengths, activations.d_model, site)
         return cls(section, directions, SweepWriter.of(params, cfg, prompts, section, config.seed, rows), scores)
+
+
+def edited_site(activations: ActivationStore, cfg: Maira2Config, section: SteerSection) -> Site:
+    """Where features are added: the site whose activations they are of.
+
+    Raises:
+      UserError: the tokens of `steer.positions` are not at that site.
+    """
+    site = Site.parse(str(activations.source["site"]), cfg)
+    if site.tower != "language" and section.positions != ("image",):
+        raise UserError(f"at {site.name} only images are edited: set steer.positions to image")
+    return site
 
 
 def _of_first(make: Callable[[], SelectedDirections], shared: Path) -> SelectedDirections:

@@ -79,6 +79,7 @@ ROOMS = {
         "stage_words",
         "run_costs",
         "localize",
+        "faithfulness",
         "run_summary",
         "study_report",
         "session",

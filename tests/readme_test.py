@@ -56,11 +56,12 @@ SHORTER = {
     "--config.train.decay_start=400 --config.steer.studies=8": (
         "--config.studies.n=300 --config.train.steps=300 --config.train.decay_start=200 --config.steer.studies=4 "
         "--config.sae.expansion=4 --config.localize.top=3 --config.localize.write_studies=4 "
-        "--config.localize.studies=150"
+        "--config.localize.studies=150 --config.faithfulness.n=8"
     ),
     "python -m launch.demo --workdir=runs/mine --config=configs/manifest.py:studies.jsonl": (
         "--config.train.steps=200 --config.train.decay_start=150 --config.sae.expansion=2 --config.steer.studies=2 "
-        "--config.steer.top=3 --config.generate.studies=2 --config.label.probe_seeds=1 --config.label.bootstrap=20"
+        "--config.steer.top=3 --config.generate.studies=2 --config.label.probe_seeds=1 --config.label.bootstrap=20 "
+        "--config.faithfulness.n=2"
     ),
 }
 

@@ -92,6 +92,28 @@ def _columns(
     return (axes[:, number] * sign).astype(np.float32), names
 
 
+def directions(
+    name: str, sae: Sae, sample: np.ndarray, matched: Sequence[int], direction: Sequence[str], seed: int
+) -> np.ndarray:
+    """The directions of all controls of a kind that `build` made, in their order.
+
+    Args:
+      name: the kind.
+      sae, seed: as `build` was given them.
+      sample: `train_sample` of the store.
+      matched, direction: attributes of `ControlFeatures`, of the controls of this kind.
+
+    Returns:
+      float32 [d_model, controls].
+    """
+    control = CONTROLS.get(name)()
+    axes = control.axes(sae, sample, np.asarray(matched), seed)
+    if not control.either_sign:
+        return axes
+    sign = np.array([1 if each.startswith("+") else -1 for each in direction], np.float32)
+    return axes[:, [int(each[1:]) for each in direction]] * sign
+
+
 def _joined(sae: Sae, store: ActivationStore, kinds: Sequence[_Kind]) -> ControlFeatures:
     """Controls that read the same activations as one autoencoder."""
     encoder = np.concatenate([kind.encoder for kind in kinds], axis=1)  # [d_model, controls]

@@ -1,6 +1,7 @@
 """What is said of features against controls: the table, and which sentence each measure is in."""
 
 from interp import advantage
+from maira_jax.run import files
 
 
 def gained(difference, low, high):
@@ -51,18 +52,21 @@ LABEL = {
 
 def test_each_measure_is_in_the_sentence_that_its_interval_says():
     found = advantage.comparisons(INTERP, LABEL)
-    better, worse, rest = advantage.sentences(found).splitlines()
-    assert better == (
-        "Features are better than random directions at concepts found, of 46 (26 against 15, +11 [+7, +15]); "
-        "mean F1 of concepts (0.79 against 0.67, +0.12 [+0.09, +0.15]); "
-        "AUROC of 1-sparse probes (0.80 against 0.70, +0.10 [+0.05, +0.15])."
-    )
-    assert worse == "They are worse at monosemanticity by rank (0.60 against 0.63, -0.03 [-0.05, -0.01])."
-    assert rest == "No difference is shown at detection (0.76 against 0.78, -0.02 [-0.04, +0.01])."
+    better, worse, rest = "better than", "worse than", "not shown to differ from"
+    assert advantage.sentences(found).splitlines() == [
+        f"Features are {how} random directions at {figures}."
+        for how, figures in (
+            (better, "concepts found, of 46: 26 against 15 (+11 [+7, +15])"),
+            (better, "mean F1 of concepts: 0.79 against 0.67 (+0.12 [+0.09, +0.15])"),
+            (better, "AUROC of 1-sparse probes: 0.80 against 0.70 (+0.10 [+0.05, +0.15])"),
+            (worse, "monosemanticity by rank: 0.60 against 0.63 (-0.03 [-0.05, -0.01])"),
+            (rest, "detection: 0.76 against 0.78 (-0.02 [-0.04, +0.01])"),
+        )
+    ]
 
 
 def test_the_table_has_a_row_per_measure_and_a_dash_for_what_is_not_measured():
-    head, *rows = advantage.rows(advantage.comparisons(INTERP, None))
+    head, *rows = advantage.rows(advantage.comparisons(INTERP))
     assert head == ["", "features", "random directions", "shuffled explanations"]
     assert [row[0] for row in rows] == ["concepts found, of 46", "mean F1 of concepts", "detection"]
     assert rows[0][1:] == ["26 [22, 29]", "15 [12, 18]", "-"]
@@ -70,5 +74,35 @@ def test_the_table_has_a_row_per_measure_and_a_dash_for_what_is_not_measured():
 
 
 def test_without_labels_only_scores_are_compared():
-    _, rest = advantage.sentences(advantage.comparisons(INTERP | {"coverage": None}, None)).splitlines()
-    assert rest.startswith("No difference is shown at detection (")
+    (sentence,) = advantage.sentences(advantage.comparisons(INTERP | {"coverage": None})).splitlines()
+    assert sentence.startswith("Features are not shown to differ from random directions at detection: ")
+    assert "no label is known" in advantage.sentences([])
+
+
+def test_a_run_is_compared_by_the_stages_that_have_run(tmp_path):
+    def measures():
+        return [each.measure for each in advantage.of_run(tmp_path, "two")]
+
+    rate = {"rate": 0.5, "low": 0.4, "high": 0.6}
+    summaries = {
+        "interp": INTERP,
+        "faithfulness": {
+            "bases": {"features": score(0.6), "random directions": score(0.5)},
+            "differences": {"features minus random directions": gained(0.1, 0.05, 0.15)},
+        },
+        "evaluation/two": {
+            "headline": {"add": {"on_target": rate}, "random": {"on_target": rate}},
+            "above_random": {"add": {"on_target": gained(0.0, -0.1, 0.1)}},
+        },
+    }
+    found = []
+    for folder, summary in summaries.items():
+        (tmp_path / folder).mkdir(parents=True)
+        files.write_json(tmp_path / folder / "summary.json", summary)
+        found.append(measures())
+    assert found[0] == ["concepts found, of 46", "mean F1 of concepts", "detection"]
+    assert found[1] == [*found[0], "faithfulness"]
+    assert found[2] == [*found[1], "steering, share of reports on target"]
+    assert advantage.rows(advantage.of_run(tmp_path, "two"))[-1] == [
+        "steering, share of reports on target", "0.50 [0.40, 0.60]", "0.50 [0.40, 0.60]", "-",
+    ]  # fmt: skip

@@ -298,7 +298,7 @@ def test_a_language_model_judges_through_the_same_stages(inputs, tmp_path, capsy
     rows = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
     summary = files.read_json(workdir / "interp" / "summary.json")
     assert {row["judge"] for row in rows} == {"rule"}
-    assert {row["prompt_version"] for row in rows} == {"explain-1 detect-1 fuzz-1"}
+    assert {row["prompt_version"] for row in rows} == {"explain-1 detect-1 fuzz-1 intruder-1"}
     # Every study of this section has few words, so the most frequent one is in most examples.
     assert rows[2]["detection"] > 0.6 and rows[2]["explanation"].startswith("Text that mentions")
     assert summary["scored"] == len(PLANTED) + 1 and summary["examples_failed"] == 0

@@ -42,6 +42,8 @@ SMALL = {
     "steer.batch_studies": 2,
     "steer.batch_rows": 8,
     "evaluate.bootstrap": 50,
+    "faithfulness.n": 3,
+    "faithfulness.studies": 2,
     "generate.studies": 2,
     "label.bootstrap": 20,
     "label.probe_seeds": 1,
@@ -55,6 +57,7 @@ RESULTS = (
     "interp/features.jsonl",
     "steer/concepts/generations.jsonl",
     "evaluation/concepts/summary.json",
+    "faithfulness/scores.parquet",
 )
 # The folder of each stage.
 FOLDERS = {
@@ -68,6 +71,7 @@ FOLDERS = {
     "label": "label",
     "steer": "steer/concepts",
     "evaluate": "evaluation/concepts",
+    "faithfulness": "faithfulness",
     "atlas": "atlas",
 }
 SIGNALS = [(command, sent) for command in FOLDERS for sent in (signal.SIGINT, signal.SIGTERM)]
@@ -122,11 +126,11 @@ def whole(tmp_path_factory):
 def test_the_summary_is_what_the_stages_wrote(whole):
     workdir, output = whole
     lines = output.strip().splitlines()
-    sae, features, *named, steering, atlas = lines[[line[:5] for line in lines].index("SAE: ") :]
-    first = next(i for i, line in enumerate(named) if line.startswith("Features are better than random directions at "))
-    named, advantages = named[:first], named[first:]
+    sae, features, *named = lines[[line[:5] for line in lines].index("SAE: ") :]
     head = next(i for i, line in enumerate(named) if line.strip().startswith("features "))
     named, compared = named[:head], named[head:]
+    *named, steering, atlas = named
+    advantages = [line for line in compared if line.startswith("Features are ")]
     metrics = json.loads((workdir / "sae" / "metrics.json").read_text())
     interp = json.loads((workdir / "interp" / "summary.json").read_text())
     headline = json.loads((workdir / "evaluation" / "concepts" / "summary.json").read_text())["headline"]["add"]
@@ -140,8 +144,10 @@ def test_the_summary_is_what_the_stages_wrote(whole):
         f"concepts found, of {interp['coverage']['concepts']}",
         "mean F1 of concepts",
     ]
-    for name in ("detection", "fuzzing", "mean F1 of concepts"):
-        assert sum(f" {name} (" in line for line in advantages) == 1
+    compared = compared[: -len(advantages)]
+    assert advantages == lines[-len(advantages) :] and len(advantages) == len(compared) - 1
+    for name in ("detection", "fuzzing", "intruder test", "faithfulness", "mean F1 of concepts"):
+        assert sum(f" {name}: " in line for line in advantages) == 1
     f1_08, tested = interp["concepts"]["f1_08"], interp["concepts"]["tested"]
     assert features.endswith(f"; {f1_08} of {tested} concepts found with F1 of 0.8 or more")
     found = interp["concepts"]["found"]
@@ -152,14 +158,14 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     assert steering.endswith("no change not measured" if rate is None else f"no change {rate:.0%}")
     page = Path(atlas.removeprefix("Atlas: "))
     assert page == workdir / "atlas" / "index.html" and "<html" in page.read_text()
-    assert [line for line in output.splitlines() if re.match(r"\[\d+/11\] \w+", line)][-1].startswith("[11/11] atlas")
+    assert [line for line in output.splitlines() if re.match(r"\[\d+/12\] \w+", line)][-1].startswith("[12/12] atlas")
 
 
 def test_run_again_everything_is_finished(whole):
     workdir, output = whole
     before = results(workdir)
     again = finish(workdir)
-    assert again.count("already finished") == 11
+    assert again.count("already finished") == 12
     assert again.strip().splitlines()[-4:] == output.strip().splitlines()[-4:]
     assert results(workdir) == before
 

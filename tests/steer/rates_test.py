@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from steer.rates import _rank_correlation, selection_rates
+from steer.rates import _rank_correlation, selection_rates, summarise
 
 CONCEPTS = {"oedema": (1, 2), "cardiomegaly": (2, 3)}
 ON = {("oedema", 1): 0.5, ("oedema", 2): 0.9, ("cardiomegaly", 2): 0.3, ("cardiomegaly", 3): 0.1}
@@ -34,6 +34,20 @@ def make_rows():
             rows.append(row(study, concept, feature, on_target=hit))
             rows.append(row(study, concept, feature, method="random", on_target=not hit))
     return rows
+
+
+def test_what_a_method_has_more_than_random_directions():
+    found = summarise(make_rows(), 200, 0)
+    more, own, other = found["above_random"]["add"]["on_target"], *(found["headline"][m] for m in ("add", "random"))
+    assert set(found["above_random"]) == {"add"}
+    assert more["difference"] == pytest.approx(own["on_target"]["rate"] - other["on_target"]["rate"], abs=1e-5)
+    assert more["interval"][0] < more["difference"] < more["interval"][1]
+    # A study's report is on target for one of the two: what one has more, the other has less, so the difference varies
+    # twice as much as a rate, where independent ones would by the root of two.
+    width = own["on_target"]["high"] - own["on_target"]["low"]
+    assert np.ptp(more["interval"]) == pytest.approx(2 * width, rel=0.02)
+    only = summarise([row for row in make_rows() if row["method"] != "random"], 20, 0)
+    assert only["above_random"] == {}
 
 
 def make_scores(rule, values):

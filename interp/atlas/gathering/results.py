@@ -15,7 +15,7 @@ from maira_jax.run.stages.stage import MANIFEST
 
 def optional_stages(workdir: Path) -> Sequence[str]:
     """The folders of those stages that the page shows where they have run, and that have."""
-    folders = [workdir / name for name in ("export", "label", "similar", "localize")]
+    folders = [workdir / name for name in ("export", "label", "similar", "localize", "faithfulness")]
     for pattern in ("steer/*", "evaluation/*", f"{FOLDER}/*", f"{FOLDER}/*/{SCORED}"):
         folders += sorted(workdir.glob(pattern))
     return [str(folder.relative_to(workdir)) for folder in folders if is_finished(folder)]

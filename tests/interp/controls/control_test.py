@@ -1,10 +1,12 @@
 """The directions of each control, on planted features."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from interp.controls import CONTROLS
-from interp.controls.control import bases
+from interp.controls import CONTROLS, matched
+from interp.controls.control import bases, train_sample
 from interp.exemplars.corpus import Corpus
 from sae.saved import load_sae
 from tests.helpers.interp_run import make_workdir
@@ -13,6 +15,18 @@ from tests.helpers.interp_run import make_workdir
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return make_workdir(tmp_path_factory.mktemp("controls"), 60)
+
+
+def test_the_directions_of_controls_are_found_again_by_what_is_stored_of_them(run):
+    sae, corpus = load_sae(run / "sae"), Corpus.open(run, 32)
+    n = sae.n_features
+    train = SimpleNamespace(n_tokens=np.arange(2 * n).reshape(n, 2), total_tokens=100 * n)
+    for made in matched.build(sae, corpus.store, train, np.arange(n), 6, 0):
+        for kind in dict.fromkeys(made.kind):
+            own = [i for i, name in enumerate(made.kind) if name == kind]
+            known = made.matched[own].tolist(), [made.direction[i] for i in own]
+            found = matched.directions(kind, sae, train_sample(corpus.store, 0), *known, 0)
+            np.testing.assert_array_equal(found, np.asarray(made.sae.params["W_enc"])[:, own])
 
 
 def test_controls_are_as_many_as_features_or_as_they_are(run):
