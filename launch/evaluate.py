@@ -11,5 +11,8 @@ _judge_flags.define()
 
 if __name__ == "__main__":
     _main.main(
-        evaluate.run, __doc__ or "", reads=("seed", "steer", "evaluate", "judge"), words=stage_words.of_evaluation
+        evaluate.run,
+        __doc__ or "",
+        reads=("seed", "studies", "steer", "evaluate", "judge"),
+        words=stage_words.of_evaluation,
     )

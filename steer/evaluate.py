@@ -11,6 +11,10 @@ from it (intended: "removed", negative strength):
 * no_change: no finding, attribute or concept changed; "identical": not one character did.
 * repetition: the share of its four-word runs that a report repeats. mean_nll: the report's mean negative
   log-likelihood under the unsteered model, in nats per token; its exponential is the perplexity.
+* off_target_extent: by how much findings changed that the concept is not about: 1 for a small one, 2 for one of medium
+  or unnamed size, 3 for a large one, half where it is uncertain, and what lies between where it grows or is hedged.
+* quality_words, quality_labels, quality_findings: how near the report comes to the study's own one, where a radiologist
+  or the phantom wrote one (`maira_jax.reports.quality`); with "_change", minus that of the unsteered report.
 * What an effect costs, with off_target and degenerate: nll_change, mean_nll minus that of the unsteered report;
   length, its words for each of the unsteered report's; format_kept: it is whole sentences, where the unsteered one is.
 * degenerate: empty, repetitive, without an end or of numbers that are not finite. Such generations are counted, and
@@ -29,8 +33,9 @@ first at which more than a tenth of the reports are degenerate.
 """
 
 import contextlib
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,11 +44,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.llm.client import ChatClient
+from maira_jax.errors import UserError
+from maira_jax.reports.quality import ReportQuality
 from maira_jax.run import files, jsonl
 from maira_jax.run.columns import column
 from maira_jax.run.config import Section, setting
 from maira_jax.run.progress import progress
 from maira_jax.run.stages.stage import Stage
+from maira_jax.studies.readers import load_studies, manifest
+from maira_jax.studies.study import Study
 from steer import comparison
 from steer.config import SteerSection
 from steer.methods.direction import NONE
@@ -51,6 +60,7 @@ from steer.outcome import outcome
 from steer.rates import HEADLINE, selection_rates, summarise
 from steer.stage import DIRECTIONS, GENERATIONS, SELECTION, folder
 
+_REFERENCES = ("report", "phantom")  # origins of findings that are a reference: not those made of labels
 FOLDER = "evaluation"  # with a folder for each sweep in it
 RESULTS = "results.parquet"
 SUMMARY = "summary.json"
@@ -62,6 +72,12 @@ _JUDGED = {
     "concept": "how far the steered report has the concept, 0 to 2",
     "report": "how far it is a report, 0 to 2",
     "fluency": "how fluent it is, 0 to 2",
+}
+# Of a report against the study's reference report; null without one.
+_QUALITY = {
+    "words": "ROUGE-L against the reference report; null without one",
+    "labels": "F1 of the CheXpert observations, against it",
+    "findings": "F1 of findings at their places, weighed by size and certainty, against it",
 }
 SCHEMA = pa.schema(
     [
@@ -77,6 +93,7 @@ SCHEMA = pa.schema(
         column("on_target", pa.bool_(), "whether it was"),
         column("off_target", pa.bool_(), "whether other findings changed"),
         column("off_target_attributes", pa.bool_(), "whether attributes of other findings changed"),
+        column("off_target_extent", pa.float64(), "by how much other findings changed, weighed by size and certainty"),
         column("no_change", pa.bool_(), "whether no finding changed"),
         column("identical", pa.bool_(), "whether the texts are equal"),
         column("degenerate", pa.string(), "why it is no report; empty if it is one"),
@@ -88,6 +105,11 @@ SCHEMA = pa.schema(
         column("repetition", pa.float64(), "share of runs of four words that occurred before"),
         column("mean_nll", pa.float64(), "nats per token, under the unsteered model"),
         column("nll_change", pa.float64(), "mean_nll minus that of the unsteered report"),
+        *(column(f"quality_{name}", pa.float64(), meaning) for name, meaning in _QUALITY.items()),
+        *(
+            column(f"quality_{name}_change", pa.float64(), f"quality_{name} minus that of the unsteered report")
+            for name in _QUALITY
+        ),
         column("words", pa.int32(), "length of the longer of the two reports"),
         column("length", pa.float64(), "words of the steered report for each of the unsteered one"),
         column("format_kept", pa.bool_(), "whether it is whole sentences, or the unsteered one is not"),
@@ -137,7 +159,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             source / GENERATIONS, "steer again", required=("study_id", "direction", "strength", "settings")
         )
         rows = [result_row(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
-        _add_nll_changes(rows)
+        _add_quality(rows, lines, _references(config, {row["study_id"] for row in rows}))
+        _add_changes(rows)
         if client:
             _compare(client, rows, lines, files.read_json(source / DIRECTIONS), section.judge_studies)
         with files.atomic_path(stage.dir / RESULTS) as path:
@@ -153,11 +176,43 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         return counts
 
 
-def _add_nll_changes(rows: Sequence[dict[str, Any]]) -> None:
-    before = {row["study_id"]: row["mean_nll"] for row in rows if row["method"] == NONE}
+def _references(config: ml_collections.ConfigDict, wanted: Collection[str]) -> dict[str, str]:
+    """The reports that the studies came with, by study; none, and a sentence why, where studies cannot be read."""
+    manifest_path = SteerSection.of(config).manifest
+    try:
+        if manifest_path:
+            studies: Iterable[Study] = manifest.read(Path(manifest_path).expanduser())
+        else:
+            studies = load_studies(config.studies)
+    except UserError as error:
+        print(f"evaluate: steered reports are not compared with reference reports: {error}", file=sys.stderr)
+        return {}
+    return {
+        study.study_id: study.findings
+        for study in studies
+        if study.study_id in wanted and study.findings and study.findings_origin in _REFERENCES
+    }
+
+
+def _add_quality(
+    rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], references: Mapping[str, str]
+) -> None:
+    for row, line in zip(rows, lines, strict=True):
+        reference = references.get(row["study_id"])
+        if reference is not None:
+            quality = ReportQuality.of(reference, line["steered"])
+            row |= {f"quality_{name}": value for name, value in quality._asdict().items()}
+
+
+def _add_changes(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds what likelihood and quality have gained over those of the study's unsteered report."""
+    unsteered = {row["study_id"]: row for row in rows if row["method"] == NONE}
+    names = {"mean_nll": "nll_change"} | {f"quality_{name}": f"quality_{name}_change" for name in _QUALITY}
     for row in rows:
-        own, other = row["mean_nll"], before.get(row["study_id"])
-        row["nll_change"] = None if own is None or other is None else own - other
+        before = unsteered.get(row["study_id"], {})
+        for name, change in names.items():
+            own, other = row.get(name), before.get(name)
+            row[change] = None if own is None or other is None else own - other
 
 
 def _compare(

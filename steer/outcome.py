@@ -40,6 +40,7 @@ def outcome(
         "on_target": steered_for and was != wanted and now == wanted,
         "off_target": found.off_target,
         "off_target_attributes": found.off_target_attributes,
+        "off_target_extent": found.off_target_extent,
         "no_change": found.none,
         "identical": original == steered,
         "degenerate": degenerate(steered, finished, finite),

@@ -1,6 +1,7 @@
 """Rates of what steering changed, with intervals, and the best strengths; the words are defined in `steer.evaluate`."""
 
 import dataclasses
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from scipy.stats import rankdata, spearmanr
 
 from interp.scorers.bootstrap import percentile_interval, study_weights
 from maira_jax.errors import UserError
+from maira_jax.reports.quality import ReportQuality
 from steer.methods.direction import NONE
 from steer.outcome import ADDED, reward
 
@@ -54,11 +56,17 @@ def _answered(row: dict[str, Any]) -> bool:
     return _whole(row) and row.get("judge_concept") is not None
 
 
+def _where_known(name: str) -> RateMeasure:
+    return RateMeasure(operator.itemgetter(name), lambda row: _whole(row) and row.get(name) is not None)
+
+
+QUALITY = tuple(f"quality_{name}" for name in ReportQuality._fields)
 MEASURES = {
     "on_target": RateMeasure(lambda r: r["on_target"], lambda r: r["eligible"] and _whole(r)),
     "on_target_of_all": RateMeasure(lambda r: r["on_target"] and _whole(r), lambda r: r["eligible"]),
     "off_target": RateMeasure(lambda r: r["off_target"], _whole),
     "off_target_attributes": RateMeasure(lambda r: r["off_target_attributes"], _whole),
+    "off_target_extent": RateMeasure(lambda r: r["off_target_extent"], _whole),
     "no_change": RateMeasure(lambda r: r["no_change"], _whole),
     "identical": RateMeasure(lambda r: r["identical"], _whole),
     "judge_on_target": RateMeasure(lambda r: r["judge_on_target"] > 0, _answered),
@@ -68,8 +76,8 @@ MEASURES = {
     "degenerate": RateMeasure(lambda r: bool(r["degenerate"]), lambda r: True),
     "edit_distance": RateMeasure(lambda r: r["edit_distance"] / max(r["words"], 1), _whole),
     "repetition": RateMeasure(lambda r: r["repetition"], _whole),
-    "mean_nll": RateMeasure(lambda r: r["mean_nll"], lambda r: _whole(r) and r["mean_nll"] is not None),
-    "nll_change": RateMeasure(lambda r: r["nll_change"], lambda r: _whole(r) and r.get("nll_change") is not None),
+    **{name: _where_known(name) for name in ("mean_nll", "nll_change")},
+    **{name: _where_known(name) for name in (*QUALITY, *(f"{name}_change" for name in QUALITY))},
     "length": RateMeasure(lambda r: r["length"], _whole),
     "format_kept": RateMeasure(lambda r: r["format_kept"], _whole),
 }
@@ -164,6 +172,7 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
             "degenerate": sum(bool(row["degenerate"]) for row in originals),
             "repetition": bootstrap.rate(originals, MEASURES["repetition"]),
             "mean_nll": bootstrap.rate(originals, MEASURES["mean_nll"]),
+            **{name: bootstrap.rate(originals, MEASURES[name]) for name in QUALITY},
         },
         "headline": {method: bootstrap.rates(group) for method, group in sorted(by_method.items())},
         "above_random": {

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from maira_jax.reports import labeller
+from maira_jax.reports.extent import extents
 from maira_jax.reports.labeller import ParsedReport
 from maira_jax.reports.vocabulary.terms import CHEXPERT, DEVICES
 from maira_jax.studies.concepts import FINDINGS
@@ -57,6 +58,7 @@ class ReportChanges:
       changed: attributes of findings that are in both ("left pleural effusion size small > large").
       off_target: whether a finding that the concept is not about was added or removed.
       off_target_attributes: whether an attribute of such a finding changed.
+      off_target_extent: by how much such findings changed, weighed by size and certainty (`maira_jax.reports.extent`).
       concepts: study-level concepts that changed, with "+" or "-" before the name.
     """
 
@@ -65,6 +67,7 @@ class ReportChanges:
     changed: tuple[str, ...]
     off_target: bool
     off_target_attributes: bool
+    off_target_extent: float
     concepts: tuple[str, ...]
 
     @property
@@ -86,6 +89,16 @@ def _claims(report: ParsedReport) -> dict[tuple[str, ...], Finding]:
             key = tuple(part for part in (status, finding.side, finding.zone, finding.name) if part)
             found[key] = finding
     return found
+
+
+def _moved(first: ParsedReport, second: ParsedReport, on_target: Callable[[Finding], bool]) -> float:
+    """The sum of the changes in extent of all findings that are not on target."""
+    before, after = extents(first.findings), extents(second.findings)
+    total = 0.0
+    for side, zone, name in sorted({*before, *after}):
+        if not on_target(Finding(name, "present", side or None, zone=zone or None)):
+            total += abs(after.get((side, zone, name), 0.0) - before.get((side, zone, name), 0.0))
+    return total
 
 
 def compare(original: str, steered: str, concept: str, other_concepts: Sequence[str] = ()) -> ReportChanges:
@@ -120,5 +133,6 @@ def compare(original: str, steered: str, concept: str, other_concepts: Sequence[
         changed=tuple(changed),
         off_target=not all(on_target(finding) for finding in moved),
         off_target_attributes=off_target_attributes,
+        off_target_extent=_moved(first, second, on_target),
         concepts=tuple(f"{'+' if now[name] else '-'}{name}" for name in was if was[name] != now[name]),
     )

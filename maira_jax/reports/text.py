@@ -29,6 +29,22 @@ def edit_distance(first: list[str], second: list[str]) -> int:
     return int(row[-1])
 
 
+def rouge_l(first: str, second: str) -> float:
+    """ROUGE-L of two reports: the F1 of their longest common subsequence of words; 1 of two without words."""
+    ids: dict[str, int] = {}
+    a, b = (
+        np.array([ids.setdefault(word, len(ids)) for word in words_of(text) if word.isalnum()], np.int64)
+        for text in (first, second)
+    )
+    if not len(a) or not len(b):
+        return float(len(a) == len(b))
+    row = np.zeros(len(b) + 1, np.int64)  # the longest one with each beginning of b
+    for word in a:
+        longer = np.maximum(row[1:], row[:-1] + (b == word))
+        row = np.maximum.accumulate(np.concatenate([[0], longer]))
+    return 2 * int(row[-1]) / (len(a) + len(b))
+
+
 def marked_difference(original: str, edited: str) -> str:
     """The edited report in plain text, word by word: what it lost is in [-these-], and what it gained in {+these+}."""
     before, after = original.split(), edited.split()

@@ -79,11 +79,12 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         files.write_json(stage.dir / "directions.json", [{"key": "add", "target": None}])
         pq.write_table(SCHEMA.empty_table(), stage.dir / "selection.parquet")
         stage.finish({})
-    result = evaluate.run(
-        configured(200),
-        workdir,
-    )
-    return workdir, result
+    config = configured(200)
+    config.steer.manifest = str(workdir / "studies.jsonl")
+    written = [{"study_id": f"s{study:02d}", "patient_id": "p", "findings": LEFT} for study in range(N)]
+    written[0] |= {"findings_origin": "labels"}
+    (workdir / "studies.jsonl").write_text("".join(json.dumps(study) + "\n" for study in written))
+    return workdir, evaluate.run(config, workdir)
 
 
 def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
@@ -108,6 +109,30 @@ def test_rates_are_those_that_were_made(evaluated: tuple[Path, dict]) -> None:
     longer = len(words_of(LEFT)) / len(words_of(CLEAR))  # in every second one of the 30 without an effusion
     assert one["length"]["rate"] == pytest.approx((15 * longer + 25) / N, abs=1e-5)
     assert one["on_target"]["low"] < 0.5 < one["on_target"]["high"]
+
+
+def test_reports_are_compared_with_those_that_radiologists_wrote(evaluated: tuple[Path, dict]) -> None:
+    workdir, _ = evaluated
+    summary = files.read_json(workdir / "evaluation" / "made" / "summary.json")
+    before = summary["unsteered"]["quality_findings"]
+    assert (before["rate"], before["n"]) == (pytest.approx(10 / 39, abs=1e-5), 39), "a text made of labels is none"
+    two = next(r for r in summary["rates"] if (r["method"], r["strength"], r["concept"]) == ("add", 2.0, "all"))
+    # A pacemaker, of an extent of 2, is made up beside the small effusion in 7 of the 39.
+    assert two["quality_findings"]["rate"] == pytest.approx((32 + 7 * 0.5) / 39, abs=1e-5)
+    assert two["quality_findings_change"]["rate"] == pytest.approx((32 + 7 * 0.5 - 10) / 39, abs=1e-5)
+    assert two["quality_labels"]["rate"] == pytest.approx((32 + 7 * 2 / 3) / 39, abs=1e-5)
+    assert two["quality_words_change"]["low"] > 0
+    assert two["off_target_extent"]["rate"] == 8 * 2 / N
+
+
+def test_without_studies_nothing_is_compared_with_them(evaluated: tuple[Path, dict], capsys, tmp_path) -> None:
+    (tmp_path / "steer").symlink_to(evaluated[0] / "steer")
+    config = configured(20)
+    config.steer.manifest = str(tmp_path / "none.jsonl")
+    evaluate.run(config, tmp_path)
+    assert "not compared with reference reports: " in capsys.readouterr().err
+    rows = pq.read_table(tmp_path / "evaluation" / "made" / "results.parquet", columns=["quality_words"])
+    assert rows["quality_words"].null_count == rows.num_rows
 
 
 def test_strength_is_chosen_on_one_half_and_reported_on_the_other(evaluated: tuple[Path, dict]) -> None:

@@ -8,7 +8,14 @@ from steer.rates import _rank_correlation, selection_rates, summarise
 
 CONCEPTS = {"oedema": (1, 2), "cardiomegaly": (2, 3)}
 ON = {("oedema", 1): 0.5, ("oedema", 2): 0.9, ("cardiomegaly", 2): 0.3, ("cardiomegaly", 3): 0.1}
-PLAIN = {"off_target_attributes": False, "no_change": False, "identical": False, "degenerate": "", "edit_distance": 1}
+PLAIN = {
+    "off_target_attributes": False,
+    "off_target_extent": 0.0,
+    "no_change": False,
+    "identical": False,
+    "degenerate": "",
+    "edit_distance": 1,
+}
 PLAIN |= {
     "repetition": 0.0,
     "mean_nll": 1.0,

@@ -32,6 +32,21 @@ def test_a_change_of_an_attribute_is_no_change_of_status() -> None:
     assert not compare(BOTH, BOTH.replace("Small", "Large"), "large left pleural effusion").off_target_attributes
 
 
+def test_what_is_off_target_is_weighed_by_size_and_certainty() -> None:
+    for steered, concept, extent in (
+        (BOTH, "left pleural effusion", 2.0),  # a pacemaker has no size
+        (BOTH, "pacemaker", 1.0),  # a small effusion
+        (BOTH.replace("Small", "Large"), "pacemaker", 3.0),
+        (BOTH, "communication", 3.0),
+        (LEFT.replace("Small", "Possible small"), "pacemaker", 0.5),
+        (CLEAR, "pacemaker", 0.0),
+        (BOTH, "normal study", 0.0),
+    ):
+        assert compare(CLEAR, steered, concept).off_target_extent == extent, (steered, concept)
+        assert compare(steered, CLEAR, concept).off_target_extent == extent
+    assert compare(LEFT, LEFT.replace("Small", "Large"), "pacemaker").off_target_extent == 2.0
+
+
 def test_other_words_for_the_same_are_no_change() -> None:
     found = compare(CLEAR, CLEAR.replace("Heart size is normal", "The heart is not enlarged"), "oedema")
     assert found.none

@@ -8,7 +8,7 @@ import pytest
 
 from maira_jax.phantom.world.latents import sample
 from maira_jax.phantom.world.write import write_sections
-from maira_jax.reports.text import degenerate, edit_distance, is_prose, marked_difference, repetition
+from maira_jax.reports.text import degenerate, edit_distance, is_prose, marked_difference, repetition, rouge_l
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
 LEFT = CLEAR.replace("No pleural effusion or pneumothorax.", "Small left pleural effusion. No pneumothorax.")
@@ -29,6 +29,24 @@ def test_edit_distance_equals_the_definition() -> None:
     for _ in range(200):
         a, b = (tuple(rng.choices("abcd", k=rng.randrange(12))) for _ in range(2))
         assert edit_distance(list(a), list(b)) == slow(a, b)
+
+
+def test_rouge_l_equals_the_definition() -> None:
+    def slow(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+        @cache
+        def length(i: int, j: int) -> int:
+            if not i or not j:
+                return 0
+            both = length(i - 1, j - 1) + (a[i - 1] == b[j - 1])
+            return max(both, length(i - 1, j), length(i, j - 1))
+
+        return length(len(a), len(b))
+
+    rng = random.Random(1)
+    for _ in range(200):
+        a, b = (tuple(rng.choices("abcd", k=rng.randrange(1, 12))) for _ in range(2))
+        assert rouge_l(" ".join(a), ", ".join(b)) == 2 * slow(a, b) / (len(a) + len(b))
+    assert rouge_l("", "...") == 1 and rouge_l("", "a") == rouge_l("a", "") == 0
 
 
 @pytest.mark.parametrize(
