@@ -1,16 +1,20 @@
 """Other libraries that ours is compared with, imported unchanged and driven by their own training steps.
 
-dictionary_learning is installed without its dependencies: training steps and the loader need torch, einops and tqdm
-alone; the others (nnsight, wandb, datasets, zstandard) serve its data pipeline and are replaced by empty modules.
-SAELens and sparsify are installed with their dependencies and the same torch; delphi without vLLM, which finding
-examples does not need.
+dictionary_learning and SAELens are installed without their dependencies: training steps and the loaders need torch,
+einops and tqdm alone (SAELens also transformers and simple_parsing); the others (nnsight, wandb, datasets, zstandard,
+transformer_lens) serve the running of language models and are replaced by modules without content. sparsify is
+installed with its dependencies and the same torch; delphi without vLLM, which finding examples does not need.
 """
 
+import contextlib
 import importlib
+import importlib.machinery
+import importlib.metadata
 import importlib.util
+import logging
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +22,8 @@ import numpy as np
 from maira_jax.errors import UserError
 
 INSTALL = (
-    "pip install --no-deps dictionary_learning==0.1.0 && "
-    "pip install einops torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3"
+    "pip install --no-deps dictionary_learning==0.1.0 sae-lens==6.54.12 && "
+    "pip install einops simple_parsing torch==2.13.0 transformers eai-sparsify==1.3.3"
 )
 INSTALL_DELPHI = (
     "pip install torch==2.13.0 transformers orjson blobfile simple_parsing jaxtyping beartype asyncer faiss-cpu "
@@ -27,6 +31,11 @@ INSTALL_DELPHI = (
     "pip install --no-deps eai-delphi==0.1.3 eai-sparsify sentence_transformers"
 )
 _UNUSED = {"nnsight": ("LanguageModel",), "datasets": ("load_dataset",), "zstandard": (), "wandb": ()}
+_UNUSED_BY_SAELENS = {
+    "requests": ("Response",),
+    "wandb": (),
+    "datasets": ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict", "load_dataset"),
+}
 
 
 def _need(*names: str) -> None:
@@ -42,16 +51,62 @@ def dictionary_learning(module: str) -> types.ModuleType:
       UserError: the package is not installed.
     """
     _need("dictionary_learning", "einops", "torch")
-    stubs = [name for name in _UNUSED if name not in sys.modules and importlib.util.find_spec(name) is None]
-    for name in stubs:
-        sys.modules[name] = types.ModuleType(name)
-        for attribute in _UNUSED[name]:
-            setattr(sys.modules[name], attribute, object)
-    try:
+    with _without_content(_UNUSED):
         return importlib.import_module(f"dictionary_learning.{module}")
+
+
+@contextlib.contextmanager
+def _without_content(unused: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    """Modules of these names and attributes, where they are not installed; other libraries test whether they are."""
+    names = [name for name in unused if name not in sys.modules and importlib.util.find_spec(name) is None]
+    for name in names:
+        _stand_in(name, **dict.fromkeys(unused[name], object))
+    try:
+        yield
     finally:
-        for name in stubs:  # other libraries test whether these are installed
+        for name in names:
             del sys.modules[name]
+
+
+def _stand_in(name: str, **content: object) -> None:
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    vars(module).update(content)
+    sys.modules[name] = module
+
+
+def sae_lens(module: str) -> types.ModuleType:
+    """A module of SAELens, for example "saes".
+
+    Its own start imports the training of language models, so a package without content takes its place.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    _need("sae_lens", "einops", "simple_parsing", "torch", "transformers")
+    with _without_content(_UNUSED_BY_SAELENS):
+        if "sae_lens" not in sys.modules:
+            _prepare_sae_lens()
+        return importlib.import_module(f"sae_lens.{module}")
+
+
+def _prepare_sae_lens() -> None:
+    nn: Any = torch().nn
+    # Where TransformerLens lets a caller look at a value, and what registers such places: nobody looks here.
+    hook_point = type("HookPoint", (nn.Identity,), {})
+    root = type("HookedRootModule", (nn.Module,), {"setup": lambda self: None})
+    _stand_in("transformer_lens")
+    _stand_in("transformer_lens.hook_points", HookPoint=hook_point)
+    _stand_in("transformer_lens.HookedTransformer", HookedRootModule=root)
+    found = importlib.util.find_spec("sae_lens")
+    if found is None or found.submodule_search_locations is None:
+        raise UserError(f"sae_lens is no package: {INSTALL}")
+    path = list(found.submodule_search_locations)
+    _stand_in("sae_lens", __path__=path, __version__=importlib.metadata.version("sae-lens"))
+    vars(sys.modules["sae_lens"]).update(__spec__=found, logger=logging.getLogger("sae_lens"))
+    saes, registry = (importlib.import_module(f"sae_lens.{name}") for name in ("saes", "registry"))
+    for name, kind in (("standard", "Standard"), ("topk", "TopK"), ("jumprelu", "JumpReLU")):
+        registry.register_sae_class(name, getattr(saes, f"{kind}SAE"), getattr(saes, f"{kind}SAEConfig"))
 
 
 def torch() -> types.ModuleType:
@@ -115,10 +170,8 @@ class SaeLens:
         device: str,
         **options: Any,
     ):
-        _need("sae_lens")
-        config = importlib.import_module("sae_lens.config")
-        module = importlib.import_module("sae_lens.saes.matryoshka_batchtopk_sae")
-        trainer = importlib.import_module("sae_lens.training.sae_trainer")
+        module = sae_lens("saes.matryoshka_batchtopk_sae")
+        config, trainer = sae_lens("config"), sae_lens("training.sae_trainer")
         sae = module.MatryoshkaBatchTopKTrainingSAEConfig(
             d_in=d, d_sae=n_features, k=k, matryoshka_widths=list(widths), device=device
         )
