@@ -57,12 +57,22 @@ CONTROLS: Registry[type[Control]] = Registry("control")
 
 
 def bases(sae: Sae, store: ActivationStore, seed: int) -> dict[str, np.ndarray]:
+    """`bases_of_sample` for the activations of a store."""
+    return bases_of_sample(sae, train_sample(store, seed), seed)
+
+
+def bases_of_sample(sae: Sae, sample: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Every control that reads the features' own activations, with as many directions as there are features.
+
+    Args:
+      sae: the autoencoder, of activations that are not normalised.
+      sample: activations of train tokens. float32 [n, d_model]
+      seed: seed of all draws.
 
     Returns:
       Name -> directions, float32 [d_model, n]; raw dimensions and principal components are as many as they are.
     """
-    sample, every = train_sample(store, seed), np.arange(sae.n_features)
+    every = np.arange(sae.n_features)
     made: Mapping[str, Control] = {name: CONTROLS.get(name)() for name in CONTROLS.names()}
     return {
         name: control.axes(sae, sample, every, seed) for name, control in made.items() if not control.moves_activations

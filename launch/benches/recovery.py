@@ -12,6 +12,10 @@ never      features that no held-out token activates
 recovered  share of true features with a cosine above 0.9 to a feature that is ever active
 cosine     mean over the true features of the largest cosine
 probe_k    mean area under the ROC curve of probes of `--labels` on the k features of the largest correlation
+
+With `--labels` the controls of `interp.controls` are probed too, as many random directions and shuffled columns of our
+encoder as there are features among them. `--out` keeps the autoencoders, for what needs the model: `sae.formats.load`
+reads FOLDER/NAME-steps-k-seed.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from interp.controls.control import bases_of_sample
 from launch.benches import peers
 from launch.benches.synthetic import SyntheticFeatures
 from launch.benches.token_streams import ArrayStream, SyntheticStream, TokenStream
@@ -32,6 +37,7 @@ from sae import autoencoder
 from sae.autoencoder import Sae
 from sae.evaluation import calibrate, metrics
 from sae.evaluation.striped import StripedSae, in_memory, largest_batch
+from sae.formats import safetensors
 from sae.training.config import SaeConfig, TrainConfig, TrainSection, group_sizes
 from sae.training.presets import PRESETS
 from sae.training.trainer import Trainer
@@ -40,6 +46,7 @@ _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
 _CHUNK_STEPS = 100
 # Batches that set the normalisation factor, as in `sae.training.stage`.
 _SCALE_BATCHES = 100
+_CONTROL_TOKENS = 1 << 14  # that principal components are of
 Params = dict[str, np.ndarray]
 
 
@@ -49,15 +56,23 @@ def main(options: Sequence[str]) -> None:
     results: dict[tuple[int, int, str], list[dict[str, float]]] = {}
     for steps, k, seed in itertools.product(arguments.steps, arguments.active, arguments.seeds):
         stream = _stream(arguments, k, seed)
+        found: dict[str, Sae] = {}
         for name, train in _trainers(arguments, stream, steps).items():
-            tries = [{"lr": lr} | _measure(params, k, stream) for lr, params in train(k, seed)]
-            best = min(tries, key=lambda measured: measured["fvu"])
+            tries = [(*_measure(params, k, stream), lr) for lr, params in train(k, seed)]
+            found[name], best, _ = min(tries, key=lambda one: one[1]["fvu"])
             results.setdefault((steps, k, name), []).append(best)
-            print(json.dumps({"steps": steps, "k": k, "seed": seed, "name": name, "tries": tries}), flush=True)
-    measures = [name for name in best if name != "lr"]
+            line = {"steps": steps, "k": k, "seed": seed, "name": name}
+            print(json.dumps(line | {"tries": [{"lr": lr} | measured for _, measured, lr in tries]}), flush=True)
+            if arguments.out is not None:
+                safetensors.save(arguments.out / f"{name}-{steps}-{k}-{seed}", found[name])
+        if arguments.labels is not None:
+            for name, measured in _controls(found["ours"], stream, seed).items():
+                results.setdefault((steps, k, name), []).append(measured)
+    measures = list(results[steps, k, "ours"][0])
     print(f"{'steps':>6} {'k':>3} {'':20}" + "".join(f"{name:>20}" for name in measures))
     for (steps, k, name), runs in results.items():
-        print(f"{steps:6} {k:3} {name:20}" + "".join(f"{_spread([run[key] for run in runs]):>20}" for key in measures))
+        spreads = (_spread([run[key] for run in runs]) if key in runs[0] else "" for key in measures)
+        print(f"{steps:6} {k:3} {name:20}" + "".join(f"{spread:>20}" for spread in spreads))
 
 
 def _arguments(options: Sequence[str]) -> argparse.Namespace:
@@ -79,6 +94,7 @@ def _arguments(options: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--peer_lr", type=float, nargs="+", default=[3e-3, 1e-2], help="learning rates that the other libraries try"
     )
+    parser.add_argument("--out", type=Path, help="folder for the autoencoders of the lowest error")
     parser.add_argument("--alone", action="store_true", help="train ours alone")
     return parser.parse_args(options)
 
@@ -95,16 +111,25 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
 
 
-def _measure(params: Params, k: int, stream: TokenStream) -> dict[str, float]:
-    """The measures of the module's docstring, and the L0 that was reached."""
+def _measure(params: Params, k: int, stream: TokenStream) -> tuple[Sae, dict[str, float]]:
+    """The autoencoder with its threshold, the measures of the module's docstring, and the L0 that was reached."""
     arrays = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-    sae = StripedSae.of(Sae(arrays, 0.0, k, (len(params["b_enc"]),)))
-    tokens = [in_memory(sae.on, stream.held_out, largest_batch(sae.on, sae.n_features))]
-    threshold = calibrate.threshold_for_l0(sae, tokens, k)
-    measured, _ = metrics.evaluate(sae, threshold, tokens)
-    features = np.asarray(autoencoder.encode(arrays, jnp.asarray(stream.held_out), threshold))  # [n, F]
+    sae = Sae(arrays, 0.0, k, (len(params["b_enc"]),))
+    striped = StripedSae.of(sae)
+    tokens = [in_memory(striped.on, stream.held_out, largest_batch(striped.on, sae.n_features))]
+    threshold = calibrate.threshold_for_l0(striped, tokens, k)
+    measured, _ = metrics.evaluate(striped, threshold, tokens)
+    sae = dataclasses.replace(sae, threshold=threshold)
+    features = np.asarray(sae.encode(jnp.asarray(stream.held_out)))  # [n, F]
     own = {"fvu": measured["fvu"], "l0": measured["l0"], "never": measured["dead"]}
-    return own | stream.measures(params["W_dec"], features)
+    return sae, own | stream.measures(params["W_dec"], features)
+
+
+def _controls(sae: Sae, stream: TokenStream, seed: int) -> dict[str, dict[str, float]]:
+    """The measures of what `stream` knows in directions that nobody trained, by their kind."""
+    sample = np.concatenate(list(stream.batches(0, -(-_CONTROL_TOKENS // stream.batch_size))))
+    bases = bases_of_sample(sae, sample, seed)
+    return {name: stream.measures(axes.T, stream.held_out @ axes) for name, axes in bases.items()}
 
 
 Train = Callable[[int, int], Iterator[tuple[float, Params]]]

@@ -8,6 +8,7 @@ import pytest
 from launch.benches import recovery, token_streams
 from launch.benches.token_streams import ArrayStream
 from maira_jax.errors import UserError
+from sae import formats
 
 
 @pytest.fixture
@@ -59,8 +60,15 @@ def test_files_that_do_not_fit_are_refused(files):
 def test_a_run_is_measured_on_real_activations(files, monkeypatch, capsys):
     monkeypatch.setattr(token_streams, "_MIN_TOKENS", 2)
     sizes = ["--n_features=64", "--batch_size=32", "--steps=2", "--active=2", "--seeds=0"]
-    recovery.main([f"--source={files / 'x.npy'}", f"--labels={files / 'labels.npy'}", "--alone", *sizes])
-    run, _, row = capsys.readouterr().out.splitlines()
+    given = [f"--source={files / 'x.npy'}", f"--labels={files / 'labels.npy'}", f"--out={files}"]
+    recovery.main([*given, "--alone", *sizes])
+    run, _, row, *controls = capsys.readouterr().out.splitlines()
     (measured,) = json.loads(run)["tries"]
     assert set(measured) == {"lr", "fvu", "l0", "never", "probe_1", "probe_4"}
     assert f"{measured['fvu']:.4f}" in row
+    names = ["principal components", "random directions", "raw dimensions", "shuffled weights"]
+    for line, name in zip(controls, names, strict=True):
+        assert line.split(maxsplit=2)[2].startswith(name)
+    kept = formats.load(files / "ours-2-2-0")
+    held_out = np.load(files / "x.npy")[-40:]
+    assert np.asarray(kept.encode(held_out) > 0).sum() == pytest.approx(40 * measured["l0"])

