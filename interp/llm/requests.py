@@ -54,8 +54,8 @@ class ChatRequest:
 
     @property
     def response_format(self) -> dict[str, Any]:
-        """The schema, for servers that hold answers to one."""
-        return _response_format(self.schema)
+        """The schema, for servers that hold answers to one; a small model's list would not end without its bounds."""
+        return _response_format(self.schema, self.n_items)
 
     def key(self, model: str, parameters: Mapping[str, Any]) -> str:
         """Hex digest of what decides the answer: the model, its parameters, the prompt with its schema, the data."""
@@ -152,9 +152,9 @@ def _unfenced(text: str) -> str:
 
 
 @functools.cache
-def _response_format(schema: type[ChatAnswer]) -> dict[str, Any]:
-    name = schema.__name__.lower()
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": name, "strict": True, "schema": schema.model_json_schema()},
-    }
+def _response_format(schema: type[ChatAnswer], n_items: int) -> dict[str, Any]:
+    form = schema.model_json_schema()
+    for field in form["properties"].values():
+        if n_items and field.get("type") == "array":
+            field |= {"minItems": n_items, "maxItems": n_items}
+    return {"type": "json_schema", "json_schema": {"name": schema.__name__.lower(), "strict": True, "schema": form}}

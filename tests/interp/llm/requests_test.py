@@ -40,6 +40,16 @@ def test_a_request_is_instructions_and_one_object_on_one_line(prompt):
     assert request.tokens == (14 + 18) // 4
 
 
+def test_a_server_that_knows_schemas_is_told_how_many_answers_there_are(prompt):
+    class Listed(ChatAnswer):
+        answers: list[int]
+        why: str
+
+    form = chat_request(prompt, {}, Listed, n_items=3).response_format["json_schema"]["schema"]["properties"]
+    assert (form["answers"]["minItems"], form["answers"]["maxItems"]) == (3, 3) and "minItems" not in form["why"]
+    assert "minItems" not in str(chat_request(prompt, {}, Listed).response_format)
+
+
 def test_the_key_depends_on_all_that_decides_the_answer(prompt):
     request = chat_request(prompt, {"text": "a"}, Toy)
     key = request.key("model", {"temperature": 0.0})

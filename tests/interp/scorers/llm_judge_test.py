@@ -1,6 +1,7 @@
 """The judge that asks a language model: its questions, its answers, and that no text becomes part of a question."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -47,7 +48,8 @@ def judge(tmp_path):
 def test_prompts_and_schemas_are_what_their_numbers_say(judge):
     for request in requests_of(judge, TWO):
         (path,) = (path for path in DIGESTS if path.stem == request.prompt)
-        content = instructions(path) + json.dumps(request.response_format, sort_keys=True)
+        form = dataclasses.replace(request, n_items=0).response_format
+        content = instructions(path) + json.dumps(form, sort_keys=True)
         assert hashlib.sha256(content.encode()).hexdigest()[:16] == DIGESTS[path], path
         assert request.response_format["json_schema"]["schema"]["additionalProperties"] is False
 
