@@ -33,6 +33,7 @@ first at which more than a tenth of the reports are degenerate.
 """
 
 import contextlib
+import functools
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.llm.client import ChatClient
+from interp.llm.section import JudgeSection
 from maira_jax.errors import UserError
 from maira_jax.reports.quality import ReportQuality
 from maira_jax.run import files, jsonl
@@ -53,11 +55,11 @@ from maira_jax.run.progress import progress
 from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies, manifest
 from maira_jax.studies.study import Study
-from steer import comparison
+from steer import comparison, reference_metrics
 from steer.config import SteerSection
 from steer.methods.direction import NONE
 from steer.outcome import outcome
-from steer.rates import HEADLINE, selection_rates, summarise
+from steer.rates import HEADLINE, reported_rows, selection_rates, summarise
 from steer.stage import DIRECTIONS, GENERATIONS, SELECTION, folder
 
 _REFERENCES = ("report", "phantom")  # origins of findings that are a reference: not those made of labels
@@ -125,6 +127,13 @@ class EvaluateSection(Section, name="evaluate"):
     judge: Literal["none", "llm"] = setting(
         "none", "Who compares the reports besides the labeller: nobody, or the language model of the judge section."
     )
+    metrics: tuple[str, ...] = setting(
+        (),
+        "Published metrics by which reports at the best strengths, and the same studies' unsteered ones, are compared "
+        "with reference reports: of radeval (pip install 'maira-jax[metrics]'), or radmatch (pip install "
+        "'maira-jax[radmatch]'), which asks the language model of the judge section.",
+        choices=lambda: reference_metrics.METRICS,
+    )
     judge_studies: int = setting(
         20, "Number of studies, from the first, whose reports the language model compares.", ge=1
     )
@@ -137,7 +146,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     `evaluation/NAME/summary.json`: `rates` by method, strength and concept ("all": pooled), `best` strengths
     by concept, method and intended effect, the `headline`, which pools the latter over concepts, `above_random`, what
     each method has there more than random directions, and `selection`, by rule of `steer.select` what
-    `selection_rates` gives.
+    `selection_rates` gives; with `evaluate.metrics`, `metrics`: what `steer.reference_metrics.published` gives.
 
     Returns:
       The headline of each method, flat, and the number of generations.
@@ -159,7 +168,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             source / GENERATIONS, "steer again", required=("study_id", "direction", "strength", "settings")
         )
         rows = [result_row(*numbered) for numbered in enumerate(progress(lines, unit="report", desc="evaluate"))]
-        _add_quality(rows, lines, _references(config, {row["study_id"] for row in rows}))
+        references = _references(config, {row["study_id"] for row in rows})
+        _add_quality(rows, lines, references)
         _add_changes(rows)
         if client:
             _compare(client, rows, lines, files.read_json(source / DIRECTIONS), section.judge_studies)
@@ -168,6 +178,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         summary = {"definitions": __doc__} | summarise(rows, section.bootstrap, config.seed)
         scores = pq.read_table(source / SELECTION).to_pylist()
         summary["selection"] = selection_rates(rows, scores, section.bootstrap, config.seed)
+        if section.metrics:
+            pairs = _pairs(rows, lines, references, config.seed)
+            of_judge = functools.partial(JudgeSection.of, config)
+            records = stage.dir / "radmatch"
+            summary["metrics"] = reference_metrics.published(section.metrics, pairs, of_judge, records, config.seed)
         files.write_json(stage.dir / SUMMARY, summary)
         counts: dict[str, Any] = {"generations": len(rows), "degenerate": sum(bool(r["degenerate"]) for r in rows)}
         for method, rates in summary["headline"].items():
@@ -202,6 +217,31 @@ def _add_quality(
         if reference is not None:
             quality = ReportQuality.of(reference, line["steered"])
             row |= {f"quality_{name}": value for name, value in quality._asdict().items()}
+
+
+def _pairs(
+    rows: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], references: Mapping[str, str], seed: int
+) -> dict[str, list[reference_metrics.SteeredPair]]:
+    """By method the undamaged reports at the best strengths, with their studies' unsteered and reference reports.
+
+    Raises:
+      UserError: no study has a reference report.
+    """
+    if not references:
+        raise UserError("evaluate.metrics needs reference reports, and no study has one: leave it empty")
+    return {
+        method: [
+            reference_metrics.SteeredPair(
+                row["study_id"],
+                references[row["study_id"]],
+                lines[row["line"]]["original"],
+                lines[row["line"]]["steered"],
+            )
+            for row in own
+            if row["study_id"] in references and not row["degenerate"]
+        ]
+        for method, own in reported_rows(rows, seed).items()
+    }
 
 
 def _add_changes(rows: Sequence[dict[str, Any]]) -> None:

@@ -185,6 +185,15 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
     }
 
 
+def reported_rows(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """By method the reports that the headline of `summarise` is about: at the best strengths, on the other half."""
+    steered = [row for row in rows if row["method"] != NONE]
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for effect, group in _best(steered, StudyBootstrap([row["study_id"] for row in steered], 1, seed), seed)[1].items():
+        found[effect.method] += group
+    return dict(found)
+
+
 def _halves(rows: Sequence[dict[str, Any]], seed: int) -> set[str]:
     """The studies on which strengths are chosen: every other one in a shuffled order."""
     studies = np.array(sorted({row["study_id"] for row in rows}))

@@ -74,6 +74,7 @@ ROOMS = {
         "sweep",
         "stage",
         "comparison",
+        "reference_metrics",
         "rates",
         "evaluate",
         "stage_words",

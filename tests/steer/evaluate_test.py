@@ -125,6 +125,32 @@ def test_reports_are_compared_with_those_that_radiologists_wrote(evaluated: tupl
     assert two["off_target_extent"]["rate"] == 8 * 2 / N
 
 
+def test_published_metrics_are_of_the_reports_that_the_headline_is_about(
+    evaluated: tuple[Path, dict], tmp_path, monkeypatch
+) -> None:
+    asked = {}
+
+    def published(names, pairs, judge, folder, seed):
+        assert names == ("radgraph",) and folder == tmp_path / "evaluation" / "made" / "radmatch"
+        asked.update(pairs)
+        return {method: {} for method in pairs}
+
+    monkeypatch.setattr(evaluate.reference_metrics, "published", published)
+    (tmp_path / "steer").symlink_to(evaluated[0] / "steer")
+    config = configured(20)
+    config.steer.manifest, config.evaluate.metrics = str(evaluated[0] / "studies.jsonl"), ("radgraph",)
+    evaluate.run(config, tmp_path)
+    summary = files.read_json(tmp_path / "evaluation" / "made" / "summary.json")
+    assert summary["metrics"] == {"add": {}, "random": {}}
+    headline = summary["headline"]["add"]["on_target_of_all"]["n"]
+    assert len(asked["add"]) in (headline, headline - 1), "of the study without a report of its own there is none"
+    assert {pair.reference for pair in asked["add"]} == {LEFT}
+    config.steer.manifest = str(tmp_path / "none.jsonl")
+    config.evaluate.bootstrap = 21
+    with pytest.raises(UserError, match="no study has one"):
+        evaluate.run(config, tmp_path)
+
+
 def test_without_studies_nothing_is_compared_with_them(evaluated: tuple[Path, dict], capsys, tmp_path) -> None:
     (tmp_path / "steer").symlink_to(evaluated[0] / "steer")
     config = configured(20)
