@@ -113,7 +113,7 @@ def _faithfulness(summary: Mapping[str, Any]) -> Comparison:
 
 def _steering(evaluation: Mapping[str, Any]) -> Iterator[Comparison]:
     """What one feature does to reports against a random direction, both at their best strengths."""
-    headline, gained = evaluation["headline"], evaluation["above_random"].get("add", {})
+    headline, gained = evaluation["headline"], evaluation.get("above_random", {}).get("add", {})
     for name, measure in _STEERED.items():
         if name in gained:
             found = {

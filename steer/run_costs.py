@@ -28,7 +28,7 @@ from sae.activations.config import HarvestSection
 from sae.activations.harvest_plan import make_plan
 from steer.stage_words import table
 
-COUNTED = ("convert", "generate", "harvest", "train", "export", "interpret", "steer", "evaluate")
+COUNTED = ("convert", "generate", "harvest", "train", "export", "interpret", "steer", "evaluate", "faithfulness")
 # Dollars for an hour of one device: public list prices on demand in 2026. H100: an eighth of AWS's p5.48xlarge,
 # us-east-1 (https://aws.amazon.com/ec2/pricing/on-demand). TPUs: https://cloud.google.com/tpu/pricing, United States.
 PRICES = {"h100": 6.88, "v5e": 1.20, "v5p": 4.20}
@@ -128,6 +128,7 @@ def costs(config: ConfigDict, rates: DeviceRates) -> Mapping[str, StageCost]:
     directions = (len(config.steer.features) or config.steer.top) * len(config.steer.methods)
     reports = directions * len(config.steer.strengths) + 1
     calls = math.ceil(steered / config.steer.batch_studies) * math.ceil(reports / config.steer.batch_rows)
+    amplified = config.faithfulness.n * len(CONTROLS.names())  # features, and all controls but one
     written = min(config.generate.studies or studies.n, studies.n)
     batches, longest = math.ceil(written / config.generate.batch_size), config.generate.max_new_tokens or 300
     steps, passes = config.train.steps * config.train.batch_size, 1 + len(CONTROLS.names())
@@ -153,7 +154,18 @@ def costs(config: ConfigDict, rates: DeviceRates) -> Mapping[str, StageCost]:
             weights,
             steered * reports * _REPORT,
         ),
-        "evaluate": StageCost(judge=_judged_reports(config, min(steered, config.evaluate.judge_studies) * reports)),
+        "evaluate": StageCost(
+            judge=_judged_reports(config, config.evaluate.judge, min(steered, config.evaluate.judge_studies) * reports)
+        ),
+        "faithfulness": StageCost(
+            rates.seconds(
+                config.faithfulness.studies * whole,
+                math.ceil(amplified / config.steer.batch_rows) * config.steer.max_new_tokens * weights,
+            ),
+            weights,
+            amplified * _REPORT,
+            _judged_reports(config, config.interpret.judge, amplified + config.faithfulness.n),
+        ),
     }
 
 
@@ -212,9 +224,9 @@ def _judged_features(config: ConfigDict, width: int) -> float:
     return _dollars(config, features * (1 + questions), features * (shown + _PROMPT * (1 + questions)))
 
 
-def _judged_reports(config: ConfigDict, pairs: int) -> float:
+def _judged_reports(config: ConfigDict, judge: str, pairs: int) -> float:
     """Dollars for comparing pairs of reports."""
-    if config.evaluate.judge != "llm":
+    if judge != "llm":
         return 0.0
     return _dollars(config, pairs, pairs * (_PROMPT + config.steer.max_new_tokens))
 

@@ -12,7 +12,7 @@ from interp.atlas.disclosure import Disclosure
 from interp.atlas.gathering import contexts, features, study_pages
 from interp.atlas.gathering.context_words import ContextWords
 from interp.atlas.gathering.image_places import ImagePlaces
-from interp.atlas.gathering.overview import neurons, overview
+from interp.atlas.gathering.overview import compared, neurons, overview
 from interp.atlas.gathering.pictures import MAX_PICTURES, Picture, PictureWriter
 from interp.atlas.gathering.results import is_finished, read_table, sweeps
 from interp.atlas.gathering.steering import SteeringSweep
@@ -58,6 +58,7 @@ class AtlasBuild:
         data = overview(self._workdir, self._disclosure) | shown
         for row in data["concepts"]:
             row["steering"] = first.of_concept(row) if first else None
+        data["advantage"] = compared(self._workdir, first.name if first else "")
         data["sweeps"] = [{"name": sweep.name, "rates": sweep.rates()} for sweep in self._sweeps]
         data["sets"], data["per_chunk"] = self._sets.summary, features.PER_CHUNK
         data["deidentified"] = self._disclosure.deidentify

@@ -112,7 +112,7 @@ def test_a_command_of_several_stages_speaks_of_each(tmp_path, capsys):
         assert _dry_run.rehearse(dict(demo.STAGES), "", config, workdir) == {}
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"1 x \d+ devices \(.+\), a sum over all is right", lines[0])
-    assert len(lines) == 2 + 12 + 1 + 8 and lines[2] == f"would begin {workdir / 'model'}"
+    assert len(lines) == 2 + 12 + 1 + 9 and lines[2] == f"would begin {workdir / 'model'}"
     assert lines[5].startswith("would end with: train.steps is 0")
     assert lines[13].startswith("would end with: stage atlas reads")
     assert [line.split()[0] for line in lines[15:]] == list(run_costs.COUNTED)

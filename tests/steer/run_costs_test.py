@@ -27,8 +27,10 @@ def test_costs_of_the_phantom():
     d, width = 128, 128 * config.sae.expansion
     # docs/scaling.md: five products, 0.67 GFLOP for 4,096 and 16,384.
     assert found["train"].seconds == pytest.approx(5 * 2 * d * width * 1000 / 2e12)
-    # An explanation, and twice 10 examples in questions of 5 for detection, fuzzing and shuffled explanations.
-    assert found["interpret"].judge == pytest.approx((2 + 5) * (1 + 3 * 4))
+    # An explanation, and twice 10 examples in questions of 5 for three scorers and shuffled explanations.
+    assert found["interpret"].judge == pytest.approx((2 + 5) * (1 + 4 * 4))
+    # Features, four controls that read their activations, and shuffled explanations.
+    assert found["faithfulness"].judge == pytest.approx(6 * config.faithfulness.n)
     assert found["evaluate"].judge == 0
     tokens = found["harvest"].disk / (d * 4) / config.studies.n
     assert 50 < tokens < 120  # 76 of the first 600

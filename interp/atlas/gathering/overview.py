@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from interp import advantage
 from interp.atlas.disclosure import Disclosure
 from interp.atlas.gathering.features import rounded
 from interp.atlas.gathering.results import is_finished, json_if_finished, read_table
@@ -30,6 +31,17 @@ def overview(workdir: Path, disclosure: Disclosure) -> dict[str, Any]:
         "label": _label(workdir / "label"),
         "localize": _localize(workdir / "localize"),
     }
+
+
+def compared(workdir: Path, sweep: str) -> dict[str, Any] | None:
+    """The table of all measures of features and controls, with a sentence for each; None where none compares them.
+
+    Args:
+      workdir: the run directory.
+      sweep: the sweep whose steering is among the measures.
+    """
+    found = advantage.of_run(workdir, sweep)
+    return {"rows": advantage.rows(found), "sentences": advantage.sentences(found).split("\n")} if found else None
 
 
 def neurons(folder: Path) -> list[dict[str, Any]] | None:

@@ -34,6 +34,8 @@ function overview() {
     panel("Detection scores", scoreChart(), h("div", { class: "key" },
       h("span", {}, h("i"), "own explanation"), h("span", {}, h("i", { class: "ghost" }), "another feature's explanation (control)")),
       h("p", { class: "small soft" }, `Balanced accuracy on held-out ${THINGS}; chance is 0.5.`)),
+    D.advantage ? panel("Features against controls, by every measure", h("p", { class: "soft small" },
+      "With 95 % intervals. Features are compared with random directions below."), advantageTable(), D.advantage.sentences.map((text) => h("div", { class: "small" }, text))) : null,
     panel("Features and controls", controlTable()),
     S.coverage ? panel("Concepts found by features and by controls", h("p", { class: "soft small" },
       "For every concept, the neuron and threshold with the best F1 on the training studies, measured on held-out ones; found: F1 of 0.8 or more. Controls may use any threshold, raw dimensions and principal components either sign."), coverageTable()) : null,
@@ -126,6 +128,10 @@ function controlTable() {
     { title: "Features above control", num: true, hint: "Mean of the features minus this mean", value: (r) => above(r).difference, cell: (r) => h("span", { title: between(above(r).interval) }, fixed(above(r).difference)) },
   ], rows, 2), h("p", { class: "small soft" }, `Raw dimensions, principal components, random directions, columns of the encoder with shuffled weights, and columns on activations of other ${OF_IMAGES ? "images" : "tokens"} are thresholded to the densities of the features, and explained and scored like them. Shuffled explanations are those of other features. Shuffled explanations and activations know nothing of the ${OF_IMAGES ? "images" : "text"}: their scores are chance. The others read what the features read.`)];
 }
+const advantageTable = () => {
+  const [head, ...rows] = D.advantage.rows;
+  return table(head.map((title, i) => ({ title: i ? title : "Measure", num: i > 0, value: (r) => r[i], cell: (r) => r[i] })), rows, 0, false);
+};
 // How well single neurons of every basis find the labelled concepts.
 function coverageTable() {
   const rows = Object.entries(S.coverage.bases).map(([basis, found]) => ({ basis, ...found, gained: S.coverage.differences[`features minus ${basis}`] }));

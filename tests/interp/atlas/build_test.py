@@ -16,6 +16,9 @@ def test_the_list_has_every_feature_and_the_first_view_the_judges_name(plain):
     assert {row["concept"] for row in atlas.head["concepts"]} >= {"communication", "pneumothorax"}
     assert atlas.head["sweeps"] == [] and atlas.head["sets"] == {} and atlas.head["label"] is None
     assert atlas.head["localize"] is None
+    measures = [row[0] for row in atlas.head["advantage"]["rows"]]
+    assert "detection" in measures and "mean F1 of concepts" in measures
+    assert len(atlas.head["advantage"]["sentences"]) == len(measures) - 1
     assert atlas.head["run"]["stages"] == {"export": False, "label": False, "similar": False}
     for feature, row in enumerate(table):
         details = atlas.details(feature)
@@ -32,6 +35,7 @@ def test_stages_sets_and_sweeps_are_shown_with_each_feature(full):
         "concepts",
         "again",
     ]
+    assert "monosemanticity by rank" in [row[0] for row in atlas.head["advantage"]["rows"]]
     steered = {row["concept"]: row["steering"] for row in atlas.head["concepts"]}
     assert steered["communication"]["added"]["strength"] == 2.0 and steered["pneumothorax"] == {}
     found = atlas.head["sets"]["published"]

@@ -7,12 +7,14 @@ import pytest
 
 from configs import phantom
 from interp.scorers.judge import Verdict
+from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.stages.stage import Stage
 from steer import stage as steer
 from steer.faithfulness import stage
 from steer.faithfulness.stage import ReportChange, summarised
 from steer.program.sweep_writer import SweepWriter
+from tests.helpers.judge import serve
 from tests.steer.stage_test import N_FEATURES, inputs, lines_of, make_config  # noqa: F401 (a fixture)
 
 
@@ -126,6 +128,26 @@ def test_the_judge_sees_reports_in_random_order_and_only_those_that_differ():
     assert [row["score"] for row in rows] == [*kinds] * 30 + [0.5, 0.5]
     assert [row["cost"] for row in rows[:4]] == [0.25, 0.25, 0.25, 0.0]
     assert 0.3 < np.mean(judge.firsts) < 0.7
+
+
+def test_a_language_model_is_asked_for_each_explanation_once_its_number_of_requests_is_told(
+    workdir, monkeypatch, capsys
+):
+    changes = [change(f"A tube {i}.", f"Clear {i}.")._replace(explanation='Text with "tube".') for i in range(4)]
+    changes.append(change("Clear.", "A tube.", basis="raw dimensions")._replace(explanation='Text with "tube".'))
+    monkeypatch.setattr(stage, "_changes", lambda *_: changes)
+    config = config_of()
+    config.interpret.judge = "llm"
+    with serve() as server:
+        config.judge.update({"base_url": server.url, "model": "rule", "price_in": 1e6, "price_out": 1e6})
+        stage.run(config, workdir)
+    told = capsys.readouterr().err
+    assert "about 9 requests to rule" in told, "those of shuffled explanations are among them"
+    rows = pq.read_table(workdir / "faithfulness" / stage.SCORES).to_pylist()
+    assert [row["score"] for row in rows] == [1.0] * 4 + [0.0] + [1.0] * 4 and all(row["cost"] > 0 for row in rows)
+    config.judge.model = "other"
+    with pytest.raises(UserError, match="judge.model"):
+        stage.run(config, workdir)
 
 
 def test_explanations_of_other_features_are_judged_on_the_same_reports():
