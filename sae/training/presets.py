@@ -48,7 +48,7 @@ def _dictionary_learning(steps: int, batch_size: int, d_model: int, n_features: 
 def _scaled(steps: int, batch_size: int, d_model: int, n_features: int) -> dict[str, Any]:
     """The rate falls with the root of steps and width, and dead features are found as early in every run.
 
-    Adam moves each of a unit row's entries by about the rate: in a random walk of so many steps every row turns by the
+    Adam moves each of a unit row's entries by about the rate: in a random walk over the run every row turns by the
     same angle, so more data never hurts. docs/reference/measured.md has the evidence. What else made a difference: a
     shorter memory of the squared gradient, since a sparse feature's gradient comes and goes; most of the loss's weight
     on the full reconstruction; a decay over half of the run.
