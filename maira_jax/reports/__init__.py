@@ -7,5 +7,6 @@
 
 `labeller` is the public face of the labeller; `mentions`, `status` and `attributes` are its steps, and `vocabulary`
 holds its words. `changes` compares two reports by what the labeller finds, `radfact` two grounded reports by their
-boxes as well, and `text` measures the wording alone.
+boxes as well, `statements` rewrites reports, `history` finds comparisons with earlier studies, and `text` measures the
+wording alone.
 """

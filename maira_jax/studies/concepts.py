@@ -12,6 +12,8 @@ FINDINGS = ("cardiomegaly", "pleural effusion", "pneumothorax", "consolidation",
 """The findings whose attributes are known too."""
 DEGREES = {"small": "mild", "moderate": "moderate", "large": "severe"}
 """The words for the sizes of cardiomegaly."""
+COMPARISON = "comparison with prior"
+"""The concept of a report that compares the study with an earlier one."""
 
 
 def concept_names(finding: Finding) -> frozenset[str]:
@@ -41,7 +43,7 @@ def study_labels(findings: Sequence[Finding], has_prior: bool, communication: bo
     out["new finding"] = "new" in changes
     for change in ("worse", "improved", "unchanged", "resolved"):
         out[change] = change in changes
-    out["comparison with prior"] = has_prior
+    out[COMPARISON] = has_prior
     out["communication"] = communication
     out["normal study"] = not present
     return out
