@@ -1,6 +1,7 @@
 """The `steer` section of the configuration."""
 
 import re
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from steer.methods.method import StrengthUnit
 from steer.selection import SELECTIONS
 
 GENERATED = "generated"  # the position of every token that produces a token
+PriorImage = Literal["own", "none", "repeated"]
 # Parts of a prompt by the names that `steer.positions` gives them.
 PARTS = {
     **{kind.name.lower(): (kind,) for kind in Kind if kind not in (Kind.PAD, Kind.FINDINGS, Kind.EOS, Kind.IMAGE_LAST)},
@@ -59,6 +61,12 @@ class SteerSection(Section, name="steer"):
     select_studies: int = setting(
         8, "Training studies on whose prompts rules take gradients, amplify features and steer, all at once.", ge=1
     )
+    learn_studies: int = setting(
+        32,
+        "Largest number of training studies, with their reports rewritten, from which methods learn that learn an "
+        "edit through the model: reft_r1 and smallest_set.",
+        ge=4,
+    )
     top: int = setting(
         12, "Largest number of features that are chosen by match or concept; those of steer.features all are.", ge=1
     )
@@ -83,6 +91,12 @@ class SteerSection(Section, name="steer"):
         "", "Folder or file of another autoencoder, whose steer.features are steered; empty: the run's own."
     )
     manifest: str = setting("", "Manifest of studies to steer; empty: studies that the autoencoder was not trained on.")
+    prior_image: PriorImage = setting(
+        "own",
+        "Image that stands for the prior one. own: the study's own, if it has one. none: only studies without one are "
+        "steered. repeated: only those, and their current image is shown in its place, on which a model may report "
+        "changes that nothing shows.",
+    )
     studies: int = setting(24, "Largest number of studies, in the order of the store or of the manifest.", ge=1)
     batch_studies: int = setting(
         8, "Studies whose reports are written together; each prompt is read once.", ge=1, decides=False

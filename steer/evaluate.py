@@ -17,6 +17,8 @@ from it (intended: "removed", negative strength):
   or the phantom wrote one (`maira_jax.reports.quality`); with "_change", minus that of the unsteered report.
 * What an effect costs, with off_target and degenerate: nll_change, mean_nll minus that of the unsteered report;
   length, its words for each of the unsteered report's; format_kept: it is whole sentences, where the unsteered one is.
+* history: the share of its words in phrases that compare with an earlier study (`maira_jax.reports.history`), in all
+  and by class; history_before: that of the unsteered report.
 * degenerate: empty, repetitive, without an end or of numbers that are not finite. Such generations are counted, and
   left out of all rates but "on_target_of_all", where they are failures.
 
@@ -48,6 +50,7 @@ from interp.llm.client import ChatClient
 from interp.llm.section import JudgeSection
 from maira_jax.errors import UserError
 from maira_jax.reports.quality import ReportQuality
+from maira_jax.reports.vocabulary.history import PHRASES
 from maira_jax.run import files, jsonl
 from maira_jax.run.columns import column
 from maira_jax.run.config import Section, setting
@@ -115,6 +118,9 @@ SCHEMA = pa.schema(
         column("words", pa.int32(), "length of the longer of the two reports"),
         column("length", pa.float64(), "words of the steered report for each of the unsteered one"),
         column("format_kept", pa.bool_(), "whether it is whole sentences, or the unsteered one is not"),
+        column("history", pa.float64(), "share of its words that compare with an earlier study"),
+        column("history_before", pa.float64(), "that of the unsteered report"),
+        *(column(f"history_{kind}", pa.float64(), f"that of its words of the class {kind}") for kind in PHRASES),
         *(column(f"judge_{name}", pa.int32(), meaning) for name, meaning in _JUDGED.items()),
     ]
 )

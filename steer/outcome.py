@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maira_jax.reports.changes import cached_parse, compare
+from maira_jax.reports.history import cached_rates
 from maira_jax.reports.text import degenerate, edit_distance, is_prose, repetition, words_of
 
 ADDED, REMOVED = "added", "removed"
@@ -53,7 +54,9 @@ def outcome(
         "words": max(len(before), len(after)),
         "length": len(after) / max(len(before), 1),
         "format_kept": is_prose(steered) or not is_prose(original),
-    }
+        "history": sum(cached_rates(steered).values()),
+        "history_before": sum(cached_rates(original).values()),
+    } | {f"history_{kind}": rate for kind, rate in cached_rates(steered).items()}
 
 
 def reward(row: Mapping[str, Any]) -> int:

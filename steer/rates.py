@@ -12,6 +12,7 @@ from scipy.stats import rankdata, spearmanr
 from interp.scorers.bootstrap import percentile_interval, study_weights
 from maira_jax.errors import UserError
 from maira_jax.reports.quality import ReportQuality
+from maira_jax.reports.vocabulary.history import PHRASES
 from steer.methods.direction import NONE
 from steer.outcome import ADDED, reward
 
@@ -61,6 +62,7 @@ def _where_known(name: str) -> RateMeasure:
 
 
 QUALITY = tuple(f"quality_{name}" for name in ReportQuality._fields)
+HISTORY = ("history", "history_before", *(f"history_{kind}" for kind in PHRASES))
 MEASURES = {
     "on_target": RateMeasure(lambda r: r["on_target"], lambda r: r["eligible"] and _whole(r)),
     "on_target_of_all": RateMeasure(lambda r: r["on_target"] and _whole(r), lambda r: r["eligible"]),
@@ -80,6 +82,7 @@ MEASURES = {
     **{name: _where_known(name) for name in (*QUALITY, *(f"{name}_change" for name in QUALITY))},
     "length": RateMeasure(lambda r: r["length"], _whole),
     "format_kept": RateMeasure(lambda r: r["format_kept"], _whole),
+    **{name: RateMeasure(operator.itemgetter(name), _whole) for name in HISTORY},
 }
 HEADLINE = ("on_target", "on_target_of_all", "off_target", "no_change", "degenerate")
 
@@ -173,6 +176,7 @@ def summarise(rows: Sequence[dict[str, Any]], n_resamples: int, seed: int) -> di
             "repetition": bootstrap.rate(originals, MEASURES["repetition"]),
             "mean_nll": bootstrap.rate(originals, MEASURES["mean_nll"]),
             **{name: bootstrap.rate(originals, MEASURES[name]) for name in QUALITY},
+            **{name: bootstrap.rate(originals, MEASURES[name]) for name in HISTORY if name != "history_before"},
         },
         "headline": {method: bootstrap.rates(group) for method, group in sorted(by_method.items())},
         "above_random": {

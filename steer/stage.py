@@ -24,6 +24,7 @@ from maira_jax.run.stages import growth
 from maira_jax.run.stages.stage import MANIFEST, Stage, read_manifest
 from steer.config import SteerSection
 from steer.methods.direction import Direction
+from steer.outcome import ADDED, REMOVED
 from steer.program.sweep_writer import GenerationRow, SteeredReport, SweepWriter
 from steer.selection.choose import SCHEMA as SCORES
 from steer.sweep import Sweep
@@ -40,6 +41,7 @@ _GROWS = {f"steer.{name}": growth.union for name in _LISTS} | {
 GENERATIONS = "generations.jsonl"
 DIRECTIONS = "directions.json"
 SELECTION = "selection.parquet"
+SETS = "sets.parquet"
 
 
 def folder(name: str) -> str:
@@ -65,6 +67,20 @@ LINES = pa.schema(
 )
 
 
+# A row of sets.parquet.
+SET_ROWS = pa.schema(
+    [
+        column("direction", pa.string(), "key of a direction that sets features"),
+        column("method", pa.string(), "of steering"),
+        column("concept", pa.string(), "that the features are set for"),
+        column("intended", pa.string(), "added or removed: what setting them is to do to the concept"),
+        column("rank", pa.int32(), "among the features of the set; of a smallest set 1 is the most changed one"),
+        column("feature", pa.int32(), "that is set"),
+        column("value", pa.float64(), "that it is set to at a strength of 1, or of -1"),
+    ]
+)
+
+
 def input_stages(section: SteerSection) -> tuple[str, ...]:
     """The stages that a sweep reads."""
     if section.sae:
@@ -76,8 +92,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes steered reports.
 
     Writes `steer/NAME/`: `directions.json` (each direction with its target and the size of its unit),
-    `directions.npy` (their vectors, in the same order), `selection.parquet` (the scores of the features that they were
-    chosen from) and `generations.jsonl`, one line per report (see `LINES`).
+    `directions.npy` (their vectors, in the same order), `sets.parquet` (the features that directions set),
+    `selection.parquet` (the scores of the features that they were chosen from) and `generations.jsonl`, one line per
+    report (see `LINES`).
 
     The lines are study by study in the order of `plan_rows`. The processes of a run take batches of studies in turn,
     each on its own devices; the first one measures the directions. A killed run resumes with the batches that are
@@ -95,18 +112,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         for name in input_stages(section):
             storage.fetch(workdir / name)
         return processes.first_only(lambda: estimate(Sweep.load(config, workdir, shared=workdir)))
-    identity = {"steer": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
-    identity["weights"] = ModelSection.of(config).weights
-    for name in ("sae", "manifest"):
-        path = getattr(section, name)
-        if path:  # the content decides the result, not only its path
-            identity[f"{name}_digest"] = files.content_digest(Path(path).expanduser())
     inputs, own = input_stages(section), stage_name(section.set)
     sets = tuple(name for name in (OWN_SET, own) if name in inputs)
-    storage.fetch(workdir / own / MANIFEST)
-    if section.match and (workdir / own / MANIFEST).is_file():  # among more explanations, others may match
-        found = read_manifest(workdir / own / MANIFEST)
-        identity["interpreted"] = files.digest([found["section"], found["counts"]])
+    identity = _identity(config, section, workdir / own / MANIFEST)
     computing = section.computing() | {"mesh": RunSection.of(config).mesh}
     stage = Stage(workdir, folder(section.name), identity, inputs, computing, config, _GROWS, sets)
     with stage:
@@ -121,8 +129,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         unfinished = 0
         if processes.is_first():
             _save_directions(stage.dir, sweep.directions)
-            with files.atomic_path(stage.dir / SELECTION) as path:
-                pq.write_table(pa.Table.from_pylist(list(sweep.scores), schema=SCORES), path)
+            _write_table(stage.dir / SELECTION, sweep.scores, SCORES)
+            _write_table(stage.dir / SETS, _set_rows(sweep.directions), SET_ROWS)
             unfinished = _join(parts, earlier, sweep, stage.dir / GENERATIONS)
         counts = {
             "studies": len(sweep.studies),
@@ -133,6 +141,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         }
         stage.finish(counts)
         return stage.manifest["counts"]
+
+
+def _identity(config: ml_collections.ConfigDict, section: SteerSection, interpretations: Path) -> dict[str, Any]:
+    """What decides the result of a sweep; `interpretations` is the manifest of those that features are matched in."""
+    identity = {"steer": section.deciding(), "studies": config.studies.to_dict(), "seed": config.seed}
+    identity["weights"] = ModelSection.of(config).weights
+    for name in ("sae", "manifest"):
+        path = getattr(section, name)
+        if path:  # the content decides the result, not only its path
+            identity[f"{name}_digest"] = files.content_digest(Path(path).expanduser())
+    storage.fetch(interpretations)
+    if section.match and interpretations.is_file():  # among more explanations, others may match
+        found = read_manifest(interpretations)
+        identity["interpreted"] = files.digest([found["section"], found["counts"]])
+    return identity
 
 
 def estimate(sweep: Sweep) -> dict[str, Any]:
@@ -169,6 +192,34 @@ def _save_directions(directory: Path, directions: Sequence[Direction]) -> None:
     files.write_json(directory / DIRECTIONS, described)
     with files.atomic_path(directory / "directions.npy") as path, path.open("wb") as file:
         np.save(file, np.stack([direction.intervention.vector for direction in directions]))
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    with files.atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
+
+
+def _set_rows(directions: Sequence[Direction]) -> list[dict[str, Any]]:
+    """Rows of `SET_ROWS`."""
+    found = []
+    for direction in directions:
+        for intended, strength in ((ADDED, 1.0), (REMOVED, -1.0)):
+            clamp = direction.intervention.clamp_at(strength)
+            if clamp is None or (clamp.features < 0).any() or strength not in direction.strengths((1.0, -1.0)):
+                continue
+            found += [
+                {
+                    "direction": direction.key,
+                    "method": direction.method,
+                    "concept": direction.target.concept if direction.target else "",
+                    "intended": intended,
+                    "rank": rank,
+                    "feature": int(feature),
+                    "value": float(strength * value),
+                }
+                for rank, (feature, value) in enumerate(zip(clamp.features, clamp.value, strict=True), start=1)
+            ]
+    return found
 
 
 def _tuple(value: Any) -> Any:

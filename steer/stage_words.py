@@ -2,13 +2,16 @@
 
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from interp import advantage
+from interp.atlas.gathering.steering import SMALLEST
 from interp.sets import SCORED, stage_name
 from maira_jax.reports.text import marked_difference
 from maira_jax.run import files, storage
@@ -25,6 +28,7 @@ _RATES = {
     "format_kept": ("format kept", ".0%"),
     "length": ("length", ".2f"),
     "nll_change": ("NLL", "+.2f"),
+    "history": ("history", ".1%"),
 }
 
 
@@ -101,9 +105,11 @@ def _example(line: dict[str, Any]) -> str:
 def of_evaluation(config: ConfigDict, workdir: Path) -> str:
     """Effects and costs of each concept at its best strengths, and of each method, random directions included.
 
-    NLL is the change in nats per token under the unsteered model, length that in words, as a factor. Then, for each
-    rule by which features were selected, those of its choice, and the rank correlation of its scores with effects.
+    NLL is the change in nats per token under the unsteered model, length that in words, as a factor, history the share
+    of words that compare with an earlier study. Then, for each rule by which features were selected, those of its
+    choice, and the rank correlation of its scores with effects; and the smallest sets of features.
     """
+    folder = workdir / stage.folder(config.steer.name)
     summary = _read(workdir / evaluate.FOLDER / config.steer.name / evaluate.SUMMARY)
     rows = [["method", "concept", "intended", "strength", "reports", *(title for title, _ in _RATES.values())]]
     for row in summary["best"]:
@@ -113,7 +119,9 @@ def of_evaluation(config: ConfigDict, workdir: Path) -> str:
         rows.append([method, "all", "", "best", *_rates(rates)])
     if len(rows) == 1:
         return no_rate(summary)
-    return table(rows, 3) + _of_selection(summary["selection"])
+    history = summary["unsteered"]["history"]["rate"]
+    before = f"\nwords of unsteered reports that compare with an earlier study: {history:.1%}" if history else ""
+    return table(rows, 3) + before + _of_selection(summary["selection"]) + _of_sets(folder)
 
 
 def no_rate(summary: Mapping[str, Any]) -> str:
@@ -135,6 +143,19 @@ def _of_selection(found: dict[str, dict[str, Any]]) -> str:
         goes = "-" if own["spearman"] is None else f"{own['spearman']:.2f} ({own['low']:.2f} to {own['high']:.2f})"
         rows += [[rule, method, goes, *_rates(rates)] for method, rates in own["methods"].items()]
     return "\n" + table(rows, 3)
+
+
+def _of_sets(folder: Path) -> str:
+    """The features of each smallest set of a sweep, with the values that they are set to."""
+    storage.fetch(folder, (stage.SETS,))
+    if not (folder / stage.SETS).is_file():  # steered before there were any
+        return ""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in pq.read_table(folder / stage.SETS).to_pylist():
+        if row["method"] == SMALLEST:
+            found[row["concept"], row["intended"]].append(f"{row['feature']} = {row['value']:.2f}")
+    lines = [f"{concept} {intended} by {', '.join(features)}" for (concept, intended), features in found.items()]
+    return "".join(f"\nsmallest set: {line}" for line in lines)
 
 
 def table(rows: Sequence[Sequence[str]], n_left: int) -> str:

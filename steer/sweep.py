@@ -27,10 +27,11 @@ from sae import formats
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from sae.autoencoder import Sae
 from sae.saved import load_sae
-from steer.config import SteerSection
+from steer.config import PriorImage, SteerSection
 from steer.methods import MethodInputs
 from steer.methods.combination import combination, members
 from steer.methods.direction import Direction, make_directions
+from steer.methods.learned.rewriting import Rewriting
 from steer.methods.study_means import StudyMeans
 from steer.program.effects import ProgramEffects
 from steer.program.prompts import Prompts
@@ -146,16 +147,20 @@ def _directions(
     # All features are chosen before anything is measured: a wrong one fails before the pass over the store.
     known = {number: catalogue.target(number) for number in combined}
     targets, scores, n_asked_for = Selected([], [])
+    training = functools.cache(lambda: _training(config, activations))
     if section.features or section.concepts or section.match or not section.combinations:
         given = (section.features, section.match, section.concepts)
         size = SelectSize(section.top, section.candidates, section.pool)
-        inputs = _selection_inputs(config, section, workdir, activations, model, sae, catalogue)
+        inputs = _selection_inputs(config, section, workdir, activations, model, sae, catalogue, training)
         targets, scores, n_asked_for = choose(catalogue, *given, size, section.select, inputs)
         print(_announced(section, targets, n_asked_for), file=sys.stderr)
         unknown = set(section.concepts) - {target.concept for target in targets}
         if unknown and not (section.features or section.match):
             print(f"steer: no feature is known for {', '.join(sorted(unknown))}", file=sys.stderr)
-    measured = MethodInputs.measure(sae, section.unit, config.seed, activations, section.measured, section.methods)
+    rewriting = Rewriting(model, training, section.learn_studies, section.batch_studies)
+    measured = MethodInputs.measure(
+        sae, section.unit, config.seed, activations, section.measured, section.methods, rewriting
+    )
     if section.unit == "residual_norm" and not measured.statistic(StudyMeans).residual_norm:
         raise UserError(
             f"{activations.directory} has no token of steer.positions to measure: choose another steer.unit"
@@ -183,14 +188,9 @@ def _selection_inputs(
     model: EditedModel,
     sae: Sae,
     catalogue: FeatureCatalogue,
+    training: Callable[[], Sequence[Study]],
 ) -> SelectionInputs:
     """What rules score features by; studies are read, and effects prepared, once a rule asks for them."""
-
-    @functools.cache
-    def training() -> list[Study]:
-        table = activations.studies.select(["study_id", "split"]).to_pylist()
-        train = {row["study_id"] for row in table if row["split"] == TRAIN}
-        return [study for study in load_studies(config.studies) if study.study_id in train]
 
     @functools.cache
     def effects() -> ProgramEffects:
@@ -201,6 +201,13 @@ def _selection_inputs(
 
     w_dec = np.asarray(sae.params["W_dec"])
     return SelectionInputs(catalogue, w_dec, model, training, section.select_studies, effects)
+
+
+def _training(config: ml_collections.ConfigDict, activations: ActivationStore) -> list[Study]:
+    """The studies that the autoencoder was trained on."""
+    table = activations.studies.select(["study_id", "split"]).to_pylist()
+    train = {row["study_id"] for row in table if row["split"] == TRAIN}
+    return [study for study in load_studies(config.studies) if study.study_id in train]
 
 
 def _autoencoder(
@@ -222,16 +229,33 @@ def _autoencoder(
     return sae, catalogue
 
 
-def _studies(config: ml_collections.ConfigDict, section: SteerSection, activations: ActivationStore) -> list[Study]:
+def _studies(config: ml_collections.ConfigDict, section: SteerSection, activations: ActivationStore) -> Sequence[Study]:
     if section.manifest:
-        found = manifest.read(Path(section.manifest).expanduser())[: section.studies]
+        found = manifest.read(Path(section.manifest).expanduser())
         if not found:
             raise UserError(f"{section.manifest} holds no study: add some, or leave steer.manifest empty")
-        return found
-    return held_out(load_studies(config.studies), activations, section.studies)
+    else:
+        found = held_out(load_studies(config.studies), activations)
+    return with_prior_image(found, section.prior_image)[: section.studies]
 
 
-def held_out(studies: Iterable[Study], activations: ActivationStore, limit: int) -> list[Study]:
+def with_prior_image(studies: Sequence[Study], prior_image: PriorImage) -> Sequence[Study]:
+    """The studies that are steered, as `steer.prior_image` has them.
+
+    Raises:
+      UserError: none is without a prior image.
+    """
+    if prior_image == "own":
+        return studies
+    found = [study for study in studies if study.prior_frontal is None and study.frontal is not None]
+    if not found:
+        raise UserError(f"steer.prior_image is {prior_image}, but every study has a prior image: set it to own")
+    if prior_image == "repeated":
+        found = [dataclasses.replace(study, prior_frontal=study.frontal) for study in found]
+    return found
+
+
+def held_out(studies: Iterable[Study], activations: ActivationStore, limit: int | None = None) -> list[Study]:
     """The first `limit` studies that the autoencoder was not trained on, in the store's order.
 
     Raises:

@@ -16,6 +16,7 @@ from steer.methods import (  # noqa: F401  (imported to be registered)
     prompt,
     random,
 )
+from steer.methods.learned import reft_r1, smallest_set  # noqa: F401
 from steer.methods.method import METHODS, MethodInputs, SteeringMethod
 
 __all__ = ["METHODS", "MethodInputs", "SteeringMethod"]

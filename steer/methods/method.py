@@ -11,6 +11,7 @@ from maira_jax.run.registry import Registry
 from sae.activations.store import ActivationStore
 from sae.autoencoder import Sae
 from steer.methods.intervention import Intervention
+from steer.methods.learned.rewriting import Rewriting
 from steer.methods.study_means import StudyMeans
 from steer.selection.target import Target
 
@@ -47,12 +48,14 @@ class MethodInputs:
         mean norm of the residual stream on the edited tokens; raw: 1.
       seed: the seed of what a method draws at random.
       statistics: the measurements of the activation store, by their type.
+      rewriting: what edits are learned from; None where there is no model.
     """
 
     sae: Sae
     unit: StrengthUnit
     seed: int
     statistics: Mapping[type, Any]
+    rewriting: Rewriting | None = None
 
     @classmethod
     def measure(
@@ -63,12 +66,13 @@ class MethodInputs:
         store: ActivationStore,
         measured: TokenMask,
         methods: Iterable[str],
+        rewriting: Rewriting | None = None,
     ) -> Self:
         """Measures what `methods` and the unit need; see `StoreStatistic.measure`."""
         wanted = {kind for name in methods for kind in METHODS.get(name).statistics}
         if unit == "residual_norm":
             wanted.add(StudyMeans)
-        return cls(sae, unit, seed, {kind: kind.measure(store, measured, sae) for kind in wanted})
+        return cls(sae, unit, seed, {kind: kind.measure(store, measured, sae) for kind in wanted}, rewriting)
 
     def statistic(self, kind: type[Statistic]) -> Statistic:
         """The measurement of this type, which the method names in its `statistics`."""

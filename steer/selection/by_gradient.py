@@ -8,9 +8,7 @@ arXiv 2310.10348), and on choosing features to steer by their effect Arad et al.
 """
 
 import functools
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,40 +20,12 @@ from maira_jax.model import maira2, sharding
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.layers import Params
 from maira_jax.model.maira2 import Edits
-from maira_jax.reports import labeller
 from maira_jax.reports.changes import TargetFindings
-from maira_jax.reports.mentions import sentences
+from maira_jax.reports.statements import ConceptSentences, concept_sentences
 from maira_jax.studies.study import Study
 from steer.selection.rule import SELECTIONS, EditedModel, SelectionInputs, SelectionRule, refuse_outside_language
 
-_N_SENTENCES = 3  # of each kind, the most frequent ones
 _READ_REPORTS = 1000  # of the training studies, whose sentences on a concept are counted
-
-
-class ConceptSentences(NamedTuple):
-    """Sentences that state a concept, and as many that deny it."""
-
-    stating: tuple[str, ...]
-    denying: tuple[str, ...]
-
-
-def concept_sentences(reports: Iterable[str], concept: str) -> ConceptSentences:
-    """The most frequent sentences of reports that state a concept, and those that deny it.
-
-    Where reports have none, "There is CONCEPT." and "There is no CONCEPT.".
-    """
-    stating: Counter[str] = Counter()
-    denying: Counter[str] = Counter()
-    target = TargetFindings.of(concept)
-    for sentence in (text for report in reports for text in sentences(report)):
-        parsed = labeller.parse(sentence)
-        statuses = {finding.status for finding in parsed.findings if target.include(finding)}
-        if parsed.concepts.get(concept):
-            stating[sentence] += 1
-        elif statuses == {"absent"}:
-            denying[sentence] += 1
-    found = [tuple(text for text, _ in counted.most_common(_N_SENTENCES)) for counted in (stating, denying)]
-    return ConceptSentences(found[0] or (f"There is {concept}.",), found[1] or (f"There is no {concept}.",))
 
 
 def gradient_scores(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from steer.rates import _rank_correlation, selection_rates, summarise
+from steer.rates import HISTORY, _rank_correlation, selection_rates, summarise
 
 CONCEPTS = {"oedema": (1, 2), "cardiomegaly": (2, 3)}
 ON = {("oedema", 1): 0.5, ("oedema", 2): 0.9, ("cardiomegaly", 2): 0.3, ("cardiomegaly", 3): 0.1}
@@ -22,6 +22,7 @@ PLAIN |= {
     "words": 10,
     "length": 1.0,
     "format_kept": True,
+    **dict.fromkeys(HISTORY, 0.0),
     "intended": "added",
     "eligible": True,
     "off_target": False,

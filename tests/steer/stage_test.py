@@ -1,160 +1,27 @@
 """The steering sweep and its evaluation on a small random model."""
 
-import dataclasses
-import json
-import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 
 from maira_jax.checkpoint import store
 from maira_jax.errors import UserError
 from maira_jax.generation.decode import Sampling, generate, row_keys
-from maira_jax.inputs import image
-from maira_jax.inputs.batches import read_images
-from maira_jax.inputs.tokens import Kind
 from maira_jax.run import files
-from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
-from sae import autoencoder
-from sae.activations.store import StoreLayout, StoreWriter
-from sae.activations.token_rows import TokenRows
-from sae.autoencoder import Sae
-from sae.formats import safetensors as plain_file
-from sae.saved import load_sae, save_sae
 from steer import evaluate, stage
-from steer.methods import METHODS, MethodInputs
+from steer.methods.learned import reft_r1, smallest_set
 from steer.program import decode as programs
 from steer.program.prompts import Prompts
 from steer.program.sweep_writer import SweepWriter
-from steer.selection import SELECTIONS
-from steer.selection.catalogue import FeatureCatalogue
 from tests.helpers.commands import launch
-from tests.helpers.phantom_model import D_MODEL, write_model
+from tests.helpers.phantom_model import D_MODEL
+from tests.helpers.steer_run import LEARNED, N_STUDIES, TRIED, lines_of, make_config
 from tests.helpers.traces import names_in
-
-BUILT_IN = METHODS.names()
-N_STUDIES, N_FEATURES, SITE = 12, 64, "language.1.resid_post"
-
-
-def make_config() -> ConfigDict:
-    steer = {
-        "name": "test",
-        "features": (),
-        "match": "",
-        "concepts": (),
-        "select": ("concept",),
-        "candidates": 1,
-        "pool": 3,
-        "select_studies": 2,
-        "top": 2,
-        "combinations": (),
-        "methods": BUILT_IN,
-        "strengths": (-4.0, 4.0),
-        "unit": "max_activation",
-        "positions": ("generated",),
-        "sae": "",
-        "manifest": "",
-        "studies": 5,
-        "batch_studies": 2,
-        "batch_rows": 6,
-        "workers": 2,
-        "max_new_tokens": 12,
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "dry_run": False,
-    }
-    studies = {"source": "phantom", "n": N_STUDIES, "seed": 2, "size": 28}
-    evaluate = {"bootstrap": 50, "judge": "none", "judge_studies": 1}
-    return ConfigDict({"seed": 0, "studies": studies, "steer": steer, "evaluate": evaluate})
-
-
-def write_activations(directory: Path, studies: list, rng: np.random.Generator) -> None:
-    per_study = 6
-    n = per_study * len(studies)
-    tokens = TokenRows(
-        study=np.repeat(np.arange(len(studies)), per_study).astype(np.int32),
-        position=np.tile(np.arange(per_study), len(studies)).astype(np.int32),
-        token_id=np.full(n, 7, np.int32),
-        kind=np.tile([Kind.INDICATION, *[Kind.FINDINGS] * 5], len(studies)).astype(np.int8),
-    )
-    table = pa.table(
-        {
-            "study_id": [s.study_id for s in studies],
-            "patient_id": [s.patient_id for s in studies],
-            "split": ["train"] * 6 + ["held_out"] * 6,
-            "labels": [json.dumps({"cardiomegaly": i % 2 == 0, "oedema": False}) for i in range(len(studies))],
-            "start": np.arange(len(studies)) * per_study,
-            "stop": (np.arange(len(studies)) + 1) * per_study,
-        }
-    )
-    layout = StoreLayout(n, D_MODEL, "float32", 128, 64)
-    writer = StoreWriter(directory, layout, tokens, table, {"site": SITE})
-    writer.write(0, rng.normal(size=(n, D_MODEL)).astype(np.float32))
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with everything that steering reads."""
-    workdir = tmp_path_factory.mktemp("run")
-    config, rng = make_config(), np.random.default_rng(0)
-    studies = list(load_studies(config.studies))
-    for name in ("model", "activations", "sae", "interp"):
-        with Stage(workdir, name, {"test": name}) as written:
-            if name == "model":
-                write_model(written.dir, studies)
-            elif name == "activations":
-                write_activations(written.dir, studies, rng)
-            elif name == "sae":
-                params = autoencoder.init(jax.random.key(1), D_MODEL, N_FEATURES, jnp.zeros(D_MODEL))
-                save_sae(written.dir, Sae(params, 0.1, 4, (32, 32), {"site": SITE}))
-            else:
-                features = {
-                    "feature": np.arange(N_FEATURES, dtype=np.int32),
-                    "explanation": [f"mentions word {i}" for i in range(N_FEATURES - 1)] + ["oedema of the lung"],
-                    "detection": np.full(N_FEATURES, 0.6),
-                    "max_activation": np.full(N_FEATURES, 6.0),
-                    "concept": pa.nulls(N_FEATURES, pa.string()),
-                    "concept_f1": pa.nulls(N_FEATURES, pa.float64()),
-                }
-                pq.write_table(pa.table(features), written.dir / "features.parquet")
-                concepts = {
-                    "concept": ["cardiomegaly", "oedema", "pneumothorax"],
-                    "feature": np.array([5, 9, 5], np.int32),
-                    "f1": [0.9, 0.8, 0.95],
-                    "runners_up": [[1], [2, 3], [7, 8]],
-                    "runners_up_f1": [[0.2], [0.79, 0.1], [0.9, 0.86]],
-                }
-                pq.write_table(pa.table(concepts), written.dir / "concepts.parquet")
-            written.finish({})
-    return workdir
-
-
-@pytest.fixture()
-def workdir(inputs: Path, tmp_path: Path) -> Path:
-    """A fresh run directory on the same inputs."""
-    for name in ("model", "activations", "sae", "interp"):
-        (tmp_path / name).symlink_to(inputs / name)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def swept(inputs: Path) -> tuple[Path, dict]:
-    config = make_config()
-    config.profile = 1
-    counts = stage.run(config, inputs)
-    return inputs, counts
-
-
-def lines_of(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "steer" / "test" / stage.GENERATIONS).read_text().splitlines()]
 
 
 def test_one_line_per_study_direction_and_strength(swept: tuple[Path, dict]) -> None:
@@ -201,32 +68,6 @@ def test_strength_zero_is_the_unsteered_report(swept: tuple[Path, dict]) -> None
     originals = {line["study_id"]: line["original"] for line in lines_of(workdir)}
     assert plain(workdir, list(originals)) == list(originals.values())
     assert all(originals.values())
-
-
-def test_every_rule_chooses_and_is_compared_with_what_steering_did(workdir: Path) -> None:
-    config = make_config()
-    rules = [name for name in SELECTIONS.names() if not name.startswith("fixed")]  # which other tests register
-    config.steer.update({"select": rules, "methods": ("add",), "strengths": (4.0,), "studies": 2})
-    stage.run(config, workdir)
-    rows = pq.read_table(workdir / "steer" / "test" / stage.SELECTION).to_pylist()
-    targets = [entry["target"] for entry in files.read_json(workdir / "steer" / "test" / stage.DIRECTIONS)]
-    for concept in ("pneumothorax", "oedema"):
-        own = [row for row in rows if row["concept"] == concept]
-        chosen = {row["feature"]: {} for row in own if row["chosen"]}
-        for row in own:
-            if row["chosen"]:
-                assert row["rank"] == 1 and row["score"] == max(r["score"] for r in own if r["rule"] == row["rule"])
-                chosen[row["feature"]][row["rule"]] = row["score"]
-        assert [t["feature"] for t in targets if t["concept"] == concept] == list(chosen)
-        assert [dict(t["chosen_by"]) for t in targets if t["concept"] == concept] == list(chosen.values())
-    of_rule = {rule: {(r["concept"], r["feature"]) for r in rows if r["rule"] == rule} for rule in rules}
-    candidates = of_rule["concept"] | of_rule["explanation"] | of_rule["gradient"]
-    assert of_rule["gradient"] == of_rule["output_score"] == of_rule["confidence"] == candidates
-    assert of_rule["explanation"] == {("oedema", N_FEATURES - 1)}
-    evaluate.run(config, workdir)
-    found = files.read_json(workdir / "evaluation" / "test" / "summary.json")["selection"]
-    assert set(found) == {row["rule"] for row in rows}
-    assert {"methods", "spearman", "low", "high", "n"} == set(found["gradient"])
 
 
 def test_draws_depend_on_the_study_alone(inputs: Path, workdir: Path) -> None:
@@ -360,131 +201,6 @@ def test_a_dry_run_estimates_and_writes_nothing(swept: tuple[Path, dict]) -> Non
     assert not (workdir / "steer" / "dry").exists()
 
 
-def test_combinations_of_features(inputs: Path, workdir: Path) -> None:
-    config = make_config()
-    config.steer.update({"combinations": ("5-9", "9+3"), "studies": 1})
-    stage.run(config, workdir)
-    lines = [line for line in lines_of(workdir) if line["strength"]]
-    assert {line["direction"] for line in lines} == {"5-9", "9+3"}
-    pair = next(line["settings"] for line in lines if line["direction"] == "5-9")
-    assert (pair["concept"], pair["other_concepts"], pair["method"]) == ("pneumothorax", ["oedema"], "combination")
-    w_dec = np.asarray(load_sae(inputs / "sae").params["W_dec"])
-    expected = 6.0 * (w_dec[5] - w_dec[9])
-    np.testing.assert_allclose(
-        np.load(workdir / "steer" / "test" / "directions.npy")[0] * pair["unit_size"], expected, atol=1e-5
-    )
-
-
-def test_an_imported_autoencoder(inputs: Path, workdir: Path) -> None:
-    from sae.activations.store import ActivationStore
-
-    own = load_sae(inputs / "sae")
-    plain_file.save(workdir, own)
-    path = workdir / "sae.safetensors"
-    store_ = ActivationStore.open(inputs / "activations")
-    x = jnp.asarray(store_.read(0, 36).astype(np.float32))
-    limits = np.linspace(0.1, 2.0, own.n_features, dtype=np.float32)
-    # As BatchTopK's, JumpReLU's and TopK's files are.
-    for sae in (own, dataclasses.replace(own, threshold=limits), dataclasses.replace(own, k=2, per_token=True)):
-        f = np.asarray(sae.encode(x))
-        measured = FeatureCatalogue.measured(sae, store_, (4, 11), "there")
-        for number in (4, 11):
-            np.testing.assert_allclose(measured.target(number).max_activation, f[:, number].max(), rtol=1e-5)
-    config = make_config()
-    config.steer.update({"sae": str(path), "features": (4, 11), "methods": ("add",), "studies": 1})
-    for name in ("sae", "interp"):
-        (workdir / name).unlink()
-    stage.run(config, workdir)
-    assert {line["direction"] for line in lines_of(workdir)} == {"none", "add-4", "add-11"}
-
-
-def test_image_files_of_studies_are_decoded_by_other_processes(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    studies = list(load_studies(make_config().studies))[:3]
-    arrays = Prompts.of(studies, inputs / "model")
-    for number, study in enumerate(studies):
-        Image.fromarray(np.asarray(study.frontal)).save(tmp_path / f"{number}.png")
-        studies[number] = dataclasses.replace(study, frontal=tmp_path / f"{number}.png")
-    monkeypatch.setattr(image, "read_grey", None)  # in this process alone
-    in_files = Prompts.of(studies, inputs / "model")
-    for number, request in enumerate(arrays.requests):
-        expected = read_images(request.images, arrays.n_images, arrays.image_cfg)
-        np.testing.assert_array_equal(arrays.pixels(number), expected)
-        np.testing.assert_array_equal(in_files.pixels(number), expected)
-        assert in_files.digest(number) == arrays.digest(number)
-
-
-def test_features_by_explanation(inputs: Path, workdir: Path, capsys: pytest.CaptureFixture) -> None:
-    config = make_config()
-    config.steer.match = "Oedema of"
-    config.steer.studies, config.steer.methods = 1, ("add",)
-    stage.run(config, workdir)
-    steered = [line for line in lines_of(workdir) if line["strength"]]
-    assert {line["settings"]["feature"] for line in steered} == {N_FEATURES - 1}
-    assert {line["settings"]["concept"] for line in steered} == {"oedema"}
-    said = capsys.readouterr().err
-    assert f"steer: 1 of 1 features that match (steer.top)\nsteer: feature {N_FEATURES - 1} oedema: oedema of" in said
-    with Stage(workdir, "interpretations/released", {}) as written:
-        rows = {"feature": [7, 9], "name": ["oedema of lungs", None], "explanation": ["fluid", "No oedema of any kind"]}
-        pq.write_table(pa.table(rows), written.dir / "features.parquet")
-        written.finish({})
-    config.steer.update({"set": "released", "name": "other"})
-    stage.run(config, workdir)
-    (target,) = (entry["target"] for entry in json.loads((workdir / "steer" / "other" / "directions.json").read_text()))
-    assert (target["feature"], target["explanation"]) == (7, "oedema of lungs / fluid")
-    config.steer.update({"set": "absent", "name": "third"})
-    with pytest.raises(UserError, match="interpretations/absent, which no finished stage wrote"):
-        stage.run(config, workdir)
-
-
-def test_a_set_that_is_added_to_leaves_sweeps_as_they_are_but_for_what_matches(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interpret(**names: str) -> None:
-        shutil.rmtree(workdir / "interpretations", ignore_errors=True)
-        with Stage(workdir, "interpretations/released", {}) as written:
-            features = [int(name.removeprefix("f")) for name in names]
-            rows = {"feature": features, "name": list(names.values()), "explanation": [""] * len(names)}
-            pq.write_table(pa.table(rows), written.dir / "features.parquet")
-            written.finish({"features": len(names)})
-
-    config = make_config()
-    config.steer.update({"studies": 1, "methods": ("add",), "set": "released"})
-    ways: dict[str, dict] = {"matching": {"match": "wires"}, "numbered": {"match": "", "features": (7,)}}
-    interpret(f7="wires of a pacemaker")
-    for name, way in ways.items():
-        config.steer.update({"name": name, "features": ()} | way)
-        stage.run(config, workdir)
-    interpret(f7="wires of a pacemaker", f8="wires of a monitor")
-    config.steer.update({"name": "matching", "features": ()} | ways["matching"])
-    stage.run(config, workdir)
-    described = files.read_json(workdir / "steer" / "matching" / stage.DIRECTIONS)
-    assert [each["key"] for each in described] == ["add-7", "add-8"]
-    config.steer.update({"name": "numbered"} | ways["numbered"])
-    monkeypatch.setattr(stage.Sweep, "load", None)  # it is finished, and not begun again
-    assert stage.run(config, workdir)["directions"] == 1
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("features", (N_FEATURES,), f"feature {N_FEATURES}"),
-        ("match", "no such words", "matches no feature"),
-        ("combinations", (f"5-{N_FEATURES}",), f"feature {N_FEATURES}"),
-    ],
-)
-def test_features_that_do_not_exist_are_refused_before_anything_is_measured(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch, field: str, value: object, words: str
-) -> None:
-    monkeypatch.delattr(MethodInputs, "measure")
-    config = make_config()
-    with config.unlocked():
-        config.steer[field] = value
-    with pytest.raises(UserError, match=words):
-        stage.run(config, workdir)
-
-
 TOY = """
 import numpy as np
 from ml_collections import ConfigDict
@@ -545,5 +261,30 @@ def test_evaluation_of_the_sweep(swept: tuple[Path, dict]) -> None:
     zero = [row for row in table.to_pylist() if row["method"] == "none"]
     assert all(row["identical"] and row["no_change"] and not row["eligible"] for row in zero)
     summary = files.read_json(workdir / "evaluation" / "test" / evaluate.SUMMARY)
-    assert set(summary["headline"]) <= set(BUILT_IN)
+    assert set(summary["headline"]) <= set(TRIED)
     assert all(row["mean_nll"] > 0 for row in table.to_pylist())
+
+
+def test_learned_methods_steer_and_the_sets_of_features_are_written(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reft_r1, "_STEPS", 2)
+    monkeypatch.setattr(smallest_set, "_WEIGHTS", 2)
+    config = make_config()
+    config.steer.update(
+        {"methods": (*LEARNED, "clamp", "project"), "features": (9,), "concepts": ("oedema",), "studies": 1}
+    )
+    stage.run(config, workdir)
+    lines = [line for line in lines_of(workdir) if line["settings"]["method"] in LEARNED]
+    assert {line["strength"] for line in lines} == {-4.0, -1.0, 1.0, 4.0}
+    rows = pq.read_table(workdir / "steer" / "test" / stage.SETS).to_pylist()
+    assert {row["method"] for row in rows} == {"smallest_set", "clamp"}  # a projection is no feature
+    assert [(row["intended"], row["value"]) for row in rows if row["method"] == "clamp"] == [
+        ("added", 6.0),
+        ("removed", -6.0),
+    ]
+    learned = [row for row in rows if row["method"] == "smallest_set"]
+    assert all(row["concept"] == "oedema" and row["value"] >= 0 for row in learned)
+    for intended in ("added", "removed"):
+        own = [row for row in learned if row["intended"] == intended]
+        assert [row["rank"] for row in own] == list(range(1, len(own) + 1))

@@ -2,12 +2,14 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
 
 from maira_jax.run import files
 from steer import stage_words
-from steer.stage import folder
+from steer.stage import SET_ROWS, folder
 
 NOT_SCORED = {"controls": {}, "above_controls": {}}
 CONFIG = ConfigDict({"steer": {"name": "s"}, "interpret": {"set": ""}})
@@ -91,25 +93,37 @@ def test_a_scored_set_is_compared_with_our_own(tmp_path):
 def test_rates_are_those_of_the_summary(tmp_path):
     def rates(on, off, none):
         found = {"on_target": on, "off_target": off, "no_change": none, "degenerate": 0.1, "format_kept": 0.9}
-        found |= {"length": 1.25, "nll_change": 0.5}
+        found |= {"length": 1.25, "nll_change": 0.5, "history": 0.125}
         return {name: {"rate": rate, "n": 4} for name, rate in found.items()}
 
     best = [{"concept": "mass", "method": method, "intended": "added", "strength": 0.5} for method in ("add", "random")]
     best = [row | rates(0.5, 0.25, None) for row in best]
     unknown = {"concept": "edema", "method": "add", "intended": "added", "strength": None}
     summary = {"best": [*best, unknown], "headline": {"add": rates(0.5, 0.25, 0), "random": rates(0, 0, 1)}}
+    summary["unsteered"] = {"history": {"rate": 0.0}}
     summary["selection"] = {"concept": {"methods": {"add": rates(1, 0, 0)}, "spearman": 0.5, "low": 0.25, "high": 0.75}}
     files.write_json(tmp_path / "evaluation" / "s" / "summary.json", summary)
     lines = [row.split() for row in stage_words.of_evaluation(CONFIG, tmp_path).splitlines()]
-    costs = ["10%", "90%", "1.25", "+0.50"]
+    costs = ["10%", "90%", "1.25", "+0.50", "12.5%"]
     assert lines[1:] == [
         ["add", "mass", "added", "+0.5", "4", "50%", "25%", "-", *costs],
         ["add", "all", "best", "4", "50%", "25%", "0%", *costs],
         ["random", "all", "best", "4", "0%", "0%", "100%", *costs],
     ]
+    summary["unsteered"] = {"history": {"rate": 0.25}}
+    (tmp_path / "steer" / "s").mkdir(parents=True)
+    of_set = {"direction": "smallest_set-mass", "method": "smallest_set", "concept": "mass", "intended": "added"}
+    sets = [of_set | {"rank": rank, "feature": number, "value": 0.5} for rank, number in ((1, 9), (2, 4))]
+    sets.append(sets[0] | {"method": "class_means"})
+    pq.write_table(pa.Table.from_pylist(sets, schema=SET_ROWS), tmp_path / "steer" / "s" / "sets.parquet")
+    files.write_json(tmp_path / "evaluation" / "s" / "summary.json", summary)
+    assert stage_words.of_evaluation(CONFIG, tmp_path).splitlines()[-2:] == [
+        "words of unsteered reports that compare with an earlier study: 25.0%",
+        "smallest set: mass added by 9 = 0.50, 4 = 0.50",
+    ]
     summary["selection"]["pilot"] = {"methods": {"add": rates(0.5, 0, 0)}, "spearman": None}
     files.write_json(tmp_path / "evaluation" / "s" / "summary.json", summary)
-    lines = [row.split() for row in stage_words.of_evaluation(CONFIG, tmp_path).splitlines()[-2:]]
+    lines = [row.split() for row in stage_words.of_evaluation(CONFIG, tmp_path).splitlines()[-3:-1]]
     assert lines == [
         ["concept", "add", "0.50", "(0.25", "to", "0.75)", "4", "100%", "0%", "0%", *costs],
         ["pilot", "add", "-", "4", "50%", "0%", "0%", *costs],

@@ -11,8 +11,9 @@ from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
 from maira_jax.model import maira2
 from maira_jax.model.maira2 import Edits
 from maira_jax.model.sites import Site
+from maira_jax.reports.statements import ConceptSentences
 from maira_jax.studies.readers import load_studies
-from steer.selection.by_gradient import ConceptSentences, concept_sentences, gradient_scores
+from steer.selection.by_gradient import gradient_scores
 from steer.selection.rule import EditedModel
 from tests.helpers.localized import make_config
 from tests.helpers.phantom_model import D_MODEL
@@ -75,12 +76,3 @@ def test_scores_are_what_a_small_step_along_a_feature_changes(model, studies):
     np.testing.assert_allclose(
         gradient_scores(model, studies[:2], nested, w_dec, largest)["cardiomegaly"], scores, atol=1e-5
     )
-
-
-def test_the_most_frequent_sentences_that_state_a_concept_and_that_deny_it():
-    reports = ["There is cardiomegaly. No pneumothorax."] * 2 + ["Severe cardiomegaly. Lungs are clear."]
-    reports += ["No cardiomegaly. Small left pleural effusion."]
-    found = concept_sentences(reports, "cardiomegaly")
-    assert [text.lower().strip(".") for text in found.stating] == ["there is cardiomegaly", "severe cardiomegaly"]
-    assert [text.lower().strip(".") for text in found.denying] == ["no cardiomegaly"]
-    assert concept_sentences([], "oedema") == (("There is oedema.",), ("There is no oedema.",))
