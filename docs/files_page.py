@@ -47,6 +47,7 @@ TABLES: dict[str, tuple[str, pa.Schema]] = {
     "localize/generations.jsonl": ("report", steer.LINES),
     "steer/NAME/generations.jsonl": ("report", steer.LINES),
     "steer/NAME/selection.parquet": ("concept, candidate feature and rule", choose.SCHEMA),
+    "steer/NAME/sets.parquet": ("direction, intended effect and feature that it sets", steer.SET_ROWS),
     "evaluation/NAME/results.parquet": ("report", evaluate.SCHEMA),
     "faithfulness/scores.parquet": ("explanation", faithfulness.SCHEMA),
 }

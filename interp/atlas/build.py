@@ -59,7 +59,7 @@ class AtlasBuild:
         for row in data["concepts"]:
             row["steering"] = first.of_concept(row) if first else None
         data["advantage"] = compared(self._workdir, first.name if first else "")
-        data["sweeps"] = [{"name": sweep.name, "rates": sweep.rates()} for sweep in self._sweeps]
+        data["sweeps"] = [{"name": sweep.name, "rates": sweep.rates(), "sets": sweep.sets} for sweep in self._sweeps]
         data["sets"], data["per_chunk"] = self._sets.summary, features.PER_CHUNK
         data["deidentified"] = self._disclosure.deidentify
         with files.atomic_path(self._atlas / "index.html") as path:

@@ -131,6 +131,14 @@ SCORES = [
 ]
 
 
+# The features that two methods set.
+SETS = [
+    {"method": method, "concept": "communication", "intended": "added", "rank": rank, "feature": feature, "value": 1.5}
+    for method, features in {"class_means": (0, 1, 2), "smallest_set": (5, 4)}.items()
+    for rank, feature in enumerate(features, start=1)
+]
+
+
 def add_steering(workdir, evaluated=True, name="concepts"):
     """Finished steer and evaluation stages in the formats of the steer package, one steered feature."""
     lines, results = [], []
@@ -151,11 +159,12 @@ def add_steering(workdir, evaluated=True, name="concepts"):
     with Stage(workdir, f"steer/{name}", {}, inputs=("interp",)) as finished:
         (finished.dir / "generations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         pq.write_table(pa.Table.from_pylist(SCORES), finished.dir / "selection.parquet")
+        pq.write_table(pa.Table.from_pylist(SETS), finished.dir / "sets.parquet")
         finished.finish({"generations": len(lines)})
     if not evaluated:
         return
     rate = {"rate": 1.0, "low": 0.9, "high": 1.0, "n": 5}
-    rates = dict.fromkeys(("on_target", "off_target", "no_change", "degenerate"), rate)
+    rates = dict.fromkeys(("on_target", "off_target", "no_change", "degenerate", "length"), rate)
     entry = {"method": "add", "concept": "communication", "feature": 4, "intended": "added", "strength": 2.0}
     with Stage(workdir, f"evaluation/{name}", {}, inputs=(f"steer/{name}",)) as finished:
         pq.write_table(pa.Table.from_pylist(results), finished.dir / "results.parquet")
@@ -163,7 +172,7 @@ def add_steering(workdir, evaluated=True, name="concepts"):
             "studies": 6,
             "headline": {"add": rates},
             "selection": {"pilot": {"methods": {}, "spearman": 0.7, "low": 0.5, "high": 0.8, "n": 12}},
-            "best": [entry | rates],
+            "best": [entry | rates, entry | rates | {"method": "smallest_set", "strength": 1.0}],
             "rates": [
                 {"method": "add", "strength": strength, "concept": concept} | rates
                 for strength in (2.0, 4.0)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +13,10 @@ from maira_jax.errors import UserError
 
 _MAX_PAIRS = 4  # pairs of original and steered report for each feature and intended effect
 _METHOD = "add"  # whose reports are shown for each feature
+SMALLEST = "smallest_set"  # the method that sets few features, which are listed
 _OUTCOME = ("eligible", "on_target", "off_target", "no_change", "degenerate", "added", "removed", "changed")
 _RATES = ("on_target", "off_target", "no_change", "degenerate")
+_COSTS = ("format_kept", "length", "nll_change", "history")  # besides off_target and degenerate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,14 @@ class SteeringSweep:
       features: feature -> concept, unit, pairs of reports ("examples") and rates of the concept by strength.
       evaluation: its summary; None where it has not been evaluated.
       selection: feature -> the scores that rules of selection gave it, by concept.
+      sets: for each concept and intended effect the smallest set of features that has it, each with its value.
     """
 
     name: str
     features: Mapping[int, dict[str, Any]]
     evaluation: Mapping[str, Any] | None
     selection: Mapping[int, list[dict[str, Any]]]
+    sets: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def read(cls, workdir: Path, name: str) -> Self:
@@ -63,7 +67,8 @@ class SteeringSweep:
                 for row in (evaluation or {"rates": []})["rates"]
                 if row["method"] == _METHOD and row["concept"] == entry["concept"]
             ]
-        return cls(name, features, evaluation, _selection(steer / "selection.parquet"))
+        sets = _smallest_sets(steer / "sets.parquet", evaluation)
+        return cls(name, features, evaluation, _selection(steer / "selection.parquet"), sets)
 
     def of(self, feature: int, disclosure: Disclosure) -> dict[str, Any] | None:
         """What the page of a feature shows; None where it was not steered."""
@@ -106,13 +111,16 @@ class SteeringSweep:
                 for rule, row in evaluation["selection"].items()
             },
             "headline": {
-                method: {name: row[name] for name in _RATES} for method, row in evaluation["headline"].items()
+                method: {name: row[name] for name in _RATES} | _costs(row)
+                for method, row in evaluation["headline"].items()
             },
             "curves": [
                 {"method": row["method"]} | _rate_row(row) for row in evaluation["rates"] if row["concept"] == "all"
             ],
             "best": [
-                {name: entry[name] for name in ("concept", "method", "intended", "feature")} | _rate_row(entry)
+                {name: entry[name] for name in ("concept", "method", "intended", "feature")}
+                | _rate_row(entry)
+                | _costs(entry)
                 for entry in evaluation["best"]
                 if entry["strength"] is not None
             ],
@@ -136,6 +144,25 @@ def _selection(path: Path) -> dict[int, list[dict[str, Any]]]:
     for row in rows:
         found[row.pop("feature")].append(row | {"of": ranked[row["concept"], row["rule"]]})
     return found
+
+
+def _smallest_sets(path: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The smallest sets of a sweep, with what they did in reports; none where it was steered without them."""
+    if not path.is_file():
+        return []
+    found: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+    for row in read_table(path).to_pylist():
+        if row["method"] == SMALLEST:
+            found[row["concept"], row["intended"]].append((row["feature"], row["value"]))
+    rates = {
+        (row["concept"], row["intended"]): _rate_row(row)
+        for row in (evaluation or {"best": []})["best"]
+        if row["method"] == SMALLEST and row["strength"] is not None
+    }
+    return [
+        {"concept": concept, "intended": intended, "features": features, "rates": rates.get((concept, intended))}
+        for (concept, intended), features in found.items()
+    ]
 
 
 def _is_shown(line: Mapping[str, Any]) -> bool:
@@ -172,3 +199,8 @@ def _outcomes(evaluated: Path) -> dict[int, dict[str, Any]]:
 
 def _rate_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"strength": row["strength"]} | {name: row[name] for name in _RATES}
+
+
+def _costs(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """What steering cost; None for what an earlier version did not measure."""
+    return {name: row[name]["rate"] if name in row else None for name in _COSTS}

@@ -63,6 +63,8 @@ const METHODS = {
   ablate: ["SAE feature ablated", "the feature's own contribution is removed"],
   project: ["feature direction projected out", "the component along the decoder direction is removed"],
   difference_of_means: ["difference of means", "a baseline without an autoencoder: mean of studies with the concept minus mean of those without"],
+  reft_r1: ["ReFT-r1", "a baseline without an autoencoder: one direction, learned through the model so that it writes reports with the concept"],
+  smallest_set: ["smallest set of SAE features", "the fewest features that add the concept, or remove it, when they are set to values that are learned through the model"],
   probe: ["linear probe", "a baseline without an autoencoder: the weights of a logistic regression on the concept's label"],
   random: ["random direction", "a control: a direction drawn at random, of the same length"],
   prompt: ["sentence in the prompt", "a baseline without an edit: a sentence on the concept is added to the prompt"],
@@ -80,6 +82,9 @@ function steering() {
   const column = (name, title) => ({ title, num: true, value: (r) => r[name].rate, cell: (r) => [rate(r[name]), h("span", { class: "soft small" }, isNumber(r[name].rate) ? ` ${(100 * intervalOf(r[name])[0]).toFixed(0)}–${percent(intervalOf(r[name])[1])}` : "")] });
   const cases = { title: "n", num: true, hint: "Reports in which the concept could be added or removed", value: (r) => r.on_target.n, cell: (r) => h("span", { class: r.on_target.n < FEW ? "few" : "" }, count(r.on_target.n)) };
   const rates = [cases, column("on_target", "On target"), column("off_target", "Off target"), column("no_change", "No change"), column("degenerate", "Degenerate")];
+  const cost = (name, title, hint, show) => ({ title, num: true, hint, value: (r) => r[name], cell: (r) => (isNumber(r[name]) ? show(r[name]) : DASH) });
+  const costs = [cost("format_kept", "Format", "Reports that are whole sentences, where the unsteered one is", percent), cost("length", "Length", "Words, for each word of the unsteered report", fixed),
+    cost("nll_change", "NLL", "Change of the negative log-likelihood under the unsteered model, in nats per token", fixed), cost("history", "History", "Words that compare with an earlier study", percent)];
   const ofSweep = several ? [{ title: "Sweep", value: (r) => r.sweep, cell: (r) => r.sweep }] : [];
   const methods = evaluated.flatMap((sweep) => Object.entries(sweep.rates.headline).map(([name, row]) => ({ sweep: sweep.name, method: name, ...row })));
   const best = evaluated.flatMap((sweep) => sweep.rates.best.map((row) => ({ sweep: sweep.name, ...row })));
@@ -89,7 +94,7 @@ function steering() {
       + "On target: the concept was added (or removed) as intended. Off target: another finding changed. "
       + "For each concept the strength was chosen on one half of the studies and is reported on the other; intervals are 95 %, over studies (of few cases, and where all agree, of the share by Wilson's formula)."),
     waiting,
-    panel(several ? "By sweep and method" : "By method", table([...ofSweep, ofMethod, ...rates], methods, several ? 3 : 2)),
+    panel(several ? "By sweep and method" : "By method", table([...ofSweep, ofMethod, ...rates, ...costs], methods, several ? 3 : 2)),
     methodLegend([...new Set(methods.map((r) => r.method))]),
     h("div", { class: "cols stack" }, methods.map((r) => panel(`${several ? r.sweep + ", " : ""}${method(r.method)}: rates by strength`,
       curves(D.sweeps.find((sweep) => sweep.name === r.sweep).rates.curves.filter((row) => row.method === r.method), `Rates by strength for ${r.method}`), key()))),
@@ -97,9 +102,20 @@ function steering() {
       { title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) }, ...ofSweep, ofMethod,
       { title: "Feature", num: true, value: (r) => (r.method === "add" ? r.feature : null), cell: (r) => (r.method === "add" && isNumber(r.feature) ? link(r.feature, String(r.feature)) : DASH) },
       { title: "Intended", value: (r) => r.intended, cell: (r) => r.intended },
-      { title: "Strength", num: true, value: (r) => r.strength, cell: (r) => r.strength }, ...rates,
+      { title: "Strength", num: true, value: (r) => r.strength, cell: (r) => r.strength }, ...rates, ...costs,
     ], best, 0, false)),
+    setsPanel(rates, ofSweep),
     steeredList()];
+}
+// The smallest sets of features, each with the values that its features are set to.
+function setsPanel(rates, ofSweep) {
+  const rows = D.sweeps.flatMap((sweep) => sweep.sets.filter((row) => row.rates).map((row) => ({ sweep: sweep.name, ...row, ...row.rates })));
+  if (!rows.length) return null;
+  return panel("Smallest sets of features", h("p", { class: "soft small" }, "What in the autoencoder carries a concept: the features that are set, the most changed one first, each with its value; and what that did in held-out reports."),
+    table([{ title: "Concept", value: (r) => r.concept, cell: (r) => h("b", {}, r.concept) }, ...ofSweep, { title: "Intended", value: (r) => r.intended, cell: (r) => r.intended },
+      { title: "Size", num: true, value: (r) => r.features.length, cell: (r) => r.features.length },
+      { title: "Features", value: (r) => r.features.length, cell: (r) => r.features.flatMap(([i, value], n) => [n ? ", " : "", link(i, String(i)), h("span", { class: "soft small" }, ` ${short(value)}`)]) },
+      ...rates], rows, 0, false));
 }
 const steeredList = () => panel("Steered features", Object.entries(F.steered).map(([sweep, features]) => [D.sweeps.length > 1 ? h("h3", {}, sweep) : null,
   h("div", { class: "chips" }, features.map((i) => link(i)))]));

@@ -135,6 +135,11 @@ def test_scores_of_selection_rules_are_shown_with_the_feature(opened):
     assert "pilot chosen" in scored.replace("\n", " ") and "0.70 0.50 to 0.80, n = 12" in scored
 
 
+def test_the_smallest_sets_of_features_are_listed(opened):
+    shown = opened("#/steering").locator(".panel", has_text="Smallest sets of features").last
+    assert "communication\tconcepts\tadded\t2\t5 1.5, 4 1.5" in shown.inner_text()
+
+
 WITHOUT_RATES = """
 const parse = JSON.parse;
 JSON.parse = (text) => {

@@ -15,7 +15,20 @@ def test_pairs_are_the_first_eligible_ones_at_the_evaluated_strength(full):
     assert all(example["strength"] == 2.0 and example["outcome"]["on_target"] for example in added)
     assert added[0]["original"].endswith(ATTACK) and added[0]["steered"].endswith("A pacemaker is present.")
     assert [row["strength"] for row in entry["rates"]] == [2.0, 4.0]
-    assert full.atlas.head["sweeps"][0]["rates"]["headline"]["add"]["on_target"]["rate"] == 1.0
+    headline = full.atlas.head["sweeps"][0]["rates"]["headline"]["add"]
+    assert headline["on_target"]["rate"] == headline["length"] == 1.0 and headline["history"] is None
+
+
+def test_the_smallest_sets_have_their_rates(full, run_dir, tmp_path):
+    (found,) = full.atlas.head["sweeps"][0]["sets"]
+    assert (found["concept"], found["intended"], found["features"]) == ("communication", "added", [[5, 1.5], [4, 1.5]])
+    assert found["rates"]["strength"] == 1.0 and found["rates"]["on_target"]["n"] == 5
+    shutil.copytree(run_dir, tmp_path / "run")
+    add_steering(tmp_path / "run", evaluated=False)
+    (found,) = SteeringSweep.read(tmp_path / "run", "concepts").sets
+    assert found["rates"] is None
+    (tmp_path / "run" / "steer" / "concepts" / "sets.parquet").unlink()
+    assert SteeringSweep.read(tmp_path / "run", "concepts").sets == []
 
 
 def test_steering_without_evaluation_shows_the_largest_strength(run_dir, tmp_path):
