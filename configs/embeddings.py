@@ -22,7 +22,5 @@ def get_config(path: str = "embeddings.npy") -> ConfigDict:
     config.harvest.held_out_fraction = 0.1
     config.sae.expansion = 16  # 8192 features for embeddings of 512, as in MedSAE
     config.sae.k = 32
-    # Its lengths scale with train.steps, so only that needs to change for a smaller or larger set.
-    config.train.preset = "scaled"
     config.train.loss_recovered_studies = 0  # there is no model to measure it in
     return config

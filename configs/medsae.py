@@ -40,7 +40,6 @@ def get_config(data: str = "phantom") -> ConfigDict:
     )
     config.train.update(
         {
-            "preset": "scaled",  # its lengths scale with train.steps
             "steps": 1000,
             "lr": 1e-3,
             "dead_tokens": 20_480,  # of 20 batches

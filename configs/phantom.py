@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
     config.harvest.token_filter = "text_and_frontal"
     config.interpret.concept_sections = ("image",)
     config.interpret.scorers = ("detection", "fuzzing", "intruder")
-    config.train.update({"lr": 1e-3, "warmup_steps": 100, "decay_start": 1200, "dead_tokens": 100_000})
+    config.train.update({"preset": "dictionary_learning", "lr": 1e-3, "warmup_steps": 100})
+    config.train.update({"decay_start": 1200, "dead_tokens": 100_000})
     config.label.update({"bootstrap": 200, "probe_seeds": 2})  # for a demo's time
     config.localize.update({"sections": ("frontal", "generated"), "autoencoder": True})
     config.steer.update(

@@ -143,7 +143,7 @@ def group_sizes(fractions: tuple[float, ...], n_features: int) -> tuple[int, ...
 class TrainSection(Section, name="train"):
     """How autoencoders are trained. Lengths are in steps, except where tokens are named."""
 
-    preset: str = setting("dictionary_learning", "Gives the fields that are left open (None).", choices=PRESETS.names)
+    preset: str = setting("scaled", "Gives the fields that are left open (None).", choices=PRESETS.names)
     steps: int = setting(1500, "Number of updates.", ge=1)
     batch_size: int = setting(1024, "Tokens in an update.", ge=1)
     microbatches: int = setting(
@@ -280,7 +280,8 @@ class TrainConfig:
                     f"a group of {size} features cannot be split over the second axis of mesh ({feature}): "
                     "change mesh or sae.group_fractions"
                 )
-        preset = PRESETS.get(section.preset).train(section.steps, section.batch_size, sae.n_features)
+        sizes = (section.steps, section.batch_size, sae.d_model, sae.n_features)
+        preset = PRESETS.get(section.preset).train(*sizes)
         names = {field.name for field in dataclasses.fields(cls)}
         given = {name: value for name, value in section.model_dump().items() if name in names and value is not None}
         return cls(**preset | given, seed=seed, mesh=(data, feature))

@@ -11,8 +11,8 @@ from typing import Any
 
 from maira_jax.run.registry import Registry
 
-# The highest rate of any length and width.
-_MAX_LR = 1.6e-2
+# The highest rate of any length and width, and the angle that rows turn by below it, as a random walk.
+_MAX_LR, _ANGLE = 1.6e-2, 2.8
 # A feature that has not fired for this many batches is dead: soon enough to be brought back in the shortest run.
 _DEAD_BATCHES = 30
 
@@ -23,15 +23,15 @@ class Preset:
 
     Attributes:
       group_weights: gives the weight of each group in the loss, from the number of groups.
-      train: gives fields of `sae.training.config.TrainConfig`, from the steps, the batch size and the number of
-        features.
+      train: gives fields of `sae.training.config.TrainConfig`, from the steps, the batch size, the width of the
+        activations and the number of features.
     """
 
     group_weights: Callable[[int], tuple[float, ...]]
-    train: Callable[[int, int, int], dict[str, Any]]
+    train: Callable[[int, int, int, int], dict[str, Any]]
 
 
-def _dictionary_learning(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
+def _dictionary_learning(steps: int, batch_size: int, d_model: int, n_features: int) -> dict[str, Any]:
     return {
         "lr": 2e-4 / math.sqrt(n_features / 2**14),
         "warmup_steps": 1000,
@@ -45,15 +45,16 @@ def _dictionary_learning(steps: int, batch_size: int, n_features: int) -> dict[s
     }
 
 
-def _scaled(steps: int, batch_size: int, n_features: int) -> dict[str, Any]:
-    """The rate falls with the root of the steps, and dead features are found as early in every run.
+def _scaled(steps: int, batch_size: int, d_model: int, n_features: int) -> dict[str, Any]:
+    """The rate falls with the root of steps and width, and dead features are found as early in every run.
 
-    So more data never hurts; docs/reference/measured.md has the evidence. What else made a difference: a shorter memory
-    of the squared gradient, since a sparse feature's gradient comes and goes; most of the loss's weight on the full
-    reconstruction; a decay over half of the run.
+    Adam moves each of a unit row's entries by about the rate: in a random walk over the run every row turns by the
+    same angle, so more data never hurts. docs/reference/measured.md has the evidence. What else made a difference: a
+    shorter memory of the squared gradient, since a sparse feature's gradient comes and goes; most of the loss's weight
+    on the full reconstruction; a decay over half of the run.
     """
     return {
-        "lr": min(_MAX_LR, 1.6e-3 / math.sqrt(n_features / 2**14) * math.sqrt(1500 / steps)),
+        "lr": min(_MAX_LR, _ANGLE / math.sqrt(d_model * steps)),
         "warmup_steps": steps // 20,
         "decay_start": steps - steps // 2,
         "beta1": 0.9,

@@ -124,9 +124,9 @@ def resolved_sae(**fields: Any) -> SaeConfig:
 
 
 def resolved_train(steps: int, batch_size: int, **fields: Any) -> TrainConfig:
-    """A training with these fields, on one device; the others are the section's defaults and those of its preset."""
-    section = TrainSection()
-    preset = PRESETS.get(section.preset).train(steps, batch_size, 2**14)
+    """A training with these fields, on one device; the others are the section's defaults and dictionary_learning's."""
+    section = TrainSection(preset="dictionary_learning")
+    preset = PRESETS.get(section.preset).train(steps, batch_size, 2**11, 2**14)
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     defaults = {name: value for name, value in section.model_dump().items() if name in names}
     given = {"seed": 0, "mesh": (1, 1), "steps": steps, "batch_size": batch_size} | fields

@@ -18,7 +18,7 @@ from launch.benches import recovery
 from maira_jax.model import language
 from maira_jax.reports import labeller
 from sae import autoencoder, formats
-from tests.helpers import smollm2
+from tests.helpers import peers, smollm2
 
 pytestmark = [pytest.mark.drill, smollm2.needed]
 
@@ -29,7 +29,7 @@ MASSIVE = 1000.0
 STEPS, K = 600, 32
 SIZES = (
     "--n_features=1152", "--batch_size=256", f"--steps={STEPS}", f"--active={K}", "--seeds=0",
-    "--lr_factor", "0.5", "1", "--peer_lr", "1e-3", "3e-3",
+    "--peer_lr", "1e-3", "3e-3",
 )  # fmt: skip
 
 
@@ -114,22 +114,25 @@ def loss_recovered(params, cfg, tokens, lengths, saes, mean):
     }
 
 
-def test_autoencoders_of_real_activations_and_controls(shared_data, tmp_path, capsys):
-    """Ours explains more at the same L0 than the other two, and its features read labels better than controls do."""
+def test_autoencoders_of_real_activations(shared_data, tmp_path):
+    """Ours leaves less unexplained at the same L0 than the other two; the model predicts with each almost as well."""
+    peers.dictionary_learning("utils"), peers.saelens()  # or skip
     tokenizer, model = smollm2.load()
     cfg, params = smollm2.ours(model)
     harvest(tokenizer, cfg, params, shared_data, tmp_path)
-    measure(tokenizer, cfg, params, shared_data, tmp_path)
-
-
-def measure(tokenizer, cfg, params, data, folder):
-    recovery.main([f"--source={folder / 'x.npy'}", f"--labels={folder / 'labels.npy'}", f"--out={folder}", *SIZES])
+    source = [f"--source={tmp_path / 'x.npy'}", f"--labels={tmp_path / 'labels.npy'}"]
+    recovery.main([*source, f"--out={tmp_path}", *SIZES])
     names = ("ours", "dictionary_learning", "SAELens")
-    saes = {name: formats.load(folder / f"{name}-{STEPS}-{K}-0") for name in names}
-    _, tokens, lengths = report_tokens(tokenizer, data)
-    held_out = slice(len(tokens) - N_SPLICED, None)
-    mean = np.load(folder / "x.npy").mean(0)
-    recovered = loss_recovered(params, cfg, tokens[held_out], lengths[held_out], saes, mean)
+    saes = {name: formats.load(tmp_path / f"{name}-{STEPS}-{K}-0") for name in names}
+    x = np.load(tmp_path / "x.npy")
+    held_out = x[-len(x) // 10 :]
+    lost = {
+        name: np.square(held_out - np.asarray(sae.decode(sae.encode(held_out)))).sum() for name, sae in saes.items()
+    }
+    assert lost["ours"] == min(lost.values())
+    _, tokens, lengths = report_tokens(tokenizer, shared_data)
+    last = slice(len(tokens) - N_SPLICED, None)
+    recovered = loss_recovered(params, cfg, tokens[last], lengths[last], saes, x.mean(0))
     for name, (of_zero, of_mean) in recovered.items():
         print(f"{name:20} loss recovered {of_zero:.4f} of zero, {of_mean:.4f} of the mean")
-    assert min(of_mean for _, of_mean in recovered.values()) > 0
+    assert min(of_mean for _, of_mean in recovered.values()) > 0.9

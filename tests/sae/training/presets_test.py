@@ -12,14 +12,18 @@ from tests.helpers.sae import resolved_sae
 LENGTHS = (500, 1500, 6000, 16_000, 50_000)
 
 
-def scaled(steps: int, batch_size: int = 512, n_features: int = 512) -> dict:
-    return PRESETS.get("scaled").train(steps, batch_size, n_features)
+def scaled(steps: int, batch_size: int = 512, d_model: int = 64) -> dict:
+    return PRESETS.get("scaled").train(steps, batch_size, d_model, 8 * d_model)
 
 
-@pytest.mark.parametrize("n_features", [512, 2048, 16_384])
-def test_the_rate_falls_with_the_root_of_the_steps(n_features):
-    rates = np.array([scaled(steps, n_features=n_features)["lr"] for steps in LENGTHS])
-    np.testing.assert_allclose(rates * np.sqrt(LENGTHS), rates[0] * np.sqrt(LENGTHS[0]), rtol=0.03)
+@pytest.mark.parametrize("d_model", [64, 576, 4096])
+def test_rows_turn_by_the_same_angle_in_runs_of_any_length_and_width(d_model):
+    rates = np.array([scaled(steps, d_model=d_model)["lr"] for steps in LENGTHS])
+    np.testing.assert_allclose(rates * np.sqrt(d_model * np.array(LENGTHS)), 2.8, rtol=0.01)
+
+
+def test_a_run_without_choices_takes_it():
+    assert TrainSection().preset == "scaled"
 
 
 @pytest.mark.parametrize("batch_size", [512, 8192])
