@@ -185,7 +185,7 @@ def _encode(setting: Setting, batch: int) -> jax.stages.Lowered:
         return loaded.params
 
     params = jax.tree.map(lambda leaf: setting.array(leaf.shape, leaf.dtype), jax.eval_shape(drawn))
-    encoder, levels = encoders[0], setting.array((256, 3), np.float32)
+    encoder, levels = encoders[0].after(section.block), setting.array((256, 3), np.float32)
     squares = setting.array((batch, encoder.size, encoder.size), np.uint8, "data")
     rows = encoder.chosen_rows(section.rows)
     return harvester.encoded_rows.lower(params, encoder, rows, section.dtype, levels, squares)

@@ -1,7 +1,7 @@
-"""What encoders with the architecture of DINOv2 share: what they give of an image, and how its pixels are made.
+"""What encoders with the architecture of DINOv2 share: what they give of an image.
 
-The tower is MAIRA-2's (`maira_jax/model/vision.py`), and so is the preprocessing. Its stretch of grey levels leaves an
-8-bit image as it is that uses all of them; of other images it need not be what a stand-alone checkpoint was trained on.
+The tower is MAIRA-2's (`maira_jax/model/vision.py`). MAIRA-2's processor stretches grey levels before they are resized;
+that of a stand-alone checkpoint leaves the 8 bits of an image as they are.
 """
 
 import dataclasses
@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from maira_jax.encoders.encoder import ImageEncoder, ImageRows
+from maira_jax.errors import UserError
 from maira_jax.inputs.regions import View
 from maira_jax.model import vision
 from maira_jax.model.config import VisionConfig
 from maira_jax.model.layers import Params
+from maira_jax.model.sites import Site
 
 # Positions that attention takes together in a long row of float32.
 _BLOCK = 512
@@ -22,9 +24,15 @@ _BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2Encoder(ImageEncoder):
-    """The class token (transformers' `pooler_output`), the mean of the patches, or each; after the last LayerNorm."""
+    """The class token (transformers' `pooler_output`), the mean of the patches, or each; after the last LayerNorm.
+
+    Attributes:
+      cfg: the tower's sizes.
+      block: number of the block after which they are taken instead, from the residual stream.
+    """
 
     cfg: VisionConfig
+    block: int | None = None
     rows: ClassVar[tuple[ImageRows, ...]] = ("cls", "mean", "patches")
     view: ClassVar[View] = "crop"
 
@@ -47,8 +55,17 @@ class Dinov2Encoder(ImageEncoder):
             * (6 * self.cfg.hidden_size + 2 * self.cfg.intermediate_size + 2 * heads * min(positions, _BLOCK))
         )
 
+    def after(self, block: int | None) -> "Dinov2Encoder":
+        if block is not None and block >= self.cfg.num_hidden_layers:
+            raise UserError(
+                f"harvest.block is {block}, but this encoder has blocks 0 to {self.cfg.num_hidden_layers - 1}: give "
+                "one of them, or leave it out for the output"
+            )
+        return dataclasses.replace(self, block=block)
+
     def encode(self, params: Params, pixels: jax.Array, rows: ImageRows) -> jax.Array:
-        x, _ = vision.forward(params, self.cfg, pixels)  # [B, 1 + P, D]
+        stop = None if self.block is None else Site.post(self.block)
+        x, _ = vision.forward(params, self.cfg, pixels, stop=stop)  # [B, 1 + P, D]
         if rows == "cls":
             return x[:, :1]  # [B, 1, D]
         patches = x[:, 1:]  # [B, P, D]

@@ -14,19 +14,16 @@ from jax.sharding import PartitionSpec as P
 
 from maira_jax.checkpoint.layout import Entry
 from maira_jax.errors import UserError
-from maira_jax.inputs.image import to_grey_square
-from maira_jax.inputs.image_readers import Square
-from maira_jax.inputs.medclip_image import to_padded_square
 from maira_jax.inputs.regions import View
 from maira_jax.model import layers, sharding
 from maira_jax.model.layers import ParameterPath, ParameterSpec, Params
 from maira_jax.run.registry import Registry
+from maira_jax.studies.study import ImageSource
 
 ImageRows: TypeAlias = Literal["embedding", "cls", "mean", "patches"]
 """What is given of an image: the encoder's embedding, its class token, the mean of its patches, or each of them."""
 IMAGE_ROWS: tuple[ImageRows, ...] = get_args(ImageRows)
 RANDOM = "random"
-SQUARES: dict[View, Square] = {"pad": to_padded_square, "crop": to_grey_square}
 
 
 class ImageEncoder(abc.ABC):
@@ -57,6 +54,11 @@ class ImageEncoder(abc.ABC):
     def bytes_per_image(self) -> int:
         """Memory that a pass takes for each image, about."""
 
+    @staticmethod
+    @abc.abstractmethod
+    def square(image: ImageSource, size: int) -> np.ndarray:
+        """An image before normalisation: uint8 [size, size]."""
+
     @classmethod
     @abc.abstractmethod
     def load(cls, weights: str, model_dir: Path, mesh: tuple[int, ...], seed: int) -> "LoadedEncoder":
@@ -84,6 +86,19 @@ class ImageEncoder(abc.ABC):
         Returns:
           [batch, rows of an image, width].
         """
+
+    def after(self, block: int | None) -> "ImageEncoder":
+        """This encoder, whose rows are taken after the block number `block`; None: those of its output.
+
+        Raises:
+          UserError: the encoder has no such block.
+        """
+        if block is None:
+            return self
+        raise UserError(
+            f"harvest.block is {block}, but this encoder gives its output alone: leave it out, or choose rad_dino or "
+            "maira2_vision"
+        )
 
     def chosen_rows(self, rows: str | None) -> ImageRows:
         """What is given of an image where `rows` are asked for; None for the encoder's own choice.

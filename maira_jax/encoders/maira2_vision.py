@@ -10,7 +10,7 @@ from maira_jax.checkpoint import store
 from maira_jax.encoders.dinov2 import Dinov2Encoder
 from maira_jax.encoders.encoder import ENCODERS, RANDOM, LoadedEncoder, drawn, replicated
 from maira_jax.errors import UserError
-from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.image import ImageConfig, to_grey_square
 from maira_jax.model.config import Maira2Config
 from maira_jax.model.sites import Site
 from maira_jax.model.vision import VisionTower
@@ -24,6 +24,7 @@ class Maira2Vision(Dinov2Encoder):
     """The tower of the model in WORKDIR/model, in the type that it was converted to; nothing else of it is loaded."""
 
     of_model: ClassVar[bool] = True
+    square = staticmethod(to_grey_square)
 
     @classmethod
     def load(cls, weights: str, model_dir: Path, mesh: tuple[int, ...], seed: int) -> LoadedEncoder:

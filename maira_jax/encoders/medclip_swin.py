@@ -15,6 +15,7 @@ from flax import nnx
 
 from maira_jax.encoders import medclip
 from maira_jax.encoders.encoder import ENCODERS, ImageEncoder, ImageRows, LoadedEncoder
+from maira_jax.inputs.medclip_image import to_padded_square
 from maira_jax.inputs.regions import MIN_PADDED_SIDE, View
 from maira_jax.model import layers
 from maira_jax.model.layers import BiasFreeLinear, Params, exact_float32, linear, parameter
@@ -202,6 +203,7 @@ class MedClipSwin(ImageEncoder):
     cfg: SwinConfig = SwinConfig()
     rows: ClassVar[tuple[ImageRows, ...]] = ("embedding",)
     view: ClassVar[View] = "pad"
+    square = staticmethod(to_padded_square)
 
     @property
     def size(self) -> int:

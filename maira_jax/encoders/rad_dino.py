@@ -13,7 +13,7 @@ from maira_jax.checkpoint.tensor_source import TensorSource
 from maira_jax.encoders.dinov2 import Dinov2Encoder
 from maira_jax.encoders.encoder import ENCODERS, RANDOM, LoadedEncoder, assembled, drawn, replicated
 from maira_jax.errors import UserError
-from maira_jax.inputs.image import ImageConfig
+from maira_jax.inputs.image import ImageConfig, to_unstretched_square
 from maira_jax.model import layers
 from maira_jax.model.config import VisionConfig, published
 from maira_jax.model.vision import VisionTower
@@ -28,6 +28,8 @@ _MEAN, _STD = 0.5307, 0.2583
 @dataclasses.dataclass(frozen=True)
 class RadDino(Dinov2Encoder):
     """A folder of safetensors with `config.json` and `preprocessor_config.json`; at random, of the published sizes."""
+
+    square = staticmethod(to_unstretched_square)
 
     @classmethod
     def load(cls, weights: str, model_dir: Path, mesh: tuple[int, ...], seed: int) -> LoadedEncoder:

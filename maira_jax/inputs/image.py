@@ -107,7 +107,15 @@ def preprocess(image: ImageSource, cfg: ImageConfig) -> np.ndarray:
 
 def to_grey_square(image: ImageSource, size: int) -> np.ndarray:
     """The stretched, resized and cropped image before normalisation: uint8 [size, size]."""
-    grey = to_grey(image)
+    return _cropped(to_grey(image), size)
+
+
+def to_unstretched_square(image: ImageSource, size: int) -> np.ndarray:
+    """The same of the image as `to_eight_bits` gives it, which is what transformers' image processor alone does."""
+    return _cropped(to_eight_bits(image), size)
+
+
+def _cropped(grey: np.ndarray, size: int) -> np.ndarray:
     height, width = grey.shape
     short, long = sorted((height, width))
     new_long = int(size * long / short)
@@ -132,6 +140,17 @@ def to_grey(image: ImageSource) -> np.ndarray:
     """
     name = "the image array" if isinstance(image, np.ndarray) else str(image)
     return stretch(image if isinstance(image, np.ndarray) else read_grey(image), name)
+
+
+def to_eight_bits(image: ImageSource) -> np.ndarray:
+    """The whole image: grey levels of 8 bits as they are, deeper ones stretched. uint8 [height, width]
+
+    Raises:
+      UserError: as `read_grey`; as `stretch` for deeper images and other shapes.
+    """
+    name = "the image array" if isinstance(image, np.ndarray) else str(image)
+    grey = image if isinstance(image, np.ndarray) else read_grey(image)
+    return grey if grey.dtype == np.uint8 and grey.ndim == 2 and grey.size else stretch(grey, name)
 
 
 def width_height(image: ImageSource) -> tuple[int, int]:

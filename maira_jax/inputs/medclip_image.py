@@ -11,7 +11,7 @@ minimum to their own maximum, as for MAIRA-2, which is a choice of this package:
 import numpy as np
 from PIL import Image
 
-from maira_jax.inputs.image import read_grey, stretch
+from maira_jax.inputs.image import to_eight_bits
 from maira_jax.studies.study import ImageSource
 
 # MedCLIP's constants, in units of the full grey scale (RyanWangZf/MedCLIP, medclip/constants.py).
@@ -26,12 +26,9 @@ def to_padded_square(image: ImageSource, size: int) -> np.ndarray:
       size: side of the encoder's input, in pixels (224 for MedCLIP).
 
     Raises:
-      UserError: as `read_grey`; as `stretch` for deeper images and other shapes.
+      UserError: as `to_eight_bits`.
     """
-    name = "the image array" if isinstance(image, np.ndarray) else str(image)
-    grey = image if isinstance(image, np.ndarray) else read_grey(image)
-    if grey.dtype != np.uint8 or grey.ndim != 2 or not grey.size:
-        grey = stretch(grey, name)
+    grey = to_eight_bits(image)
     height, width = grey.shape
     side = max(size, height, width)
     square = Image.new("L", (side, side))

@@ -13,7 +13,7 @@ ActivationSource = Literal["store", "model"]
 
 
 # Fields that decide what is stored of an image encoder.
-_OF_ENCODER = ("encoder", "weights", "rows", "held_out_fraction", "batch_size", "dtype")
+_OF_ENCODER = ("encoder", "weights", "rows", "block", "held_out_fraction", "batch_size", "dtype")
 
 
 class HarvestSection(Section, name="harvest"):
@@ -64,6 +64,12 @@ class HarvestSection(Section, name="harvest"):
         "None: the embedding of MedCLIP, the class token of the others.",
         choices=lambda: IMAGE_ROWS,
     )
+    block: int | None = setting(
+        None,
+        "Block of an encoder's vision transformer, from 0, after which the rows are taken; None: its output. Of "
+        "rad_dino and maira2_vision. The earlier the block, the more a patch's row is of that patch alone.",
+        ge=0,
+    )
     arrays: tuple[str, ...] = setting(
         (), "Files of activations to store instead of a model's: .npy, .safetensors, .zarr or .parquet."
     )
@@ -79,10 +85,13 @@ class HarvestSection(Section, name="harvest"):
             ENCODERS.get(self.encoder)
         if self.encoder and self.arrays:
             raise UserError("harvest.encoder and harvest.arrays are both given: leave one empty")
+        if self.block is not None and not self.encoder:
+            raise UserError("harvest.block is of an image encoder, and none is given: set harvest.site instead")
 
     def of_model(self) -> dict[str, Any]:
         """The fields that decide what is stored of the language model."""
-        return {name: value for name, value in self.deciding().items() if name not in ("encoder", "weights", "rows")}
+        others = {"encoder", "weights", "rows", "block"}
+        return {name: value for name, value in self.deciding().items() if name not in others}
 
     def of_encoder(self) -> dict[str, Any]:
         """The fields that decide what is stored of an image encoder."""

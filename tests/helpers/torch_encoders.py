@@ -146,9 +146,11 @@ class TorchDinov2:
         files.write_json(folder / "preprocessor_config.json", preprocessor)
 
     @torch.no_grad()
-    def rows(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """What is given of images, pixels: [batch, size, size, 3]; each [batch, rows, width]."""
-        found = self._model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        patches = found.last_hidden_state[:, 1:]
-        rows = {"cls": found.pooler_output[:, None], "mean": patches.mean(1, keepdim=True), "patches": patches}
+    def rows(self, pixels: np.ndarray, block: int | None = None) -> dict[str, np.ndarray]:
+        """What is given of images, pixels: [batch, size, size, 3], after a block; each [batch, rows, width]."""
+        found = self._model(torch.from_numpy(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
+        x = found.last_hidden_state if block is None else found.hidden_states[block + 1]
+        patches = x[:, 1:]
+        cls = found.pooler_output[:, None] if block is None else x[:, :1]
+        rows = {"cls": cls, "mean": patches.mean(1, keepdim=True), "patches": patches}
         return {name: value.numpy() for name, value in rows.items()}

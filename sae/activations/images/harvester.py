@@ -1,5 +1,6 @@
 """Runs an image encoder over the frontal images of studies."""
 
+import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from maira_jax.encoders import ENCODERS
-from maira_jax.encoders.encoder import SQUARES, ImageEncoder, ImageRows, LoadedEncoder
+from maira_jax.encoders.encoder import ImageEncoder, ImageRows, LoadedEncoder
 from maira_jax.errors import UserError
 from maira_jax.inputs.batches import fill_up
 from maira_jax.inputs.image_readers import ImageReaders
@@ -79,11 +80,12 @@ class ImageHarvester:
             "encoder": harvest.encoder,
             "weights": loaded.weights,
             "rows": self.rows,
+            "block": harvest.block,
             "grid": list(encoder.grid) if self.rows == "patches" else None,
             "view": encoder.view,
         }
         self.queue: DeviceQueue[ImageBatch, np.ndarray] = DeviceQueue()
-        self._readers = ImageReaders(encoder.size, harvest.readers, SQUARES[encoder.view])
+        self._readers = ImageReaders(encoder.size, harvest.readers, encoder.square)
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: Path, batch_size: int | None = None) -> Self:
@@ -98,6 +100,7 @@ class ImageHarvester:
         if not studies:
             raise UserError("no study has a frontal image: give other studies")
         loaded = ENCODERS.get(harvest.encoder).load(harvest.weights, Path(workdir) / "model", run.mesh, run.seed)
+        loaded = dataclasses.replace(loaded, encoder=loaded.encoder.after(harvest.block))
         return cls(loaded, studies, harvest, batch_size or harvest.batch_size)
 
     def close(self) -> None:

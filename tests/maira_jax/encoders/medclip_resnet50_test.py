@@ -103,3 +103,9 @@ def test_rows_that_it_does_not_have():
     with pytest.raises(UserError, match="harvest.rows is 'patches', which .*: choose from embedding"):
         MedClipResNet50().chosen_rows("patches")
     assert MedClipResNet50().chosen_rows(None) == "embedding"
+
+
+def test_blocks_that_it_does_not_have():
+    assert MedClipResNet50().after(None) == MedClipResNet50()
+    with pytest.raises(UserError, match="harvest.block is 0, but this encoder gives its output alone: leave it out"):
+        MedClipResNet50().after(0)

@@ -5,14 +5,17 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from maira_jax.checkpoint.layout import published_name
 from maira_jax.encoders.rad_dino import RadDino
 from maira_jax.errors import UserError
-from maira_jax.inputs.image import ImageConfig, preprocess, to_grey_square
+from maira_jax.inputs.image import ImageConfig
 from tests.helpers.tiny_model import relative
 from tests.helpers.torch_encoders import TorchDinov2
+from tests.maira_jax.inputs.image_test import CONFIG
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 14, "image_size": 56}
 encode = jax.jit(
@@ -33,11 +36,28 @@ def test_rows_are_those_of_torch(tmp_path, published):
         assert "encoder.layer.0.attention.output.dense.bias" in load_file(tmp_path / "model.safetensors")
     loaded = load(tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (71, 93), dtype=np.uint8)
-    pixels = loaded.levels[to_grey_square(image, 56)][None]
-    np.testing.assert_array_equal(pixels[0], preprocess(image, ImageConfig.from_dir(tmp_path)))
-    for rows, expected in theirs.rows(pixels).items():
-        assert relative(encode(loaded.params, loaded.encoder, pixels, rows), expected) < 1e-6, rows
+    pixels = loaded.levels[loaded.encoder.square(image, 56)][None]
+    for block in (None, 0, 2):
+        encoder = loaded.encoder.after(block)
+        for rows, expected in theirs.rows(pixels, block).items():
+            assert relative(encode(loaded.params, encoder, pixels, rows), expected) < 1e-6, (block, rows)
     assert loaded.encoder.grid == (4, 4) and loaded.encoder.chosen_rows(None) == "cls"
+    with pytest.raises(UserError, match="harvest.block is 3, but this encoder has blocks 0 to 2: give one of them"):
+        loaded.encoder.after(3)
+
+
+@pytest.mark.parametrize("shape", [(518, 518), (700, 518), (519, 901), (1024, 800), (300, 417)])
+def test_pixels_are_those_of_the_published_image_processor(tmp_path, shape):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CONFIG))
+    # Neither 0 nor 255, which a stretch of grey levels would change.
+    grey = np.random.default_rng(3).integers(9, 231, shape, dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "image.png")
+    processor = BitImageProcessorPil(**{name: CONFIG[name] for name in CONFIG if name != "image_processor_type"})
+    with Image.open(tmp_path / "image.png") as image:
+        expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    levels = ImageConfig.from_dir(tmp_path).levels()
+    for source in (tmp_path / "image.png", grey):
+        np.testing.assert_array_equal(levels[RadDino.square(source, 518)], expected)
 
 
 def change_json(name, **fields):
