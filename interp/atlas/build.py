@@ -9,10 +9,10 @@ import numpy as np
 
 from interp.atlas.chunks import ChunkWriter
 from interp.atlas.disclosure import Disclosure
-from interp.atlas.gathering import contexts, features, study_pages
+from interp.atlas.gathering import contexts, features, label_results, study_pages
 from interp.atlas.gathering.context_words import ContextWords
 from interp.atlas.gathering.image_places import ImagePlaces
-from interp.atlas.gathering.overview import compared, neurons, overview
+from interp.atlas.gathering.overview import compared, overview
 from interp.atlas.gathering.pictures import MAX_PICTURES, Picture, PictureWriter
 from interp.atlas.gathering.results import is_finished, read_table, sweeps
 from interp.atlas.gathering.steering import SteeringSweep
@@ -43,7 +43,8 @@ class AtlasBuild:
         self._table = read_table(workdir / "interp" / "features.parquet")
         self._concepts = read_table(workdir / "interp" / "concepts.parquet").to_pylist()
         self._sets = features.OtherSets(workdir, self._disclosure)
-        self._neurons = neurons(workdir / "label")
+        self._neurons = label_results.neurons(workdir / "label")
+        self._box_scores = label_results.box_scores(workdir / "label")
         self._sweeps = [SteeringSweep.read(workdir, name) for name in sweeps(workdir, config.steer.name)]
 
     def run(self) -> int:
@@ -149,6 +150,7 @@ class AtlasBuild:
             row |= {
                 "contexts": features.contexts(batch.get(feature, ()), tokens),
                 "label": self._neurons[feature] if self._neurons else None,
+                "boxes": self._box_scores.get(feature, []),
                 "sets": self._sets.of(feature),
                 "steering": {name: entry for name, entry in steered.items() if entry},
                 "selection": {

@@ -116,16 +116,16 @@ def _probed_labels(labels: StudyLabels, groups: PatientGroups, splits: np.ndarra
     probed, left_out = [], {}
     for c, concept in enumerate(labels.concepts):
         known, value = labels.known[:, c], labels.value[:, c]
-        fewest = min(
-            int((known & (value == wanted) & (train[groups.of_study] == side)).sum())
+        fewest, group = min(
+            (int((known & (value == wanted) & (train[groups.of_study] == is_train)).sum()), f"{side} studies {kind} it")
             for train in splits
-            for side in (False, True)
-            for wanted in (False, True)
+            for side, is_train in (("training", True), ("test", False))
+            for kind, wanted in (("without", False), ("with", True))
         )
         if fewest >= MIN_STUDIES:
             probed.append(c)
         else:
-            left_out[concept] = f"a split has {fewest} studies with or without it, {MIN_STUDIES} are needed"
+            left_out[concept] = f"{group} in one of the splits: {fewest}, but a probe needs {MIN_STUDIES}"
     return probed, left_out
 
 

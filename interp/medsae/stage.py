@@ -128,11 +128,7 @@ def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workd
     }
     files.write_json(out / "summary.json", summary)
     files.remove(out / "vectors")
-    return {"studies": len(vectors.study), "concepts": len(labels.concepts)} | {
-        f"{name.replace(' ', '_')}_{measure}": part[measure]["mean"] or 0.0
-        for name, part in figures.items()
-        for measure in ("monosemanticity", "entropy_kept")
-    }
+    return {"studies": len(vectors.study), "concepts": len(labels.concepts)}
 
 
 def _labels(section: LabelSection, store: ActivationStore, study: np.ndarray) -> StudyLabels:

@@ -44,14 +44,6 @@ def compared(workdir: Path, sweep: str) -> dict[str, Any] | None:
     return {"rows": advantage.rows(found), "sentences": advantage.sentences(found).split("\n")} if found else None
 
 
-def neurons(folder: Path) -> list[dict[str, Any]] | None:
-    """Each feature's monosemanticity and its correlation with the labels; None where the label stage has not run."""
-    if not is_finished(folder):
-        return None
-    rows = read_table(folder / "neurons.parquet").select(["basis", "monosemanticity", "correlation"]).to_pylist()
-    return [rounded({name: row[name] for name in list(row)[1:]}) for row in rows if row["basis"] == "features"]
-
-
 def _run_facts(workdir: Path) -> dict[str, Any]:
     """Facts for the head of the page; None where a stage's manifest does not tell."""
     source = source_of(workdir / "activations")

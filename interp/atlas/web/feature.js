@@ -14,7 +14,7 @@ async function feature(i) {
     panel(null, h("dl", { class: "facts" }, facts(i, d).map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))))),
     interpretationsPanel(i, d),
     h("div", { class: "cols stack" }, histogramPanel(i, d), decilePanel(d), OF_IMAGES ? correlationPanel(d) : sectionPanel(d)),
-    contextsPanel(i, d), OF_IMAGES ? null : steeringPanels(d), logitPanel(d), OF_IMAGES || !d.label ? null : correlationPanel(d),
+    boxesPanel(d), contextsPanel(i, d), OF_IMAGES ? null : steeringPanels(d), logitPanel(d), OF_IMAGES || !d.label ? null : correlationPanel(d),
     familyPanel(i, d),
     h("div", { class: "cols stack" }, nearest("Nearest features by decoder direction", "Cosine", d.similar, d.similar_cosine),
       nearest("Nearest features by co-activation", "Correlation", d.coactive, d.coactive_correlation)),
@@ -92,6 +92,15 @@ function logitPanel(d) {
   return panel("Tokens that its direction promotes and suppresses", h("div", { class: "cols" },
     tokenBars(d.promoted, d.promoted_logit, "Promoted tokens"), tokenBars(d.suppressed, d.suppressed_logit, "Suppressed tokens")),
     h("p", { class: "small soft" }, "Change of each token's logit by a decoder row of length 1, before the final norm's division."));
+}
+// How its heat maps agree with the boxes of the labels that it was chosen for.
+function boxesPanel(d) {
+  if (!d.boxes.length) return null;
+  const columns = [["touching", "Strongest patch touches a box"], ["pointing", "Its centre is in one"], ["inside", "Activation inside"], ["iou", "IoU"]];
+  return panel("Heat maps against boxes", h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "Label"), columns.map(([, title]) => h("th", { class: "num" }, title)), h("th", { class: "num" }, "Images"))),
+    h("tbody", {}, d.boxes.map((row) => h("tr", {}, h("td", {}, row.concept), columns.map(([name]) =>
+      h("td", { class: "num" }, fixed(row[name]), h("span", { class: "soft small" }, ` random ${fixed(row.random[name])}`))), h("td", { class: "num" }, count(row.images)))))),
+    h("p", { class: "small soft" }, "On images of patients who took no part in choosing the feature; random: the mean of random features on the same images."));
 }
 function correlationPanel(d) {
   if (!d.label) return panel("Correlation with labels", h("p", { class: "soft" }, "Stage label: not run."));

@@ -43,13 +43,17 @@ def results():
 
 
 def test_one_feature_is_enough_where_raw_dimensions_need_many(results):
-    _, summary, table = results
+    (_, labels, groups, splits), summary, table = results
     features, raw = (summary["bases"][basis] for basis in BASES)
     assert features["1"]["auroc"] > 0.97 and raw["1"]["auroc"] < 0.85 and raw["dense"]["auroc"] > 0.9
     gained = summary["differences"]["features minus raw dimensions"]["1"]["auroc"]
     assert gained["difference"] == pytest.approx(features["1"]["auroc"] - raw["1"]["auroc"])
     assert 0 < gained["interval"][0] < gained["difference"] < gained["interval"][1]
-    assert summary["concepts"] == ["a", "b"] and "studies with or without it" in summary["left_out"]["rare"]
+    rare = labels.known[:, 2] & labels.value[:, 2]
+    counts = [(rare & (train[groups.of_study] == side)).sum() for train in splits for side in (True, False)]
+    side = "training" if counts.index(min(counts)) % 2 == 0 and counts.count(min(counts)) == 1 else "test"
+    reason = f"{side} studies with it in one of the splits: {min(counts)}, but a probe needs 5"
+    assert summary["concepts"] == ["a", "b"] and summary["left_out"] == {"rare": reason}
     rows = [row for row in table.to_pylist() if row["basis"] == "features" and row["k"] == "1"]
     assert {(row["concept"], *row["neurons"]) for row in rows} == {("a", 4), ("b", 7)}
     assert table.num_rows == 2 * 2 * 2 * 6
