@@ -282,9 +282,13 @@ def sections(config: ConfigDict, reads: Sequence[str]) -> list[type[Section]]:
 
 
 def report(name: str, result: Mapping[str, Any]) -> None:
-    """Prints the single values of a stage's result in one line, and the most memory that a device has held."""
+    """Prints the single values of a stage's result in one line, and the most memory that a device has held.
+
+    Of a result that has nothing but the digests of files it prints their number.
+    """
     shown = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     values = [f"{key} {_shown(value)}" for key, value in shown.items() if not _DIGEST.fullmatch(str(value))]
+    values = values or [f"files {len(shown):,}"]
     if result:
         peak = sharding.peak_memory()
         if peak:

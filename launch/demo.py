@@ -64,6 +64,7 @@ STAGES_OF_IMAGES: tuple[tuple[str, _main.Run], ...] = (
 )
 # What the files of some stages say, printed after each.
 WORDS: Mapping[str, Callable[[ConfigDict, Path], str]] = {
+    "export": stage_words.of_export,
     "interpret": stage_words.of_interpretation,
     "steer": stage_words.of_sweep,
     "evaluate": stage_words.of_evaluation,
@@ -101,7 +102,7 @@ def run(config: ConfigDict, workdir: Path) -> Mapping[str, Any]:
         start = time.monotonic()
         result = run_stage(config, workdir)
         _main.report(f"[{number}/{len(stages)}] {name} ({time.monotonic() - start:.0f} s)", result)
-        if name in WORDS and not config.harvest.encoder:
+        if name in WORDS:
             print(WORDS[name](config, workdir))
     if config.harvest.encoder:
         print(run_summary.of_images(workdir, _control(config, workdir)))

@@ -9,6 +9,7 @@ from absl import flags
 
 from launch import _main
 from sae.formats import export, writers
+from steer import stage_words
 
 _main.define_shortcut(
     "to",
@@ -22,4 +23,4 @@ _main.define_shortcut(
 )
 
 if __name__ == "__main__":
-    _main.main(export.run, __doc__ or "", reads=("sae", "export"))
+    _main.main(export.run, __doc__ or "", reads=("sae", "export"), words=stage_words.of_export)

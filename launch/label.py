@@ -5,6 +5,7 @@ Result: WORKDIR/label.
 
 from interp.medsae import stage
 from launch import _main
+from steer import stage_words
 
 if __name__ == "__main__":
-    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "label"), parallel=True)
+    _main.main(stage.run, __doc__ or "", reads=("seed", "studies", "label"), parallel=True, words=stage_words.of_labels)

@@ -62,7 +62,7 @@ from steer import comparison, reference_metrics
 from steer.config import SteerSection
 from steer.methods.direction import NONE
 from steer.outcome import outcome
-from steer.rates import HEADLINE, reported_rows, selection_rates, summarise
+from steer.rates import reported_rows, selection_rates, summarise
 from steer.stage import DIRECTIONS, GENERATIONS, SELECTION, folder
 
 _REFERENCES = ("report", "phantom")  # origins of findings that are a reference: not those made of labels
@@ -155,7 +155,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     `selection_rates` gives; with `evaluate.metrics`, `metrics`: what `steer.reference_metrics.published` gives.
 
     Returns:
-      The headline of each method, flat, and the number of generations.
+      The number of generations, and of those that are degenerate.
 
     Raises:
       UserError: a field of `config.evaluate` is out of range, or the generations cannot be read.
@@ -190,11 +190,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             records = stage.dir / "radmatch"
             summary["metrics"] = reference_metrics.published(section.metrics, pairs, of_judge, records, config.seed)
         files.write_json(stage.dir / SUMMARY, summary)
-        counts: dict[str, Any] = {"generations": len(rows), "degenerate": sum(bool(r["degenerate"]) for r in rows)}
-        for method, rates in summary["headline"].items():
-            counts |= {f"{method}_{measure}": rates[measure]["rate"] for measure in HEADLINE}
-        stage.finish(counts)
-        return counts
+        stage.finish({"generations": len(rows), "degenerate": sum(bool(row["degenerate"]) for row in rows)})
+        return stage.manifest["counts"]
 
 
 def _references(config: ml_collections.ConfigDict, wanted: Collection[str]) -> dict[str, str]:

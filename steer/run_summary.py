@@ -9,16 +9,7 @@ import pyarrow.parquet as pq
 from interp import advantage
 from interp.features.summary import GOOD_F1, SHUFFLED_EXPLANATIONS
 from maira_jax.run import files
-from steer.stage_words import no_rate, table
-
-# Measures of the label stage that a summary of images shows, and their names there.
-_MEASURES = {
-    "monosemanticity": "monosemanticity",
-    "entropy_kept": "entropy of correlations",
-    "r": "largest correlation",
-    "f1": "F1 of one neuron",
-}
-_PROBE_SIZES = ("1", "16")
+from steer.stage_words import measured, no_rate, table
 
 
 def text(workdir: Path, sweep: str) -> str:
@@ -43,23 +34,10 @@ def of_images(workdir: Path, control: str) -> str:
       workdir: the run directory.
       control: why its figures are those of a control; empty if they are not.
     """
-    label = files.read_json(workdir / "label" / "summary.json")
-    bases, probing = label["bases"], label["probing"]["bases"]
-    rows = [["", *bases]]
-    for name, title in _MEASURES.items():
-        means = [part[name]["mean"] if name in part else part["mean_over_classes"][name] for part in bases.values()]
-        intervals = [part["intervals"][name] for part in bases.values()]
-        rows.append([title, *(_with_interval(*found) for found in zip(means, intervals, strict=True))])
-    for size in _PROBE_SIZES:
-        found = [probing[basis].get(size) for basis in bases]
-        cells = ["" if part is None else _with_interval(part["auroc"], part["auroc_interval"]) for part in found]
-        rows.append([f"AUROC of probes, k = {size}", *cells])
-    measured = "\n".join("  " + "".join(f"{cell:<26}" for cell in row).rstrip() for row in rows)
     return (
         f"\n{_autoencoder(workdir / 'sae')}\n"
         f"{_features(files.read_json(workdir / 'interp' / 'summary.json'))}\n"
-        f"Measured against {len(label['probing']['concepts'])} labels of {label['studies']} studies of "
-        f"{label['patients']} patients, with 95 % intervals:\n{measured}\n"
+        f"{measured(files.read_json(workdir / 'label' / 'summary.json'))}\n"
         + (f"A control, not a result: {control}\n" if control else "")
         + _atlas(workdir)
     )
@@ -86,12 +64,6 @@ def _against_controls(workdir: Path, sweep: str) -> str:
 
 def _atlas(workdir: Path) -> str:
     return f"Atlas: {(workdir / 'atlas' / 'index.html').resolve()}"
-
-
-def _with_interval(mean: float | None, interval: Sequence[float] | None) -> str:
-    if mean is None:
-        return "none"
-    return f"{mean:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
 def _found_concepts(interp: Path, best: Sequence[Mapping[str, Any]]) -> str:

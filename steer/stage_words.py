@@ -15,6 +15,7 @@ from interp.atlas.gathering.steering import SMALLEST
 from interp.sets import SCORED, stage_name
 from maira_jax.reports.text import marked_difference
 from maira_jax.run import files, storage
+from maira_jax.run.stages.stage import MANIFEST
 from steer import evaluate, stage
 from steer.rates import RANDOM
 
@@ -30,6 +31,74 @@ _RATES = {
     "nll_change": ("NLL", "+.2f"),
     "history": ("history", ".1%"),
 }
+# The measures of the label stage that are printed, each with its title.
+_MEASURES = {
+    "monosemanticity": "monosemanticity",
+    "entropy_kept": "entropy of correlations",
+    "r": "largest correlation",
+    "f1": "F1 of one neuron",
+}
+_PROBE_SIZES = ("1", "16")
+# The measures of heat maps that are printed, each with its title.
+_PLACES = {"pointing": "centre in a box", "touching": "touches a box", "inside": "share inside", "iou": "IoU"}
+
+
+def of_export(config: ConfigDict, workdir: Path) -> str:
+    """The folders that were written, and the files in each."""
+    found: dict[str, list[str]] = {}
+    for path in _read(workdir / "export" / MANIFEST)["counts"]:
+        folder, _, name = path.rpartition("/")
+        found.setdefault(folder, []).append(name)
+    return "\n".join(f"{workdir / 'export' / folder}: {', '.join(names)}" for folder, names in found.items())
+
+
+def of_labels(config: ConfigDict, workdir: Path) -> str:
+    """How features and controls compare with the labels and, where images have boxes, with these."""
+    if not _read(workdir / "label" / MANIFEST)["counts"]:
+        return "no study has a token of label.sections: nothing was measured"
+    return measured(_read(workdir / "label" / "summary.json"))
+
+
+def measured(label: Mapping[str, Any]) -> str:
+    """Measures of the summary of the label stage, by basis, and of heat maps where there are boxes, as tables."""
+    bases, probing = label["bases"], label["probing"]["bases"]
+    rows = [["", *bases]]
+    for name, title in _MEASURES.items():
+        means = [part[name]["mean"] if name in part else part["mean_over_classes"][name] for part in bases.values()]
+        intervals = [part["intervals"][name] for part in bases.values()]
+        rows.append([title, *(_with_interval(*found) for found in zip(means, intervals, strict=True))])
+    for size in _PROBE_SIZES:
+        found = [probing[basis].get(size) for basis in bases]
+        cells = ["" if part is None else _with_interval(part["auroc"], part["auroc_interval"]) for part in found]
+        rows.append([f"AUROC of probes, k = {size}", *cells])
+    probed, left_out = len(label["probing"]["concepts"]), len(label["probing"]["left_out"])
+    rest = f" (probes: {probed} labels with enough studies)" if left_out else ""
+    head = (
+        f"Measured against {probed + left_out} labels{rest} of {label['studies']:,} studies of {label['patients']:,} "
+        "patients, with 95 % intervals:"
+    )
+    return "\n".join([head, *_indented(rows), *_places(label["localisation"])])
+
+
+def _places(localised: Mapping[str, Any]) -> list[str]:
+    """The lines of the table of heat maps, if any were scored."""
+    if not localised:
+        return []
+    rows = [["", *_PLACES.values()]]
+    for name, found in localised["maps"].items():
+        rows.append([name, *(_with_interval(found[measure], found["intervals"][measure]) for measure in _PLACES)])
+    images = localised["images"]
+    return [f"Heat maps of {len(images)} labels, with boxes in {sum(images.values()):,} images:", *_indented(rows)]
+
+
+def _indented(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"  {line}" for line in table(rows, 1).splitlines()]
+
+
+def _with_interval(mean: float | None, interval: Sequence[float] | None) -> str:
+    if mean is None:
+        return "none"
+    return f"{mean:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
 def of_interpretation(config: ConfigDict, workdir: Path) -> str:

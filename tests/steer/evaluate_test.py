@@ -172,8 +172,9 @@ def test_strength_is_chosen_on_one_half_and_reported_on_the_other(evaluated: tup
     assert added["on_target"]["rate"] == 1.0
     assert best["add", "removed"]["on_target"]["rate"] == 0.0
     assert best["random", "added"]["on_target"]["rate"] == 0.0
-    assert result["random_on_target"] == 0.0
-    assert 0 < result["add_off_target"] < 0.4
+    assert result == {"generations": len(made_generations()), "degenerate": N}
+    assert summary["headline"]["random"]["on_target"]["rate"] == 0.0
+    assert 0 < summary["headline"]["add"]["off_target"]["rate"] < 0.4
     headline = summary["headline"]["add"]["on_target"]
     assert headline["n"] == added["on_target"]["n"] + best["add", "removed"]["on_target"]["n"]
 

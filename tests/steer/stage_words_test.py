@@ -1,6 +1,7 @@
 """What is printed after a stage: concepts left out, two examples of steering, and the rates of evaluation."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,24 @@ def line(study, direction, strength, steered, **settings):
         "study_id": study, "direction": direction, "strength": strength, "settings": settings, "finished": True,
         "original": original, "steered": steered or original,
     }  # fmt: skip
+
+
+def made_label_summary():
+    """Of two bases and two labels, one of which is too rare for probes; no image has boxes."""
+
+    def basis(value):
+        own = {"monosemanticity": {"mean": value}, "entropy_kept": {"mean": None}}
+        intervals = {"monosemanticity": (0.0, 1.0), "entropy_kept": None, "r": (0.25, 0.75), "f1": None}
+        return own | {"mean_over_classes": {"r": 0.5, "f1": 0.125}, "intervals": intervals}
+
+    probes = {"features": {"1": {"auroc": 0.75, "auroc_interval": (0.5, 1.0)}}, "raw dimensions": {}}
+    return {
+        "studies": 1900,
+        "patients": 5,
+        "bases": {"features": basis(0.625), "raw dimensions": basis(0.375)},
+        "probing": {"concepts": ["mass"], "left_out": {"hernia": "rare"}, "bases": probes},
+        "localisation": {},
+    }
 
 
 def write(workdir, lines):
@@ -138,3 +157,41 @@ def test_an_evaluation_without_rates_says_why_and_what_to_do(tmp_path):
     rates.append({"concept": "mass"})
     files.write_json(path, {"best": [], "headline": {}, "rates": rates})
     assert stage_words.of_evaluation(CONFIG, tmp_path) == "no report in which a concept could be added or removed"
+
+
+def cells(text):
+    """The cells of each row of a table, by the row's title."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line.startswith(" ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_labels_are_measured_side_by_side_and_heat_maps_where_there_are_boxes(tmp_path):
+    summary = made_label_summary()
+    (tmp_path / "label").mkdir()
+    files.write_json(tmp_path / "label" / "summary.json", summary)
+    files.write_json(tmp_path / "label" / "manifest.json", {"counts": {"studies": 1900}})
+    text = stage_words.of_labels(CONFIG, tmp_path)
+    head = "Measured against 2 labels (probes: 1 labels with enough studies) of 1,900 studies of 5 patients"
+    assert text.splitlines()[0] == f"{head}, with 95 % intervals:"
+    shown = cells(text)
+    assert shown["monosemanticity"] == ["0.625 [0.000, 1.000]", "0.375 [0.000, 1.000]"]
+    assert shown["entropy of correlations"] == ["none", "none"]
+    assert shown["AUROC of probes, k = 1"] == ["0.750 [0.500, 1.000]"]
+    measures = dict.fromkeys(("pointing", "touching", "inside", "iou"), 0.5) | {"intervals": {"pointing": (0.25, 0.75)}}
+    measures["intervals"] |= dict.fromkeys(("touching", "inside", "iou"))
+    summary["localisation"] = {"images": {"mass": 3, "hernia": 1}, "maps": {"features": measures}}
+    places = stage_words.measured(summary).removeprefix(f"{text}\n").splitlines()
+    assert places[0] == "Heat maps of 2 labels, with boxes in 4 images:"
+    assert places[2].split(maxsplit=1) == ["features", "0.500 [0.250, 0.750]          0.500         0.500  0.500"]
+    files.write_json(tmp_path / "label" / "manifest.json", {"counts": {}})
+    assert stage_words.of_labels(CONFIG, tmp_path).startswith("no study has a token")
+
+
+def test_an_export_says_what_was_written_where(tmp_path):
+    (tmp_path / "export").mkdir()
+    counts = dict.fromkeys(("saelens/cfg.json", "saelens/sae.safetensors", "wide/saelens/cfg.json"), "0" * 64)
+    files.write_json(tmp_path / "export" / "manifest.json", {"counts": counts})
+    assert stage_words.of_export(CONFIG, tmp_path).splitlines() == [
+        f"{tmp_path}/export/saelens: cfg.json, sae.safetensors",
+        f"{tmp_path}/export/wide/saelens: cfg.json",
+    ]
