@@ -48,3 +48,11 @@ def test_names_and_explanations_are_one_line_of_some_length(explainer):
     for text in ('{"label": "", "explanation": "c"}', json.dumps({"label": "a", "explanation": "x" * 3000})):
         with pytest.raises(ValueError):
             request.read(text)
+
+
+def test_the_form_itself_is_no_explanation(explainer):
+    """As a small model answered."""
+    form = instructions(PROMPT).splitlines()[-1]
+    assert form.startswith('{"label": "<')
+    with pytest.raises(ValueError, match="the prompt's own words"):
+        explainer.request(ExplainTask(0, (), ())).read(form)
