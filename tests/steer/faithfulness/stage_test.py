@@ -15,7 +15,7 @@ from steer.faithfulness import stage
 from steer.faithfulness.stage import ReportChange, summarised
 from steer.program.sweep_writer import SweepWriter
 from tests.helpers.judge import serve
-from tests.steer.stage_test import N_FEATURES, inputs, lines_of, make_config  # noqa: F401 (a fixture)
+from tests.helpers.steer_run import N_FEATURES, lines_of, make_config
 
 
 def config_of():
@@ -27,7 +27,7 @@ def config_of():
 
 
 @pytest.fixture()
-def workdir(inputs, tmp_path):  # noqa: F811
+def workdir(inputs, tmp_path):
     """A run directory on the inputs of the steer stage's tests, with explained features and controls."""
     for name in ("model", "activations", "sae"):
         (tmp_path / name).symlink_to(inputs / name)
