@@ -84,7 +84,7 @@ MALFORMED = "what came back was no chat completion"
         (b"HTTP/1.1 200 OK\r\nX: ", b"a" * 4096, "the connection broke"),  # more of a head than is read
         (b"HTTP/1.1 200 OK\r\nX: ", b"", LATE),
         (HEAD + b"Content-Length: 10\r\n\r\n", b"", LATE),
-        (response(gzip.compress(b"a" * 2**20), "Content-Encoding: gzip"), b"", COMPRESSED),
+        (response(gzip.compress(b"a" * 2**20, mtime=0), "Content-Encoding: gzip"), b"", COMPRESSED),
         (response(NESTED), b"", MALFORMED),
         (response({"choices": [{"message": None}]}), b"", MALFORMED),
         (response({"choices": {"a": 1}}), b"", MALFORMED),
