@@ -130,10 +130,24 @@ def write_reports(writer: ReportWriter, studies: Sequence[Study]) -> list[str]:
       UserError: a study cannot be prompted for, or an image cannot be read.
     """
     requests = [reporting_request(study, writer.tokenizer) for study in studies]
-    reports = [""] * len(studies)
-    with progress(total=len(studies), unit="study", desc="reports") as bar:
-        for batch in writer.write(requests, [study.study_id for study in studies], writer.plan(requests)):
+    return write_texts(writer, requests, [study.study_id for study in studies])
+
+
+def write_texts(writer: ReportWriter, requests: Sequence[GenerationRequest], names: Sequence[str]) -> list[str]:
+    """The text for each request, in their order.
+
+    Args:
+      writer: the model.
+      requests: what the model is given.
+      names: as for `ReportWriter.write`.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    texts = [""] * len(requests)
+    with progress(total=len(requests), unit="text", desc="texts") as bar:
+        for batch in writer.write(requests, names, writer.plan(requests)):
             for row, written in batch:
-                reports[row] = written.text
+                texts[row] = written.text
             bar.update(len(batch))
-    return reports
+    return texts

@@ -54,21 +54,10 @@ class AccuracyTable:
         return "\n".join([f"{self.n_reports} reports", *lines, _EXPLANATION])
 
 
-def accuracy_of_checkpoint(
-    directory: Path, studies: Sequence[Study], max_new_tokens: int
-) -> tuple[AccuracyTable, list[dict[str, str | None]]]:
-    """Writes a greedy report for every study and compares the reports with the truth.
-
-    Args:
-      directory: checkpoint in the Hugging Face layout.
-      studies: studies whose `truth` is known.
-      max_new_tokens: maximum length of a report in tokens.
-
-    Returns:
-      The table, and one record per study: study_id, written, reference.
-    """
+def checkpoint_writer(directory: Path, max_new_tokens: int) -> ReportWriter:
+    """A writer of greedy texts of at most `max_new_tokens` tokens, from a checkpoint in the Hugging Face layout."""
     cfg = Maira2Config.from_dir(directory)
-    writer = ReportWriter(
+    return ReportWriter(
         maira2.unstacked(convert.to_flax(directory, cfg, np.dtype(np.float32))),
         cfg,
         Tokenizer.from_dir(directory),
@@ -76,6 +65,20 @@ def accuracy_of_checkpoint(
         batch_size=_BATCH_SIZE,
         max_new_tokens=max_new_tokens,
     )
+
+
+def accuracy_of_writer(
+    writer: ReportWriter, studies: Sequence[Study]
+) -> tuple[AccuracyTable, list[dict[str, str | None]]]:
+    """Writes a report for every study and compares the reports with the truth.
+
+    Args:
+      writer: the model.
+      studies: studies whose `truth` is known.
+
+    Returns:
+      The table, and one record per study: study_id, written, reference.
+    """
     reports = write_reports(writer, studies)
     records = [
         {"study_id": study.study_id, "written": report, "reference": study.findings}

@@ -121,4 +121,6 @@ class ReportDifference:
 
     def _repr_html_(self) -> Markup:
         text = html.marked_changes(self.words)
-        return html.heading(self.title or "Two reports") + html.paragraph(text) + html.paragraph(self._findings())
+        located = html.join(report._repr_html_() for report in (self.before, self.after) if report.phrases)
+        words = html.paragraph(text) + html.paragraph(self._findings())
+        return html.heading(self.title or "Two reports") + words + located

@@ -221,6 +221,7 @@ class Session:
         method: Literal["add", "clamp"] = "add",
         unit: Literal["max_activation", "raw"] = "max_activation",
         site: str | None = None,
+        grounded: bool = False,
     ) -> ReportDifference:
         """Writes the report of a study twice, as it is and with the residual stream edited.
 
@@ -236,6 +237,7 @@ class Session:
           method: "add" adds the features' decoder rows; "clamp" sets features, to 0 at a strength of 0.
           unit: of the strength of features: each one's largest activation over the run's studies, or 1.
           site: where; None: the site of the autoencoder.
+          grounded: whether findings come with boxes.
 
         Raises:
           UserError: a study, feature, site or part of the prompt does not exist, or the direction is of another width.
@@ -246,8 +248,8 @@ class Session:
             raise UserError(f"at {place.name} only images are edited: say at='image'")
         concept, title, change, strength = self._change(what, strength, method, unit, place)
         edits = self.model.edits(change, strength, place)
-        before, after = self.model.write(self.model.request(found), edits, place, section)
-        reports = [Report.of(found, text.text, text.finished) for text in (before, after)]
+        before, after = self.model.write(self.model.request(found, grounded=grounded), edits, place, section)
+        reports = [Report.of(found, text.text, text.finished, grounded) for text in (before, after)]
         return ReportDifference(reports[0], reports[1], concept, f"{title} at {', '.join(section.positions)}")
 
     def _section(self, at: tuple[str, ...]) -> SteerSection:

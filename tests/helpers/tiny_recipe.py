@@ -23,6 +23,7 @@ TINY = Recipe(
     frozen=("vision", "projector"),
     n_vocabulary=500,
     n_corpus=300,
+    learns_positions=True,
 )
 RECIPES.register("tiny")(TINY)
 RECIPES.register("tiny_one_phase")(dataclasses.replace(TINY, report_phases=(_ONE_IMAGE,)))

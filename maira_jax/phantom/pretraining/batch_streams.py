@@ -1,5 +1,6 @@
 """Endless batches of static shapes, in an order that depends on the seed alone and can be resumed anywhere."""
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -8,14 +9,15 @@ import jax
 import numpy as np
 
 from maira_jax.errors import UserError
+from maira_jax.generation import grounding
 from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up
-from maira_jax.inputs.image import ImageConfig, preprocess_batch
-from maira_jax.inputs.prompt import reporting_prompt, study_images
+from maira_jax.inputs.image import ImageConfig, preprocess_batch, width_height
+from maira_jax.inputs.prompt import phrase_grounding_prompt, reporting_prompt, study_images
 from maira_jax.inputs.tokens import Encoded, Kind, Tokenizer
 from maira_jax.phantom.pretraining.recipe import ReportPhase
 from maira_jax.phantom.pretraining.report_phase import ReportBatch
 from maira_jax.phantom.pretraining.study_source import StudySource
-from maira_jax.studies.study import Study
+from maira_jax.studies.study import ImageSource, Study
 
 _CHUNK = 64  # studies fetched at once
 _PREFETCHED = 3  # batches made ahead of the one in use
@@ -35,21 +37,30 @@ class BatchStream(Protocol):
 
 
 class ImageBatchStream:
-    """Batches of labelled images, for the vision phase."""
+    """Batches of labelled images, for the vision phase.
 
-    def __init__(self, source: StudySource, image_cfg: ImageConfig, batch_size: int):
+    Args:
+      source: the images.
+      image_cfg: image preprocessing of the model.
+      batch_size: images in a batch.
+      n_positions: how many of the source's positions are learned, from the first.
+    """
+
+    def __init__(self, source: StudySource, image_cfg: ImageConfig, batch_size: int, n_positions: int):
         self.source, self.image_cfg, self.batch_size = source, image_cfg, batch_size
+        self.n_positions = n_positions
         self.next = 0
 
-    def next_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The next images, their labels, and which labels are known.
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The next images and what is known of them (see `LabelledImages`).
 
         Returns:
-          Pixels, float32 [batch, size, size, 3]; labels, bool [batch, labels]; known, bool [batch, labels].
+          Pixels, float32 [batch, size, size, 3]; labels, bool [batch, labels]; known, bool [batch, labels]; positions,
+          float32 [batch, positions].
         """
         start, self.next = self.next, self.next + self.batch_size
-        images, labels, known = self.source.images(start, self.next)
-        return preprocess_batch(images, self.image_cfg), labels, known
+        images, labels, known, positions = self.source.images(start, self.next)
+        return preprocess_batch(images, self.image_cfg), labels, known, positions[:, : self.n_positions]
 
     def position(self) -> int:
         return self.next
@@ -60,8 +71,7 @@ class ImageBatchStream:
 
 class _EncodedStudy(NamedTuple):
     number: int  # index in the source's stream
-    study: Study
-    encoded: Encoded
+    request: GenerationRequest
 
 
 class ReportBatchStream:
@@ -80,17 +90,32 @@ class ReportBatchStream:
         self.waiting: dict[str, list[_EncodedStudy]] = {}
 
     def _encode(self, index: int, study: Study) -> _EncodedStudy:
-        encoded = self.tokenizer.encode(reporting_prompt(study), study.findings)
-        return _EncodedStudy(index, study, _without_instructions(encoded) if self.phase.bare_prompt else encoded)
+        encoded, images = self._task(index, study)
+        encoded = _without_instructions(encoded) if self.phase.bare_prompt else encoded
+        return _EncodedStudy(index, GenerationRequest(encoded, images))
+
+    def _task(self, index: int, study: Study) -> tuple[Encoded, tuple[ImageSource, ...]]:
+        """What is learned from a study, which its index decides: its report, its grounded report, or one location."""
+        rng = random.Random(index)
+        share = rng.random()
+        if not study.grounded_findings or study.frontal is None or share >= self.phase.grounded + self.phase.located:
+            return self.tokenizer.encode(reporting_prompt(study), study.findings), study_images(study)
+        phrases = grounding.in_square(grounding.reference(study), *width_height(study.frontal))
+        seen = [phrase for phrase in phrases if phrase.boxes]
+        if not seen or share < self.phase.grounded:
+            prompt = reporting_prompt(study, grounded=True)
+            return self.tokenizer.encode(prompt, grounding.write(phrases)), study_images(study)
+        phrase = rng.choice(seen)
+        return self.tokenizer.encode(phrase_grounding_prompt(phrase.text), grounding.write([phrase])), (study.frontal,)
 
     def _bucket(self, row: _EncodedStudy) -> str | None:
         """Name of the batches that the study can be part of, for example "2x144"; None where it is skipped."""
-        too_long = len(row.encoded) - row.encoded.n_prompt > self.phase.max_findings
-        n_images = len(study_images(row.study))
-        if too_long or (self.phase.image_counts and n_images not in self.phase.image_counts):
+        encoded, images = row.request
+        too_long = len(encoded) - encoded.n_prompt > self.phase.max_findings
+        if too_long or (self.phase.image_counts and len(images) not in self.phase.image_counts):
             return None
-        length = next((length for length in self.lengths if length >= len(row.encoded)), None)
-        return None if length is None else f"{n_images}x{length}"
+        length = next((length for length in self.lengths if length >= len(encoded)), None)
+        return None if length is None else f"{len(images)}x{length}"
 
     def next_batch(self) -> ReportBatch:
         """The next batch that is full.
@@ -118,8 +143,7 @@ class ReportBatchStream:
 
     def _batch(self, rows: list[_EncodedStudy], length: int) -> ReportBatch:
         """Pads studies with the same number of images to `length` tokens."""
-        requests = [GenerationRequest(row.encoded, study_images(row.study)) for row in rows]
-        full = assemble(requests, self.tokenizer, self.image_cfg, length)
+        full = assemble([row.request for row in rows], self.tokenizer, self.image_cfg, length)
         target = (full.kinds == Kind.FINDINGS) | (full.kinds == Kind.EOS)
         return ReportBatch(*jax.device_put((full.tokens, full.mask, target, full.pixels)))
 

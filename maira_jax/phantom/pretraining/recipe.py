@@ -75,6 +75,8 @@ class ReportPhase:
       bare_prompt: whether a prompt is its images alone, without instructions and without the prior report.
       image_counts: studies with one of these numbers of images are used; empty: all studies.
       varied_wording: whether the phantom's reports word the same findings differently from study to study.
+      grounded: share of the studies, of those with `grounded_findings`, whose grounded report is learned.
+      located: share of them in which the model learns to locate one sentence.
     """
 
     name: str
@@ -84,6 +86,8 @@ class ReportPhase:
     bare_prompt: bool = False
     image_counts: tuple[int, ...] = ()
     varied_wording: bool = True
+    grounded: float = 0.0
+    located: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Recipe:
       frozen: parts of the model that the report phases leave unchanged.
       n_vocabulary: tokens of a trained tokenizer, not counting MAIRA-2's 207 added ones.
       n_corpus: studies that the tokenizer is trained on.
+      learns_positions: whether the vision phase learns where the chest lies in the image, too.
       weight_decay: decay of the weight matrices.
       seed: seed of the initial parameters and of the phantom's training studies.
     """
@@ -109,6 +114,7 @@ class Recipe:
     frozen: tuple[str, ...]
     n_vocabulary: int
     n_corpus: int
+    learns_positions: bool = False
     weight_decay: float = 0.02
     seed: int = 0
 
@@ -174,6 +180,7 @@ RECIPES.register("phantom")(
         n_corpus=2000,
     )
 )
+
 
 RECIPES.register("nih_iu")(
     Recipe(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config, to_hf_dict
 from maira_jax.model.layers import Params
-from maira_jax.phantom.accuracy import accuracy_of_checkpoint
+from maira_jax.phantom.accuracy import accuracy_of_writer, checkpoint_writer
+from maira_jax.phantom.grounding_accuracy import grounding_accuracy
 from maira_jax.phantom.pretraining import report_phase, tokenizer_files, vision_phase
 from maira_jax.phantom.pretraining.batch_streams import ImageBatchStream, ReportBatchStream
 from maira_jax.phantom.pretraining.recipe import RECIPES, PhaseSchedule, Recipe, ReportPhase, model_config
@@ -30,6 +31,7 @@ from maira_jax.phantom.pretraining.training_loop import fit
 from maira_jax.run import files
 from maira_jax.run.config import Section, setting
 from maira_jax.run.stages.stage import Stage
+from maira_jax.studies.study import Study
 
 CHECKPOINT = "checkpoint"  # the result's folder, inside the stage's
 _DTYPE = "bfloat16"  # of the checkpoint; training is in float32
@@ -76,8 +78,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Mapping[str, Any]:
             return ReportBatchStream(source(phase.varied_wording), tokenizer, image_cfg, phase)
 
         trainer = _PhaseTrainer(recipe, cfg, stage.dir, section.checkpoint_every)
-        images = ImageBatchStream(studies, image_cfg, recipe.vision_phase.batch_size)
-        vision_params, history = trainer.vision(images, len(studies.labels))
+        n_positions = studies.n_positions if recipe.learns_positions else 0
+        images = ImageBatchStream(studies, image_cfg, recipe.vision_phase.batch_size, n_positions)
+        vision_params, history = trainer.vision(images, len(studies.labels) + n_positions)
         params, losses = maira2.init(cfg, jax.random.key(recipe.seed + 1)) | vision_params, {"vision": history}
         for phase in recipe.report_phases:
             params, losses[phase.name] = trainer.reports(phase, stream(phase), params)
@@ -87,14 +90,26 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Mapping[str, Any]:
 
         last = recipe.report_phases[-1]
         exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
-        loss = validation_loss(exact, cfg, stream(last), last.max_findings)
+        plain = dataclasses.replace(last, grounded=0.0, located=0.0)
+        loss = validation_loss(exact, cfg, stream(plain), last.max_findings)
         if config.studies.source == "phantom":
-            table, reports = accuracy_of_checkpoint(directory, studies.held_out, last.max_findings)
-            files.write_json(stage.dir / "accuracy.json", {"rows": table.rows, "reports": reports})
-            print(table)
+            files.write_json(stage.dir / "accuracy.json", _accuracy(directory, studies.held_out, last))
         counts = _counts(recipe, params, len(studies.held_out), loss)
         stage.finish(counts)
         return counts
+
+
+def _accuracy(directory: Path, studies: Sequence[Study], phase: ReportPhase) -> dict[str, Any]:
+    """What held-out studies say of a checkpoint, as JSON; its tables are printed."""
+    writer = checkpoint_writer(directory, phase.max_findings)
+    table, reports = accuracy_of_writer(writer, studies)
+    print(table)
+    found: dict[str, Any] = {"rows": table.rows, "reports": reports}
+    if phase.grounded or phase.located:
+        grounded, texts = grounding_accuracy(writer, studies)
+        print(grounded)
+        found |= {"grounding": dataclasses.asdict(grounded), "grounded_reports": texts}
+    return found
 
 
 def validation_loss(params: Params, cfg: Maira2Config, stream: ReportBatchStream, n_tail: int) -> float:
@@ -168,13 +183,13 @@ class _PhaseTrainer:
     directory: Path
     checkpoint_every: int
 
-    def vision(self, stream: ImageBatchStream, n_labels: int) -> tuple[Params, list[list[float]]]:
+    def vision(self, stream: ImageBatchStream, n_targets: int) -> tuple[Params, list[list[float]]]:
         """Trains vision tower and projector; returns them and the history of the loss."""
         schedule = self.recipe.vision_phase
         optimiser = _optimiser(schedule, self.recipe.weight_decay)
         params_key, directions_key = jax.random.split(jax.random.key(self.recipe.seed))
         params = vision_phase.init(self.cfg, params_key)
-        directions = vision_phase.directions(self.cfg, n_labels, directions_key)
+        directions = vision_phase.directions(self.cfg, n_targets, directions_key)
 
         def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
             *state, loss = vision_phase.step(*state, directions, *batch, cfg=self.cfg, optimiser=optimiser)

@@ -254,6 +254,7 @@ def test_what_notebooks_show_is_escaped_and_loads_nothing(run):
     shown = [
         active, active.show(6), run.feature(6), run.feature(5), run.find_by_words("denies"),
         Report(hostile, hostile.findings), Report(hostile, "x", (box, Phrase("<u>none</u>"))),
+        Report(hostile, "x", (box,)).compare(Report(hostile, "y", (box, box))),
         Report(hostile, "No <b>effusion</b>.").compare(Report(hostile, "An <b>effusion</b>.")),
     ]  # fmt: skip
     for one in shown:
@@ -264,9 +265,17 @@ def test_what_notebooks_show_is_escaped_and_loads_nothing(run):
         assert all(
             address.startswith("data:image/jpeg;base64,") for address in re.findall(r'(?:href|src)="(.*?)"', html)
         )
+    assert str(shown[-2]._repr_html_()).count("data:image/jpeg") == 2, "boxes before and after"
     difference = str(shown[-1]._repr_html_())
     assert "<del" in difference and "No</del>" in difference and "An</ins>" in difference
     assert "data:image/jpeg;base64," in str(active.show(active[0])._repr_html_())
+
+
+def test_steered_reports_have_boxes_where_they_are_asked_for(run):
+    study = run.study_ids[1]
+    found = run.steer(study, 5, 1.5, grounded=True)
+    assert found.before == run.report(study, grounded=True) != found.after
+    assert found.before.text != run.report(study).text, "the prompt is another one"
 
 
 def test_weights_stay_where_they_are(run):

@@ -1,5 +1,6 @@
 """Pretraining: a resumed run, a checkpoint that the rest can read, and the accuracy of its reports."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,9 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model.config import Maira2Config
 from maira_jax.phantom.pretraining import report_phase, stage
-from tests.helpers.tiny_recipe import tiny_config
+from maira_jax.studies.readers import phantom
+from tests.helpers.fixed_writer import FixedWriter
+from tests.helpers.tiny_recipe import FULL_PROMPT, tiny_config
 
 
 def weights(workdir):
@@ -59,6 +62,19 @@ def test_reports_of_the_held_out_studies_are_compared_with_the_truth(trained):
     found = json.loads((trained[0] / "pretrain" / "accuracy.json").read_text())
     assert [record["study_id"] for record in found["reports"]] == [f"phantom-0-{(1 << 20) + i}" for i in range(8)]
     assert found["rows"]["all"]["presence"][1] == 8 * 9
+    assert "grounding" not in found, "the recipe has no grounded reports"
+
+
+def test_a_recipe_with_grounded_reports_is_evaluated_on_boxes(tmp_path, monkeypatch, capsys):
+    """On any model; here one that writes the same of every study."""
+    box = "<obj>Cardiomegaly.<box><x30><y40><x80><y80></box></obj>"
+    monkeypatch.setattr(stage, "checkpoint_writer", lambda directory, length: FixedWriter(lambda name, prompt: box))
+    studies = phantom.studies(0, 6, size=28)
+    phase = dataclasses.replace(FULL_PROMPT, grounded=0.1)
+    found = stage._accuracy(tmp_path, studies, phase)
+    assert found["grounding"]["n_reports"] == 6 and len(found["grounded_reports"]) == 6
+    assert "phrase_iou" in capsys.readouterr().out
+    assert stage._accuracy(tmp_path, studies, FULL_PROMPT).keys() == {"rows", "reports"}
 
 
 def test_another_recipe_in_the_same_folder_is_refused(trained):
