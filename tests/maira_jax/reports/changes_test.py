@@ -1,8 +1,10 @@
 """What is added to and removed from a report, and what of it is on target."""
 
+import dataclasses
+
 import pytest
 
-from maira_jax.reports.changes import TargetFindings, compare
+from maira_jax.reports.changes import ReportChanges, TargetFindings, compare
 from maira_jax.studies.concepts import study_labels
 
 CLEAR = "No consolidation or edema. No pleural effusion or pneumothorax. Heart size is normal. No pacemaker."
@@ -52,6 +54,13 @@ def test_other_words_for_the_same_are_no_change() -> None:
     assert found.none
     # A denied finding that is no longer mentioned is not a change.
     assert compare(CLEAR, CLEAR.replace("Heart size is normal. ", ""), "oedema").none
+
+
+@pytest.mark.parametrize("field", ["added", "removed", "changed", "concepts"])
+def test_any_one_change_is_a_change(field: str) -> None:
+    nothing = ReportChanges((), (), (), off_target=False, off_target_attributes=False, concepts=())
+    assert nothing.none
+    assert not dataclasses.replace(nothing, **{field: ("pacemaker",)}).none
 
 
 def test_uncertainty_is_a_change() -> None:

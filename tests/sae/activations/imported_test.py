@@ -1,6 +1,7 @@
 """Users' own arrays, in every kind of file, become the same activation store."""
 
 import json
+import resource
 
 import ml_dtypes
 import numpy as np
@@ -138,6 +139,25 @@ def test_what_is_no_array_is_refused(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         harvest.run(config_of(tmp_path / name), tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_of_a_zarr_chunk_no_more_is_decompressed_than_its_shape_says(tmp_path, version, codec):
+    kvstore = {"driver": "file", "path": str(tmp_path / "x.zarr")}
+    spec = {"driver": "zarr3" if version == 3 else "zarr", "kvstore": kvstore}
+    compressor = {"codecs": ["bytes", codec]} if version == 3 else {"compressor": {"id": codec}}
+    array = ts.open(spec | {"metadata": compressor}, create=True, shape=(7, 2), dtype=ts.float32).result()
+    array.write(X[:7, :2]).result()
+    (chunk,) = (path for path in (tmp_path / "x.zarr").rglob("*") if path.is_file() and path.name in ("0.0", "0"))
+    with pa.CompressedOutputStream(str(chunk), codec) as file:
+        for _ in range(64):  # 512 MiB
+            file.write(bytes(2**23))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        harvest.run(config_of(tmp_path / "x.zarr"), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
 def test_the_whole_way_from_embeddings_to_measured_features(tmp_path, monkeypatch):
