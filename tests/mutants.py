@@ -59,24 +59,27 @@ class Mutant(NamedTuple):
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
-    """All mutants of a file but those of its annotations, which do not run."""
+    """All mutants of a file but those of `_unseen` places."""
     tree = cosmic_ray.ast.get_ast_from_path(path)
-    annotations = [_span(node) for node in _annotations(ast.parse(path.read_text()))]
+    unseen = [_span(node) for node in _unseen(ast.parse(path.read_text()))]
     for name in cosmic_ray.plugins.operator_names():
         kind = cosmic_ray.plugins.get_operator(name)
         if kind.arguments():
             continue
         places = [place for node in cosmic_ray.ast.ast_nodes(tree) for place in kind().mutation_positions(node)]
         for occurrence, (begin, _) in enumerate(places):
-            if not any(start <= begin < end for start, end in annotations):
+            if not any(start <= begin < end for start, end in unseen):
                 yield Mutant(path, name, occurrence, begin[0])
 
 
-def _annotations(tree: ast.AST) -> Iterator[ast.AST]:
+def _unseen(tree: ast.AST) -> Iterator[ast.AST]:
+    """Annotations, which do not run, and what only makes a record constant or a function fast."""
     for node in ast.walk(tree):
         for name in ("annotation", "returns"):
             if found := getattr(node, name, None):
                 yield found
+        if isinstance(node, ast.keyword) and node.arg in ("frozen", "maxsize"):
+            yield node.value
 
 
 def _span(node: ast.AST) -> tuple[tuple[int, int], tuple[int, int]]:

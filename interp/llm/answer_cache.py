@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files, storage
 
+_MAX_VALUE = 2**28  # bytes of an answer, and of all else in a row
+# What SQLite raises of a damaged file; of a page that asks for more than it may, now and then, that memory is short.
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError)
 # Seconds after which new answers are sent to the bucket that the folder may stand for, and least ratio of these seconds
 # to those that sending takes.
-_MAX_VALUE = 2**28  # bytes of an answer, and of all else in a row
 _SEND_SECONDS, _SEND_RATIO = 60.0, 20.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -98,7 +100,7 @@ class AnswerCache:
             row = self._db.execute(
                 "SELECT COUNT(checksum), TOTAL(tokens_in), TOTAL(tokens_out), TOTAL(cost) FROM answers"
             ).fetchone()
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        except _DAMAGE as error:
             raise self._refusal(error) from error
         files.remove_leftovers(path.parent, f".{path.name}.*.tmp")
         self.totals = CacheTotals(row[0], int(row[1]), int(row[2]), row[3])
@@ -159,7 +161,7 @@ class AnswerCache:
     def _rows(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(statement, values).fetchall()
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        except _DAMAGE as error:
             raise self._refusal(error) from error
 
     def _answer(self, row: tuple[Any, ...]) -> CachedAnswer:

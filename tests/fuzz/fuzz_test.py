@@ -41,6 +41,11 @@ def test_damaged_inputs_are_read_or_refused_in_one_sentence(kind, tmp_path):
     run()
 
 
+@pytest.mark.parametrize(("kind", "i"), [("answers.sqlite", 1585)])
+def test_what_once_ended_in_an_error_is_refused_in_one_sentence(kind, i, tmp_path):
+    assert Trials(READERS[kind], tmp_path).run(random.Random(f"{kind} {i}"))
+
+
 def test_whatever_a_reader_raises_is_found(tmp_path):
     def read(folder: Path) -> int:
         found = json.loads((folder / "n.json").read_text())
