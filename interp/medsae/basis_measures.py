@@ -18,7 +18,8 @@ from interp.medsae.monosemanticity import NeuronMeasures
 from interp.medsae.patient_groups import PatientGroups
 
 _NEURONS = 256  # at a time
-_RESAMPLED = 64  # neurons whose vectors are resampled together: [resamples, _RESAMPLED * d]
+_RESAMPLED = 32  # neurons whose vectors are resampled together: [_RESAMPLED, resamples, groups]
+NEURON_FIGURES = ("monosemanticity", "monosemanticity_kept", "entropy_kept")
 CLASS_FIGURES = ("r", "precision", "recall", "f1")
 
 
@@ -81,19 +82,16 @@ def measure_basis(
     e = embedding[order]
     unit = (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32)
     parts, active, correlations = [], [], []
-    means = {
-        name: _ResampledMean(len(groups.weights))
-        for name in ("monosemanticity", "monosemanticity_kept", "entropy_kept")
-    }
+    means = {name: _ResampledMean(len(groups.weights)) for name in NEURON_FIGURES}
     for begin in range(0, activation.shape[1], _NEURONS):
         a = np.asarray(activation[order, begin : begin + _NEURONS], np.float64)
         found = monosemanticity.measure(a, e, sorted_labels)
         sums = _GroupSums.of(a, unit, sorted_labels, starts)
         kept, defined = found.kept(), np.isfinite(found.monosemanticity)
         scores = sums.monosemanticity(groups.weights, defined)
-        means["monosemanticity"].add(scores[:, defined])
-        means["monosemanticity_kept"].add(scores[:, defined & kept])
-        means["entropy_kept"].add(_entropies(sums, groups.weights, np.flatnonzero(kept)))
+        values = scores[:, defined], scores[:, defined & kept], _entropies(sums, groups.weights, np.flatnonzero(kept))
+        for name, value in zip(NEURON_FIGURES, values, strict=True):
+            means[name].add(value)
         parts.append(found)
         active.append((a > a.min(0)).sum(0))
         correlations.append(np.nan_to_num(sums.correlation(train, slice(None))).astype(np.float32))
@@ -171,19 +169,23 @@ class _GroupSums:
         a = ((activation - low) / np.where(span > 0, span, 1.0)).astype(np.float32)  # [n, F]
         known, value = labels.known.astype(np.float32), (labels.known & labels.value).astype(np.float32)
         right = np.concatenate([unit, known, value], axis=1)  # [n, d + 2C]
+        counted = np.concatenate([known, np.ones((len(a), 1), np.float32)], axis=1)  # [n, C + 1]
         (n_neurons, n_classes, d), n_groups = (a.shape[1], known.shape[1], unit.shape[1]), len(starts)
         products = np.empty((n_groups, n_neurons, d + 2 * n_classes), np.float32)
-        squares = np.empty((n_groups, n_neurons, n_classes))
+        squares = np.empty((n_groups, n_neurons, n_classes + 1))
+        active, total = np.empty((2, n_groups, n_neurons))
         for g, (begin, stop) in enumerate(zip(starts, [*starts[1:], len(a)], strict=True)):
-            np.matmul(a[begin:stop].T, right[begin:stop], out=products[g])
-            squares[g] = (a[begin:stop] ** 2).T @ known[begin:stop]
+            own = a[begin:stop]  # [rows, F]
+            np.matmul(own.T, right[begin:stop], out=products[g])
+            squares[g] = (own * own).T @ counted[begin:stop]
+            active[g], total[g] = np.count_nonzero(own, axis=0), own.sum(0, dtype=np.float64)
 
         def sums(values: np.ndarray) -> np.ndarray:
-            return np.add.reduceat(values, starts, axis=0, dtype=np.float64)
+            return np.add.reduceat(values, starts, axis=0, dtype=np.float64)[:, None]
 
         vector, total_known, total_value = np.split(products, [d, d + n_classes], axis=2)
-        known, value = sums(known)[:, None], sums(value)[:, None]
-        return cls(sums(a > 0), sums(a), sums(a * a), vector, known, value, total_known, squares, total_value)
+        of_labels = sums(known), sums(value)
+        return cls(active, total, squares[..., -1], vector, *of_labels, total_known, squares[..., :-1], total_value)
 
     def monosemanticity(self, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """The score of the neurons `chosen [F]` in resamples; NaN for others and undefined ones. [resamples, F]"""
@@ -194,9 +196,9 @@ class _GroupSums:
         w = weights.astype(np.float32)
         for begin in range(0, len(chosen), _RESAMPLED):
             own = begin + np.flatnonzero(chosen[begin : begin + _RESAMPLED])
-            vector = self.vector[:, own]  # [G, own, d]
-            sums = (w @ vector.reshape(len(vector), -1)).reshape(len(w), len(own), vector.shape[2])
-            length[:, own] = np.einsum("bfd,bfd->bf", sums, sums)
+            vector = self.vector[:, own].swapaxes(0, 1)  # [own, G, d]
+            products = vector @ vector.swapaxes(1, 2)  # [own, G, G], fewer numbers than G d: groups are few
+            length[:, own] = np.einsum("fbg,bg->bf", w @ products, w)
         return np.divide(length - squares, denominator, out=np.full_like(squares, np.nan), where=defined)
 
     def correlation(self, weights: np.ndarray, chosen: np.ndarray | slice) -> np.ndarray:

@@ -12,13 +12,12 @@ import numpy as np
 
 from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
-from interp.medsae.basis_measures import CLASS_FIGURES, BasisMeasures, cut_by_rank, measure_basis
+from interp.medsae.basis_measures import CLASS_FIGURES, NEURON_FIGURES, BasisMeasures, cut_by_rank, measure_basis
 from interp.medsae.patient_groups import PatientGroups
 from interp.medsae.vectors import FEATURES, StudyVectors
 from interp.scorers.bootstrap import percentile_interval
 
 MEDSAE, BY_RANK = "medsae", "by_rank"
-_NEURON_FIGURES = ("monosemanticity", "monosemanticity_kept", "entropy_kept")
 
 Measured = dict[str, dict[str, BasisMeasures]]
 """basis -> rule ("medsae" or "by_rank") -> its measures"""
@@ -99,5 +98,5 @@ def interval(value: float | None, resampled: np.ndarray) -> tuple[float, float] 
 
 
 def _means(figures: Mapping[str, Any]) -> dict[str, Any]:
-    means = {name: figures[name]["mean"] for name in _NEURON_FIGURES}
+    means = {name: figures[name]["mean"] for name in NEURON_FIGURES}
     return means | {name: figures["mean_over_classes"][name] for name in CLASS_FIGURES}

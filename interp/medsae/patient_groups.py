@@ -12,7 +12,7 @@ import numpy as np
 
 from interp.scorers.bootstrap import study_weights
 
-MAX_GROUPS = 256
+MAX_GROUPS = 128
 
 
 @dataclasses.dataclass(frozen=True)
