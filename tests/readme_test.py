@@ -48,6 +48,8 @@ NOT_RUN = {
     "python -m launch.convert --workdir=runs/stepwise --config=configs/manifest.py:studies.jsonl": "as the demo",
     "python -m launch.harvest --workdir=runs/stepwise": "tests/launch/memory_test.py does, smaller",
     "python -m launch.train --workdir=runs/stepwise --config.train.steps=600": "likewise",
+    "python -m launch.demo --config=configs/history.py --workdir=runs/history": "takes ten minutes; "
+    "tests/steer/sweep_test.py and tests/steer/methods/learned/ do its parts",
     "python -m launch.pretrain --workdir=runs/pretrain": "takes 45 minutes",
 }
 # Runs that are shortened here.

@@ -185,7 +185,7 @@ def test_files_have_the_columns_of_the_page(whole):
         Path("interp/features.jsonl")
     }
     seen = {re.sub("/concepts/", "/NAME/", str(path)): columns_of(workdir / path) for path in written - in_words}
-    assert len(seen) == 17 and seen.keys() <= files_page.TABLES.keys()
+    assert len(seen) == 19 and seen.keys() <= files_page.TABLES.keys()
     for name, columns in seen.items():
         declared = {field.name: files_page.kind_of(field.type) for field in files_page.TABLES[name][1]}
         assert columns == (declared if isinstance(columns, dict) else set(declared)), name

@@ -104,11 +104,11 @@ function steering() {
       { title: "Intended", value: (r) => r.intended, cell: (r) => r.intended },
       { title: "Strength", num: true, value: (r) => r.strength, cell: (r) => r.strength }, ...rates, ...costs,
     ], best, 0, false)),
-    setsPanel(rates, ofSweep),
+    smallestSetsPanel(rates, ofSweep),
     steeredList()];
 }
 // The smallest sets of features, each with the values that its features are set to.
-function setsPanel(rates, ofSweep) {
+function smallestSetsPanel(rates, ofSweep) {
   const rows = D.sweeps.flatMap((sweep) => sweep.sets.filter((row) => row.rates).map((row) => ({ sweep: sweep.name, ...row, ...row.rates })));
   if (!rows.length) return null;
   return panel("Smallest sets of features", h("p", { class: "soft small" }, "What in the autoencoder carries a concept: the features that are set, the most changed one first, each with its value; and what that did in held-out reports."),

@@ -1,6 +1,7 @@
 """The page refers to nothing outside its folder, and is safe against what is written in a study."""
 
 import re
+from pathlib import Path
 
 from interp.atlas import page as page_lib
 from tests.helpers.atlas_page import ATTACK, Page, scripts
@@ -38,3 +39,12 @@ def test_text_of_studies_cannot_leave_its_place(full):
     page = Page(page_lib.render(head | {"run": head["run"] | {"model": ATTACK}}))
     assert len(scripts(page)) == 2 and not [tag for tag, _ in page.elements if tag == "img"]
     assert "<" not in page_lib.to_script_json({"a": ATTACK}) and "\u2028" not in page_lib.to_script_json({"a": ATTACK})
+
+
+def test_no_function_of_the_page_takes_the_name_of_another():
+    """The page is one script: of two functions with one name the last would serve both."""
+    web = Path(page_lib.__file__).parent / "web"
+    names = re.findall(
+        r"^(?:async )?function (\w+)", "\n".join(path.read_text() for path in web.glob("*.js")), re.MULTILINE
+    )
+    assert len(names) > 50 and len(names) == len(set(names))

@@ -54,7 +54,8 @@ def test_every_row_is_the_embedding_of_its_image(config, tmp_path):
     expected = loaded.encoder.encode(loaded.params, loaded.levels[squares], "embedding")[:, 0]
     np.testing.assert_allclose(stored.read(0, 45), expected, rtol=1e-5, atol=1e-6)
     assert stored.source == {
-        "encoder": "medclip_resnet50", "weights": "random 0", "rows": "embedding", "grid": None, "view": "pad"
+        "encoder": "medclip_resnet50", "weights": "random 0", "rows": "embedding", "block": None, "grid": None,
+        "view": "pad",
     }  # fmt: skip
     rows = stored.studies.to_pylist()
     assert [row["study_id"] for row in rows] == [study.study_id for study in studies]
