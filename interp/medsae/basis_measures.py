@@ -192,12 +192,13 @@ class _GroupSums:
         squares = np.square(weights) @ self.square  # [resamples, F]
         denominator = np.square(weights @ self.total) - squares
         defined = (np.minimum(weights, 1) @ self.active >= 2) & chosen
-        length = np.zeros_like(squares)  # squared, of the sum of vectors
+        # The squared length of the sum of vectors, over their products: groups are no more than most embeddings are wide.
+        length = np.zeros_like(squares)  # [resamples, F]
         w = weights.astype(np.float32)
         for begin in range(0, len(chosen), _RESAMPLED):
             own = begin + np.flatnonzero(chosen[begin : begin + _RESAMPLED])
             vector = self.vector[:, own].swapaxes(0, 1)  # [own, G, d]
-            products = vector @ vector.swapaxes(1, 2)  # [own, G, G], fewer numbers than G d: groups are few
+            products = vector @ vector.swapaxes(1, 2)  # [own, G, G]
             length[:, own] = np.einsum("fbg,bg->bf", w @ products, w)
         return np.divide(length - squares, denominator, out=np.full_like(squares, np.nan), where=defined)
 

@@ -117,7 +117,7 @@ def test_reports_are_compared_with_those_that_radiologists_wrote(evaluated: tupl
     before = summary["unsteered"]["quality_findings"]
     assert (before["rate"], before["n"]) == (pytest.approx(10 / 39, abs=1e-5), 39), "a text made of labels is none"
     two = next(r for r in summary["rates"] if (r["method"], r["strength"], r["concept"]) == ("add", 2.0, "all"))
-    # A pacemaker, of an extent of 2, is made up beside the small effusion in 7 of the 39.
+    # A pacemaker, of an extent of 2, is made up next to the small effusion in 7 of the 39.
     assert two["quality_findings"]["rate"] == pytest.approx((32 + 7 * 0.5) / 39, abs=1e-5)
     assert two["quality_findings_change"]["rate"] == pytest.approx((32 + 7 * 0.5 - 10) / 39, abs=1e-5)
     assert two["quality_labels"]["rate"] == pytest.approx((32 + 7 * 2 / 3) / 39, abs=1e-5)

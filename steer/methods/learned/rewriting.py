@@ -105,7 +105,7 @@ class Rewriting:
         """Training studies whose reports can be rewritten to have a concept, or not to, in batches of one shape.
 
         Returns:
-          None, an empty list, where too few can be.
+          The batches; an empty list where fewer than four reports can be rewritten so.
 
         Raises:
           UserError: the site is not in the language model.
