@@ -192,7 +192,7 @@ class _GroupSums:
         squares = np.square(weights) @ self.square  # [resamples, F]
         denominator = np.square(weights @ self.total) - squares
         defined = (np.minimum(weights, 1) @ self.active >= 2) & chosen
-        # The squared length of the sum of vectors, over their products: groups are no more than most embeddings are wide.
+        # The squared length of the sum of vectors, over their products: groups are no more than embeddings are wide.
         length = np.zeros_like(squares)  # [resamples, F]
         w = weights.astype(np.float32)
         for begin in range(0, len(chosen), _RESAMPLED):

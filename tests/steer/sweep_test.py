@@ -87,8 +87,8 @@ def test_features_by_explanation(inputs: Path, workdir: Path, capsys: pytest.Cap
     steered = [line for line in lines_of(workdir) if line["strength"]]
     assert {line["settings"]["feature"] for line in steered} == {N_FEATURES - 1}
     assert {line["settings"]["concept"] for line in steered} == {"oedema"}
-    printed = capsys.readouterr().err
-    assert f"steer: 1 of 1 features that match (steer.top)\nsteer: feature {N_FEATURES - 1} oedema: oedema of" in printed
+    shown = capsys.readouterr().err
+    assert f"steer: 1 of 1 features that match (steer.top)\nsteer: feature {N_FEATURES - 1} oedema: oedema of" in shown
     with Stage(workdir, "interpretations/released", {}) as written:
         rows = {"feature": [7, 9], "name": ["oedema of lungs", None], "explanation": ["fluid", "No oedema of any kind"]}
         pq.write_table(pa.table(rows), written.dir / "features.parquet")
