@@ -48,7 +48,7 @@ def draw(workdir: Path, sweeps: Sequence[str], folder: Path) -> None:
         return
     import matplotlib
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # of an atlas that was interrupted here
     with matplotlib.rc_context(_STYLE):
         for name, figure in _figures(workdir, sweeps):
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from matplotlib.figure import Figure
 
 from interp.atlas import figures, stage
 from maira_jax.errors import UserError
@@ -42,6 +43,25 @@ def test_an_atlas_stays_until_the_one_that_replaces_it_is_whole(plain, tmp_path,
     with pytest.raises(UserError, match="no finished sweep 'par': choose from concepts with --sweep"):
         stage.run(cfg, workdir)
     assert (workdir / "atlas" / "index.html").read_bytes() == page
+
+
+def test_an_atlas_that_was_interrupted_in_a_figure_is_ended_by_the_same_command(full, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(full.workdir, workdir)
+    before = files_of(workdir / "atlas" / figures.FOLDER)
+    shutil.rmtree(workdir / "atlas")
+
+    def interrupt(self, path, **_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(atlas_config(), workdir)
+    assert b"half" in files_of(workdir / "atlas" / figures.FOLDER).values()
+    stage.run(atlas_config(), workdir)
+    assert files_of(workdir / "atlas" / figures.FOLDER) == before
 
 
 def test_a_stage_that_ends_after_the_atlas_reaches_it(plain, full, tmp_path):
