@@ -9,24 +9,27 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 NAME = "bucket"
-SECRET = "a-secret-key"
 
 
 class Bucket:
     """A bucket that is served at `endpoint`.
 
     Attributes:
+      scheme: of its addresses.
+      secret: the key to the bucket.
       endpoint: the server's address.
       environment: variables with which a process finds the server, and its credentials.
       requests: method and key of every request so far, such as "PUT run/sae/manifest.json".
     """
+
+    scheme, secret = "s3", "a-secret-key"
 
     def __init__(self, endpoint):
         self.endpoint, self.requests = endpoint, []
         self.environment = {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_REGION": "us-east-1",
         }
 
@@ -34,7 +37,7 @@ class Bucket:
         """The content of every object of a folder, by its path in it."""
         address = self.endpoint.removeprefix("http://")
         store = fs.S3FileSystem(
-            access_key="testing", secret_key=SECRET, region="us-east-1", scheme="http", endpoint_override=address
+            access_key="testing", secret_key=self.secret, region="us-east-1", scheme="http", endpoint_override=address
         )
         path = f"{NAME}/{folder}"
         found = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))

@@ -1,4 +1,4 @@
-"""A folder that stands for one in a bucket, against a server of the S3 protocol on this machine."""
+"""A folder that stands for one in a bucket, against servers of S3's and of Google's protocol on this machine."""
 
 import json
 import os
@@ -14,11 +14,13 @@ from maira_jax.run import files, lock, processes, storage
 from maira_jax.run.lock import FolderLock
 from maira_jax.run.stages.stage import Stage
 from tests.helpers import bucket as buckets
+from tests.helpers import google_bucket
 
 
-@pytest.fixture(scope="module")
-def server():
-    with buckets.served() as found:
+@pytest.fixture(scope="module", params=["s3", pytest.param("gs", marks=pytest.mark.drill)])
+def server(request, tmp_path_factory):
+    served = buckets.served() if request.param == "s3" else google_bucket.served(tmp_path_factory.mktemp("gs"))
+    with served as found:
         yield found
 
 
@@ -29,7 +31,7 @@ def attach(server, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "_attached", [])
     server.requests.clear()
-    address = f"s3://{buckets.NAME}/{tmp_path.name}/run"
+    address = f"{server.scheme}://{buckets.NAME}/{tmp_path.name}/run"
     return lambda host, query="": storage.attach(address + query, tmp_path / host, 0)
 
 
@@ -132,11 +134,11 @@ def test_the_manifest_is_written_last_and_a_later_command_finds_it_on_any_host(a
     server.requests.clear()
     stage = _work(attach("second"), k=1)
     assert stage.finished and not server.written()
-    assert "sae: already finished in s3://bucket/" in capsys.readouterr().err
+    assert f"sae: already finished in {server.scheme}://bucket/" in capsys.readouterr().err
     assert (stage.dir / "log.jsonl").read_text() == "{}\n"
     with pytest.raises(UserError, match="of another configuration, which differs in section.k") as refused:
         _work(attach("third"), k=2)
-    assert f"s3://{buckets.NAME}/" in storage.named(str(refused.value))
+    assert f"{server.scheme}://{buckets.NAME}/" in storage.named(str(refused.value))
     with Stage(attach("fourth"), "export", {}, inputs=("sae",)) as stage:
         assert (stage.workdir / "sae" / "log.jsonl").is_file()
 
@@ -150,11 +152,14 @@ def test_an_attempt_that_was_cut_off_is_resumed_on_another_host(attach):
 
 
 def test_credentials_are_nowhere(attach, stored, server, tmp_path):
-    workdir = attach("host", f"?endpoint_override={server.endpoint[7:]}&scheme=http&region=us-east-1")
+    if server.scheme == "s3":
+        workdir = attach("host", f"?endpoint_override={server.endpoint[7:]}&scheme=http&region=us-east-1")
+        assert storage.kvstore(workdir / "x")["endpoint"] == server.endpoint
+    else:
+        workdir = attach("host")
     _work(workdir, k=1)
-    assert storage.kvstore(workdir / "x")["endpoint"] == server.endpoint
     text = b"".join(stored().values()) + "".join(map(str, tmp_path.rglob("*"))).encode()
-    for secret in (buckets.SECRET, "endpoint_override", server.endpoint):
+    for secret in (server.secret, "endpoint_override", server.endpoint):
         assert secret.encode() not in text and secret not in storage.named(str(workdir))
 
 
@@ -165,6 +170,7 @@ def test_credentials_are_nowhere(attach, stored, server, tmp_path):
         ("https://bucket/run?token=hidden", "use gs:// or s3://"),
         ("s3://key:hidden@bucket/run", "--workdir=s3://bucket/run held a name or a key: give credentials by"),
         ("gs:///run", "names no bucket: use gs://BUCKET/PATH"),
+        ("gs://bucket/run?endpoint_override=a:1", "named a server, which only s3:// can: set the environment's"),
     ],
 )
 def test_addresses_that_cannot_be_used_are_refused(address, sentence):
@@ -177,8 +183,10 @@ def test_a_bucket_that_is_not_there_is_refused(server, monkeypatch, tmp_path):
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "_attached", [])
-    with pytest.raises(UserError, match=r"s3://no-bucket/run cannot be written \(.*NO_SUCH_BUCKET.*check the bucket"):
-        files.write_json(storage.attach("s3://no-bucket/run?region=us-east-1", tmp_path, 0) / "one.json", {})
+    said = {"s3": "NO_SUCH_BUCKET", "gs": "NOT_FOUND"}[server.scheme]
+    address = f"{server.scheme}://no-bucket/run{'?region=us-east-1' if server.scheme == 's3' else ''}"
+    with pytest.raises(UserError, match=rf"no-bucket/run cannot be written \(.*{said}.*check the bucket"):
+        files.write_json(storage.attach(address, tmp_path, 0) / "one.json", {})
 
 
 def test_a_local_folder_is_opened_as_before(tmp_path):
@@ -272,9 +280,10 @@ def test_arrays_are_written_past_the_scratch(attach, stored):
     assert not stored()
 
 
-def test_every_process_has_a_folder_of_its_own(attach, tmp_path):
+def test_every_process_has_a_folder_of_its_own(attach, tmp_path, server):
     assert processes.count() == 1
-    one = storage.attach(f"s3://{buckets.NAME}/a", tmp_path, 0)
-    assert storage.attach(f"s3://{buckets.NAME}/a/", tmp_path, 1).parent == one.parent
-    assert storage.attach(f"s3://{buckets.NAME}/b", tmp_path, 0).parent != one.parent
+    bucket = f"{server.scheme}://{buckets.NAME}"
+    one = storage.attach(f"{bucket}/a", tmp_path, 0)
+    assert storage.attach(f"{bucket}/a/", tmp_path, 1).parent == one.parent
+    assert storage.attach(f"{bucket}/b", tmp_path, 0).parent != one.parent
     assert one.stat().st_mode & 0o077 == 0
