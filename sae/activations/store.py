@@ -11,7 +11,11 @@ finished, so a killed harvest loses at most the shards that it was writing.
 """
 
 import dataclasses
+import functools
+import itertools
 import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +30,7 @@ import tensorstore as ts
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files, processes, storage
 from maira_jax.run.columns import column
+from sae.activations.chunk_files import ChunkFiles
 from sae.activations.row_ranges import RowRanges
 from sae.activations.token_rows import TokenRows
 
@@ -374,6 +379,15 @@ class ActivationStore:
         """The dtype in which activations are stored."""
         return self._values.dtype.numpy_dtype
 
+    @functools.cached_property
+    def _chunks(self) -> ChunkFiles | None:
+        """The chunks of files on this host; None for a store in a bucket, or where bytes have another order."""
+        folder = self.directory / VALUES
+        if storage.is_remote(folder) or sys.byteorder != "little":
+            return None
+        size = self.layout.chunk_rows * self.d_model * self.dtype.itemsize
+        return ChunkFiles(folder, size, self.layout.shard_rows // self.layout.chunk_rows)
+
     @property
     def tokens(self) -> TokenRows:
         """Which token each row is."""
@@ -412,16 +426,35 @@ class ActivationStore:
         order = np.argsort(rows, kind="stable")
         rows, places = rows[order], places[order]
         begins = np.flatnonzero(np.diff(rows // self.layout.chunk_rows, prepend=-1))
+        words = np.dtype(f"u{self.dtype.itemsize}")  # NumPy copies numbers of its own without holding other threads up
+        out, local = out.view(words), threading.local()
 
         def copy(begin: int, end: int) -> None:
-            # One chunk at a time: its memory stays in the processor's cache until it is copied, and is used again.
-            first = int(rows[begin])
-            (values,) = self.read_ranges([(first, int(rows[end - 1]) + 1)])
-            own = rows[begin:end] - first  # mostly all of them, which takes a copy less
-            out[places[begin:end]] = values if (np.diff(own) == 1).all() else values[own]
+            first, last = int(rows[begin]), int(rows[end - 1])
+            values = self._rows_of_chunk(first, last + 1, local, words)
+            own = rows[begin:end] - first
+            # Neighbours are copied as they lie: mostly a chunk has but a few ranges of them.
+            edges = [0, *(np.flatnonzero(np.diff(own) != 1) + 1).tolist(), len(own)]
+            for start, stop in itertools.pairwise(edges):
+                out[places[begin + start : begin + stop]] = values[own[start] : own[stop - 1] + 1]
 
         with ThreadPoolExecutor(self.readers) as pool:
             deque(pool.map(copy, begins, np.append(begins[1:], len(rows))), maxlen=0)
+
+    def _rows_of_chunk(
+        self, start: int, stop: int, local: threading.local, words: np.dtype[np.unsignedinteger]
+    ) -> np.ndarray:
+        """Rows `start` to `stop` of one chunk as `words`, valid until the thread with `local` reads another one."""
+        if self._chunks is None:
+            return self.read_ranges([(start, stop)])[0].view(words)
+        if not hasattr(local, "memory"):
+            local.memory = self._chunks.new_memory()
+        chunk, first = divmod(start, self.layout.chunk_rows)
+        try:
+            content = self._chunks.read(chunk, local.memory)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.directory} cannot be read ({first_line(error)}): harvest again") from error
+        return content.view(words).reshape(-1, self.layout.d_model)[first : first + stop - start]
 
     def rows_of(self, split: str) -> RowRanges:
         """The rows of one split's tokens."""

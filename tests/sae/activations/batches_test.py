@@ -9,6 +9,7 @@ import pytest
 
 from maira_jax.errors import UserError
 from sae.activations import batches
+from sae.activations.chunk_files import ChunkFiles
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from tests.helpers.sae import make_store, numbered
 
@@ -64,13 +65,13 @@ def test_the_parts_of_all_processes_are_the_batches(store, batch_size, n_parts):
 
 
 def test_a_part_reads_only_its_share_of_the_chunks(store, monkeypatch):
-    read, chunks = ActivationStore.read_ranges, []
+    read, chunks = ChunkFiles.read, []
 
-    def counted(self, ranges):
-        chunks.extend(start // self.layout.chunk_rows for start, _ in ranges)
-        return read(self, ranges)
+    def counted(self, chunk, memory):
+        chunks.append(chunk)
+        return read(self, chunk, memory)
 
-    monkeypatch.setattr(ActivationStore, "read_ranges", counted)
+    monkeypatch.setattr(ChunkFiles, "read", counted)
     source = batches.ShuffledBatches(store, store.rows_of(TRAIN), 128, 10, 1, 5)
     counts = []
     for part in (slice(None), *(slice(begin, begin + 32) for begin in range(0, 128, 32))):
