@@ -14,11 +14,12 @@ import numpy as np
 from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
+from interp.medsae.group_sums import GroupedStudies, GroupSums
 from interp.medsae.monosemanticity import NeuronMeasures
 from interp.medsae.patient_groups import PatientGroups
 
 _NEURONS = 256  # at a time
-_RESAMPLED = 32  # neurons whose vectors are resampled together: [_RESAMPLED, resamples, groups]
+_TURNED = 512  # studies of a block that are turned together, few enough for a processor's cache
 NEURON_FIGURES = ("monosemanticity", "monosemanticity_kept", "entropy_kept")
 CLASS_FIGURES = ("r", "precision", "recall", "f1")
 
@@ -77,23 +78,20 @@ def measure_basis(
       groups: their patients.
       train: the groups of the training patients of each split. bool [splits, groups]
     """
-    order, starts = groups.order()
-    sorted_labels = StudyLabels(labels.concepts, labels.value[order], labels.known[order])
-    e = embedding[order]
-    unit = (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32)
+    studies = GroupedStudies.of(embedding, labels, *groups.order())
     parts, active, correlations = [], [], []
     means = {name: _ResampledMean(len(groups.weights)) for name in NEURON_FIGURES}
     for begin in range(0, activation.shape[1], _NEURONS):
-        a = np.asarray(activation[order, begin : begin + _NEURONS], np.float64)
-        found = monosemanticity.measure(a, e, sorted_labels)
-        sums = _GroupSums.of(a, unit, sorted_labels, starts)
+        columns = _columns(activation, studies.order, slice(begin, begin + _NEURONS))
+        sums = GroupSums.of(columns, studies)
+        found = sums.measures()
         kept, defined = found.kept(), np.isfinite(found.monosemanticity)
         scores = sums.monosemanticity(groups.weights, defined)
         values = scores[:, defined], scores[:, defined & kept], _entropies(sums, groups.weights, np.flatnonzero(kept))
         for name, value in zip(NEURON_FIGURES, values, strict=True):
             means[name].add(value)
         parts.append(found)
-        active.append((a > a.min(0)).sum(0))
+        active.append(sums.active.sum(0).astype(np.int64))
         correlations.append(np.nan_to_num(sums.correlation(train, slice(None))).astype(np.float32))
     measures = NeuronMeasures.concatenate(parts)
     resampled = {name: mean.values() for name, mean in means.items()}
@@ -119,9 +117,21 @@ def cut_by_rank(activation: np.ndarray | StudyPeaks, n_active: np.ndarray, seed:
     rank = np.maximum(n - 1 - drawn, 0)  # of the strongest study that is not active
     cuts = []
     for begin in range(0, width, _NEURONS):
-        own = activation[:, begin : begin + _NEURONS]
-        cuts.append(np.take_along_axis(np.sort(own, axis=0), rank[None, begin : begin + _NEURONS], axis=0)[0])
-    return CutActivations(activation, np.concatenate(cuts))
+        block = slice(begin, begin + _NEURONS)
+        columns = _columns(activation, slice(None), block)
+        cuts.append([np.partition(own, place)[place] for own, place in zip(columns, rank[block], strict=True)])
+    return CutActivations(activation, np.concatenate(cuts).astype(np.float32))
+
+
+def _columns(
+    activation: np.ndarray | StudyPeaks | CutActivations, order: np.ndarray | slice, block: slice
+) -> np.ndarray:
+    """The activations of a block of neurons, a neuron per row. [neurons, n]"""
+    rows = activation[order, block]
+    columns = np.empty(rows.shape[::-1], rows.dtype)
+    for begin in range(0, len(rows), _TURNED):
+        columns[:, begin : begin + _TURNED] = rows[begin : begin + _TURNED].T
+    return columns
 
 
 class _ResampledMean:
@@ -140,88 +150,7 @@ class _ResampledMean:
         return np.divide(self._total, self._count, out=np.full_like(self._total, np.nan), where=self._count > 0)
 
 
-@dataclasses.dataclass(frozen=True)
-class _GroupSums:
-    """Sums over the studies of each of G groups, of activations a that are scaled to [0, 1] for each of F neurons.
-
-    Attributes:
-      active: the number of studies with a > 0. [G, F]
-      total, square: of a, and of a squared. [G, F]
-      vector: of a times the embedding's direction. float32 [G, F, d]
-      known, value: studies whose label is known, and those of them that have it. [G, 1, C]
-      total_known, square_known, total_value: of a and a squared over those studies. [G, F, C]
-    """
-
-    active: np.ndarray
-    total: np.ndarray
-    square: np.ndarray
-    vector: np.ndarray
-    known: np.ndarray
-    value: np.ndarray
-    total_known: np.ndarray
-    square_known: np.ndarray
-    total_value: np.ndarray
-
-    @classmethod
-    def of(cls, activation: np.ndarray, unit: np.ndarray, labels: StudyLabels, starts: np.ndarray) -> "_GroupSums":
-        """Sums of activations [n, F] and directions [n, d], group by group from the rows `starts [G]` on."""
-        low, span = activation.min(0), np.ptp(activation, axis=0)
-        a = ((activation - low) / np.where(span > 0, span, 1.0)).astype(np.float32)  # [n, F]
-        known, value = labels.known.astype(np.float32), (labels.known & labels.value).astype(np.float32)
-        right = np.concatenate([unit, known, value], axis=1)  # [n, d + 2C]
-        counted = np.concatenate([known, np.ones((len(a), 1), np.float32)], axis=1)  # [n, C + 1]
-        (n_neurons, n_classes, d), n_groups = (a.shape[1], known.shape[1], unit.shape[1]), len(starts)
-        products = np.empty((n_groups, n_neurons, d + 2 * n_classes), np.float32)
-        squares = np.empty((n_groups, n_neurons, n_classes + 1))
-        active, total = np.empty((2, n_groups, n_neurons))
-        for g, (begin, stop) in enumerate(zip(starts, [*starts[1:], len(a)], strict=True)):
-            own = a[begin:stop]  # [rows, F]
-            np.matmul(own.T, right[begin:stop], out=products[g])
-            squares[g] = (own * own).T @ counted[begin:stop]
-            active[g], total[g] = np.count_nonzero(own, axis=0), own.sum(0, dtype=np.float64)
-
-        def sums(values: np.ndarray) -> np.ndarray:
-            return np.add.reduceat(values, starts, axis=0, dtype=np.float64)[:, None]
-
-        vector, total_known, total_value = np.split(products, [d, d + n_classes], axis=2)
-        of_labels = sums(known), sums(value)
-        return cls(active, total, squares[..., -1], vector, *of_labels, total_known, squares[..., :-1], total_value)
-
-    def monosemanticity(self, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """The score of the neurons `chosen [F]` in resamples; NaN for others and undefined ones. [resamples, F]"""
-        squares = np.square(weights) @ self.square  # [resamples, F]
-        denominator = np.square(weights @ self.total) - squares
-        defined = (np.minimum(weights, 1) @ self.active >= 2) & chosen
-        # The squared length of the sum of vectors, over their products: groups are no more than embeddings are wide.
-        length = np.zeros_like(squares)  # [resamples, F]
-        w = weights.astype(np.float32)
-        for begin in range(0, len(chosen), _RESAMPLED):
-            own = begin + np.flatnonzero(chosen[begin : begin + _RESAMPLED])
-            vector = self.vector[:, own].swapaxes(0, 1)  # [own, G, d]
-            products = vector @ vector.swapaxes(1, 2)  # [own, G, G]
-            length[:, own] = np.einsum("fbg,bg->bf", w @ products, w)
-        return np.divide(length - squares, denominator, out=np.full_like(squares, np.nan), where=defined)
-
-    def correlation(self, weights: np.ndarray, chosen: np.ndarray | slice) -> np.ndarray:
-        """r of the neurons `chosen` with each label in resamples, NaN if either is constant. [resamples, chosen, C]"""
-
-        def over(values: np.ndarray) -> np.ndarray:
-            return np.tensordot(weights.astype(np.float64), values.astype(np.float64), axes=1)
-
-        n, positive = over(self.known), over(self.value)  # [resamples, 1, C]
-        total, square, hit = (
-            over(part[:, chosen]) for part in (self.total_known, self.square_known, self.total_value)
-        )  # [resamples, chosen, C]
-        n = np.maximum(n, 1)
-        variance = (square - total * total / n) * (positive - positive * positive / n)
-        # Sums in float32 of a constant leave a variance that is not quite 0.
-        varies = (square * n - total * total > 1e-6 * square * n) & (positive > 0) & (positive < n)
-        return np.divide(
-            hit - total * positive / n, np.sqrt(np.maximum(variance, 0)), out=np.full_like(hit, np.nan), where=varies
-        )
-
-
-def _entropies(sums: _GroupSums, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def _entropies(sums: GroupSums, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The entropy of the correlations of some neurons in resamples. [resamples, chosen]"""
     r = sums.correlation(weights, chosen)  # [resamples, chosen, C]
     return monosemanticity.entropy(r.reshape(-1, r.shape[2])).reshape(r.shape[:2])

@@ -1,16 +1,15 @@
 """MedSAE's measures (arXiv 2510.26411) of single neurons: features of an autoencoder, or raw dimensions.
 
-All are exact, computed in float64, and cost one product of activations [n, neurons] with embeddings [n, d] and labels
-[n, classes]; no pair of images is ever visited.
+All follow exactly from sums over studies, which `group_sums` takes in float64: they cost one product of activations
+[n, neurons] with embeddings [n, d] and labels [n, classes]; no pair of images is ever visited.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-from interp.features.concepts import StudyLabels
 
 # A neuron fires above this quantile of its positive activations.
 FIRING_QUANTILE = 0.7
@@ -23,7 +22,7 @@ class NeuronMeasures:
     """The measures of F neurons for C classes; NaN where undefined.
 
     Attributes:
-      monosemanticity: see `monosemanticity`. [F]
+      monosemanticity: see `score`. [F]
       correlation: Pearson's r with each label. [F, C]
       entropy: the entropy of the correlations' absolute values, in nats; 0 where one label alone correlates. [F]
       threshold: the neuron fires above it. [F]
@@ -55,20 +54,7 @@ class NeuronMeasures:
         return {c: neuron for c, neuron in best.items() if np.isfinite(signed[neuron, c])}
 
 
-def measure(activation: np.ndarray, embedding: np.ndarray, labels: StudyLabels) -> NeuronMeasures:
-    """All measures of every neuron, in memory.
-
-    Args:
-      activation: activations of either sign. [n, F]
-      embedding: the embeddings of the same studies; none is zero. [n, d]
-      labels: the labels of the same studies; each class is measured on the studies whose label is known.
-    """
-    a = np.asarray(activation, np.float64)
-    r = correlation(a, labels)
-    return NeuronMeasures(monosemanticity(a, embedding), r, entropy(r), *_firing(a, labels))
-
-
-def monosemanticity(activation: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+def score(length: np.ndarray, total: np.ndarray, square: np.ndarray, active: np.ndarray) -> np.ndarray:
     """How similar the images are that a neuron is active on: the mean cosine of pairs, weighted by both activations.
 
     Where a are the activations scaled to [0, 1], e the embeddings, and u the same scaled to length 1,
@@ -78,35 +64,32 @@ def monosemanticity(activation: np.ndarray, embedding: np.ndarray) -> np.ndarray
       sum over i < j of a_i a_j                 ((sum a_i)^2 - sum a_i^2) / 2
 
     Args:
-      activation: the activation of each neuron on each of n studies. float64 [n, F]
-      embedding: the embedding of each study. [n, d]
+      length: |sum a_i u_i|^2.
+      total: sum a_i.
+      square: sum a_i^2.
+      active: the number of studies with a_i > 0.
 
     Returns:
-      [F], at most 1; NaN where the denominator is 0: a neuron that is constant, or above its smallest value only once.
+      At most 1; NaN where the denominator is 0: a neuron that is constant, or above its smallest value only once.
     """
-    low, high = activation.min(0), activation.max(0)
-    span = high - low
-    a = (activation - low) / np.where(span > 0, span, 1.0)
-    unit = np.asarray(embedding, np.float64)
-    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-    squares = (a * a).sum(0)  # [F]
-    numerator = ((a.T @ unit) ** 2).sum(1) - squares  # [F]
-    denominator = a.sum(0) ** 2 - squares  # [F]
-    defined = (a > 0).sum(0) >= 2  # exactly; the difference of two rounded sums need not be 0
-    return np.divide(numerator, denominator, out=np.full(len(span), np.nan), where=defined)
+    defined = active >= 2  # exactly; the difference of two rounded sums need not be 0
+    return np.divide(length - square, total**2 - square, out=np.full(np.shape(total), np.nan), where=defined)
 
 
-def correlation(activation: np.ndarray, labels: StudyLabels) -> np.ndarray:
-    """Pearson's r of every neuron with every label over the studies that have it, [F, C]; NaN if either is constant."""
-    x = activation - activation.mean(0)  # [n, F]
-    known, value = labels.known.astype(np.float64), (labels.known & labels.value).astype(np.float64)  # [n, C]
-    n, positive = np.maximum(known.sum(0), 1), value.sum(0)  # [C]
-    total, square = x.T @ known, (x * x).T @ known  # [F, C]
-    variance, label_variance = square - total**2 / n, positive - positive**2 / n
+def pearson(n: np.ndarray, positive: np.ndarray, total: np.ndarray, square: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    """Pearson's r of neurons with labels, from sums over the studies whose label is known; NaN if either is constant.
+
+    Args:
+      n: number of these studies, at least 1.
+      positive: number of those that have the label.
+      total, square: of activations, and of their squares.
+      hit: of the activations on studies that have the label.
+    """
+    variance, label_variance = square - total * total / n, positive - positive * positive / n
     # The variance of a neuron that is constant where the label is known is rounding.
-    varies = (np.ptp(activation, axis=0) > 0)[:, None] & (variance > 1e-12 * square) & (label_variance > 0)  # [F, C]
+    varies = (variance > 1e-12 * square) & (label_variance > 0)
     scale = np.sqrt(np.where(varies, variance * label_variance, 1.0))
-    return np.where(varies, (x.T @ value - total * positive / n) / scale, np.nan)
+    return np.divide(hit - total * positive / n, scale, out=np.full(np.shape(total), np.nan), where=varies)
 
 
 def entropy(r: np.ndarray) -> np.ndarray:
@@ -118,23 +101,36 @@ def entropy(r: np.ndarray) -> np.ndarray:
     return np.where(total[:, 0] > 0, h, np.nan)
 
 
-def _firing(activation: np.ndarray, labels: StudyLabels) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Threshold [F] and precision, recall and F1 [F, C] of firing; ratios without cases are 0, without labels NaN."""
-    alive = (activation > 0).any(0)
-    threshold = np.full(activation.shape[1], np.nan)
-    for neuron in np.flatnonzero(alive):
-        a = activation[:, neuron]
-        threshold[neuron] = np.quantile(a[a > 0], FIRING_QUANTILE)
-    fires = (activation > np.where(alive, threshold, np.inf)).T.astype(np.float32)  # [F, n]
-    known, value = labels.known.astype(np.float32), (labels.known & labels.value).astype(np.float32)
-    hits, fired = (fires @ value).astype(np.float64), (fires @ known).astype(np.float64)  # [F, C]
-    true = value.sum(0)
+def thresholds(columns: np.ndarray) -> np.ndarray:
+    """What each neuron fires above, NaN of one that is never above 0. Activations [F, n], to float64 [F]"""
+    found = np.full(len(columns), np.nan)
+    for neuron, a in enumerate(columns):
+        positive = a[a > 0]
+        if len(positive):
+            place = FIRING_QUANTILE * (len(positive) - 1)
+            below, above = math.floor(place), math.ceil(place)
+            positive.partition((below, above))
+            found[neuron] = np.interp(place, (below, above), positive[[below, above]].astype(np.float64))
+    return found
+
+
+def firing(
+    fired: np.ndarray, hits: np.ndarray, true: np.ndarray, alive: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1 [F, C] of firing; ratios without cases are 0, without labels NaN.
+
+    Args:
+      fired: of the studies with a known label, those that each neuron fires on. [F, C]
+      hits: those of them that have the label. [F, C]
+      true: studies that have each label. [C]
+      alive: the neurons that are ever above 0. bool [F]
+    """
     precision, recall = hits / np.maximum(fired, 1), hits / np.maximum(true, 1)
     f1 = 2 * hits / np.maximum(fired + true, 1)
     for measured in (precision, recall, f1):
         measured[:, true == 0] = np.nan
         measured[~alive] = np.nan
-    return threshold, precision, recall, f1
+    return precision, recall, f1
 
 
 def summary(found: NeuronMeasures, concepts: tuple[str, ...]) -> dict[str, Any]:

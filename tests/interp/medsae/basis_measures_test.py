@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from interp.features.concepts import StudyLabels
-from interp.medsae import basis_measures, monosemanticity
+from interp.medsae import basis_measures, group_sums
 from interp.medsae.basis_measures import cut_by_rank, measure_basis
 from interp.medsae.patient_groups import PatientGroups
+from tests.helpers.measured_neurons import measure
 
 
 def weighted_r(a, y, w):
@@ -45,17 +46,19 @@ def world():
     return activation, embedding, labels, groups
 
 
-@pytest.fixture(scope="module")
-def found(world):
+@pytest.fixture(scope="module", params=[0.0, 1.1], ids=["whole", "sparse"])
+def found(world, request):
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_sums, "_SPARSE", request.param)
         patch.setattr(basis_measures, "_NEURONS", 4)
-        patch.setattr(basis_measures, "_RESAMPLED", 3)
+        patch.setattr(group_sums, "_RESAMPLED", 3)
+        patch.setattr(basis_measures, "_TURNED", 7)
         return measure_basis(*world, train=world[3].folds(5))
 
 
 def test_blocks_of_neurons_give_the_measures_of_all(world, found):
     activation, embedding, labels, _ = world
-    whole = monosemanticity.measure(activation, embedding, labels)
+    whole = measure(activation, embedding, labels)
     for name in ("monosemanticity", "correlation", "entropy", "threshold", "precision", "recall", "f1"):
         np.testing.assert_allclose(getattr(found.measures, name), getattr(whole, name), rtol=1e-12)
     assert found.n_active.tolist() == (activation > activation.min(0)).sum(0).tolist()

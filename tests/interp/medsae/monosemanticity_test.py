@@ -8,6 +8,7 @@ from scipy.stats import pearsonr
 
 from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
+from tests.helpers.measured_neurons import measure
 
 
 def by_definition(a, e):
@@ -40,7 +41,7 @@ def world():
 
 def test_closed_form_equals_the_sum_over_pairs(world):
     activation, embedding, labels = world
-    found = monosemanticity.measure(activation, embedding, labels).monosemanticity
+    found = measure(activation, embedding, labels).monosemanticity
     for neuron in (0, 3, 4, 5, 511, 512, 550, 599):
         assert found[neuron] == pytest.approx(by_definition(activation[:, neuron], embedding), rel=1e-11)
     assert np.isnan(found[[1, 2]]).all()
@@ -52,14 +53,15 @@ def test_a_neuron_of_similar_images_has_a_score_of_one_and_of_random_ones_of_zer
     embedding = np.concatenate([np.tile(rng.normal(size=64), (20, 1)), rng.normal(size=(400, 64))])
     similar, any_ = np.zeros(420), rng.random(420) + 1
     similar[:20] = rng.random(20) + 1
-    found = monosemanticity.monosemanticity(np.stack([similar, any_], 1), embedding)
+    labels = StudyLabels(("a",), similar[:, None] > 0, np.ones((420, 1), bool))
+    found = measure(np.stack([similar, any_], 1), embedding, labels).monosemanticity
     assert found[0] == pytest.approx(1.0, abs=1e-12)
     assert abs(found[1]) < 0.02
 
 
 def test_correlation_entropy_and_firing_equal_their_definitions(world):
     activation, embedding, labels = world
-    found = monosemanticity.measure(activation, embedding, labels)
+    found = measure(activation, embedding, labels)
     for neuron in (0, 3, 550, 599):
         a = activation[:, neuron]
         r = []
@@ -87,10 +89,10 @@ def test_entropy_is_between_nothing_and_all_labels():
 
 def test_summary_takes_the_neuron_with_the_highest_signed_r(world):
     activation, embedding, labels = world
-    found = monosemanticity.measure(activation, embedding, labels)
+    found = measure(activation, embedding, labels)
     figures = monosemanticity.summary(found, labels.concepts)
     assert figures["classes"]["b"]["neuron"] == 550 and figures["classes"]["b"]["r"] > 0.99
     assert "never" not in figures["classes"]
     assert figures["neurons"] == 600 and figures["alive"] == 598
-    opposite = monosemanticity.measure(-activation[:, 550:551], embedding, labels)
+    opposite = measure(-activation[:, 550:551], embedding, labels)
     assert monosemanticity.summary(opposite, labels.concepts)["classes"]["b"]["r"] < -0.99

@@ -7,7 +7,7 @@ import pytest
 
 from interp.controls.control import bases
 from interp.features.concepts import StudyLabels
-from interp.medsae import monosemanticity, stage
+from interp.medsae import stage
 from interp.medsae.vectors import study_vectors
 from maira_jax.errors import UserError
 from maira_jax.run import files
@@ -15,6 +15,7 @@ from sae.activations.store import ActivationStore
 from sae.saved import load_sae
 from tests.helpers import image_run
 from tests.helpers.interp_run import config, make_workdir
+from tests.helpers.measured_neurons import measure
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_results_are_those_of_the_measures(run_dir, tmp_path):
             len(activation) - 1 - np.array(column(own, "active_by_rank"), int), range(len(own))
         ]
         for suffix, counted in (("", activation), ("_by_rank", np.maximum(activation - cut, 0))):
-            measured = monosemanticity.measure(counted, vectors.embedding, labels)
+            measured = measure(counted, vectors.embedding, labels)
             for name in ("monosemanticity", "entropy"):
                 np.testing.assert_allclose(column(own, name + suffix), getattr(measured, name), rtol=1e-6)
             c = labels.concepts.index("communication")
