@@ -30,7 +30,7 @@ METRICS = ("f1chexbert", "radgraph", "radcliq", "green", "radmatch")
 Scores: TypeAlias = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sequence[float | None]]]
 """From n reference reports and n reports to scores of each, by name; None where a report has none."""
 
-_RADMATCH = "radmatch"
+_CHEXBERT, _RADMATCH = "f1chexbert", "radmatch"
 _N_SWAPS = 9999
 
 
@@ -43,8 +43,48 @@ class SteeredPair(NamedTuple):
     steered: str
 
 
+class ChexBert:
+    """CheXbert's labels by radeval: of each report the share that agrees, and F1 over all. A text is labelled once.
+
+    Raises:
+      UserError: radeval is not installed.
+    """
+
+    def __init__(self) -> None:
+        radeval = _imported("radeval", "metrics")
+        self._evaluator = radeval.RadEval(metrics=[_CHEXBERT], per_sample=True, show_progress=False)
+        _label_once(self._evaluator.f1chexbert_scorer)
+
+    def scores(self, references: Sequence[str], reports: Sequence[str]) -> Mapping[str, Sequence[float | None]]:
+        """The shares of observations in which each report agrees with its reference."""
+        found = self._measured(references, reports, per_sample=True)
+        return {name: list(values) for name, values in found.items()}
+
+    def f1(self, references: Sequence[str], reports: Sequence[str]) -> dict[str, float]:
+        """The F1 of the labels over all reports, as radeval names and averages it."""
+        return {name: float(f1) for name, f1 in self._measured(references, reports, per_sample=False).items()}
+
+    def _measured(self, references: Sequence[str], reports: Sequence[str], per_sample: bool) -> Mapping[str, Any]:
+        self._evaluator.per_sample = per_sample
+        return self._evaluator(refs=list(references), hyps=list(reports))
+
+
+def _label_once(scorer: Any) -> None:
+    """Has radeval's CheXbert remember its labels: every measure asks for those of the same texts again."""
+    label = scorer.get_labels
+    known: dict[str, Any] = {}
+
+    def get_labels(reports: Sequence[str], **options: Any) -> list[Any]:
+        new = list(dict.fromkeys(report for report in reports if report not in known))
+        if new:
+            known.update(zip(new, label(new, **options), strict=True))
+        return [known[report] for report in reports]
+
+    scorer.get_labels = get_labels
+
+
 def radeval_scores(names: Sequence[str]) -> Scores:
-    """The scores of each report by metrics of radeval. CheXbert's are the shares of observations that agree.
+    """The scores of each report by metrics of radeval, CheXbert left out.
 
     Raises:
       UserError: radeval is not installed.
@@ -78,34 +118,25 @@ def published(
     Raises:
       UserError: a program is not installed, or RadMatch's server is not allowed.
     """
-    of_radeval = [name for name in names if name != _RADMATCH]
+    of_radeval = [name for name in names if name not in (_CHEXBERT, _RADMATCH)]
     found: dict[str, dict[str, dict[str, float | int | None]]] = {method: {} for method in pairs}
-    ways = [radeval_scores(of_radeval)] if of_radeval else []
+    chexbert = ChexBert() if _CHEXBERT in names else None
+    ways: list[Scores] = [chexbert.scores] if chexbert else []
+    ways += [radeval_scores(of_radeval)] if of_radeval else []
     ways += [radmatch_scores(judge(), folder)] if _RADMATCH in names else []
     for scores in ways:
         for method, own in measured(pairs, scores, seed).items():
             found[method] |= own
-    if "f1chexbert" in names:
+    if chexbert:
         for method, pairs_of_method in pairs.items():
             references = [pair.reference for pair in pairs_of_method]
             before, after = (
-                chexbert_f1(references, texts)
+                chexbert.f1(references, texts)
                 for texts in ([p.original for p in pairs_of_method], [p.steered for p in pairs_of_method])
             )
             n = len(references)
             found[method] |= {k: {"before": before[k], "after": after[k], "p": None, "n": n} for k in before}
     return found
-
-
-def chexbert_f1(references: Sequence[str], reports: Sequence[str]) -> dict[str, float]:
-    """The F1 of CheXbert's labels over all reports, as radeval names and averages it.
-
-    Raises:
-      UserError: radeval is not installed.
-    """
-    radeval = _imported("radeval", "metrics")
-    found = radeval.RadEval(metrics=["f1chexbert"], show_progress=False)(refs=list(references), hyps=list(reports))
-    return {name: float(value) for name, value in found.items()}
 
 
 def radmatch_scores(judge: JudgeSection, folder: Path) -> Scores:

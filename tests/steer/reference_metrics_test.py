@@ -20,6 +20,16 @@ def pairs_of(steered, n=8, original="Clear."):
     return [SteeredPair(f"s{i}", REFERENCE, original, steered) for i in range(n)]
 
 
+class Labeller:
+    """Stands in for radeval's CheXbert: the labels of a report are its words."""
+
+    labelled: list = []  # noqa: RUF012
+
+    def get_labels(self, reports, on_batch_done=None):
+        self.labelled.extend(reports)
+        return [report.split() for report in reports]
+
+
 class Evaluator:
     """Stands in for radeval.RadEval: the share of the reference's words, in its ways of answering."""
 
@@ -27,12 +37,17 @@ class Evaluator:
 
     def __init__(self, metrics, per_sample=False, show_progress=True):
         self.metrics, self.per_sample = metrics, per_sample
+        self.f1chexbert_scorer = Labeller()
         assert not show_progress
 
     def __call__(self, refs, hyps):
         assert isinstance(refs, list) and isinstance(hyps, list)
-        self.asked.append((tuple(self.metrics), len(hyps)))
-        shares = [np.mean([word in hyp.split() for word in ref.split()]) for ref, hyp in zip(refs, hyps, strict=True)]
+        self.asked.append((tuple(self.metrics), self.per_sample, len(hyps)))
+        if self.metrics == ["f1chexbert"]:
+            refs, hyps = (self.f1chexbert_scorer.get_labels(texts, on_batch_done=None) for texts in (refs, hyps))
+        else:
+            refs, hyps = ([text.split() for text in texts] for texts in (refs, hyps))
+        shares = [np.mean([word in hyp for word in ref]) for ref, hyp in zip(refs, hyps, strict=True)]
         if not self.per_sample:
             return {"f1chexbert_all_micro": float(np.mean(shares))}
         return {f"{name}_{part}": list(shares) for name in self.metrics for part in ("partial", "all")}
@@ -41,6 +56,7 @@ class Evaluator:
 @pytest.fixture()
 def radeval(monkeypatch):
     monkeypatch.setattr(Evaluator, "asked", [])
+    monkeypatch.setattr(Labeller, "labelled", [])
     monkeypatch.setitem(sys.modules, "radeval", types.SimpleNamespace(RadEval=Evaluator))
 
 
@@ -73,11 +89,19 @@ def judge(**fields):
 def test_radeval_scores_each_report_once_and_chexbert_over_all(radeval, tmp_path):
     pairs = {"add": pairs_of(REFERENCE), "random": pairs_of("Clear.")}
     found = published(("f1chexbert", "radgraph"), pairs, judge, tmp_path, 0)
-    assert Evaluator.asked[0] == (("f1chexbert", "radgraph"), 2), "two different texts"
-    better, same = found["add"]["radgraph_partial"], found["random"]["radgraph_partial"]
-    assert (better["before"], better["after"], better["n"]) == (0.0, 1.0, 8) and better["p"] < 0.02
-    assert (same["before"], same["after"]) == (0.0, 0.0) and same["p"] == 1.0
+    assert Evaluator.asked[:2] == [(("f1chexbert",), True, 2), (("radgraph",), True, 2)], "two different texts"
+    assert Evaluator.asked[2:] == [(("f1chexbert",), False, 8)] * 4, "before and after, of two methods"
+    for metric in ("radgraph_partial", "f1chexbert_partial"):
+        better, same = found["add"][metric], found["random"][metric]
+        assert (better["before"], better["after"], better["n"]) == (0.0, 1.0, 8) and better["p"] < 0.02
+        assert (same["before"], same["after"]) == (0.0, 0.0) and same["p"] == 1.0
     assert found["add"]["f1chexbert_all_micro"] == {"before": 0.0, "after": 1.0, "p": None, "n": 8}
+
+
+def test_chexbert_labels_each_text_once(radeval, tmp_path):
+    """The shares of each report and the F1 of every method rest on the same labels."""
+    published(("f1chexbert",), {"add": pairs_of("Cardiomegaly."), "random": pairs_of("Clear.")}, judge, tmp_path, 0)
+    assert sorted(Labeller.labelled) == sorted([REFERENCE, "Clear.", "Cardiomegaly."])
 
 
 def test_radmatch_asks_the_judges_server_and_reads_its_records(runs, tmp_path, monkeypatch):
