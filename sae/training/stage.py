@@ -33,6 +33,7 @@ from sae.training.config import CHUNK_STEPS, SaeConfig, SaeSection, TrainConfig,
 from sae.training.log import TrainingBoard, TrainingLog
 from sae.training.step_clock import StepClock
 from sae.training.trainer import Trainer, TrainState
+from sae.variants import trained_as
 
 # Batches that set the normalisation factor, as in dictionary_learning.
 _SCALE_BATCHES = 100
@@ -234,13 +235,16 @@ def save_measured(directory: Path, sae: Sae, measured: dict[str, Any], density: 
 
 
 def counts_of(sae: Sae, measured: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest of a finished autoencoder counts."""
+    """What the manifest of a finished autoencoder counts; `k` is none of one whose kind selects any number."""
     counts = {
         "d_model": sae.d_model,
         "n_features": sae.n_features,
         "k": sae.k,
         "threshold": sae.threshold if isinstance(sae.threshold, float) else "one per feature",
     }
+    variant = trained_as(sae)
+    if variant is not None and not variant.at_most_k:
+        del counts["k"]
     counts |= {name: measured[name] for name in ("fvu", "explained_variance", "l0", "dead", "dense")}
     return counts | ({} if measured["loss"] is None else {"loss_recovered": measured["loss"]["recovered_zero"]})
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from maira_jax.errors import UserError
+from maira_jax.run import files
 from sae.activations.store import HELD_OUT, ActivationStore
 from sae.saved import load_sae
 from sae.training import stage
@@ -173,6 +174,8 @@ def test_a_companion_is_trained_after_a_finished_one(workdir):
     assert (workdir / "sae" / "log.jsonl").stat().st_mtime_ns == before
     assert load_sae(workdir / "sae-topk").group_sizes == (96,)
     assert load_sae(workdir / "sae-l1").threshold == 0
+    counts = {name: files.read_json(workdir / f"sae-{name}" / "manifest.json")["counts"] for name in ("topk", "l1")}
+    assert "k" in counts["topk"] and "k" not in counts["l1"], "the ReLU one selects any number"
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
