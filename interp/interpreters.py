@@ -19,6 +19,7 @@ from interp.features.summary import JudgeOrigin
 from interp.scorers import IMAGE_JUDGES, JUDGES, SCORERS
 from interp.scorers.detection import SHUFFLED
 from interp.scorers.scorer import Scorer, ScoreTask
+from maira_jax.run import files
 from sae.activations.store import HELD_OUT, ActivationStore
 
 # Explanations are scored on contexts that the explainer has not seen.
@@ -88,6 +89,20 @@ class Interpreters:
         versions = tuple(dict.fromkeys((*explainer.versions, *judge.versions)))
         task_of = image_task if of_images else explain_task
         return cls(explainer, task_of, scorers, judge.name, versions, opened[0] if opened else None)
+
+    def refuse_no_answer(self, *saved: Path) -> None:
+        """Stops if a language model was asked and has answered nothing: such a result would tell nothing.
+
+        Args:
+          saved: the folders in which that is recorded; they are removed, so that the next run asks again.
+
+        Raises:
+          UserError: of all requests of this process none had a usable answer.
+        """
+        if self.model is not None and (error := self.model.client.all_failed()):
+            for folder in saved:
+                files.remove(folder)
+            raise error
 
     def origin(self) -> JudgeOrigin:
         return JudgeOrigin(self.judge_name, " ".join(self.versions), self.model.client.usage() if self.model else {})

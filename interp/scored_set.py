@@ -110,6 +110,7 @@ def _score(
     explained = _explained(sets.read_set(workdir, section.set), n_features, frozenset(section.features))
     _announce(interpreters, exemplars, explained)
     scores = all_scores(interpreters.scorers, exemplars, explained, seed)
+    interpreters.refuse_no_answer(exemplars.phases / "scores")
     origin = interpreters.origin()
     columns = judged(origin, explained, scores) | {"feature": list(range(n_features))}
     others = [name for name in scores if name not in ("detection", SHUFFLED)]

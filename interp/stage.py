@@ -227,7 +227,9 @@ def _scored(
     wanted = section.features or range(exemplars.n_features)
     _announce(section, interpreters, exemplars, wanted)
     explained = _explain(section, interpreters, exemplars, frozenset(wanted))
+    interpreters.refuse_no_answer(exemplars.phases / "explanations")
     scores = all_scores(interpreters.scorers, exemplars, explained, seed)
+    interpreters.refuse_no_answer(exemplars.phases / "scores")
     return _ScoredFeatures(explained, scores)
 
 

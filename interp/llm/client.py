@@ -19,6 +19,7 @@ from interp.llm.answer_cache import AnswerCache
 from interp.llm.ledger import TYPICAL_ANSWER, AnswerLedger, ChatReply
 from interp.llm.requests import ChatRequest
 from interp.llm.section import JudgeSection
+from maira_jax.errors import UserError
 from maira_jax.run import storage
 
 FOLDER, _ANSWERS = "judge", "answers.sqlite"  # in a run directory
@@ -133,6 +134,10 @@ class ChatClient:
             "cost": totals.cost,
             "failed": dict(self._ledger.failures),
         }
+
+    def all_failed(self) -> UserError | None:
+        """The end of a run in which no request had a usable answer; None where one had, or nothing was asked."""
+        return self._ledger.all_failed()
 
     def close(self) -> None:
         """Lets another process have the cache, and prints how many requests stayed without an answer, and why."""

@@ -39,6 +39,7 @@ class AnswerLedger:
       section: the model, its parameters, prices and limits.
       folder: where the cache is.
       n_answered: requests that the server answered in this process.
+      n_usable: how often a request had a usable answer in this process, from the server or the cache.
       structured: whether the server holds answers to a JSON schema, once that is known.
       failures: reason -> how many requests stayed without an answer in this process.
 
@@ -50,7 +51,7 @@ class AnswerLedger:
     def __init__(self, section: JudgeSection, path: Path):
         self.section = section
         self.folder = path.parent
-        self.n_answered = 0
+        self.n_answered = self.n_usable = 0
         self.structured: bool | None = None
         self.failures: Counter[str] = Counter()
         self._path = path
@@ -82,6 +83,7 @@ class AnswerLedger:
         for answer in answers:
             found = usable(request, answer)
             if found is not None:
+                self.n_usable += 1
                 return ChatReply(found, sum(each.cost for each in answers))
         return None
 
@@ -148,6 +150,16 @@ class AnswerLedger:
         return UserError(
             f"{MAX_FAILURES} requests to {self.section.base_url} failed one after the other, the last because "
             f"{reason}: fix that and run again, all answers are kept"
+        )
+
+    def all_failed(self) -> UserError | None:
+        """The end of a run in which no request had a usable answer; None where one had, or nothing was asked."""
+        if self.n_usable or not self.failures:
+            return None
+        ((reason, _),) = self.failures.most_common(1)
+        return UserError(
+            f"none of {self.failures.total():,} requests to {self.section.base_url} had a usable answer, most often "
+            f"because {reason}: fix that and run again, all answers are kept"
         )
 
     def _note_failure(self, key: str, reason: str) -> None:

@@ -119,8 +119,15 @@ def test_a_language_model_scores_explanations_of_its_kind(scored, tmp_path, caps
     cfg = config(**FIELDS, judge="llm", set="words")
     cfg.import_set.update({"files": (str(path),), "set": "words"})
     import_set.run(cfg, workdir)
+    with serve(fault_text="example", fault_status=400) as server:
+        cfg.judge.update({"base_url": server.url, "model": "rule", "attempts": 1})
+        cfg.interpret.features = (0,)
+        with pytest.raises(UserError, match=r"none of \d+ requests to .* had a usable answer, .*HTTP 400\): fix that"):
+            stage.run(cfg, workdir)
+    cfg.interpret.features, cfg.judge.attempts = (), 4
     with serve() as server:
-        cfg.judge.update({"base_url": server.url, "model": "rule"})
+        capsys.readouterr()
+        cfg.judge.base_url = server.url
         assert stage.run(cfg, workdir)["scored"] == 2
         asked = server.record()["requests"]
     announced = int(re.search(r"about (\d+) requests to rule", capsys.readouterr().err)[1])

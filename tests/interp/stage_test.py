@@ -307,3 +307,19 @@ def test_a_language_model_judges_through_the_same_stages(inputs, tmp_path, capsy
     assert 3.0 < summary["cost"] == summary["usage"]["cost"] <= sum(row["cost"] for row in rows + control_rows) + 1e-9
     assert summary["usage"]["answers"] >= record["distinct"] and summary["usage"]["failed"] == {}
     assert summary["usage"]["endpoint"] == server.url
+
+
+def test_a_judge_that_answers_nothing_ends_no_stage_however_few_it_was_asked(inputs, tmp_path):
+    """The next run asks again what failed, and finishes."""
+    workdir = tmp_path / "run"
+    shutil.copytree(inputs, workdir)
+    cfg = config(judge="llm", n_score=20, features=(0, 1))
+    with serve(fault_text="example", fault_status=400) as server:
+        cfg.judge.update({"base_url": server.url, "model": "rule", "attempts": 1})
+        with pytest.raises(UserError, match=r"none of 2 requests to .* had a usable answer, .*HTTP 400\): fix that"):
+            stage.run(cfg, workdir)
+        assert not (workdir / "interp" / "manifest.json").exists()
+        server.control(fault_text="")
+        assert stage.run(cfg, workdir)["scored"] == 2
+    rows = pq.read_table(workdir / "interp" / "features.parquet").to_pylist()
+    assert all(row["explanation"] for row in rows[:2])
