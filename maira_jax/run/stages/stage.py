@@ -70,6 +70,8 @@ def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
             if key.startswith("inputs."):
                 return f"{key}, which was made anew or extended since"
             return f"{key} (now {shown(left.get(key))}, there {shown(right.get(key))})"
+    for key in sorted(left.keys() ^ right.keys()):  # it is None on the one side
+        return f"{key}, which the version {'that wrote it' if key in left else 'at hand'} does not have"
     return "what it holds"
 
 

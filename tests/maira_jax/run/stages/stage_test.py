@@ -36,6 +36,15 @@ def test_another_config_is_refused_by_field(tmp_path):
         finish(tmp_path, "sae", {"sae": {"k": 32}})
 
 
+def test_a_field_that_one_version_has_and_the_other_has_not_is_named(tmp_path):
+    finish(tmp_path, "old", {"harvest": {"encoder": "medclip"}})
+    with pytest.raises(UserError, match=r"section\.harvest\.block, which the version that wrote it does not have"):
+        finish(tmp_path, "old", {"harvest": {"encoder": "medclip", "block": None}})
+    finish(tmp_path, "new", {"harvest": {"encoder": "medclip", "block": None}})
+    with pytest.raises(UserError, match=r"section\.harvest\.block, which the version at hand does not have"):
+        finish(tmp_path, "new", {"harvest": {"encoder": "medclip"}})
+
+
 @pytest.mark.parametrize("section", [{"sae": {"l1": float("nan")}}, {"sae": {"l1": [0.5, float("inf")]}}])
 def test_what_is_not_finite_is_refused_by_field(tmp_path, section):
     with pytest.raises(UserError, match=r"sae\.l1 is (nan|inf)"):
