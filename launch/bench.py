@@ -10,6 +10,7 @@ sweep      seconds of a sweep of autoencoders, and of a command for each of them
 feed       tokens/s of shuffled batches from the activation store: ours, a NumPy memory map and torch's DataLoader
 label      time and memory of MedSAE's measures, their intervals and probes on made data
 convert    bytes/s and memory of a conversion: ours and transformers' from_pretrained and save_pretrained
+checksums  seconds of harvest, train and interpret with checksums and without
 fits       what each stage takes on devices that are not there, as their compilers say
 scaling    memory, rates, hours and dollars of activations and an autoencoder at size, on such devices
 """
@@ -32,6 +33,7 @@ NAMES = (
     "feed",
     "label",
     "convert",
+    "checksums",
     "fits",
     "scaling",
 )
