@@ -43,6 +43,7 @@ def test_config_json_is_what_dictionary_learning_writes(tmp_path, sae):
     same = ("trainer_class", "dict_class", "layer", "lm_name", "k", "group_sizes", "group_weights", "top_k_aux")
     for name in same:
         assert config["trainer"][name] == trainer.config[name], name
+        assert type(config["trainer"][name]) is type(trainer.config[name]), name
     assert config["trainer"]["norm_factor"] == FACTOR
     assert config["buffer"]["d_submodule"] == D
 
