@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+import scipy
 
 from interp.scorers.bootstrap import percentile_interval, study_weights
 from maira_jax.errors import UserError
@@ -297,8 +297,8 @@ def _rank_correlation(pairs: np.ndarray, n_resamples: int, seed: int) -> dict[st
         return empty
     drawn = np.random.default_rng([seed, 3]).integers(len(pairs), size=(n_resamples, len(pairs)))
     differ = (np.ptp(pairs[drawn], axis=1) > 0).all(axis=1)  # [resamples]
-    ranks = rankdata(pairs[drawn[differ]], axis=1)  # [resamples, n, 2]
+    ranks = scipy.stats.rankdata(pairs[drawn[differ]], axis=1)  # [resamples, n, 2]
     ranks -= ranks.mean(axis=1, keepdims=True)
     resampled = ranks.prod(axis=2).sum(axis=1) / np.sqrt((ranks**2).sum(axis=1).prod(axis=1))  # [resamples]
     low, high = percentile_interval(resampled)
-    return empty | {"spearman": float(spearmanr(*pairs.T)[0]), "low": low, "high": high}
+    return empty | {"spearman": float(scipy.stats.spearmanr(*pairs.T)[0]), "low": low, "high": high}

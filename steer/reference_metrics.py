@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from scipy.stats import permutation_test
+import scipy
 
 from interp.llm import egress
 from interp.llm.section import JudgeSection
@@ -219,7 +219,7 @@ def _compared(
     sums = np.stack([np.bincount(studies, weights=column) for column in found.T])  # [2, studies]
     p = None
     if sums.shape[1] > 1:
-        test = permutation_test(
+        test = scipy.stats.permutation_test(
             tuple(sums),
             lambda before, after, axis: (after - before).sum(axis=axis),
             permutation_type="samples",

@@ -176,6 +176,9 @@ def test_rooms_import_downward(path):
 def test_optional_packages_are_imported_only_where_they_are_used(path):
     for name, line, at_import in outside(path):
         assert not (at_import and name in OPTIONAL), f"{path}:{line} imports {name} for everybody"
+    for module, line, at_import in imports(path):
+        slow = at_import and module.startswith("scipy.stats")
+        assert not slow, f"{path}:{line}: a second of every command; `import scipy` brings scipy.stats when it is used"
 
 
 def requirements(lines: list[str]) -> set[str]:

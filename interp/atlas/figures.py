@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.stats import binomtest
+import scipy
 
 from interp.atlas.gathering.results import json_if_finished, read_table
 from maira_jax.run import files
@@ -135,7 +135,7 @@ def _interval(found: Mapping[str, Any]) -> tuple[float, float]:
     """The 95 % interval of a rate; of few cases, and where all agree, that of the share (Wilson 1927)."""
     if found["n"] >= _FEW and found["low"] < found["high"]:
         return found["low"], found["high"]
-    low, high = binomtest(round(found["rate"] * found["n"]), found["n"]).proportion_ci(method="wilson")
+    low, high = scipy.stats.binomtest(round(found["rate"] * found["n"]), found["n"]).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
