@@ -11,17 +11,20 @@ TORCH := torch==2.13.0
 # step, and a fifth of its time went into faulting in their pages.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test drill mutants fuzz lint docs compilers lock release-check clean
+.PHONY: demo test tests drill mutants fuzz lint docs compilers lock release-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m launch.demo --workdir=$(WORKDIR)
 
 # Many tests run the same commands in processes of their own: what one compiled, the next ones read.
-test drill: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
-test drill: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+tests drill: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
+tests drill: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
+test: lint tests
+
+# Files of tests are begun in the order of tests/conftest.py, the longest first.
+tests: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes too long for every change, or downloads.
 drill: $(VENV)/.installed-test

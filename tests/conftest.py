@@ -10,7 +10,21 @@ import pytest
 
 DATA = "MAIRA_JAX_TEST_DATA"
 # Linux allows a process 65,530 maps of memory. Each compiled program has some, and XLA crashes where it gets no more.
+_TESTS = Path(__file__).resolve().parent
 _MAPS, _MAX_MAPS = Path("/proc/self/maps"), 30_000
+# What takes half a minute and more, longest first: begun late, such a file would keep one worker at the end.
+LONGEST = (
+    "readme_test.py",
+    "launch/demo_test.py",
+    "sae/training/pods_test.py",
+    "maira_jax/model/sharding_test.py",
+    "launch/extend_test.py",
+    "launch/study_test.py",
+    "launch/pods_test.py",
+    "launch/pods_interp_test.py",
+    "maira_jax/phantom/pretraining/stage_test.py",
+    "interp/exemplars/index_test.py",
+)
 _WITHOUT_DATA = f"needs the folder of real data that the environment variable {DATA} names"
 
 
@@ -20,6 +34,17 @@ def pytest_configure() -> None:
     To write a program XLA serialises it, which once in many runs crashed a process with as many threads as this one.
     """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, in which order workers take them (`--no-loadscope-reorder`).
+
+    Raises:
+      AssertionError: one of them is not there.
+    """
+    places = {_TESTS / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in places), "LONGEST names a file that is not there"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="module", autouse=True)
