@@ -16,7 +16,7 @@ def launch(command, *arguments, cwd=ROOT):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1500,  # a whole study takes a minute; other tests run at the same time
     )
 
 

@@ -1,7 +1,9 @@
 """Runs of several processes on this machine, each of which stands for a host with devices of its own."""
 
+import contextlib
 import dataclasses
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -19,10 +21,16 @@ class EndedProcess:
 
 
 def free_port():
-    """A port that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """A port that nobody listens on now.
+
+    It is none of those that Linux gives to sockets which ask for any: such a one could be taken by another test before
+    the run's first process, which imports for seconds, listens on it.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def start(program, *, processes, devices=2, cwds=None, flags=lambda process: ()):

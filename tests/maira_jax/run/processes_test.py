@@ -29,8 +29,10 @@ def started(monkeypatch):
         process.kill()
 
 
-def _until(*paths):
+def _until(started, *paths):
+    """Waits for what all processes of a run write."""
     while not all(path.exists() and path.read_text() for path in paths):
+        assert all(process.poll() is None for process in started), pods.ended(started)
         time.sleep(0.05)
 
 
@@ -61,7 +63,7 @@ def test_processes_agree_and_only_the_first_one_prints(started, tmp_path):
     ],
 )
 def test_an_error_on_one_process_ends_all_with_its_sentence(started, tmp_path, scenario, sentence):
-    first, second = pods.ended(started(scenario, tmp_path), timeout=60)
+    first, second = pods.ended(started(scenario, tmp_path))
     assert (first.code, second.code) == (1, 1)
     assert first.err == f"error: {sentence}\n"
     assert second.err.endswith(f"[1] error: {sentence}\n")
@@ -71,9 +73,9 @@ def test_an_error_on_one_process_ends_all_with_its_sentence(started, tmp_path, s
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_process_ends_the_others(started, tmp_path, lost):
     both = started("wait", tmp_path)
-    _until(tmp_path / "pid-0", tmp_path / "pid-1")
+    _until(both, tmp_path / "pid-0", tmp_path / "pid-1")
     both[lost].send_signal(signal.SIGKILL)
-    left = pods.ended(both, timeout=60)[1 - lost]
+    left = pods.ended(both)[1 - lost]
     assert left.code == 143
     assert f"error: process {lost} of 2 no longer answers" in left.err and "Traceback" not in left.err
 
@@ -81,9 +83,9 @@ def test_a_killed_process_ends_the_others(started, tmp_path, lost):
 @pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_one_process_ends_all(started, tmp_path, sent, code):
     both = started("locked", tmp_path)
-    _until(tmp_path / "pid-0", tmp_path / "pid-1")
+    _until(both, tmp_path / "pid-0", tmp_path / "pid-1")
     both[1].send_signal(sent)
-    ends = pods.ended(both, timeout=60)
+    ends = pods.ended(both)
     assert [end.code for end in ends] == [code, code]
     assert all("with the same flags resumes from here" in end.err for end in ends)
     assert sorted(os.listdir(tmp_path)) == [
@@ -93,7 +95,7 @@ def test_a_signal_to_one_process_ends_all(started, tmp_path, sent, code):
 
 
 def test_processes_of_different_flags_or_folders_are_refused(started, tmp_path):
-    ends = pods.ended(started("agree", tmp_path, flags=lambda process: [f"--config.seed={process}"]), timeout=60)
+    ends = pods.ended(started("agree", tmp_path, flags=lambda process: [f"--config.seed={process}"]))
     assert [end.code for end in ends] == [1, 1]
     assert "process 1 (on " in ends[0].err and "another configuration" in ends[0].err
 
@@ -102,7 +104,7 @@ def test_hosts_that_do_not_share_the_run_directory_are_refused(started, tmp_path
     hosts = [tmp_path / "0", tmp_path / "1"]
     for host in hosts:
         host.mkdir()
-    ends = pods.ended(started("agree", "run", cwds=hosts), timeout=60)
+    ends = pods.ended(started("agree", "run", cwds=hosts))
     assert [end.code for end in ends] == [1, 1]
     assert "process 1 (on " in ends[0].err and "does not see run of process 0" in ends[0].err
     assert os.listdir(hosts[0] / "run") == [] and not (hosts[1] / "run").exists()
@@ -177,7 +179,7 @@ def test_an_interrupt_is_not_lost_and_does_not_crash(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 130, done
