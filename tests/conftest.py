@@ -12,18 +12,19 @@ DATA = "MAIRA_JAX_TEST_DATA"
 # Linux allows a process 65,530 maps of memory. Each compiled program has some, and XLA crashes where it gets no more.
 _TESTS = Path(__file__).resolve().parent
 _MAPS, _MAX_MAPS = Path("/proc/self/maps"), 30_000
-# What takes half a minute and more, longest first: begun late, such a file would keep one worker at the end.
+# What takes half a minute and more, longest first: begun late, such a file would keep one worker at the end. The last ones
+# run the programs that the first one has compiled.
 LONGEST = (
     "readme_test.py",
-    "launch/demo_test.py",
     "sae/training/pods_test.py",
     "maira_jax/model/sharding_test.py",
-    "launch/extend_test.py",
-    "launch/study_test.py",
     "launch/pods_test.py",
     "launch/pods_interp_test.py",
     "maira_jax/phantom/pretraining/stage_test.py",
     "interp/exemplars/index_test.py",
+    "launch/demo_test.py",
+    "launch/extend_test.py",
+    "launch/study_test.py",
 )
 _WITHOUT_DATA = f"needs the folder of real data that the environment variable {DATA} names"
 
