@@ -12,8 +12,8 @@ DATA = "MAIRA_JAX_TEST_DATA"
 # Linux allows a process 65,530 maps of memory. Each compiled program has some, and XLA crashes where it gets no more.
 _TESTS = Path(__file__).resolve().parent
 _MAPS, _MAX_MAPS = Path("/proc/self/maps"), 30_000
-# What takes half a minute and more, longest first: begun late, such a file would keep one worker at the end. The last ones
-# run the programs that the first one has compiled.
+# What takes half a minute and more, longest first: begun late, such a file would keep one worker at the end. The last
+# ones run the programs that the first one has compiled.
 LONGEST = (
     "readme_test.py",
     "sae/training/pods_test.py",
