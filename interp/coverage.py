@@ -154,8 +154,8 @@ def _bases(
     for basis, own in f1.items():
         found, mean = float(_well_found(own)), float(own.mean())
         out[basis] = {"neurons": widths[basis], "found": int(found), "f1": mean}
-        out[basis]["found_interval"] = interval(found, _well_found(resampled[basis]))
-        out[basis]["f1_interval"] = interval(mean, np.nanmean(resampled[basis], axis=1))
+        out[basis]["found_interval"] = interval(found, _well_found(resampled[basis]), (0, len(own)))
+        out[basis]["f1_interval"] = interval(mean, np.nanmean(resampled[basis], axis=1), (0, 1))
     return out
 
 

@@ -88,7 +88,8 @@ def _places(localised: Mapping[str, Any]) -> list[str]:
     for name, found in localised["maps"].items():
         rows.append([name, *(_with_interval(found[measure], found["intervals"][measure]) for measure in _PLACES)])
     images = localised["images"]
-    return [f"Heat maps of {len(images)} labels, with boxes in {sum(images.values()):,} images:", *_indented(rows)]
+    labels = "1 label" if len(images) == 1 else f"{len(images)} labels"
+    return [f"Heat maps of {labels}, with boxes in {sum(images.values()):,} images:", *_indented(rows)]
 
 
 def _indented(rows: Sequence[Sequence[str]]) -> list[str]:

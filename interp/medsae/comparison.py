@@ -84,17 +84,26 @@ def difference(value: float, resampled: np.ndarray) -> dict[str, Any]:
     return {"difference": value, "interval": interval(value, resampled)}
 
 
-def interval(value: float | None, resampled: np.ndarray) -> tuple[float, float] | None:
+def interval(
+    value: float | None, resampled: np.ndarray, within: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[float, float] | None:
     """The percentile interval of a measure from its resamples, moved so that their mean is its value on all studies.
 
-    Resamples of entropies are higher on average, since every correlation that is 0 becomes another number.
+    Resamples of entropies are higher on average, since every correlation that is 0 becomes another number. Those of a
+    count may nearly all be one number, and would be moved past the value: the interval is made to contain it.
+
+    Args:
+      value: the measure on all studies.
+      resampled: the measure in every resample, NaN where it is not defined.
+      within: the smallest and the largest value that the measure can have.
 
     Returns:
       None where the measure is not defined.
     """
     if value is None or not np.isfinite(resampled).any():
         return None
-    return percentile_interval(resampled - np.nanmean(resampled) + value)
+    low, high = percentile_interval(resampled - np.nanmean(resampled) + value)
+    return max(min(low, value), within[0]), min(max(high, value), within[1])
 
 
 def _means(figures: Mapping[str, Any]) -> dict[str, Any]:

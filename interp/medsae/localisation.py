@@ -305,7 +305,9 @@ def _summary(table: pa.Table, groups: PatientGroups) -> dict[str, Any]:
     for kind in maps:
         over, drawn = mean(kind)
         figures[kind] = {measure: _number(over[i]) for i, measure in enumerate(MEASURES)} | {
-            "intervals": {measure: interval(_number(over[i]), drawn[:, i]) for i, measure in enumerate(MEASURES)},
+            "intervals": {
+                measure: interval(_number(over[i]), drawn[:, i], (0, 1)) for i, measure in enumerate(MEASURES)
+            },
             "concepts": {
                 own: dict(zip(MEASURES, map(_number, part), strict=True)) for own, part in point[kind].items()
             },
