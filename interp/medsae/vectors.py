@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from interp.exemplars.index_pass.blocks import read_ahead
-from interp.exemplars.index_pass.shared_sae import SharedSae, by_features, everywhere, features
+from interp.exemplars.index_pass.shared_sae import SharedSae, by_features, can_be_shared, everywhere, features
 from interp.exemplars.study_peaks import StudyPeaks
 from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import SECTION_NAMES, Kind
@@ -119,7 +119,8 @@ def _write_vectors(
     shared = SharedSae.of(sae, devices)
     sent_directions = {
         basis: jax.device_put(
-            each, by_features(shared.mesh, 2) if each.shape[1] % shared.mesh.size == 0 else everywhere(shared.mesh)
+            each,
+            by_features(shared.mesh, 2) if can_be_shared(each.shape[1], shared.mesh.size) else everywhere(shared.mesh),
         )
         for basis, each in directions.items()
     }

@@ -13,6 +13,8 @@ from sae.autoencoder import Params, Sae, encode
 from sae.kernels.kth_largest import row_top_k
 
 FEATURES = "features"  # the mesh axis
+# On a processor a matrix product takes what is left over of so many columns in other sums.
+_COLUMNS = 16
 
 
 def devices_of(mesh: tuple[int, ...]) -> list[jax.Device]:
@@ -29,9 +31,14 @@ def devices_of(mesh: tuple[int, ...]) -> list[jax.Device]:
 
 
 def feature_mesh(devices: Sequence[jax.Device], n_features: int) -> Mesh:
-    """A mesh of as many of the devices as can hold equal shares of the features."""
-    n = max(n for n in range(1, len(devices) + 1) if n_features % n == 0)
+    """A mesh of as many of the devices as can hold equal shares of the features, whatever their number bit for bit."""
+    n = max(n for n in range(1, len(devices) + 1) if n == 1 or can_be_shared(n_features, n))
     return Mesh(np.array(devices[:n]), (FEATURES,))
+
+
+def can_be_shared(n_features: int, n_devices: int) -> bool:
+    """Whether devices can compute equal shares of the features and have the bits of one that computes all of them."""
+    return n_features % (_COLUMNS * n_devices) == 0
 
 
 def by_features(mesh: Mesh, ndim: int) -> NamedSharding:

@@ -19,6 +19,7 @@ from sae.saved import load_sae
 from tests.helpers.exemplar_world import build, make_world
 from tests.helpers.interp_run import make_workdir
 
+N_FEATURES = 128
 MESH = (2, 4)  # of any mesh the pass takes the devices alone
 _COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
 
@@ -35,14 +36,14 @@ def assert_equal(one, other):
 def program(devices, route, top_k):
     """The text of the optimised program for these devices."""
     cfg = running_index.IndexConfig(n_top=5, n_sample=40, n_pool=64, block_tokens=64, seed=3)
-    mesh = shared_sae.feature_mesh(devices, 24)
-    arguments = device_program.abstract_arguments(mesh, cfg, 8, 24)
+    mesh = shared_sae.feature_mesh(devices, N_FEATURES)
+    arguments = device_program.abstract_arguments(mesh, cfg, 8, N_FEATURES)
     lowered = device_program.add_block.lower(*arguments, cfg=cfg, top_k=top_k, route=route, mesh=mesh)
     return lowered.compile().as_text()
 
 
 def assert_equal_vectors(directory, devices):
-    """The label stage's vectors of studies, whose 12 features 6 devices share.
+    """The label stage's vectors of studies, whose features devices share.
 
     Products of other shapes may be rounded differently.
     """
@@ -60,13 +61,15 @@ def assert_equal_vectors(directory, devices):
 
 
 def main(directory: Path) -> None:
-    world, devices = make_world(), jax.devices()
+    world, devices = make_world(n_features=N_FEATURES), jax.devices()
+    sizes = [shared_sae.feature_mesh(devices, n_features).size for n_features in (24, 96, 16384)]
+    assert sizes == [1, 6, 8]  # shares of whole columns of a product's kernel, in which every number of devices agrees
     few = world | {"sae": dataclasses.replace(world["sae"], k=1)}  # blocks exceed the first capacity
     per_token = world | {"sae": dataclasses.replace(world["sae"], threshold=0.0, k=3, per_token=True)}
     alone = build(few, 64, devices=devices[:1])
     assert_equal(alone, build(few, 64, devices=shared_sae.devices_of(MESH)))
-    assert_equal(alone, build(few, 64, devices=devices[:5]))  # 4 of 5 share 24 features
-    by_tile = by_tiles.Tiles(max_length=12, features=3)
+    assert_equal(alone, build(few, 64, devices=devices[:5]))  # 4 of 5 share them
+    by_tile = by_tiles.Tiles(max_length=12, features=16)
     assert_equal(
         build(per_token, 64, devices=devices[:1]),
         build(per_token, 64, devices=shared_sae.devices_of(MESH), route=by_tile),
