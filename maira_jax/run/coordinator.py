@@ -4,11 +4,14 @@ JAX runs this service inside the first process, whose death then ends the others
 Here it is a process of its own, which outlives the first one long enough for the others to be told.
 """
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -107,13 +110,42 @@ def _connected(address: Address) -> Any:
 
 def _await_service(address: Address, until: float) -> None:
     """Returns when somebody listens there: the runtime tries again only seconds after it has found nobody."""
+    while time.monotonic() < until and not _is_served(address):
+        time.sleep(0.1)
+
+
+def _is_served(address: Address) -> bool:
     host, _, port = address.coordinator.rpartition(":")
-    while time.monotonic() < until:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.1)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+_AbortHandler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_handlers: list[Any] = []  # as long as C may call them
+
+
+def on_lost_service(address: Address, end: Callable[[], None]) -> None:
+    """Has `end` called, which ends the process, where the runtime would abort it because its service is gone.
+
+    The runtime's client aborts as soon as its connection is cut, which the end of the first process's host does. It
+    takes a function to call instead, but gives that an argument that Python cannot have. An abort for another reason
+    stays one.
+
+    Args:
+      address: where the service is.
+      end: called by a thread of the runtime, in which nothing more can be asked of the client.
+    """
+
+    def aborted(number: int) -> None:
+        if not _is_served(address):
+            end()
+
+    handler = _AbortHandler(aborted)
+    _handlers.append(handler)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
 
 
 def disconnect(client: Any) -> None:

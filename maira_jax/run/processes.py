@@ -38,6 +38,7 @@ BAD_INPUT, BAD_FLAGS, INTERRUPTED, TERMINATED = 1, 2, 128 + signal.SIGINT, 128 +
 _LOOK_SECONDS = 0.5  # between two looks at the other processes
 _LOST_SECONDS = 10.0  # without a sign of life after which a process counts as lost
 _START_SECONDS = 20.0  # longer, for its first one
+_SILENT_SECONDS = 12.0  # that an answer of the service may take, before it counts as lost with the first process's host
 _UNWIND_SECONDS = 2.0  # for a process to clean up when another one has ended the run
 _WATCHED, _FAILURE = "maira_jax/watched/", "maira_jax/watched/failure"
 _TERMINATION = "maira_jax/watched/termination"
@@ -69,10 +70,12 @@ class _Group:
         # Prints and exits where the main thread does not return from a program that waits for a lost process.
         self.exit: Callable[[str, int], None] = lambda sentence, code: os._exit(code)
         self.terminated = threading.Event()
+        self._answered = 0  # looks at the other processes, each of which the service has answered
         self._thread = threading.Thread(target=self._watch, name="watch-processes", daemon=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, self._raise_failure)
         self._thread.start()
+        threading.Thread(target=self._watch_service, name="watch-service", daemon=True).start()
 
     def gather(self, value: Any) -> list[Any]:
         prefix = f"maira_jax/{next(self._calls)}/"
@@ -137,6 +140,7 @@ class _Group:
             except jax.errors.JaxRuntimeError:
                 self._fail(self._lost(0))  # the service has gone with the first process's host
                 return
+            self._answered = look + 1
             if _FAILURE in found:
                 self._fail(RunEnded(*json.loads(found[_FAILURE])))
                 return
@@ -153,6 +157,16 @@ class _Group:
                     self._fail(self._lost(int(name.removeprefix(_WATCHED))))
                     return
 
+    def _watch_service(self) -> None:
+        """Ends this process where the service does not answer: a call to it has no limit, and waits for long."""
+        before, looks = self._answered, 0
+        # Looks are counted, not seconds, so that time in which this host was held up does not count.
+        while looks * _LOOK_SECONDS < _SILENT_SECONDS:
+            if self._closing.wait(_LOOK_SECONDS):
+                return
+            before, looks = self._answered, looks + 1 if self._answered == before else 0
+        self.end_without_service()
+
     def _lost(self, process: int) -> RunEnded:
         return RunEnded(
             f"process {process} of {self.count} no longer answers: see what ended it, and run the same command again, "
@@ -167,6 +181,14 @@ class _Group:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         if not self._closing.wait(_UNWIND_SECONDS):
             self.exit(failure.sentence, failure.code)
+
+    def end_without_service(self) -> None:
+        """Ends this process after the service has gone, with the first process's host; of which nobody can be told."""
+        self.failure = self.failure or self._lost(0)
+        if not self._closing.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        time.sleep(_UNWIND_SECONDS)  # in which the main thread mostly ends the process
+        self.exit(self.failure.sentence, self.failure.code)
 
     def _raise_failure(self, number: int, frame: types.FrameType | None) -> None:
         if self.failure is not None and not self._closing.is_set():
@@ -209,6 +231,7 @@ def start(mode: str, address: Address | None, devices: bool, exit: Callable[[str
         return
     _group = _Group(address, coordinator.connect(address, devices))
     _group.exit = exit
+    coordinator.on_lost_service(address, _group.end_without_service)
 
 
 def index() -> int:

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -75,9 +76,33 @@ def test_a_killed_process_ends_the_others(started, tmp_path, lost):
     both = started("wait", tmp_path)
     _until(both, tmp_path / "pid-0", tmp_path / "pid-1")
     both[lost].send_signal(signal.SIGKILL)
-    left = pods.ended(both)[1 - lost]
-    assert left.code == 143
+    killed = time.monotonic()
+    left = pods.ended([both[1 - lost]])[0]
+    assert left.code == 143 and time.monotonic() - killed < 15
     assert f"error: process {lost} of 2 no longer answers" in left.err and "Traceback" not in left.err
+
+
+@pytest.mark.parametrize(
+    "sent, seconds", [(signal.SIGKILL, 15), pytest.param(signal.SIGSTOP, 25, marks=pytest.mark.drill)]
+)
+def test_the_loss_of_the_first_processs_host_ends_the_others(started, tmp_path, sent, seconds):
+    """With the service that all processes connect to, which is cut off or no longer answers."""
+    both = started("wait", tmp_path)
+    _until(both, tmp_path / "pid-0", tmp_path / "pid-1")
+    first = both[0].pid
+    (service,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    try:
+        for process in (int(service), first):
+            os.kill(process, sent)
+        lost = time.monotonic()
+        (left,) = pods.ended(both[1:], timeout=90)
+        assert left.code == 143 and time.monotonic() - lost < seconds
+    finally:
+        os.kill(int(service), signal.SIGKILL)
+    assert left.err.endswith(
+        "[1] error: process 0 of 2 no longer answers: see what ended it, and run the same command again, which "
+        "resumes\n"
+    )
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
