@@ -81,7 +81,7 @@ def make_workdir(workdir: Path, patches: bool = False, **source: object) -> Path
         for shard in writer.missing():
             writer.write(shard, x[slice(*writer.layout.rows(shard))])
         stage.finish({"tokens": len(x), "studies": n})
-    with Stage(workdir, "sae", {}) as stage:
+    with Stage(workdir, "sae", {"sae": {"kind": "relu"}}) as stage:
         params = {
             "W_enc": directions.T,
             "b_enc": np.zeros(N_FEATURES, np.float32),

@@ -14,6 +14,7 @@ from maira_jax.inputs.tokens import SECTIONS
 from maira_jax.run import files
 from maira_jax.run.stages.stage import MANIFEST
 from sae.activations.store import source_of
+from sae.variants import VARIANTS
 
 _OPTIONAL = ("export", "label", "similar")
 
@@ -53,6 +54,9 @@ def _run_facts(workdir: Path) -> dict[str, Any]:
     harvest, studies = activations.get("harvest", {}), activations.get("studies", {})
     metrics = workdir / "sae" / "metrics.json"
     sae = manifests["sae"]["counts"] | (files.read_json(metrics) if metrics.is_file() else {})
+    kind = manifests["sae"]["section"].get("sae", {}).get("kind")  # of an imported one unknown
+    if kind is not None and not VARIANTS.get(kind).at_most_k:
+        sae["k"] = None  # it is in the configuration, but selects nothing
     if is_of_images(source):
         encoder = {"name": source.get("encoder", "arrays")} | {n: source.get(n) for n in ("weights", "rows", "grid")}
         read = {"model": encoder["name"], "parameters": None, "site": encoder["rows"] or "rows", "encoder": encoder}

@@ -32,7 +32,7 @@ function facts(i, d) {
     ...(hasPrefixes() ? [["Matryoshka prefix", prefixText(i)]] : []),
     ...(OF_IMAGES ? [] : [["Mean position", short(d.mean_position)], ["Peak tokens", d.top_tokens.join(" · ") || DASH]]),
     ...(d.label ? [["Monosemanticity", fixed(d.label.monosemanticity, 3)]] : []),
-    ["Best concept", F.concept[i] ? `${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : DASH],
+    ["Best concept, above chance", F.concept[i] ? `${F.concept[i]} (F1 ${fixed(F.concept_f1[i])})` : DASH],
     ...(D.statements ? [["True description", d.true_description ? `${d.true_description.join(" / ")} (F1 ${fixed(d.true_f1)})` : DASH]] : [])];
 }
 function interpretationsPanel(i, d) {

@@ -4,7 +4,7 @@ function overview() {
   const first = D.sweeps.find((sweep) => sweep.rates), headline = first && first.rates.headline, head = headline && (headline.add || Object.values(headline)[0]);
   const tiles = [
     tile(fixed(run.sae.fvu, 3), "variance unexplained", "Fraction of the held-out activations' variance that the autoencoder misses"),
-    tile(fixed(run.sae.l0, 1), `active per ${OF_IMAGES ? "row" : "token"} (k = ${run.sae.k ?? DASH})`),
+    tile(fixed(run.sae.l0, 1), `active per ${OF_IMAGES ? "row" : "token"}${run.sae.k ? ` (k = ${run.sae.k})` : ""}`),
     tile(`${count(S.alive)}`, `of ${count(S.features)} features are ever active`),
     tile(count(S.scored), "features scored"),
     tile(count(S.detection.above_075), "score above 0.75", OF_IMAGES ? null : `with random negatives alone ${count(S.detection_random.above_075)}`),

@@ -33,6 +33,7 @@ def copied(run_dir, tmp_path):
 def test_a_feature_has_its_images_with_labels_and_heat_maps(copied):
     atlas = atlas_of(copied, config())
     assert atlas.head["run"]["encoder"] == {"name": "toy", "weights": "random 0", "rows": "patches", "grid": list(GRID)}
+    assert atlas.head["run"]["sae"]["k"] is None  # ReLU selects no number of features
     contexts = atlas.details(BRIGHT)["contexts"]
     kinds = [atlas.head["kinds"][context[0]] for context in contexts]
     assert (kinds.count("top"), kinds.count("decile"), kinds.count("random")) == (10, 10, 6)
