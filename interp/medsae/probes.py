@@ -64,6 +64,8 @@ class ProbeScore:
 
 def probe_bases(
     activations: Mapping[str, np.ndarray | StudyPeaks],
+    embedding: np.ndarray,
+    linear: Mapping[str, np.ndarray],
     found: Measured,
     labels: StudyLabels,
     groups: PatientGroups,
@@ -74,6 +76,9 @@ def probe_bases(
 
     Args:
       activations: of each basis. [n, neurons] each
+      embedding: of the same studies. [n, d]
+      linear: the directions of those bases whose activations are products of the embedding with directions, as where a
+        study is one row. [d, neurons] each
       found: the measures of the bases, of whose splits these are the first.
       labels, groups: of the same studies.
       splits: the groups of the training patients of each split. bool [splits, groups]
@@ -91,7 +96,7 @@ def probe_bases(
         )
         scores[basis] = [
             *_sparse_probes(activation, correlation, chosen, groups, splits),
-            *_dense_probes(activation, chosen, groups, splits, seed),
+            *_dense_probes(activation, linear.get(basis), embedding, chosen, groups, splits, seed),
         ]
     summary = {
         "concepts": [labels.concepts[c] for c in probed],
@@ -164,21 +169,27 @@ def _sparse_probes(
 
 
 def _dense_probes(
-    activation: np.ndarray | StudyPeaks, labels: StudyLabels, groups: PatientGroups, splits: np.ndarray, seed: int
+    activation: np.ndarray | StudyPeaks,
+    directions: np.ndarray | None,
+    embedding: np.ndarray,
+    labels: StudyLabels,
+    groups: PatientGroups,
+    splits: np.ndarray,
+    seed: int,
 ) -> Iterator[ProbeScore]:
+    """`directions [d, F]` are those whose products with `embedding [n, d]` the activations are, if they are that."""
     n, n_classes = labels.value.shape
     if not n_classes:
         return
     fitted = splits[:, groups.of_study].T  # [n, splits]
     counted = (fitted[:, :, None] & labels.known[:, None]).reshape(n, -1)  # [n, splits * labels]
-    total, square = np.zeros(activation.shape[1]), np.zeros(activation.shape[1])
     blocks = [slice(begin, begin + _BLOCK) for begin in range(0, n, _BLOCK)]
-    for block in blocks:
-        x = np.asarray(activation[block, :], np.float64)
-        total, square = total + x.sum(0), square + (x * x).sum(0)
-    mean = total / n
-    scale = np.sqrt(np.maximum(square / n - mean**2, 0))
-    standard = mean.astype(np.float32), np.where(scale > 1e-6 * np.abs(mean), scale, 1.0).astype(np.float32)
+    if directions is None:
+        standard = _standard(activation, blocks)
+    else:
+        x = embedding - embedding.mean(0, dtype=np.float64)
+        activation = (x @ probing.factor_of(x.T @ x / n, directions.astype(np.float64))).astype(np.float32)
+        standard = np.zeros(activation.shape[1], np.float32), np.ones(activation.shape[1], np.float32)
     value = np.tile(labels.value, (1, len(splits)))
     weights, bias = probing.fit_dense(lambda rows: np.asarray(activation[rows, :]), *standard, value, counted, seed)
     score = np.concatenate(
@@ -189,6 +200,17 @@ def _dense_probes(
         none = np.zeros((n_classes, 0), int)
         given = score[:, split].T, labels.value.T, labels.known.T, fitted[:, split]
         yield from _scored(labels.concepts, DENSE, split, none, *given, groups)
+
+
+def _standard(activation: np.ndarray | StudyPeaks, blocks: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation of every neuron, 1 of one that is constant; blocks of studies are read. [F] each"""
+    n, total, square = activation.shape[0], np.zeros(activation.shape[1]), np.zeros(activation.shape[1])
+    for block in blocks:
+        x = np.asarray(activation[block, :], np.float64)
+        total, square = total + x.sum(0), square + (x * x).sum(0)
+    mean = total / n
+    scale = np.sqrt(np.maximum(square / n - mean**2, 0))
+    return mean.astype(np.float32), np.where(scale > 1e-6 * np.abs(mean), scale, 1.0).astype(np.float32)
 
 
 def _scored(

@@ -104,7 +104,8 @@ def _run(config: ml_collections.ConfigDict, devices: Sequence[jax.Device], workd
     found = comparison.measure_bases(vectors, labels, groups, train, seed)
     with files.atomic_path(out / "neurons.parquet") as path:
         pq.write_table(pa.concat_tables([_table(basis, found[basis], labels.concepts) for basis in found]), path)
-    probing, probes_table = probes.probe_bases(vectors.activation, found, labels, groups, splits, seed)
+    vectors_of_bases = vectors.activation, vectors.embedding, directions if vectors.is_single else {}
+    probing, probes_table = probes.probe_bases(*vectors_of_bases, found, labels, groups, splits, seed)
     with files.atomic_path(out / "probing.parquet") as path:
         pq.write_table(probes_table, path)
     localised: dict[str, Any] = {}

@@ -36,11 +36,13 @@ class StudyVectors:
       embedding: the mean activation of those tokens. float32 [n, d_model]
       activation: of each basis, each neuron's largest activation on those tokens: under `FEATURES` that of the
         autoencoder's features, and of the others the largest product with each direction. float32 [n, neurons] each
+      is_single: whether each study has one token of the sections, so that its embedding is that token's activation.
     """
 
     study: np.ndarray
     embedding: np.ndarray
     activation: dict[str, StudyPeaks]
+    is_single: bool
 
 
 def study_vectors(
@@ -91,7 +93,7 @@ def study_vectors(
         basis: StudyPeaks((len(study), width), [(_path(folder, basis, begin), begin) for begin in parts], -np.inf)
         for basis, width in widths.items()
     }
-    return StudyVectors(study, embedding, activation)
+    return StudyVectors(study, embedding, activation, len(study) == len(rows))
 
 
 def _write_vectors(

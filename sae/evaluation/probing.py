@@ -133,6 +133,29 @@ def _advance(
     return optax.apply_updates(params, updates), state
 
 
+def factor_of(covariance: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Few columns in place of many directions, for dense probes of what lies along these.
+
+    The best probe of the F standardised products of rows x with `directions` has weights that are combinations of rows.
+    So the same scores minimise the same sum of losses and squared weights among probes of r <= d products of x with the
+    columns given here, which are as they are: they differ in scale, and are not correlated.
+
+    Args:
+      covariance: of the rows. float64 [d, d]
+      directions: float64 [d, F]
+
+    Returns:
+      float64 [d, r]
+    """
+    variance = np.einsum("df,df->f", covariance @ directions, directions)
+    varies = variance > 1e-12 * np.einsum("df,df->f", directions, directions) * np.trace(covariance)
+    scaled = directions[:, varies] / np.sqrt(variance[varies])  # [d, F]
+    size, axes = np.linalg.eigh(scaled @ scaled.T)
+    root = axes * np.sqrt(np.maximum(size, 0))  # [d, d], and root root^T = scaled scaled^T
+    variance, turned = np.linalg.eigh(root.T @ covariance @ root)
+    return root @ turned[:, variance > 1e-10 * variance.max(initial=0)]
+
+
 def pair_wins(score: np.ndarray, positive: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
     """How many pairs of a positive and a negative study a score puts in the right order; ties count half.
 

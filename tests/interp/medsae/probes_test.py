@@ -32,7 +32,7 @@ def probed(activations, labels, groups, splits):
         basis: dict.fromkeys(("medsae", "by_rank"), measure_basis(a, a + 5, labels, groups, splits))
         for basis, a in activations.items()
     }
-    return probes.probe_bases(activations, found, labels, groups, splits, 0)
+    return probes.probe_bases(activations, activations["features"], {}, found, labels, groups, splits, 0)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +89,25 @@ def test_resamples_weight_whole_patients(results):
             top += w[i] * w[j] * (np.sign(score[i] - score[j]) / 2 + 0.5)
             below += w[i] * w[j]
         assert row.resampled[0][b] == pytest.approx(top / below)
+
+
+def test_dense_probes_of_products_with_directions_are_those_of_all_products():
+    activations, labels, groups = made()
+    embedding = activations["raw dimensions"]
+    directions = np.random.default_rng(5).normal(size=(20, 60)).astype(np.float32)
+    activations = {"features": activations["features"], "random directions": embedding @ directions}
+    splits = groups.random_splits(2, 0.6, 0)
+    found = {
+        basis: dict.fromkeys(("medsae", "by_rank"), measure_basis(a, embedding, labels, groups, splits))
+        for basis, a in activations.items()
+    }
+    rest = found, labels, groups, splits, 0
+    tables = [
+        probes.probe_bases(activations, embedding, linear, *rest)[1].to_pylist()
+        for linear in ({}, {"random directions": directions})
+    ]
+    for one, other in zip(*tables, strict=True):
+        if (one["basis"], one["k"]) == ("random directions", "dense"):
+            assert one["auroc"] > 0.8 and other["auroc"] == pytest.approx(one["auroc"], abs=0.01)
+        else:
+            assert one == other

@@ -50,6 +50,30 @@ def test_dense_probes_are_near_the_minimum_each_on_its_own_studies(world):
         assert best.fun - 1e-3 <= found <= 1.02 * best.fun + 0.1
 
 
+def test_few_columns_give_the_dense_probes_of_many_directions(world):
+    """Scores and the penalised sum are those of the best probe of all products, some of which are constant or equal."""
+    rng = np.random.default_rng(4)
+    x = world[0] @ np.diag([1, 1, 5, 0.1, 1, 1])
+    directions = np.concatenate([rng.normal(size=(6, 11)), np.zeros((6, 1)), np.eye(6)[:, :2], np.eye(6)[:, :1]], 1)
+    y = world[1]
+    z = x @ directions
+    z = (z - z.mean(0)) / np.where(z.std(0) > 1e-9, z.std(0), 1)
+    few = (x - x.mean(0)) @ probing.factor_of(np.cov(x.T, bias=True), directions)
+    assert few.shape == (300, 5)  # one dimension of x is constant
+    counted, flat = np.ones(y.shape, bool), (np.zeros(5), np.ones(5))
+    weights, bias = probing.fit_dense(lambda rows: few[rows], *flat, y, counted, 0)
+    whole, whole_bias = probing.fit_dense(lambda rows: z[rows], np.zeros(15), np.ones(15), y, counted, 0)
+    for p in range(3):
+        best = minimize(objective, np.zeros(16), args=(z, y[:, p]))
+        found = objective(np.append(weights[:, p], bias[p]), few, y[:, p])
+        if p == 1:  # separable: in so few steps neither is at the minimum
+            assert best.fun < found <= 1.05 * objective(np.append(whole[:, p], whole_bias[p]), z, y[:, p])
+        else:
+            assert best.fun - 1e-3 <= found <= best.fun + 0.01
+            score = few @ weights[:, p] + bias[p]
+            np.testing.assert_allclose(score, z @ best.x[:-1] + best.x[-1], atol=0.01 * score.std())
+
+
 def test_pair_wins_give_the_area_under_the_curve_of_every_weighting():
     rng = np.random.default_rng(2)
     score, positive, group = rng.integers(0, 8, 60).astype(float), rng.random(60) < 0.4, rng.integers(0, 5, 60)
