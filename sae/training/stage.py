@@ -158,9 +158,10 @@ class TrainingRun:
 
     def advance(self, batches: jax.Array, scale: float, sample: HeldOutTokens | None, clock: StepClock) -> None:
         """Takes one step for each of `batches [steps, B, d]`, and evaluates on `sample` when it is due."""
+        began = time.monotonic()
         self.state, measured = self.trainer.run(self.state, batches, scale)
         self.done += len(batches)
-        times = clock.sent(measured["loss"])
+        times = clock.sent(measured["loss"], began)
         if self._log:
             self._log.add(measured, times)
         every = self.config.evaluate_every

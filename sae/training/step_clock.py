@@ -47,9 +47,9 @@ class StepClock:
             began, waited = now, self.loop.waited
             yield chunk
 
-    def sent(self, result: jax.Array) -> ChunkTimes:
-        """The times of the latest chunk, from which the devices compute `result`."""
-        return ChunkTimes(self._total, self._feed, self._watcher.submit(self.loop.finish, result, time.monotonic()))
+    def sent(self, result: jax.Array, began: float) -> ChunkTimes:
+        """The times of the latest chunk, from which the devices compute `result` since `began`, by `time.monotonic`."""
+        return ChunkTimes(self._total, self._feed, self._watcher.submit(self.loop.finish, result, began))
 
     def close(self) -> None:
         """Waits for the devices."""
