@@ -5,10 +5,11 @@
 
 Each stage runs in a process of its own and into a folder of its own, on what the same side's stages before it have left
 there; programs that were compiled before are not compiled again. Without checksums no file is hashed, neither when a
-stage ends nor when it reads its inputs, and the chunks of activations and checkpoints have no CRC-32C. Of each stage
-and side the median of the seconds is given, with all of them; `hashing` are the seconds in which files were hashed or
-their digests compared, and `share` is what the side with checksums takes in addition, as a share of the other. Where
-turns differ by more than that, `hashing` tells more; what the chunks' checksums take is in the share alone.
+stage ends nor when it reads its inputs, and no chunk of activations is checked that training reads; what TensorStore
+adds to chunks that it writes and checks in those that it reads stays on both sides. Of each stage and side the median of the seconds is
+given, with all of them. `hashing` are the seconds, of all threads together, in which checksums were computed and
+compared; `share` is what the side with checksums takes in addition, as a share of the other. Where turns differ by more
+than that, `hashing` tells more.
 """
 
 import argparse
@@ -16,12 +17,12 @@ import json
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-import tensorstore as ts
 
 from interp import stage as interpret
 from launch.benches import child_process
@@ -29,15 +30,20 @@ from maira_jax.run import files
 from maira_jax.run.performance import compilation_cache
 from maira_jax.run.stages import checksums, run_config
 from maira_jax.run.stages.stage import refuse_damaged
-from sae.activations import harvest
+from sae.activations import chunk_files, harvest
 from sae.training import stage as train
 
 _NAME = "checksums"
 _MODEL = "model"  # the stage of the run that is read and not run again
 _STAGES = {"harvest": harvest.run, "train": train.run, "interpret": interpret.run}
 _SIDES = ("with", "without")
-_HASHING = ((checksums, "of_folder"), (checksums, "problems"), (files, "sha256"))
-_CRC = {"name": "crc32c"}
+# What computes and compares checksums, and what it says where it is left out.
+_HASHING: tuple[tuple[ModuleType, str, Any], ...] = (
+    (checksums, "of_folder", {}),
+    (checksums, "problems", []),
+    (files, "sha256", ""),
+    (chunk_files, "_matches", True),
+)
 
 
 def main(options: Sequence[str]) -> None:
@@ -106,37 +112,30 @@ def _timed(run: Path, side: str, stage: str, workdir: str) -> dict[str, float]:
 
 
 def _count_hashing() -> Callable[[], float]:
-    """From now on adds up the time in which files are hashed and compared; returns what gives the sum."""
-    total, depth = 0.0, 0
+    """From now on adds up the time in which checksums are computed and compared; returns what gives the sum."""
+    seconds: list[float] = []  # of each computation; appending is safe in threads
+    depth = threading.local()
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal total, depth
-            depth, begin = depth + 1, time.perf_counter()
+            outer = getattr(depth, "value", 0)
+            depth.value, begin = outer + 1, time.perf_counter()
             try:
                 return function(*arguments, **options)
             finally:
-                depth -= 1
-                if not depth:  # the one hashes by the other
-                    total += time.perf_counter() - begin
+                depth.value = outer
+                if not outer:  # the one computes by the other
+                    seconds.append(time.perf_counter() - begin)
 
         return call
 
-    for module, name in _HASHING:
+    for module, name, _ in _HASHING:
         setattr(module, name, counted(getattr(module, name)))
-    return lambda: total
+    return lambda: sum(seconds)
 
 
 def _leave_out_checksums() -> Callable[[], float]:
-    """From now on hashes no file, compares none, and leaves the CRC-32C of what is written by stages out."""
-    open_array: Callable[..., Any] = ts.open
-
-    def without(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: without(inner) for name, inner in value.items()}
-        return [without(inner) for inner in value if inner != _CRC] if isinstance(value, list) else value
-
-    for module, name, nothing in zip(*zip(*_HASHING, strict=True), ({}, [], ""), strict=True):
+    """From now on computes and compares none."""
+    for module, name, nothing in _HASHING:
         setattr(module, name, lambda *arguments, nothing=nothing, **options: nothing)
-    ts.open = lambda spec, **options: open_array(without(spec), **options)
     return lambda: 0.0
