@@ -21,8 +21,11 @@ from typing import NamedTuple
 import cosmic_ray.ast
 import cosmic_ray.plugins
 import jax  # noqa: F401
+import openai  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import pytest
+import scipy.stats  # noqa: F401
+import torch  # noqa: F401
 from cosmic_ray import mutating
 
 from tests.helpers.paths import ROOT

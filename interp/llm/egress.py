@@ -105,7 +105,7 @@ async def reach(endpoint: Endpoint) -> str:
             async with asyncio.timeout(_CONNECT_S):
                 _, writer = await asyncio.open_connection(address, endpoint.port)
         except OSError as error:  # a TimeoutError is one
-            problem = str(error.strerror or error or "no answer")
+            problem = error.strerror or str(error) or "no answer"
             continue
         writer.close()
         with contextlib.suppress(OSError):

@@ -65,6 +65,11 @@ def test_another_machine_is_refused_before_any_byte(tmp_path, network, url, imag
         ("http://127.0.0.1:port/v1", "is not an address"),
         ("http://user:secret@127.0.0.1/v1", "holds a user, a password"),
         ("http://127.0.0.1/v1?key=secret", "holds a user, a password"),
+        ("http://secret@127.0.0.1/v1", "holds a user, a password"),
+        ("http://127.0.0.1/v1#secret", "holds a user, a password"),
+        ("http:///v1", "is not an address"),
+        ("http://127.0.0.1/v1\r\nX:1", "holds a space or a control character"),
+        ("http://127.0.0.1/v 1", "holds a space or a control character"),
     ],
 )
 def test_addresses_that_are_none_are_refused_without_repeating_secrets(url, words):
@@ -83,6 +88,22 @@ def test_this_machine_has_several_names(monkeypatch):
             egress.check("http://localhost:8000/v1", allow_remote=False)
 
 
+def test_names_below_localhost_are_looked_up_and_one_that_cannot_be_is_refused(monkeypatch):
+    asked = []
+
+    def look_up(host, *arguments, **options):
+        asked.append(host)
+        if host != "judge.localhost":
+            raise OSError("no such name")
+        return [(2, 1, 6, "", ("127.0.0.7", 0)), (2, 2, 17, "", ("127.0.0.7", 0)), (2, 1, 6, "", ("127.0.0.8", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    assert egress.check("http://judge.localhost/v1", allow_remote=False).addresses == ("127.0.0.7", "127.0.0.8")
+    with pytest.raises(UserError, match="names other.localhost, which is not this machine"):
+        egress.check("http://other.localhost/v1", allow_remote=False)
+    assert asked == ["judge.localhost", "other.localhost"]
+
+
 def test_the_flag_allows_one_named_server():
     endpoint = egress.check("https://api.openai.com/v1", allow_remote=True)
     assert (endpoint.host, endpoint.port, endpoint.addresses) == ("api.openai.com", 443, ())
@@ -98,6 +119,73 @@ def test_an_address_without_a_port_has_the_schemes(url, port):
     assert endpoint.port == port
     transport = egress.GuardedTransport(endpoint, "127.0.0.1", 1)
     assert transport._target(httpx2.URL(url)) == httpx2.URL(url)
+
+
+def test_a_server_that_was_allowed_by_name_is_reached_by_name():
+    endpoint = egress.check("https://judge.example.org/v1", allow_remote=True)
+    url = httpx2.URL("https://judge.example.org/v1/chat")
+    assert egress.GuardedTransport(endpoint, "judge.example.org", 1)._target(url) == url
+
+
+def test_one_transport_sends_to_its_server_after_it_has_refused_another():
+    transport = egress.GuardedTransport(egress.check("http://localhost:8000/v1", allow_remote=False), "127.0.0.1", 1)
+    good, bad = httpx2.URL("http://localhost:8000/v1/chat"), httpx2.URL("http://10.0.0.5:8000/v1/chat")
+    for _ in range(2):
+        assert transport._target(good) == httpx2.URL("http://127.0.0.1:8000/v1/chat")
+        with pytest.raises(UserError, match="was stopped"):
+            transport._target(bad)
+
+
+def test_requests_go_to_the_pool_with_the_fewest_and_all_pools_are_closed(monkeypatch):
+    class Pool:
+        closed = 0
+
+        async def aclose(self):
+            self.closed += 1
+
+    async def send():
+        used, go_on = [], asyncio.Event()
+
+        async def wait(request, pool):
+            used.append(transport._pools.index(pool))
+            await go_on.wait()
+            if len(used) == 7:
+                raise OSError("the last one fails")
+
+        monkeypatch.setattr(egress, "bounded", wait)
+        transport = egress.GuardedTransport(endpoint, "127.0.0.1", 3 * egress._POOL)
+        pools = transport._pools = [Pool() for _ in transport._pools]
+        request = httpx2.Request("POST", "http://127.0.0.1:8000/v1")
+        tasks = [asyncio.create_task(transport.handle_async_request(request)) for _ in range(6)]
+        await asyncio.sleep(0)
+        assert sorted(used) == [0, 0, 1, 1, 2, 2] and transport._in_flight == [2, 2, 2]
+        go_on.set()
+        await asyncio.gather(*tasks)
+        with pytest.raises(OSError, match="the last one fails"):
+            await transport.handle_async_request(request)
+        assert transport._in_flight == [0, 0, 0]
+        await transport.aclose()
+        assert [pool.closed for pool in pools] == [1, 1, 1]
+
+    endpoint = egress.check("http://127.0.0.1:8000/v1", allow_remote=False)
+    asyncio.run(send())
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(111, "Connection refused"), r"\(Connection refused\)"),
+        (OSError("odd"), r"\(odd\)"),
+        (TimeoutError(), r"\(no answer\)"),
+    ],
+)
+def test_why_a_server_cannot_be_reached_is_said(monkeypatch, error, words):
+    async def fail(address, port):
+        raise error
+
+    monkeypatch.setattr(asyncio, "open_connection", fail)
+    with pytest.raises(UserError, match=words):
+        asyncio.run(egress.reach(egress.check("http://127.0.0.1:8000/v1", allow_remote=False)))
 
 
 def test_connections_are_divided_among_pools():
