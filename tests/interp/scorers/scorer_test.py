@@ -11,7 +11,7 @@ from interp.scorers.fuzzing import FuzzingScorer
 from interp.scorers.intruder import IntruderScorer
 from interp.scorers.judge import Question, Verdict
 from interp.scorers.offline_judge import OfflineJudge
-from interp.scorers.scorer import ScoreTask
+from interp.scorers.scorer import SCORERS, ScoreTask
 from tests.helpers.judge import exemplar_rows
 
 
@@ -51,6 +51,10 @@ def test_detection_shows_held_out_contexts_of_all_deciles_shuffled():
     assert [len(question.lines) for question in examples.questions("x", 7)] == [7] * 5 + [5]
     assert scorer().examples(7, table).lines == examples.lines
     assert scorer(seed=1).examples(7, table).lines != examples.lines
+
+
+def test_explanations_of_images_are_scored_by_detection_alone():
+    assert [name for name in SCORERS.names() if SCORERS.get(name).scores_images] == ["detection"]
 
 
 def test_examples_are_balanced_or_refused():
