@@ -21,6 +21,11 @@ _ENTRY = struct.Struct("<QQ")  # of a shard's index: where a chunk begins, and i
 _MISSING = 2**64 - 1
 
 
+def is_fast() -> bool:
+    """Whether checksums are taken by compiled code, as they are where google-crc32c has a wheel."""
+    return google_crc32c.implementation == "c"
+
+
 class ChunkFiles:
     """The chunks of a store's array.
 

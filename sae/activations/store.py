@@ -30,6 +30,7 @@ import tensorstore as ts
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files, processes, storage
 from maira_jax.run.columns import column
+from sae.activations import chunk_files
 from sae.activations.chunk_files import ChunkFiles
 from sae.activations.row_ranges import RowRanges
 from sae.activations.token_rows import TokenRows
@@ -381,9 +382,9 @@ class ActivationStore:
 
     @functools.cached_property
     def _chunks(self) -> ChunkFiles | None:
-        """The chunks of files on this host; None for a store in a bucket, or where bytes have another order."""
+        """The chunks of files on this host; None where TensorStore is to read them, as for a store in a bucket."""
         folder = self.directory / VALUES
-        if storage.is_remote(folder) or sys.byteorder != "little":
+        if storage.is_remote(folder) or sys.byteorder != "little" or not chunk_files.is_fast():
             return None
         size = self.layout.chunk_rows * self.d_model * self.dtype.itemsize
         return ChunkFiles(folder, size, self.layout.shard_rows // self.layout.chunk_rows)
