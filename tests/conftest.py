@@ -16,8 +16,8 @@ _MAPS, _MAX_MAPS = Path("/proc/self/maps"), 30_000
 # ones run the programs that the first one has compiled.
 LONGEST = (
     "readme_test.py",
-    "sae/training/pods_test.py",
     "maira_jax/model/sharding_test.py",
+    "sae/training/pods_test.py",
     "launch/pods_test.py",
     "launch/pods_interp_test.py",
     "maira_jax/phantom/pretraining/stage_test.py",

@@ -15,6 +15,7 @@ import numpy as np
 from configs import phantom
 from maira_jax.checkpoint import convert, store
 from maira_jax.generation import stage as generation
+from maira_jax.inputs import batches
 from maira_jax.model import sharding
 from maira_jax.run import jsonl
 from maira_jax.studies.readers import load_studies
@@ -95,6 +96,7 @@ def autoencoder(stored: ActivationStore) -> Sae:
 
 
 def main(directory: Path, meshes: Sequence[str]) -> None:
+    batches._N_LENGTHS = 2  # each takes programs of its own on every mesh
     config = make_config(directory)
     config.mesh = (1, 8)
     convert.run(config, directory)
