@@ -11,6 +11,18 @@ from sae import formats
 from tests.helpers.commands import launch
 from tests.helpers.paths import ROOT
 
+# What has no part in the toys.
+SMALL = [
+    f"--config.{name}={value}"
+    for name, value in {
+        "generate.studies": 1,
+        "label.bootstrap": 20,
+        "label.probe_seeds": 1,
+        "evaluate.bootstrap": 50,
+        "faithfulness.n": 2,
+        "faithfulness.studies": 1,
+    }.items()
+]
 TOYS = ROOT / "tests" / "helpers" / "toys"
 
 
@@ -23,7 +35,7 @@ def finished(tmp_path_factory):
         Image.fromarray(study.frontal).save(folder / f"{study.study_id}.png")
         rows.append((study.study_id, study.patient_id, study.findings, json.dumps(dict(study.labels))))
     (folder / "reports.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
-    done = launch("demo", f"--workdir={workdir}", f"--config=toy_config.py:{folder}", cwd=TOYS)
+    done = launch("demo", f"--workdir={workdir}", f"--config=toy_config.py:{folder}", *SMALL, cwd=TOYS)
     assert done.returncode == 0, done.stderr
     return workdir
 
