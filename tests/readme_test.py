@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from PIL import Image
 
 from maira_jax.studies.readers import phantom
 from tests.helpers import python_cells
+from tests.launch import demo_test
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+SECTIONS = ("indication", "technique", "comparison", "prior_report")
 # Why a command is not run here. Everything else that the README shows is.
 NOT_RUN = {
     "make demo": "installs, then runs launch.demo, as the first command below does",
@@ -52,18 +55,28 @@ NOT_RUN = {
     "tests/steer/sweep_test.py and tests/steer/methods/learned/ do its parts",
     "python -m launch.pretrain --workdir=runs/pretrain": "takes 45 minutes",
 }
-# Runs that are shortened here.
+
+
+def flags(fields):
+    """The configuration's fields as a command line has them."""
+    return " ".join(shlex.quote(f"--config.{name}={value}") for name, value in fields.items())
+
+
+# Runs that are shortened here. All have the sizes of the demo's test, so that what one compiled the next ones read.
 SHORTER = {
     "python -m launch.demo --workdir=runs/first --config.studies.n=600 --config.train.steps=600 "
-    "--config.train.decay_start=400 --config.steer.studies=8": (
-        "--config.studies.n=300 --config.train.steps=300 --config.train.decay_start=200 --config.steer.studies=4 "
-        "--config.sae.expansion=4 --config.localize.top=3 --config.localize.write_studies=4 "
-        "--config.localize.studies=150 --config.faithfulness.n=8"
+    "--config.train.decay_start=400 --config.steer.studies=8": flags(demo_test.SMALL),
+    "python -m launch.generate --workdir=runs/first --task=grounded --save_images --limit=4": "--limit=2",
+    "python -m launch.generate --workdir=runs/first --limit=4 --task=grounded --save_images": "--limit=2",
+    "python -m launch.generate --workdir=runs/first --limit=8": "--limit=3",  # more than the demo has
+    "python -m launch.steer --workdir=runs/first --sweep=two --features=12,99 --strengths=-1,1 --limit=8": "--limit=2",
+    "python -m launch.demo --workdir=runs/mine --config=configs/manifest.py:studies.jsonl": flags(
+        {name: value for name, value in demo_test.SMALL.items() if name not in ("studies.n", "steer.concepts")}
+        | {"steer.top": 2}
     ),
-    "python -m launch.demo --workdir=runs/mine --config=configs/manifest.py:studies.jsonl": (
-        "--config.train.steps=200 --config.train.decay_start=150 --config.sae.expansion=2 --config.steer.studies=2 "
-        "--config.steer.top=3 --config.generate.studies=2 --config.label.probe_seeds=1 --config.label.bootstrap=20 "
-        "--config.faithfulness.n=2"
+    "python -m launch.demo --config=configs/medsae.py --workdir=runs/medsae_patches --config.harvest.rows=patches "
+    "--config.harvest.block=0 --config.studies.n=2000 --config.sae.expansion=4": flags(
+        demo_test.SMALL_OF_IMAGES | {"studies.n": 300}
     ),
 }
 
@@ -86,14 +99,15 @@ def folder(tmp_path_factory):
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "images").mkdir()
     lines = []
-    for study in phantom.studies(0, 200, seed=3, size=112):
+    for study in phantom.studies(0, demo_test.SMALL["studies.n"], seed=1, size=112):
         images = {}
         for view in ("frontal", "prior_frontal"):
             if (pixels := getattr(study, view)) is not None:
                 images[view] = f"images/{study.study_id}_{view}.png"
                 Image.fromarray(pixels).save(folder / images[view])
         texts = {"study_id": study.study_id, "patient_id": study.patient_id, "findings": study.findings}
-        lines.append(texts | images | {"indication": study.indication, "labels": dict(study.labels)})
+        texts |= {name: text for name in SECTIONS if (text := getattr(study, name)) is not None}
+        lines.append(texts | images | {"labels": dict(study.labels)})
     (folder / "studies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
