@@ -305,10 +305,11 @@ def prune(folder: Path) -> None:
     attached = _of(folder)
     if attached is not None:
         with _sentences(attached, "read"):
-            there = attached.files.get_file_info(fs.FileSelector(attached.remote(folder.absolute())))
-        for found in there:
-            if not (folder / found.base_name).exists():
-                forget(folder / found.base_name)
+            remote = attached.remote(folder.absolute())
+            there = {info.path.removeprefix(remote).strip("/").partition("/")[0] for info in _all_in(attached, remote)}
+        for name in there:
+            if not (folder / name).exists():
+                forget(folder / name)
 
 
 def move(path: Path, target: Path) -> None:
@@ -358,6 +359,12 @@ def _listed(attached: _Attached, remote: str) -> Iterator[fs.FileInfo]:
     if info.type == fs.FileType.File:
         yield info
         return
+    if attached.driver["driver"] == "gcs":
+        for found in _all_in(attached, remote):
+            parts = found.path.removeprefix(remote).strip("/").split("/")
+            if not any(part.startswith(".") for part in parts) and not _LARGE & set(parts[:-1]):
+                yield found
+        return
     for found in attached.files.get_file_info(fs.FileSelector(remote, allow_not_found=True)):
         if found.base_name.startswith("."):
             continue
@@ -365,6 +372,15 @@ def _listed(attached: _Attached, remote: str) -> Iterator[fs.FileInfo]:
             yield found
         elif found.base_name not in _LARGE:
             yield from _listed(attached, found.path)
+
+
+def _all_in(attached: _Attached, remote: str) -> list[fs.FileInfo]:
+    """All files of a folder of the bucket and of the folders in it.
+
+    In Google's store Arrow lists a folder in a folder only where an object stands for it, and none does.
+    """
+    found = attached.files.get_file_info(fs.FileSelector(remote, recursive=True, allow_not_found=True))
+    return [info for info in found if info.type == fs.FileType.File]
 
 
 def _version(path: Path) -> Version | None:

@@ -64,6 +64,19 @@ def test_what_is_written_as_a_whole_is_in_the_bucket_at_once_and_on_another_host
     assert not stored() and not os.listdir(first / "sae")
 
 
+def test_folders_in_folders_come_too_and_what_is_gone_is_removed(attach, stored):
+    first, second = attach("first"), attach("second")
+    for name in ("model/manifest.json", "steer/one/part.json", "steer/.hidden/part.json", "model/params/a.json"):
+        files.write_json(first / name, {})
+    storage.send(first / "model" / "params")
+    storage.fetch(second, ("manifest.json", "part.json"))
+    found = {str(path.relative_to(second)) for path in second.rglob("*") if path.is_file()}
+    assert found == {"model/manifest.json", "steer/one/part.json"}
+    shutil.rmtree(first / "steer")
+    storage.prune(first)
+    assert set(stored()) == {"model/manifest.json", "model/params/a.json"}
+
+
 def test_only_what_has_changed_is_sent_and_fetched(attach, stored, server):
     first, second = attach("first"), attach("second")
     for name in ("one", "two"):
