@@ -8,14 +8,17 @@ import os
 import signal
 
 from configs import phantom
+from maira_jax.inputs import batches
 from maira_jax.run import jsonl, processes
 from sae.activations import store
 
 SHARD_ROWS, CHUNK_ROWS = 128, 64  # so that few studies fill several shards
+N_LENGTHS = 2  # each takes programs of its own in every process
 
 
 def get_config():
     store.SHARD_ROWS, store.CHUNK_ROWS = SHARD_ROWS, CHUNK_ROWS
+    batches._N_LENGTHS = N_LENGTHS
     config = phantom.get_config()
     config.studies.update({"n": 12, "seed": 2, "size": 28})
     config.harvest.update({"site": "language.1.resid_post", "batch_size": 2, "held_out_fraction": 0.5, "readers": 0})

@@ -7,6 +7,7 @@ import pytest
 from pyarrow import fs
 
 from maira_jax.generation import stage as generation
+from maira_jax.inputs import batches
 from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
 from sae import autoencoder
@@ -24,8 +25,16 @@ RESULTS = {"harvest": "activations", "generate": "grounded", "steer": "steer/tes
 STAGES = {"harvest": harvest.run, "generate": generation.run, "steer": steering.run}
 
 
-@pytest.fixture(scope="session")
-def one_process(tmp_path_factory):
+@pytest.fixture(scope="module")
+def few_lengths():
+    """As the configuration's file has it for the commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "_N_LENGTHS", pod_config.N_LENGTHS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_process(few_lengths, tmp_path_factory):
     """A run directory that this process alone, with its one device, has filled; and the configuration."""
     workdir = tmp_path_factory.mktemp("one-process")
     with pytest.MonkeyPatch.context() as patch:
