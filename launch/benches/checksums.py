@@ -6,10 +6,10 @@
 Each stage runs in a process of its own and into a folder of its own, on what the same side's stages before it have left
 there; programs that were compiled before are not compiled again. Without checksums no file is hashed, neither when a
 stage ends nor when it reads its inputs, and no chunk of activations is checked that training reads; what TensorStore
-adds to chunks that it writes and checks in those that it reads stays on both sides. Of each stage and side the median of the seconds is
-given, with all of them. `hashing` are the seconds, of all threads together, in which checksums were computed and
-compared; `share` is what the side with checksums takes in addition, as a share of the other. Where turns differ by more
-than that, `hashing` tells more.
+adds to chunks that it writes and checks in those that it reads stays on both sides. Of each stage and side the median
+of the seconds is given, with all of them. `hashing` are the seconds, of all threads together, in which checksums were
+computed and compared; `share` is what the side with checksums takes in addition, as a share of the other. Where turns
+differ by more than that, `hashing` tells more.
 """
 
 import argparse
