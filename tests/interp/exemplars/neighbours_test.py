@@ -26,5 +26,6 @@ def test_cosine_of_activity_is_correlation():
     active[:, 1] |= active[:, 0]
     numbers, found = neighbours.nearest(neighbours.centred_activity(active), 4)
     r = np.corrcoef(active[:, :3].T)
-    assert numbers[1][0] == 0 and found[1][0] == pytest.approx(r[0, 1], abs=1e-6)
+    # Lengths and products are sums of 500 in float32, which processors round in different orders.
+    assert numbers[1][0] == 0 and found[1][0] == pytest.approx(r[0, 1], abs=3e-6)
     assert (found[3] == 0).all() and (found[4] == 0).all()  # too rare, and everywhere
