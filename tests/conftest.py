@@ -10,21 +10,21 @@ import pytest
 
 DATA = "MAIRA_JAX_TEST_DATA"
 # Linux allows a process 65,530 maps of memory. Each compiled program has some, and XLA crashes where it gets no more.
-_TESTS = Path(__file__).resolve().parent
+_ROOT = Path(__file__).resolve().parents[1]
 _MAPS, _MAX_MAPS = Path("/proc/self/maps"), 30_000
 # What takes half a minute and more, longest first: begun late, such a file would keep one worker at the end. The last
 # ones run the programs that the first one has compiled.
 LONGEST = (
-    "readme_test.py",
-    "maira_jax/model/sharding_test.py",
-    "sae/training/pods_test.py",
-    "launch/pods_test.py",
-    "launch/pods_interp_test.py",
-    "maira_jax/phantom/pretraining/stage_test.py",
-    "interp/exemplars/index_test.py",
-    "launch/demo_test.py",
-    "launch/extend_test.py",
-    "launch/study_test.py",
+    "tests/readme_test.py",
+    "tests/maira_jax/model/sharding_test.py",
+    "tests/sae/training/pods_test.py",
+    "tests/launch/pods_test.py",
+    "tests/launch/pods_interp_test.py",
+    "tests/maira_jax/phantom/pretraining/stage_test.py",
+    "tests/interp/exemplars/index_test.py",
+    "tests/launch/demo_test.py",
+    "tests/launch/extend_test.py",
+    "tests/launch/study_test.py",
 )
 _WITHOUT_DATA = f"needs the folder of real data that the environment variable {DATA} names"
 
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Raises:
       AssertionError: one of them is not there.
     """
-    places = {_TESTS / name: place for place, name in enumerate(LONGEST)}
+    places = {_ROOT / name: place for place, name in enumerate(LONGEST)}
     assert all(path.is_file() for path in places), "LONGEST names a file that is not there"
     items.sort(key=lambda item: places.get(item.path, len(places)))
 

@@ -13,7 +13,7 @@ from sae.autoencoder import Params, Sae, encode
 from sae.kernels.kth_largest import row_top_k
 
 FEATURES = "features"  # the mesh axis
-# On a processor a matrix product takes what is left over of so many columns in other sums.
+# Matrix products on a processor go by this many columns, and sum what is left over of them in another order.
 _COLUMNS = 16
 
 
