@@ -39,18 +39,23 @@ class Bucket:
         store = fs.S3FileSystem(
             access_key="testing", secret_key=self.secret, region="us-east-1", scheme="http", endpoint_override=address
         )
-        path = f"{NAME}/{folder}"
-        found = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-        return {
-            info.path.removeprefix(f"{path}/"): store.open_input_stream(info.path).read()
-            for info in found
-            if info.type == fs.FileType.File
-        }
+        return objects(store, folder)
 
     def written(self):
         """The keys that were written, in order; each part of a large one too."""
         puts = [request.removeprefix("PUT ") for request in self.requests if request.startswith("PUT ")]
         return [key for key in puts if not key.endswith("/")]  # pyarrow's marks of empty folders
+
+
+def objects(store, folder):
+    """The content of every object of a folder of the bucket, by its path in it."""
+    path = f"{NAME}/{folder}"
+    found = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return {
+        info.path.removeprefix(f"{path}/"): store.open_input_stream(info.path).read()
+        for info in found
+        if info.type == fs.FileType.File
+    }
 
 
 class _Requests(logging.Handler):

