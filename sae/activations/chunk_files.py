@@ -61,7 +61,7 @@ class ChunkFiles:
         file = os.open(path, os.O_RDONLY)
         try:
             begin, size = self._place(path, file, place)
-            if size != len(memory) or os.preadv(file, [memory.data], begin) != size:
+            if size != len(memory) or not _fill(memory, file, begin):
                 raise ValueError(f"chunk {place} of {path} is cut off")
         finally:
             os.close(file)
@@ -80,6 +80,17 @@ class ChunkFiles:
         if begin == size == _MISSING:
             raise ValueError(f"chunk {chunk} of {path} is missing")
         return begin, size
+
+
+def _fill(memory: np.ndarray, file: int, begin: int) -> bool:
+    """Reads a file from a place on until `memory` is full; a read may give less than is asked, as on a network."""
+    done = 0
+    while done < len(memory):
+        read = os.preadv(file, [memory.data[done:]], begin + done)
+        if not read:
+            return False
+        done += read
+    return True
 
 
 def _matches(content: bytes | np.ndarray, checksum: bytes) -> bool:

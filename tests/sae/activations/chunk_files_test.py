@@ -1,5 +1,7 @@
 """Chunks that are read past TensorStore are those that TensorStore wrote, and damage of every part is noticed."""
 
+import os
+
 import google_crc32c
 import numpy as np
 import pytest
@@ -30,6 +32,12 @@ def test_every_chunk_is_what_tensorstore_reads(store, chunks):
         found = chunks.read(chunk, memory).view(np.float32).reshape(CHUNK, D)
         expected = values[chunk * CHUNK : (chunk + 1) * CHUNK]
         np.testing.assert_array_equal(found[: len(expected)], expected)
+
+
+def test_a_file_that_is_read_in_pieces_is_whole(chunks, monkeypatch):
+    expected, read = chunks.read(0, chunks.new_memory()).copy(), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, memories, begin: read(file, [memories[0][:100]], begin))
+    np.testing.assert_array_equal(chunks.read(0, chunks.new_memory()), expected)
 
 
 @pytest.mark.parametrize("seed, implementation", [(0, "c"), (1, "c"), (2, "python")])
