@@ -208,6 +208,8 @@ class _ReusedMemory:
             memory = self._free.pop()
         except IndexError:
             memory = mmap.mmap(-1, self._n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):  # rows are written all over it, and small pages would be looked up
+                memory.madvise(mmap.MADV_HUGEPAGE)
         flat = np.frombuffer(memory, dtype, int(np.prod(shape)))
         # Every view of it refers to it, also those that JAX holds while it copies or instead of copying.
         weakref.finalize(flat, self._free.append, memory)

@@ -15,7 +15,6 @@ import functools
 import itertools
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -426,33 +425,46 @@ class ActivationStore:
         """
         order = np.argsort(rows, kind="stable")
         rows, places = rows[order], places[order]
-        begins = np.flatnonzero(np.diff(rows // self.layout.chunk_rows, prepend=-1))
         words = np.dtype(f"u{self.dtype.itemsize}")  # NumPy copies numbers of its own without holding other threads up
-        out, local = out.view(words), threading.local()
+        out = out.view(words)
+        # Neighbours are copied as they lie: mostly a chunk has but a few ranges of them.
+        chunk_begins = np.flatnonzero(np.diff(rows // self.layout.chunk_rows, prepend=-1))
+        ranges = np.union1d(chunk_begins, np.flatnonzero(np.diff(rows, prepend=-2) != 1))
+        edges = np.append(ranges, len(rows)).tolist()
+        of_chunks = np.append(np.searchsorted(ranges, chunk_begins), len(ranges)).tolist()
+        waiting = deque(itertools.pairwise(of_chunks))  # the ranges of each chunk
 
-        def copy(begin: int, end: int) -> None:
-            first, last = int(rows[begin]), int(rows[end - 1])
-            values = self._rows_of_chunk(first, last + 1, local, words)
-            own = rows[begin:end] - first
-            # Neighbours are copied as they lie: mostly a chunk has but a few ranges of them.
-            edges = [0, *(np.flatnonzero(np.diff(own) != 1) + 1).tolist(), len(own)]
-            for start, stop in itertools.pairwise(edges):
-                out[places[begin + start : begin + stop]] = values[own[start] : own[stop - 1] + 1]
+        def copy() -> None:
+            memory = self._chunks.new_memory() if self._chunks else None
+            while waiting:
+                try:
+                    begin, end = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                first = int(rows[edges[begin]])
+                values = self._rows_of_chunk(first, int(rows[edges[end] - 1]) + 1, memory, words)
+                for start, stop in itertools.pairwise(edges[begin : end + 1]):
+                    low = int(rows[start]) - first
+                    out[places[start:stop]] = values[low : low + stop - start]
 
         with ThreadPoolExecutor(self.readers) as pool:
-            deque(pool.map(copy, begins, np.append(begins[1:], len(rows))), maxlen=0)
+            # One task a thread: to hand over each chunk would take a third of the time that reading it does.
+            for task in [pool.submit(copy) for _ in range(min(self.readers, len(waiting)))]:
+                try:
+                    task.result()
+                except UserError:
+                    waiting.clear()  # the other threads end, too
+                    raise
 
     def _rows_of_chunk(
-        self, start: int, stop: int, local: threading.local, words: np.dtype[np.unsignedinteger]
+        self, start: int, stop: int, memory: np.ndarray | None, words: np.dtype[np.unsignedinteger]
     ) -> np.ndarray:
-        """Rows `start` to `stop` of one chunk as `words`, valid until the thread with `local` reads another one."""
-        if self._chunks is None:
+        """Rows `start` to `stop` of one chunk as `words`, valid until `memory` is used again."""
+        if self._chunks is None or memory is None:
             return self.read_ranges([(start, stop)])[0].view(words)
-        if not hasattr(local, "memory"):
-            local.memory = self._chunks.new_memory()
         chunk, first = divmod(start, self.layout.chunk_rows)
         try:
-            content = self._chunks.read(chunk, local.memory)
+            content = self._chunks.read(chunk, memory)
         except (ValueError, OSError) as error:
             raise UserError(f"{self.directory} cannot be read ({first_line(error)}): harvest again") from error
         return content.view(words).reshape(-1, self.layout.d_model)[first : first + stop - start]
