@@ -6,10 +6,12 @@ Here it is a process of its own, which outlives the first one long enough for th
 
 import ctypes
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from maira_jax.errors import UserError, first_line
 # What Google's firewall opens between the hosts of a slice; JAX's own default is another since 0.8.1.
 PORT = 8476
 _START_SECONDS = 300  # in which all processes must have connected
+_QUIET_SECONDS = 30  # of them, after which a process says that it waits
 _HEARTBEAT_SECONDS = 100  # of the runtime's own check; `maira_jax.run.processes` is faster
 _LINGER_SECONDS = 15  # for which the service answers after the first process has been killed
 
@@ -84,34 +87,72 @@ def connect(address: Address, devices: bool) -> Any:
 
 
 def _connected(address: Address) -> Any:
-    until = time.monotonic() + _START_SECONDS
-    _await_service(address, until)
+    patience = _Patience(address)
+    while not _is_served(address):  # the runtime tries again only seconds after it has found nobody
+        patience.wait("nobody listens there")
     while True:
         client = _jax.get_distributed_runtime_client(
             address.coordinator,
             address.process,
-            init_timeout=_START_SECONDS,
+            init_timeout=2 * _START_SECONDS,  # at whose end it would abort the process, which ends before
             heartbeat_timeout=_HEARTBEAT_SECONDS,
             shutdown_on_destruction=False,
             use_compression=True,
         )
-        try:
-            client.connect()
-        except jax.errors.JaxRuntimeError as error:
-            if time.monotonic() > until:
-                raise UserError(
-                    f"process {address.process} of {address.processes} found no run at {address.coordinator} "
-                    f"({first_line(error)}): start the same command on every host within {_START_SECONDS} seconds"
-                ) from error
-            time.sleep(1)  # the service of a run that was killed may still be there
-        else:
+        # In a thread that the interpreter's end does not wait for, since nothing interrupts it.
+        ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        threading.Thread(target=_connect, args=(client, ended), daemon=True).start()
+        while ended.empty():
+            patience.wait(f"not all {address.processes} processes have come")
+        error = ended.get()
+        if error is None:
             return client
+        patience.wait(first_line(error), seconds=1)  # the service of a run that was killed may still be there
 
 
-def _await_service(address: Address, until: float) -> None:
-    """Returns when somebody listens there: the runtime tries again only seconds after it has found nobody."""
-    while time.monotonic() < until and not _is_served(address):
-        time.sleep(0.1)
+def _connect(client: Any, ended: "queue.SimpleQueue[Exception | None]") -> None:
+    try:
+        client.connect()
+    except jax.errors.JaxRuntimeError as error:
+        ended.put(error)
+    else:
+        ended.put(None)
+
+
+class _Patience:
+    """How long a process waits for the others: it says so after a while, and ends in a sentence.
+
+    Args:
+      address: where it stands.
+    """
+
+    def __init__(self, address: Address):
+        self._address, self._begun, self._is_silent = address, time.monotonic(), True
+
+    def wait(self, reason: str, seconds: float = 0.1) -> None:
+        """Waits a little longer.
+
+        Args:
+          reason: what is waited for, as a clause.
+          seconds: how much longer.
+
+        Raises:
+          UserError: it has waited long enough.
+        """
+        waited, (coordinator, processes, process) = time.monotonic() - self._begun, self._address
+        if waited > _START_SECONDS:
+            raise UserError(
+                f"process {process} of {processes} waited for the others at {coordinator} for {_START_SECONDS} seconds "
+                f"({reason}): start the same command, with the same --coordinator, on every host at once"
+            )
+        if waited > _QUIET_SECONDS and self._is_silent:
+            self._is_silent = False
+            print(
+                f"process {process} of {processes} waits for the others at {coordinator}, at most {_START_SECONDS} "
+                f"seconds: {reason}",
+                file=sys.stderr,
+            )
+        time.sleep(seconds)
 
 
 def _is_served(address: Address) -> bool:
@@ -194,7 +235,7 @@ def serve(port: int, processes: int) -> None:
                 f"[::]:{port}",
                 processes,
                 heartbeat_timeout=_HEARTBEAT_SECONDS,
-                cluster_register_timeout=_START_SECONDS,
+                cluster_register_timeout=2 * _START_SECONDS,  # longer than any process waits
                 shutdown_timeout=_LINGER_SECONDS,
             )
             break

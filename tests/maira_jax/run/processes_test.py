@@ -1,5 +1,8 @@
+import contextlib
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +72,45 @@ def test_an_error_on_one_process_ends_all_with_its_sentence(started, tmp_path, s
     assert first.err == f"error: {sentence}\n"
     assert second.err.endswith(f"[1] error: {sentence}\n")
     assert ("Traceback" in second.err) == (scenario == "fail")
+
+
+IMPATIENT = """
+import runpy
+from maira_jax.run import coordinator
+coordinator._START_SECONDS, coordinator._QUIET_SECONDS = 4, 1
+runpy.run_module("tests.helpers.pod_process", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "process, reason", [(0, "not all 2 processes have come"), (1, "nobody listens there")], ids=["alone", "wrong port"]
+)
+def test_a_process_that_waits_in_vain_ends_in_a_sentence(tmp_path, monkeypatch, process, reason):
+    monkeypatch.setenv("SCENARIO", "agree")
+    flags = ("--processes=2", f"--process={process}")
+    program = ("-c", IMPATIENT, f"--workdir={tmp_path / 'run'}")
+    (ended,) = pods.ended(pods.start(program, processes=1, devices=1, flags=lambda _: flags))
+    assert ended.code == 1, ended
+    says, error = ended.err.splitlines()
+    assert re.fullmatch(rf"process {process} of 2 waits for the others at .*, at most 4 seconds: {reason}", says)
+    sentence = (
+        rf"process {process} of 2 waited for the others at .* for 4 seconds \({reason}\): start the same command, .*"
+    )
+    assert re.fullmatch(rf"error: {sentence}", error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_waits_is_interrupted(started, tmp_path):
+    (first,) = started("agree", tmp_path, 1, flags=lambda _: ("--processes=2",))
+    port = int(re.search(r"--coordinator=\S+:(\d+)", " ".join(first.args))[1])
+    while True:
+        assert first.poll() is None
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+    time.sleep(1)  # in which it asks the service for the other process
+    first.send_signal(signal.SIGINT)
+    (ended,) = pods.ended([first], timeout=30)
+    assert ended.code == 130 and ended.err.startswith("error: interrupted: "), ended
 
 
 @pytest.mark.parametrize("lost", [0, 1])
