@@ -1,6 +1,9 @@
 """The written-out gradients of both routes against automatic differentiation of the loss."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +48,25 @@ def start(
     return trainer, dataclasses.replace(state, params=params, tokens_since_fired=jnp.asarray(unfired))
 
 
+@functools.cache
+def first_state(every: int) -> TrainState:
+    """As `start` gives it; nothing here consumes it, and no kind of training begins with another."""
+    return start(every=every)[1]
+
+
+@functools.cache
+def compiled_gradients(sae: SaeConfig, config: TrainConfig, kept_entries: bool) -> Callable[..., Any]:
+    """The gradients of a step, one program for all states."""
+    found = functools.partial(batch_gradients, sae=sae, config=config, route=route(sae, config, kept_entries))
+    return jax.jit(found)
+
+
+@functools.cache
+def compiled_loss(l1: float) -> Callable[..., Any]:
+    """The definition and its gradients: given what is kept it knows neither kinds nor parts of a batch."""
+    return jax.jit(jax.value_and_grad(functools.partial(loss, sae=dataclasses.replace(SAE, l1=l1), config=CONFIG)))
+
+
 def expected_keep(z: np.ndarray, kind: str) -> np.ndarray:
     if kind == "relu":
         return z > 0
@@ -59,17 +81,16 @@ def expected_keep(z: np.ndarray, kind: str) -> np.ndarray:
 def test_gradients_are_those_of_the_loss(kind, l1, microbatches, kept_entries, every):
     sae = dataclasses.replace(SAE, kind=kind, l1=l1)
     config = dataclasses.replace(CONFIG, microbatches=microbatches)
-    _, state = start(sae, every=every)
+    state = first_state(every)
     x = jnp.asarray(batches()[3])
     carry = StepCarry(state, {}, jnp.float32(0))
-    compute = jax.jit(batch_gradients, static_argnums=(2, 3, 4))
-    gradients, smallest, _, metrics = compute(carry, x, sae, config, route(sae, config, kept_entries))
+    gradients, smallest, _, metrics = compiled_gradients(sae, config, kept_entries)(carry, x)
     z = np.asarray(jax.nn.relu(autoencoder.pre_activations(state.params, x)))
     keep = expected_keep(z, kind)
     dead = jnp.asarray(np.where(keep.any(0), 0, np.asarray(state.tokens_since_fired) + B) >= CONFIG.dead_tokens)
     assert int(dead.sum()) == int(metrics["dead"])
     assert kind == "relu" or (0 < int(dead.sum()) <= F // 4) == (every == 5)
-    value, expected = jax.jit(jax.value_and_grad(loss), static_argnums=(4, 5))(state.params, x, keep, dead, sae, config)
+    value, expected = compiled_loss(l1)(state.params, x, keep, dead)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     if kind != "relu":  # there, what is dead has nothing positive to start from
         assert metrics["auxk"] > 0
