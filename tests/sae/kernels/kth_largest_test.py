@@ -1,7 +1,5 @@
 """Selection against a sort."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,22 +15,29 @@ GUESSES = (0.0, 1.0, 0.9999, 1e-20, 3e38, np.inf)
 SEARCHES = [Search(candidates=True), *(Search(guess=guess) for guess in GUESSES)]
 
 
-@functools.partial(jax.jit, static_argnames=("count", "candidates"))
 def _top_k(z, count, candidates, guess):
     return kth_largest.batch_top_k(z, count, Search(candidates, guess))
 
 
-@functools.partial(jax.jit, static_argnames=("count", "candidates"))
 def _threshold_of(z, count, candidates, guess):
     return kth_largest.kth_largest(z, count, Search(candidates, guess))
 
 
+def _compiled(function):
+    """By whether candidates are searched: their number follows the count, while counting takes one program for all."""
+    names = {True: ("count", "candidates"), False: ("candidates",)}
+    return {candidates: jax.jit(function, static_argnames=static) for candidates, static in names.items()}
+
+
+_TOP_K, _THRESHOLD = _compiled(_top_k), _compiled(_threshold_of)
+
+
 def top_k(z, count, search):
-    return _top_k(z, count, search.candidates, np.float32(search.guess))
+    return _TOP_K[search.candidates](z, count=count, candidates=search.candidates, guess=np.float32(search.guess))
 
 
 def threshold_of(z, count, search):
-    return _threshold_of(z, count, search.candidates, np.float32(search.guess))
+    return _THRESHOLD[search.candidates](z, count=count, candidates=search.candidates, guess=np.float32(search.guess))
 
 
 def expected_mask(z: np.ndarray, count: int) -> np.ndarray:
