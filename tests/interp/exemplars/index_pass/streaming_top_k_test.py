@@ -25,16 +25,22 @@ def candidates(
     return streaming_top_k.Candidates(row, key, {"number": number}, used, jnp.asarray(starts))
 
 
+def padded(n: int) -> int:
+    """Of two lengths, each of which takes one program, that with unused places for a block of n entries."""
+    return next(length for length in (57, 4517) if length > n)
+
+
 def by_list(kept, row, key, numbers, k):
-    new = candidates(row, key, numbers, kept.key.shape[1], len(row) + 17)
+    new = candidates(row, key, numbers, kept.key.shape[1], padded(len(row)))
     return add_list(kept, new, k=k, lowest=LOWEST)
 
 
 def by_matrix(kept, row, key, numbers, k):
     """Each entry in a line of its own, the others of which are no entries, and unused lines after them."""
-    lines = len(row) + 17
-    present = np.pad(row, (0, 17), constant_values=-1)[:, None] == np.arange(kept.key.shape[1])
-    key, numbers = (np.pad(values, (0, 17))[:, None] for values in (key, numbers))
+    lines = padded(len(row))
+    rest = (0, lines - len(row))
+    present = np.pad(row, rest, constant_values=-1)[:, None] == np.arange(kept.key.shape[1])
+    key, numbers = (np.pad(values, rest)[:, None] for values in (key, numbers))
     key = np.broadcast_to(key, present.shape)
     return add_matrix(kept, key, {"number": numbers.reshape(lines, 1)}, present, k=k, lowest=LOWEST)
 
