@@ -67,26 +67,26 @@ def test_the_identity_recovers_all_and_zero_nothing(model_dir, studies):
     assert len({round(identity[name], 4) for name in ("ce", "ce_zero", "ce_mean")}) == 3
 
 
+@functools.partial(jax.jit, static_argnames="cfg")
+def forward(params, cfg, tokens, mask, pixels, delta):
+    """A pass with `delta` [1, T, d] added at the site, by the model's own way of editing."""
+    site = Site.parse(SITE, cfg)
+
+    def add(x, code):
+        return jnp.where(code == site.code, x + delta, x)
+
+    return maira2.forward(params, cfg, tokens, mask, pixels, read=(site,), edits=add)
+
+
 def reference(sae: Sae, model_dir, studies) -> dict[str, float]:
     """Each study alone and unpadded, read at the site and then run again with what the replacement differs by."""
     params, cfg = store.load(model_dir)
-    site, tokenizer = Site.parse(SITE, cfg), Tokenizer.from_dir(model_dir)
-    images = ImageConfig.from_dir(model_dir)
-
-    @jax.jit
-    def forward(tokens, mask, pixels, delta):
-        """A pass with `delta` [1, T, d] added at the site, by the model's own way of editing."""
-
-        def add(x, code):
-            return jnp.where(code == site.code, x + delta, x)
-
-        return maira2.forward(params, cfg, tokens, mask, pixels, read=(site,), edits=add)
-
+    tokenizer, images = Tokenizer.from_dir(model_dir), ImageConfig.from_dir(model_dir)
     rows = []
     for study in studies:
         encoded = tokenizer.encode(reporting_prompt(study), study.findings)
         pixels = np.stack([preprocess(image, images) for image in study_images(study)])[None]
-        run = functools.partial(forward, encoded.ids[None], np.ones((1, len(encoded)), bool), pixels)
+        run = functools.partial(forward, params, cfg, encoded.ids[None], np.ones((1, len(encoded)), bool), pixels)
         x = np.asarray(run(jnp.zeros((1, len(encoded), sae.d_model))).sites[SITE][0])
         rows.append((encoded, run, x, token_filter_mask(encoded.kinds, "paper")))
     mean = np.concatenate([x[kept] for *_, x, kept in rows]).mean(0)

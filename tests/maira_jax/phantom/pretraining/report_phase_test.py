@@ -6,12 +6,12 @@ from configs import phantom
 from maira_jax.checkpoint import convert
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.tokens import Tokenizer
-from maira_jax.model import maira2
 from maira_jax.model.config import Maira2Config
 from maira_jax.phantom.pretraining import report_phase
 from maira_jax.phantom.pretraining.batch_streams import ReportBatchStream
 from maira_jax.phantom.pretraining.study_source import PhantomStudySource
 from tests.helpers.sae import make_model
+from tests.helpers.tiny_model import forward
 from tests.helpers.tiny_recipe import FULL_PROMPT
 
 
@@ -24,9 +24,9 @@ def test_the_loss_counts_the_findings_and_nothing_else(tmp_path):
     params = convert.to_flax(checkpoint, cfg, np.dtype(np.float32))
     source = PhantomStudySource(0, image_cfg.size, 8)
     batch = ReportBatchStream(source, Tokenizer.from_dir(checkpoint), image_cfg, FULL_PROMPT).next_batch()
-    total, count = report_phase.loss(params, cfg, batch, 250)
+    total, count = report_phase.evaluate(params, cfg, batch, 250)
 
-    logits = np.asarray(maira2.forward(params, cfg, batch.tokens, batch.mask, batch.pixels).logits, np.float64)
+    logits = np.asarray(forward(params, cfg, batch.tokens, batch.mask, batch.pixels).logits, np.float64)
     slow, number = 0.0, 0
     for row, column in zip(*np.nonzero(np.asarray(batch.target)), strict=True):
         scores = logits[row, column - 1]
