@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.helpers import readme_run
+
 DATA = "MAIRA_JAX_TEST_DATA"
 # Linux allows a process 65,530 maps of memory. Each compiled program has some, and XLA crashes where it gets no more.
 _ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +57,12 @@ def few_programs() -> Iterator[None]:
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MAX_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which the README's first command ran, small, and what it printed. Not to be changed."""
+    return readme_run.first_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

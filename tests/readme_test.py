@@ -1,9 +1,8 @@
 """The commands of the README and of the guide, run one after the other as a reader would: they work as written."""
 
 import json
-import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ from PIL import Image
 
 from maira_jax.studies.readers import phantom
 from tests.helpers import python_cells
-from tests.launch import demo_test
+from tests.helpers.readme_run import COMMAND, SMALL, WORKDIR, flags, shell
+from tests.launch.demo_test import SMALL_OF_IMAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
@@ -57,26 +57,18 @@ NOT_RUN = {
 }
 
 
-def flags(fields):
-    """The configuration's fields as a command line has them."""
-    return " ".join(shlex.quote(f"--config.{name}={value}") for name, value in fields.items())
-
-
-# Runs that are shortened here. All have the sizes of the demo's test, so that what one compiled the next ones read.
+# Runs that are shortened. All have the sizes of the first one, so that what one compiled the next ones read.
 SHORTER = {
-    "python -m launch.demo --workdir=runs/first --config.studies.n=600 --config.train.steps=600 "
-    "--config.train.decay_start=400 --config.steer.studies=8": flags(demo_test.SMALL),
     "python -m launch.generate --workdir=runs/first --task=grounded --save_images --limit=4": "--limit=2",
     "python -m launch.generate --workdir=runs/first --limit=4 --task=grounded --save_images": "--limit=2",
     "python -m launch.generate --workdir=runs/first --limit=8": "--limit=3",  # more than the demo has
     "python -m launch.steer --workdir=runs/first --sweep=two --features=12,99 --strengths=-1,1 --limit=8": "--limit=2",
     "python -m launch.demo --workdir=runs/mine --config=configs/manifest.py:studies.jsonl": flags(
-        {name: value for name, value in demo_test.SMALL.items() if name not in ("studies.n", "steer.concepts")}
-        | {"steer.top": 2}
+        {name: value for name, value in SMALL.items() if name not in ("studies.n", "steer.concepts")} | {"steer.top": 2}
     ),
     "python -m launch.demo --config=configs/medsae.py --workdir=runs/medsae_patches --config.harvest.rows=patches "
     "--config.harvest.block=0 --config.studies.n=2000 --config.sae.expansion=4": flags(
-        demo_test.SMALL_OF_IMAGES | {"studies.n": 300}
+        SMALL_OF_IMAGES | {"studies.n": 300}
     ),
 }
 
@@ -93,13 +85,14 @@ def commands():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A checkout as far as the commands can tell, with the files that the README's user would have."""
+def folder(first_run, tmp_path_factory):
+    """A checkout as far as the commands can tell, with the files that the README's user has after the first command."""
     folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(first_run[0] / WORKDIR, folder / WORKDIR)
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "images").mkdir()
     lines = []
-    for study in phantom.studies(0, demo_test.SMALL["studies.n"], seed=1, size=112):
+    for study in phantom.studies(0, SMALL["studies.n"], seed=1, size=112):
         images = {}
         for view in ("frontal", "prior_frontal"):
             if (pixels := getattr(study, view)) is not None:
@@ -112,23 +105,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, command):
-    """Runs it with this Python, where the package is; returns what it printed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
-    done = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
 def test_every_command_not_run_is_shown():
     assert not (set(NOT_RUN) | set(SHORTER)) - set(commands())
 
 
 def test_the_commands_run_as_written(folder):
-    for command in commands():
-        if command not in NOT_RUN:
-            run(folder, " ".join((command, SHORTER.get(command, ""))))
+    first, *others = (command for command in commands() if command not in NOT_RUN)
+    assert first == COMMAND, "has been run, and made what the others begin with"
+    for command in others:
+        shell(folder, " ".join((command, SHORTER.get(command, ""))))
 
 
 def test_the_makefile_demo_is_the_command():
@@ -140,7 +125,7 @@ def test_the_makefile_demo_is_the_command():
 def test_the_examples_run(folder, example):
     """After the demo, whose model they read."""
     Image.fromarray(phantom.studies(0, 1, seed=4, size=112)[0].frontal).save(folder / "images" / "s1.png")
-    run(folder, f"{sys.executable} {example}")
+    shell(folder, f"{sys.executable} {example}")
 
 
 def test_the_session_of_the_readme_is_short():
@@ -152,4 +137,4 @@ def test_the_notebooks_and_the_python_of_the_pages_run(folder):
     """After the demo, in one process, whose compiled programs they share."""
     Image.fromarray(phantom.studies(0, 1, seed=4, size=112)[0].frontal).save(folder / "images" / "s1.png")
     pages = (ROOT / "README.md", ROOT / "docs" / "guide" / "session.md", *sorted((ROOT / "examples").glob("*.ipynb")))
-    run(folder, f"{sys.executable} -m tests.helpers.python_cells {' '.join(map(str, pages))}")
+    shell(folder, f"{sys.executable} -m tests.helpers.python_cells {' '.join(map(str, pages))}")

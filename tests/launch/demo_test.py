@@ -20,35 +20,8 @@ from docs import files_page
 from interp.features.table import schema_with
 from maira_jax.run.stages.stage import read_manifest
 from tests.helpers.paths import ROOT
+from tests.helpers.readme_run import SMALL, WORKDIR
 
-SMALL = {
-    "studies.n": 120,
-    "sae.expansion": 2,
-    "train.steps": 60,
-    "train.warmup_steps": 10,
-    "train.decay_start": 40,
-    "train.checkpoint_every": 20,
-    "interpret.n_explain": 20,
-    "interpret.n_score": 10,
-    "interpret.min_contexts": 5,
-    "interpret.min_studies": 3,
-    "localize.sites": ("language.0.resid_post",),
-    "localize.sections": ("frontal",),
-    "localize.studies": 80,
-    "localize.top": 1,
-    "localize.min_studies": 3,
-    "localize.write_studies": 2,
-    "steer.studies": 3,
-    "steer.concepts": ("cardiomegaly", "consolidation"),
-    "steer.batch_studies": 2,
-    "steer.batch_rows": 8,
-    "evaluate.bootstrap": 50,
-    "faithfulness.n": 3,
-    "faithfulness.studies": 2,
-    "generate.studies": 2,
-    "label.bootstrap": 20,
-    "label.probe_seeds": 1,
-}
 # One after the other, the demo is killed as soon as such a file is there: in the middle of each long stage.
 KILLS = ("activations/*/*", "sae/checkpoints/*", "localize/*/*", "interp/phases/*", "steer/*/*.*", "evaluation/*/*")
 RESULTS = (
@@ -118,13 +91,13 @@ def results(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run without interruption: its directory and what it printed."""
-    workdir = tmp_path_factory.mktemp("demo") / "run"
-    return workdir, finish(workdir)
+def whole(first_run, tmp_path_factory):
+    """A copy of a run without interruption, and what that printed."""
+    folder, output = first_run
+    return shutil.copytree(folder / WORKDIR, tmp_path_factory.mktemp("demo") / "run"), output
 
 
-def test_the_summary_is_what_the_stages_wrote(whole):
+def test_the_summary_is_what_the_stages_wrote(whole, first_run):
     workdir, output = whole
     lines = output.strip().splitlines()
     sae, features, *named = lines[[line[:5] for line in lines].index("SAE: ") :]
@@ -158,7 +131,7 @@ def test_the_summary_is_what_the_stages_wrote(whole):
     rate = headline["no_change"]["rate"]
     assert steering.endswith("no change not measured" if rate is None else f"no change {rate:.0%}")
     page = Path(atlas.removeprefix("Atlas: "))
-    assert page == workdir / "atlas" / "index.html" and "<html" in page.read_text()
+    assert page == first_run[0] / WORKDIR / "atlas" / "index.html" and "<html" in page.read_text()
     assert [line for line in output.splitlines() if re.match(r"\[\d+/12\] \w+", line)][-1].startswith("[12/12] atlas")
 
 

@@ -12,8 +12,8 @@ from maira_jax.run import files
 from sae import formats
 from sae.saved import load_sae
 from tests.helpers.commands import launch
+from tests.helpers.readme_run import SMALL
 from tests.helpers.sae import activations, make_store, random_sae
-from tests.launch.demo_test import SMALL
 
 D = 16
 FORMATS = ("dictionary_learning", "saelens")

@@ -5,13 +5,13 @@ import json
 import pyarrow.parquet as pq
 
 from configs import phantom
+from tests.helpers import readme_run
 from tests.helpers.commands import launch
 from tests.helpers.judge import serve
-from tests.launch import demo_test
 
 DEFAULTS = phantom.get_config()
 # What the configuration sets for MAIRA-2 is as for the phantom again, so that programs are those of the demo's test.
-SMALL = demo_test.SMALL | {
+SMALL = readme_run.SMALL | {
     "studies.n": 80,
     "model.dtype": "float32",
     "harvest.site": DEFAULTS.harvest.site,
