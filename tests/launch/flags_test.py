@@ -4,7 +4,7 @@ import pytest
 
 from configs import phantom
 from maira_jax.run.config import shown as describe
-from tests.helpers.commands import launch
+from tests.helpers.imported_commands import launch
 from tests.helpers.paths import ROOT
 
 # The stages; the benchmarks have options of their own.

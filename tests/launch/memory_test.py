@@ -10,7 +10,7 @@ from configs import base, maira2
 from launch import _configuration
 from maira_jax.errors import UserError
 from maira_jax.run.stages.run_config import RunMemory
-from tests.helpers.commands import launch
+from tests.helpers.imported_commands import launch
 
 READER = """
 from maira_jax.studies.readers.registry import READERS, FilesSection

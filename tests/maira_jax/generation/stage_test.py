@@ -17,8 +17,8 @@ from maira_jax.generation.report_writer import GeneratedText, ReportWriter
 from maira_jax.inputs import batches, image
 from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.readers import load_studies
-from tests.helpers.commands import launch
 from tests.helpers.dicom_file import write_dicom
+from tests.helpers.imported_commands import launch
 from tests.helpers.phantom_model import write_model
 from tests.helpers.traces import names_in
 

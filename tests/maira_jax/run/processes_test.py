@@ -12,7 +12,7 @@ import pytest
 
 from maira_jax.run import files, processes
 from maira_jax.run.coordinator import Address
-from tests.helpers import commands, pods
+from tests.helpers import imported_commands, pods
 from tests.helpers.paths import ROOT
 
 PROGRAM = ("-m", "tests.helpers.pod_process")
@@ -188,7 +188,7 @@ def test_hosts_that_do_not_share_the_run_directory_are_refused(started, tmp_path
     ],
 )
 def test_flags_that_name_no_run_are_refused(flags, sentence):
-    done = commands.launch("convert", *flags)
+    done = imported_commands.launch("convert", *flags)
     assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
