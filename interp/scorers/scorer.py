@@ -164,10 +164,12 @@ class Scorer(abc.ABC):
     def _examples(self, task: ScoreTask) -> ScoringExamples | str:
         """The examples of a task, or the reason why there are none: the same for all scorers where contexts are few."""
         activating = [row for row in task.rows if row["kind"] == "decile"]
+        few = f"fewer than {self.min_contexts}"
+        unit = "contexts" if any(row["tokens"] for row in task.rows) else "images"
         if len(activating) < self.min_contexts:
-            return f"active in fewer than {self.min_contexts} held-out contexts"
+            return f"active in {few} held-out {unit}"
         if len(shown_non_activating(task.rows, len(activating))) < self.min_contexts:
-            return f"fewer than {self.min_contexts} of the sampled held-out contexts are non-activating"
+            return f"{few} of the sampled held-out {unit} are non-activating"
         return self.examples(task.feature, task.rows)
 
     def _result(self, examples: ScoringExamples, verdicts: Sequence[Verdict | None]) -> ScoreResult:

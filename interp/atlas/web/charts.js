@@ -1,16 +1,18 @@
 // Charts.
-// Texts below an axis, without those that would overlap the one before.
+const CHART_WIDTH = 460;
+// Texts below an axis, moved where they would leave the chart, without those that would overlap the one before.
 function ticks(svg, places, texts, y) {
   let free = -Infinity;
   texts.forEach((text, i) => {
     const half = (text.length * 6.4) / 2; // of 11-pixel type
-    if (!text || places[i] - half < free) return;
-    free = places[i] + half + 6;
-    svg.append(s("text", { x: places[i], y, "text-anchor": "middle" }, text));
+    const x = Math.min(Math.max(places[i], half), CHART_WIDTH - half);
+    if (!text || x - half < free) return;
+    free = x + half + 6;
+    svg.append(s("text", { x, y, "text-anchor": "middle" }, text));
   });
 }
 function bars(values, { labels = [], titles = [], ghost = null, line = null, top = 0, height = 130, label = "" }) {
-  const W = 460, H = height, base = H - 20, left = 4;
+  const W = CHART_WIDTH, H = height, base = H - 20, left = 4;
   const highest = top || Math.max(1e-12, ...values.map((v) => v || 0), ...(ghost || [0]));
   const step = (W - 2 * left) / values.length, y = (v) => base - (base - 8) * Math.min(1, (v || 0) / highest);
   const svg = s("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": label });
@@ -28,7 +30,7 @@ function bars(values, { labels = [], titles = [], ghost = null, line = null, top
 const KEY = [["on", "on target"], ["off", "off target"], ["none", "no change"]];
 const key = () => h("div", { class: "key" }, KEY.map(([kind, text]) => h("span", {}, h("i", { class: kind }), text)));
 function curves(rows, label) {
-  const W = 460, H = 190, left = 42, right = 20, base = H - 22;
+  const W = CHART_WIDTH, H = 190, left = 42, right = 20, base = H - 22;
   const sorted = [...rows].sort((a, b) => a.strength - b.strength);
   const low = Math.min(0, ...sorted.map((r) => r.strength)), high = Math.max(0, ...sorted.map((r) => r.strength));
   const x = (v) => left + ((W - left - right) * (v - low)) / (high - low || 1), y = (v) => base - (base - 10) * v;

@@ -67,6 +67,9 @@ def test_examples_are_balanced_or_refused():
     ):
         (result,) = scorer(min_contexts=min_contexts, judge=OfflineJudge()).score([ScoreTask(0, "x", table)])
         assert (result.score, result.reason) == (None, reason)
+    images = [row | {"tokens": []} for row in table]
+    (result,) = scorer(min_contexts=25, judge=OfflineJudge()).score([ScoreTask(0, "x", images)])
+    assert result.reason == "active in fewer than 25 held-out images"
 
 
 def test_fuzzing_marks_the_active_tokens_or_as_many_others():
