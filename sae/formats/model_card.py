@@ -85,7 +85,9 @@ def text(
             "Of the model, with the activation replaced by its reconstruction:",
             _table(("metric", "value"), _values(losses, _LOSSES)),
         ]
-    parts += ["## How it was made", f"```json\n{json.dumps(manifest, indent=2)}\n```"]
+    # Its files are those of the training's folder, hundreds with the checkpoints, and none of them is here.
+    made = {name: value for name, value in manifest.items() if name != "files"}
+    parts += ["## How it was made", f"```json\n{json.dumps(made, indent=2)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -89,12 +89,14 @@ def copied(bucket, copy):
 
 
 def files_of(folder):
-    """The bytes of a run directory's files by their names, without times, and what `check_training` compares."""
+    """The bytes of a run directory's files by their names, without what `check_training` compares, and without times
+    and the digests of what has times, such as the manifest of training and the export's page of it."""
     apart = ("manifest.json", "timing.jsonl", "_CHECKPOINT_METADATA", "commit_success.txt")  # have times
     apart += ("sae/checkpoints/", "sae/tensorboard/")
     paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     kept = {name: path for name, path in paths.items() if not any(part in name for part in apart)}
-    return {name: re.sub(rb"20\d\d-\d\d-\d\dT[\d:]+", b"", path.read_bytes()) for name, path in kept.items()}
+    timed = rb'20\d\d-\d\d-\d\dT[\d:]+|"checksum": "\w+"|\w{64}  \S*README.md'
+    return {name: re.sub(timed, b"", path.read_bytes()) for name, path in kept.items()}
 
 
 def assert_same(local, copy):

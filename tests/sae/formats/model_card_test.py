@@ -8,9 +8,8 @@ from tests.helpers.formats import METRICS
 def test_the_card_says_what_is_there(tmp_path, sae):
     losses = {"tokens": 900, "ce": 1.5, "ce_spliced": 1.75, "ce_zero": 9.5, "ce_mean": 3.5,
               "recovered_zero": 0.96875, "recovered_mean": 0.875}  # fmt: skip
-    text = model_card.text(
-        sae, formats.writers()["saelens"], True, METRICS | {"loss": losses}, {"section": {"sae": {"k": 4}}}
-    )
+    manifest = {"section": {"sae": {"k": 4}}, "files": {"checkpoints/40/step/c": {"bytes": 8}}, "checksum": "5f"}
+    text = model_card.text(sae, formats.writers()["saelens"], True, METRICS | {"loss": losses}, manifest)
     assert text.startswith("---\nlibrary_name: saelens\n")
     for line in (
         "| site | language.3.resid_post |",
@@ -21,6 +20,8 @@ def test_the_card_says_what_is_there(tmp_path, sae):
         "| 48 | 0.2500 | 2.50 |",
         "| loss recovered, against zero ablation | 0.9688 |",
         '"section": {',
+        '"checksum": "5f"',
     ):
         assert line in text, line
+    assert "checkpoints" not in text
     assert "divided by 5.5" in model_card.text(sae, formats.writers()["safetensors"], False, METRICS, {})
