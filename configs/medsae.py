@@ -50,4 +50,7 @@ def get_config(data: str = "phantom") -> ConfigDict:
     # Paper: 15 strong and 15 weaker images to explain a feature, 30 active and 30 inactive ones to score it.
     config.interpret.update({"n_top": 15, "n_explain": 30, "n_score": 30})
     config.judge.images = 30
+    if not path:  # for a demo's time
+        config.train.steps = 600
+        config.label.update({"bootstrap": 200, "probe_seeds": 2})
     return config

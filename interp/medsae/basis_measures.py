@@ -7,9 +7,13 @@ counts as often as both are drawn.
 """
 
 import dataclasses
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
@@ -19,9 +23,12 @@ from interp.medsae.monosemanticity import NeuronMeasures
 from interp.medsae.patient_groups import PatientGroups
 
 _NEURONS = 256  # at a time
+_THREADS = 4  # at most; each holds a block, [n, _NEURONS], and its sums
 _TURNED = 512  # studies of a block that are turned together, few enough for a processor's cache
 NEURON_FIGURES = ("monosemanticity", "monosemanticity_kept", "entropy_kept")
 CLASS_FIGURES = ("r", "precision", "recall", "f1")
+
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,20 +86,24 @@ def measure_basis(
       train: the groups of the training patients of each split. bool [splits, groups]
     """
     studies = GroupedStudies.of(embedding, labels, *groups.order())
-    parts, active, correlations = [], [], []
     means = {name: _ResampledMean(len(groups.weights)) for name in NEURON_FIGURES}
-    for begin in range(0, activation.shape[1], _NEURONS):
-        columns = _columns(activation, studies.order, slice(begin, begin + _NEURONS))
-        sums = GroupSums.of(columns, studies)
+
+    def of_block(block: slice) -> tuple[NeuronMeasures, np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+        sums = GroupSums.of(_columns(activation, studies.order, block), studies)
         found = sums.measures()
         kept, defined = found.kept(), np.isfinite(found.monosemanticity)
         scores = sums.monosemanticity(groups.weights, defined)
         values = scores[:, defined], scores[:, defined & kept], _entropies(sums, groups.weights, np.flatnonzero(kept))
+        correlation = np.nan_to_num(sums.correlation(train, slice(None))).astype(np.float32)
+        return found, sums.active.sum(0).astype(np.int64), correlation, values
+
+    parts, active, correlations = [], [], []
+    for found, n_active, correlation, values in _by_blocks(of_block, activation.shape[1]):
         for name, value in zip(NEURON_FIGURES, values, strict=True):
             means[name].add(value)
         parts.append(found)
-        active.append(sums.active.sum(0).astype(np.int64))
-        correlations.append(np.nan_to_num(sums.correlation(train, slice(None))).astype(np.float32))
+        active.append(n_active)
+        correlations.append(correlation)
     measures = NeuronMeasures.concatenate(parts)
     resampled = {name: mean.values() for name, mean in means.items()}
     resampled |= _class_resamples(activation, measures, labels, groups)
@@ -115,12 +126,21 @@ def cut_by_rank(activation: np.ndarray | StudyPeaks, n_active: np.ndarray, seed:
         return CutActivations(activation, np.full(width, np.inf, np.float32))
     drawn = np.random.default_rng((seed, width)).choice(n_active, width)
     rank = np.maximum(n - 1 - drawn, 0)  # of the strongest study that is not active
-    cuts = []
-    for begin in range(0, width, _NEURONS):
-        block = slice(begin, begin + _NEURONS)
+
+    def cuts(block: slice) -> list[np.float32]:
         columns = _columns(activation, slice(None), block)
-        cuts.append([np.partition(own, place)[place] for own, place in zip(columns, rank[block], strict=True)])
-    return CutActivations(activation, np.concatenate(cuts).astype(np.float32))
+        return [np.partition(own, place)[place] for own, place in zip(columns, rank[block], strict=True)]
+
+    return CutActivations(activation, np.concatenate(list(_by_blocks(cuts, width))).astype(np.float32))
+
+
+def _by_blocks(measure: Callable[[slice], _Result], width: int) -> Iterator[_Result]:
+    """What `measure` gives of each block of neurons, in their order; some blocks are measured at a time."""
+    blocks = [slice(begin, begin + _NEURONS) for begin in range(0, width, _NEURONS)]
+    # Each block by one thread: products of these sizes lose more by sharing them than they gain, many times more where
+    # other programs run.
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool, threadpool_limits(1, "blas"):
+        yield from pool.map(measure, blocks)
 
 
 def _columns(

@@ -5,8 +5,6 @@ are exact in float64 but `GroupSums.vector`, which resamples alone read.
 """
 
 import dataclasses
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +14,8 @@ from interp.features.concepts import StudyLabels
 from interp.medsae import monosemanticity
 from interp.medsae.monosemanticity import NeuronMeasures
 
-_THREADS = 8  # at most; products have some of their own
 _SPARSE = 0.05  # density below which products of a group skip zeros
-_RESAMPLED = 32  # neurons whose vectors are resampled together: [_RESAMPLED, resamples, groups]
+_RESAMPLED = 32  # neurons whose vectors are resampled together: [resamples, _RESAMPLED, groups]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +91,13 @@ class GroupSums:
         square_known, fired = np.empty((n_groups, n_neurons, n_classes)), np.zeros((n_neurons, 2 * n_classes))
         active, total, square = np.empty((3, n_groups, n_neurons))
 
-        def of_group(begin: int, stop: int) -> _OneGroup:
-            return _of_group(columns[:, begin:stop], studies.right[begin:stop], d, *scale)
-
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
-            stops = [*studies.starts[1:], columns.shape[1]]
-            for g, own in enumerate(pool.map(of_group, studies.starts, stops)):
-                active[g], total[g], square[g], square_known[g], counts[g] = own[:5]
-                vector[g], of_labels[g] = own.product[:, :d], own.product[:, d:]
-                whole += own.product[:, :d]
-                fired += own.fired
+        stops = [*studies.starts[1:], columns.shape[1]]
+        for g, (begin, stop) in enumerate(zip(studies.starts, stops, strict=True)):
+            own = _of_group(columns[:, begin:stop], studies.right[begin:stop], d, *scale)
+            active[g], total[g], square[g], square_known[g], counts[g] = own[:5]
+            vector[g], of_labels[g] = own.product[:, :d], own.product[:, d:]
+            whole += own.product[:, :d]
+            fired += own.fired
         (total_known, total_value), (known, value), (n_fired, hits) = (
             np.split(part, 2, axis=-1) for part in (of_labels, counts, fired)
         )
@@ -123,14 +117,22 @@ class GroupSums:
         """The score of the neurons `chosen [F]` in resamples; NaN for others and undefined ones. [resamples, F]"""
         squares = np.square(weights) @ self.square  # [resamples, F]
         active = np.where(chosen, np.minimum(weights, 1) @ self.active, 0)
-        # The squared length of the sum of vectors, over their products: groups are no more than embeddings are wide.
         length = np.zeros_like(squares)  # [resamples, F]
-        w = weights.astype(np.float32)
+        w, (n_groups, _, d) = weights.astype(np.float32), self.vector.shape
         for begin in range(0, len(chosen), _RESAMPLED):
             own = begin + np.flatnonzero(chosen[begin : begin + _RESAMPLED])
-            vector = self.vector[:, own].swapaxes(0, 1)  # [own, G, d]
-            products = vector @ vector.swapaxes(1, 2)  # [own, G, G]
-            length[:, own] = np.einsum("fbg,bg->bf", w @ products, w)
+            vector = self.vector[:, own]  # [G, own, d]
+            # The squared length of the sum of vectors, or the sum of their products where those are fewer numbers.
+            if d <= n_groups:
+                summed = (w @ vector.reshape(n_groups, -1)).reshape(len(w), len(own), d)
+                length[:, own] = np.einsum("rfd,rfd->rf", summed, summed)
+            else:
+                products = np.empty((n_groups, len(own), n_groups), np.float32)
+                for i in range(len(own)):
+                    alone = np.ascontiguousarray(vector[:, i])  # [G, d]
+                    products[:, i] = alone @ alone.T
+                summed = (w @ products.reshape(n_groups, -1)).reshape(len(w), len(own), n_groups)
+                length[:, own] = np.einsum("rfg,rg->rf", summed, w)
         return monosemanticity.score(length, weights @ self.total, squares, active)
 
     def correlation(self, weights: np.ndarray, chosen: np.ndarray | slice) -> np.ndarray:

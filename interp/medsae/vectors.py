@@ -111,13 +111,11 @@ def _write_vectors(
     On disk, because the largest activations of features grow with studies x features.
     """
     shape = {FEATURES: sae.n_features} | {basis: each.shape[1] for basis, each in directions.items()}
-    arrays = {
-        name: files.array_on_disk(_path(folder, name, own.start), np.float32, (len(own), width))
-        for name, width in (shape | {"embedding": sae.d_model}).items()
+    paths = {basis: _path(folder, basis, own.start) for basis in shape}
+    begins = {
+        basis: files.array_on_disk(path, np.float32, (len(own), shape[basis])).offset for basis, path in paths.items()
     }
-    for basis in shape:
-        arrays[basis][:] = -np.inf
-    total = np.zeros((len(own), sae.d_model))
+    total, n_seen = np.zeros((len(own), sae.d_model)), 0
     shared = SharedSae.of(sae, devices)
     sent_directions = {
         basis: jax.device_put(
@@ -128,10 +126,20 @@ def _write_vectors(
     }
 
     def look(sent: tuple[_StudyTokens, dict[str, jax.Array]]) -> None:
+        nonlocal n_seen
         part, largest = sent
+        known = max(n_seen - part.studies.start, 0)  # studies of which the block before had tokens
         for basis, found in largest.items():
-            kept = arrays[basis][part.studies]
-            np.maximum(kept, np.asarray(found)[part.places], out=kept)
+            new = np.asarray(found)[part.places]
+            # Written, not mapped: what is mapped counts as memory of this process.
+            with paths[basis].open("r+b") as file:
+                place = begins[basis] + part.studies.start * new[:1].nbytes
+                file.seek(place)
+                held = np.fromfile(file, np.float32, new[:known].size).reshape(new[:known].shape)
+                file.seek(place)
+                file.write(np.maximum(held, new[:known]).tobytes())
+                file.write(np.ascontiguousarray(new[known:]).data)
+        n_seen = part.studies.stop
 
     waiting: deque[tuple[_StudyTokens, dict[str, jax.Array]]] = deque()
     for part in read_ahead(_blocks(store, rows, number, own)):
@@ -143,10 +151,8 @@ def _write_vectors(
             look(waiting.popleft())
     for sent in waiting:
         look(sent)
-    for name in shape:
-        arrays.pop(name).flush()  # what is mapped counts as memory of this process
-    arrays["embedding"][:] = np.divide(total, np.bincount(number)[own.start : own.stop, None], out=total)
-    arrays["embedding"].flush()
+    embedding = files.array_on_disk(_path(folder, "embedding", own.start), np.float32, total.shape)
+    embedding[:] = np.divide(total, np.bincount(number)[own.start : own.stop, None], out=total)
 
 
 def _path(folder: Path, name: str, begin: int) -> Path:

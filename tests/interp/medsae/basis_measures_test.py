@@ -28,10 +28,10 @@ def weighted_score(a, e, w):
     return top / below if below else np.nan
 
 
-@pytest.fixture(scope="module")
-def world():
+@pytest.fixture(scope="module", params=[4, 40], ids=["narrower than groups", "wider"])
+def world(request):
     rng = np.random.default_rng(3)
-    n, d = 60, 4
+    n, d = 60, request.param
     value = rng.random((n, 2)) < [0.5, 0.3]
     labels = StudyLabels(("a", "b"), value, rng.random((n, 2)) < 0.9)
     embedding = rng.normal(size=(n, d)) + 0.5
