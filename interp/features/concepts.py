@@ -6,7 +6,10 @@ the best feature are those with the highest F1 on the train studies; what is rep
 
 import dataclasses
 import json
+import os
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +19,8 @@ from maira_jax.run.columns import column
 from maira_jax.run.progress import progress
 
 N_RUNNERS_UP = 4
-# Features whose columns of the study matrix are sorted together.
-_FEATURES = 256
+_FEATURES = 256  # whose columns of the study matrix are read together
+_SORTED = 64  # of them that one thread sorts together
 
 SCHEMA = pa.schema(
     [
@@ -111,22 +114,29 @@ def fit(study_peak: Peaks, labels: StudyLabels, held_out: np.ndarray) -> Concept
     positive, known = ((labels.value & labels.known)[~held_out].sum(0), labels.known[~held_out].sum(0))  # [C]
     shape = (len(labels.concepts), n_features)
     out = ConceptFit(2 * positive / np.maximum(positive + known, 1), *(np.zeros(shape) for _ in range(5)))
-    for begin in progress(range(0, n_features, _FEATURES), unit="block", desc="interpret: concepts"):
-        block = slice(begin, min(begin + _FEATURES, n_features))
-        peak = study_peak[:, block]  # [studies, block]
+
+    def of_part(peak: np.ndarray, begin: int) -> None:
+        """Fits some features, from `begin` on. peak [n, part]"""
+        part = slice(begin, begin + peak.shape[1])
         train, test = _Scores(peak[~held_out]), peak[held_out]
         for c in range(len(labels.concepts)):
             value, known = labels.value[:, c], labels.known[:, c]
-            out.threshold[c, block], out.train_f1[c, block] = train.best_threshold(
+            out.threshold[c, part], out.train_f1[c, part] = train.best_threshold(
                 (value & known)[~held_out], known[~held_out]
             )
             counted = known[held_out]
             positive = value[held_out][counted]
-            fires = test[counted] > out.threshold[c, block]  # [studies, block]
-            hits, fired = (fires & positive[:, None]).sum(0), fires.sum(0)  # [block]
-            out.precision[c, block] = hits / np.maximum(fired, 1)
-            out.recall[c, block] = hits / max(positive.sum(), 1)
-            out.f1[c, block] = 2 * hits / np.maximum(fired + positive.sum(), 1)
+            fires = test[counted] > out.threshold[c, part]  # [studies, part]
+            hits, fired = (fires & positive[:, None]).sum(0), fires.sum(0)  # [part]
+            out.precision[c, part] = hits / np.maximum(fired, 1)
+            out.recall[c, part] = hits / max(positive.sum(), 1)
+            out.f1[c, part] = 2 * hits / np.maximum(fired + positive.sum(), 1)
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _FEATURES // _SORTED)) as pool:
+        for begin in progress(range(0, n_features, _FEATURES), unit="block", desc="interpret: concepts"):
+            peak = study_peak[:, begin : min(begin + _FEATURES, n_features)]  # [n, block]
+            parts = range(0, peak.shape[1], _SORTED)
+            deque(pool.map(lambda low: of_part(peak[:, low : low + _SORTED], begin + low), parts), maxlen=0)  # noqa: B023
     return out
 
 
