@@ -19,7 +19,6 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.image import ImageConfig, preprocess
 from maira_jax.inputs.prompt import reporting_prompt, study_images
 from maira_jax.inputs.tokens import Kind, Tokenizer, token_filter_mask
-from maira_jax.model import maira2
 from maira_jax.model.sites import Site
 from maira_jax.run import processes
 from maira_jax.studies.readers import load_studies
@@ -30,6 +29,7 @@ from sae.activations.store import HELD_OUT, ActivationStore, StoreLayout
 from tests.helpers.dicom_file import write_dicom
 from tests.helpers.paths import ROOT
 from tests.helpers.sae import assert_same_tokens
+from tests.helpers.tiny_model import forward
 from tests.helpers.traces import names_in
 
 M1 = "MONOCHROME1"
@@ -42,7 +42,7 @@ def alone(config, workdir, study):
     encoded = tokenizer.encode(reporting_prompt(study), study.findings)
     images = ImageConfig.from_dir(workdir / "model")
     pixels = [preprocess(image, images) for image in study_images(study)]
-    output = maira2.forward(
+    output = forward(
         params,
         model,
         jnp.asarray(encoded.ids)[None],

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -111,7 +112,8 @@ def test_rows_of_the_models_own_tower(tower, tmp_path, rows, n):
     images = ImageConfig.from_dir(model_dir)
     pixels = np.stack([preprocess(study.frontal, images) for study in load_studies(config.studies)])
     site = Site.parse("vision.output", model)
-    _, sites = maira2.encode_images(params, model, pixels[:, None], (site,), stop=True)
+    encode = jax.jit(maira2.encode_images, static_argnames=("cfg", "read", "stop"))
+    _, sites = encode(params, model, pixels[:, None], (site,), stop=True)
     tokens = np.asarray(sites[site.name])[:, 0]  # [images, 1 + patches, D]
     expected = {"cls": tokens[:, :1], "mean": tokens[:, 1:].mean(1, keepdims=True), "patches": tokens[:, 1:]}[rows]
     np.testing.assert_allclose(stored.read(0, 6 * n), expected.reshape(6 * n, -1), rtol=1e-5, atol=1e-5)
