@@ -8,6 +8,7 @@ from PIL import Image
 
 from maira_jax.studies.readers import phantom
 from sae import formats
+from tests.helpers import readme_run
 from tests.helpers.commands import launch
 from tests.helpers.paths import ROOT
 
@@ -21,6 +22,7 @@ SMALL = [
         "evaluate.bootstrap": 50,
         "faithfulness.n": 2,
         "faithfulness.studies": 1,
+        **{name: value for name, value in readme_run.SMALL.items() if name.startswith("localize.")},
     }.items()
 ]
 TOYS = ROOT / "tests" / "helpers" / "toys"
