@@ -5,6 +5,7 @@ a disk do not see each other's changes to a map of one file.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,19 @@ class StudyPeaks:
             own = np.flatnonzero((wanted >= first) & (wanted < first + len(np.load(path, mmap_mode="r"))))
             for begin in range(0, len(own), _ROWS):
                 rows = own[begin : begin + _ROWS]
-                # Mapped anew: what was read of a map counts as memory of this process until the map is closed.
-                part = np.load(path, mmap_mode="r")
-                found[rows] = np.maximum(found[rows], part[wanted[rows] - first, columns])
+                found[rows] = np.maximum(found[rows], _read(path, wanted[rows] - first, columns))
         return found
+
+
+def _read(path: Path, rows: np.ndarray, columns: slice) -> np.ndarray:
+    """Some rows of a file. Mapped anew: what was read of a map counts as memory of this process until it is closed."""
+    part: np.memmap = np.load(path, mmap_mode="r")
+    if len(range(part.shape[1])[columns]) < part.shape[1]:
+        return part[rows, columns]
+    # Of rows here and there a map would hold all that lies between them, up to the whole file.
+    found = np.empty((len(rows), part.shape[1]), part.dtype)
+    with path.open("rb", buffering=0) as file:
+        for row, place in zip(found, rows.tolist(), strict=True):
+            if os.preadv(file.fileno(), [row], part.offset + place * row.nbytes) != row.nbytes:
+                raise OSError(f"{path} is cut off")
+    return found

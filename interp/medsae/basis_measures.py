@@ -24,6 +24,7 @@ from interp.medsae.patient_groups import PatientGroups
 
 _NEURONS = 256  # at a time
 _THREADS = 4  # at most; each holds a block, [n, _NEURONS], and its sums
+_RESAMPLED = 32  # neurons whose correlations are resampled together: [resamples, _RESAMPLED, classes]
 _TURNED = 512  # studies of a block that are turned together, few enough for a processor's cache
 NEURON_FIGURES = ("monosemanticity", "monosemanticity_kept", "entropy_kept")
 CLASS_FIGURES = ("r", "precision", "recall", "f1")
@@ -147,10 +148,10 @@ def _columns(
     activation: np.ndarray | StudyPeaks | CutActivations, order: np.ndarray | slice, block: slice
 ) -> np.ndarray:
     """The activations of a block of neurons, a neuron per row. [neurons, n]"""
-    rows = activation[order, block]
-    columns = np.empty(rows.shape[::-1], rows.dtype)
+    rows = activation[:, block]  # as they lie in a file, and ordered here
+    columns, places = np.empty(rows.shape[::-1], rows.dtype), np.arange(len(rows))[order]
     for begin in range(0, len(rows), _TURNED):
-        columns[:, begin : begin + _TURNED] = rows[begin : begin + _TURNED].T
+        columns[:, begin : begin + _TURNED] = rows[places[begin : begin + _TURNED]].T
     return columns
 
 
@@ -172,8 +173,12 @@ class _ResampledMean:
 
 def _entropies(sums: GroupSums, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The entropy of the correlations of some neurons in resamples. [resamples, chosen]"""
-    r = sums.correlation(weights, chosen)  # [resamples, chosen, C]
-    return monosemanticity.entropy(r.reshape(-1, r.shape[2])).reshape(r.shape[:2])
+    found = np.empty((len(weights), len(chosen)))
+    for begin in range(0, len(chosen), _RESAMPLED):
+        part = slice(begin, begin + _RESAMPLED)
+        r = sums.correlation(weights, chosen[part])  # [resamples, part, C]
+        found[:, part] = monosemanticity.entropy(r.reshape(-1, r.shape[2])).reshape(r.shape[:2])
+    return found
 
 
 def _class_resamples(

@@ -52,6 +52,7 @@ def found(world, request):
         patch.setattr(group_sums, "_SPARSE", request.param)
         patch.setattr(basis_measures, "_NEURONS", 4)
         patch.setattr(group_sums, "_RESAMPLED", 3)
+        patch.setattr(basis_measures, "_RESAMPLED", 3)
         patch.setattr(basis_measures, "_TURNED", 7)
         return measure_basis(*world, train=world[3].folds(5))
 
