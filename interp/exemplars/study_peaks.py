@@ -5,7 +5,6 @@ a disk do not see each other's changes to a map of one file.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,14 +42,19 @@ class StudyPeaks:
 
 
 def _read(path: Path, rows: np.ndarray, columns: slice) -> np.ndarray:
-    """Some rows of a file. Mapped anew: what was read of a map counts as memory of this process until it is closed."""
+    """Some rows of a file. Mapped anew: what was read of a map counts as memory of this process until it is closed.
+
+    Returns:
+      float32 [rows, columns]
+    """
     part: np.memmap = np.load(path, mmap_mode="r")
     if len(range(part.shape[1])[columns]) < part.shape[1]:
         return part[rows, columns]
     # Of rows here and there a map would hold all that lies between them, up to the whole file.
     found = np.empty((len(rows), part.shape[1]), part.dtype)
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         for row, place in zip(found, rows.tolist(), strict=True):
-            if os.preadv(file.fileno(), [row], part.offset + place * row.nbytes) != row.nbytes:
+            file.seek(part.offset + place * row.nbytes)
+            if file.readinto(row.data) != row.nbytes:
                 raise OSError(f"{path} is cut off")
     return found

@@ -135,8 +135,9 @@ def fit(study_peak: Peaks, labels: StudyLabels, held_out: np.ndarray) -> Concept
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _FEATURES // _SORTED)) as pool:
         for begin in progress(range(0, n_features, _FEATURES), unit="block", desc="interpret: concepts"):
             peak = study_peak[:, begin : min(begin + _FEATURES, n_features)]  # [n, block]
-            parts = range(0, peak.shape[1], _SORTED)
-            deque(pool.map(lambda low: of_part(peak[:, low : low + _SORTED], begin + low), parts), maxlen=0)  # noqa: B023
+            lows = range(0, peak.shape[1], _SORTED)
+            parts = [peak[:, low : low + _SORTED] for low in lows]
+            deque(pool.map(of_part, parts, [begin + low for low in lows]), maxlen=0)
     return out
 
 

@@ -153,6 +153,7 @@ def _write_vectors(
         look(sent)
     embedding = files.array_on_disk(_path(folder, "embedding", own.start), np.float32, total.shape)
     embedding[:] = np.divide(total, np.bincount(number)[own.start : own.stop, None], out=total)
+    embedding.flush()  # for other hosts that share the disk
 
 
 def _path(folder: Path, name: str, begin: int) -> Path:

@@ -449,12 +449,12 @@ class ActivationStore:
 
         with ThreadPoolExecutor(self.readers) as pool:
             # One task a thread: to hand over each chunk would take a third of the time that reading it does.
-            for task in [pool.submit(copy) for _ in range(min(self.readers, len(waiting)))]:
-                try:
+            tasks = [pool.submit(copy) for _ in range(min(self.readers, len(waiting)))]
+            try:
+                for task in tasks:
                     task.result()
-                except UserError:
-                    waiting.clear()  # the other threads end, too
-                    raise
+            finally:
+                waiting.clear()  # after an error or an interrupt the other threads end, too
 
     def _rows_of_chunk(
         self, start: int, stop: int, memory: np.ndarray | None, words: np.dtype[np.unsignedinteger]
