@@ -21,7 +21,7 @@ from tests.helpers.interp_run import make_workdir
 from tests.helpers.shared import made_once
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def run_dir(tmp_path_factory):
     def make(folder):
         stage.run(atlas_config(), make_workdir(folder, 160))
@@ -29,7 +29,7 @@ def run_dir(tmp_path_factory):
     return made_once(tmp_path_factory, "atlas_interpreted", make)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def plain(run_dir, tmp_path_factory):
     """The atlas of a run that was only interpreted."""
 
@@ -40,7 +40,7 @@ def plain(run_dir, tmp_path_factory):
     return types.SimpleNamespace(workdir=workdir, atlas=Atlas(workdir / "atlas"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def full(run_dir, tmp_path_factory):
     """The atlas of a run with every stage, two sweeps, a second set of interpretations, and hostile texts."""
 

@@ -5,6 +5,6 @@ import pytest
 from tests.helpers.exemplar_world import make_world
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def world():
     return make_world()

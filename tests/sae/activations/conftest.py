@@ -1,5 +1,7 @@
 """A harvested run of a small random model, for the tests of the harvest and of the running model."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from configs import phantom
@@ -8,15 +10,22 @@ from sae.activations import harvest
 from tests.helpers.sae import make_model, set_shards
 
 
-@pytest.fixture(scope="package")
-def harvest_shards():
+@contextmanager
+def _small_shards():
     with pytest.MonkeyPatch.context() as patch:
         set_shards(patch, 512, 64)
         yield
 
 
-@pytest.fixture(scope="package")
-def config(harvest_shards, tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def harvest_shards():
+    """New stores have small shards, so that few studies fill several."""
+    with _small_shards():
+        yield
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
     config = phantom.get_config()
     config.studies.n = 24
     checkpoint = tmp_path_factory.mktemp("model") / "hf"
@@ -26,11 +35,12 @@ def config(harvest_shards, tmp_path_factory):
     return config
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def workdir(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     convert.run(config, path)
     config.profile = 2
-    harvest.run(config, path)
+    with _small_shards():
+        harvest.run(config, path)
     config.profile = 0
     return path

@@ -1,5 +1,7 @@
 """A tiny model that was trained on the phantom, for the tests of this folder."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from maira_jax.inputs import batches
@@ -7,22 +9,29 @@ from maira_jax.phantom.pretraining import stage
 from tests.helpers.tiny_recipe import tiny_config
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_length():
-    """Pads all reports to one length, for which one program is compiled."""
+@contextmanager
+def _padded_to_one_length():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "_N_LENGTHS", 1)
         yield
 
 
-@pytest.fixture(scope="package")
-def trained(one_length, tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def one_length():
+    """Pads all reports to one length, for which one program is compiled."""
+    with _padded_to_one_length():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
     """The run directory of a tiny model, and the counts of its training."""
     workdir = tmp_path_factory.mktemp("pretrain")
-    return workdir, stage.run(tiny_config(), workdir)
+    with _padded_to_one_length():
+        return workdir, stage.run(tiny_config(), workdir)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def checkpoint(trained):
     """The folder of the tiny model's checkpoint."""
     return trained[0] / "pretrain" / stage.CHECKPOINT
