@@ -8,6 +8,7 @@ as scikit-learn's `LogisticRegression` does by default.
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -104,10 +105,15 @@ def fit_dense(
     standard = np.float32(mean), np.float32(scale)
     rng = np.random.default_rng((seed, n))
     order = np.concatenate([rng.permutation(n) for _ in range(-(-_DENSE_STEPS * batch // n))])
-    for step in range(_DENSE_STEPS):
-        chosen = np.sort(order[step * batch : (step + 1) * batch])
-        params, state = _advance(params, state, rows(chosen), value[chosen], counted[chosen], standard, share)
-        jax.block_until_ready(params)  # or the activations of many steps wait in memory
+    steps = np.sort(order[: _DENSE_STEPS * batch].reshape(_DENSE_STEPS, batch), axis=1)  # [steps, b]
+    with ThreadPoolExecutor(1) as reader:  # while a step is taken, the next one's activations are read
+        reading = reader.submit(rows, steps[0])
+        for step, chosen in enumerate(steps):
+            x = reading.result()
+            if step + 1 < len(steps):
+                reading = reader.submit(rows, steps[step + 1])
+            params, state = _advance(params, state, x, value[chosen], counted[chosen], standard, share)
+            jax.block_until_ready(params)  # or the activations of many steps wait in memory
     return np.asarray(params["w"]), np.asarray(params["b"])
 
 
