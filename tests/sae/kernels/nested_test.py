@@ -51,3 +51,16 @@ def test_factors_are_rounded_and_sums_are_not():
     rounded = nested.contract("ij,ij->i", a + 2.0**-12, jnp.ones((1, 2)), "bfloat16")
     assert exact[0] == 1 + 2.0**-10
     assert rounded.dtype == jnp.float32 and rounded[0] == 1 + 2.0**-10 + 2.0**-12
+
+
+@pytest.mark.parametrize("spec", ["bd,bf->df", "bf,bd->fd", "bnf,bd->nfd"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_a_matrix_is_the_same_on_a_cpu_and_elsewhere(spec, dtype):
+    rng = np.random.default_rng(1)
+    sizes = {"b": 10, "d": 6, "n": 2, "f": 8}
+    a, b = (rng.normal(size=[sizes[axis] for axis in factor]) for factor in spec.split("->")[0].split(","))
+    a, b = jnp.float32(a), jnp.float32(b)
+    expected, found = nested.contract(spec, a, b, dtype), nested._weight_gradient_on_cpu(spec, dtype, a, b)
+    assert found.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(nested.weight_gradient(spec, a, b, dtype), found)
