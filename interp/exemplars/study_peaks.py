@@ -38,10 +38,9 @@ class StudyPeaks:
             for begin in range(0, len(own), _ROWS):
                 rows = own[begin : begin + _ROWS]
                 part = _read(path, wanted[rows] - first, columns)
-                if rows[-1] - rows[0] == len(rows) - 1:  # of studies in their order: in place
-                    np.maximum(found[rows[0] : rows[-1] + 1], part, out=found[rows[0] : rows[-1] + 1])
-                else:
-                    found[rows] = np.maximum(found[rows], part)
+                # By a slice, as of studies in their order, `found` is read without a copy.
+                places = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+                found[places] = np.maximum(found[places], part, out=part)
         return found
 
 

@@ -86,7 +86,7 @@ def fit_dense(
     """Probes of many labels on all F neurons at once, by Adam with a rate that falls to 0.
 
     Args:
-      rows: gives the activations of studies, float32 [rows, F].
+      rows: gives the activations of studies, float32 [rows, F]; a thread calls it for the next step.
       mean, scale: what activations are standardised by. [F] each
       value: the labels of P probes. bool [n, P]
       counted: the studies that each probe is fitted on. bool [n, P]
@@ -106,14 +106,14 @@ def fit_dense(
     rng = np.random.default_rng((seed, n))
     order = np.concatenate([rng.permutation(n) for _ in range(-(-_DENSE_STEPS * batch // n))])
     steps = np.sort(order[: _DENSE_STEPS * batch].reshape(_DENSE_STEPS, batch), axis=1)  # [steps, b]
-    with ThreadPoolExecutor(1) as reader:  # while a step is taken, the next one's activations are read
+    with ThreadPoolExecutor(1) as reader:  # one step ahead: activations of more would fill the memory
         reading = reader.submit(rows, steps[0])
         for step, chosen in enumerate(steps):
             x = reading.result()
             if step + 1 < len(steps):
                 reading = reader.submit(rows, steps[step + 1])
             params, state = _advance(params, state, x, value[chosen], counted[chosen], standard, share)
-            jax.block_until_ready(params)  # or the activations of many steps wait in memory
+            jax.block_until_ready(params)  # or the activations of the steps before wait in memory too
     return np.asarray(params["w"]), np.asarray(params["b"])
 
 

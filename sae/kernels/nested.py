@@ -44,6 +44,8 @@ def contract(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
 def weight_gradient(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
     """`contract` over the tokens, for a matrix's gradient: the sums of each device are added up in `dtype`.
 
+    `spec` is one of "bd,bf->df", "bf,bd->fd" and "bnf,bd->nfd", whose sizes the factors and the float32 result have.
+
     In bfloat16 half as many bytes travel between the devices along the data axis, and a sum is rounded as it is where
     PyTorch trains with autocast, whose products give gradients in bfloat16.
     """
@@ -55,16 +57,19 @@ def weight_gradient(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Ar
 
 
 def _weight_gradient_on_cpu(spec: str, dtype: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The same, of which the narrow factor is turned, and the result.
+    """`weight_gradient` by turning the factor of width d, and the result, which are small beside that of width F.
 
-    XLA would turn the wide one, or multiply it as it lies at half the speed (jaxlib 0.10).
+    Left alone, XLA turns the wide factor, or multiplies it as it lies at half the speed (jaxlib 0.10).
     """
-    factors, result = spec.split("->")
-    first, second = factors.split(",")
-    wide, x, f = (second, a, b) if first == "bd" else (first, b, a)
-    turned = lax.optimization_barrier(x.astype(dtype).T)  # [d, B]
-    gradient = contract(f"db,{wide}->d{wide[1:]}", turned, f, dtype)  # [d, ..., F]
-    return gradient if result[0] == "d" else jnp.moveaxis(lax.optimization_barrier(gradient), 0, -1)
+    first, second = spec.partition("->")[0].split(",")
+    if first == "bd":
+        narrow, wide, axes = a, b, second  # [B, d], [B, ..., F]
+    else:
+        narrow, wide, axes = b, a, first
+    # The barriers keep XLA from taking the turns into the product again.
+    turned = lax.optimization_barrier(narrow.astype(dtype).T)  # [d, B]
+    gradient = contract(f"db,{axes}->d{axes[1:]}", turned, wide, dtype)  # [d, ..., F]
+    return gradient if first == "bd" else jnp.moveaxis(lax.optimization_barrier(gradient), 0, -1)
 
 
 def groups(x: jax.Array, axis: int, group_sizes: Sequence[int], stripes: int) -> list[jax.Array]:

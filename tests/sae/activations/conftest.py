@@ -1,26 +1,21 @@
 """A harvested run of a small random model, for the tests of the harvest and of the running model."""
 
-from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 
 from configs import phantom
 from maira_jax.checkpoint import convert
-from sae.activations import harvest
-from tests.helpers.sae import make_model, set_shards
+from sae.activations import harvest, store
+from tests.helpers.sae import make_model
 
-
-@contextmanager
-def _small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        set_shards(patch, 512, 64)
-        yield
+SMALL_SHARDS = {"SHARD_ROWS": 512, "CHUNK_ROWS": 64}  # so that few studies fill several
 
 
 @pytest.fixture(scope="module", autouse=True)
-def harvest_shards():
-    """New stores have small shards, so that few studies fill several."""
-    with _small_shards():
+def small_shards():
+    """New stores have small shards in every file of this folder."""
+    with patch.multiple(store, **SMALL_SHARDS):
         yield
 
 
@@ -40,7 +35,7 @@ def workdir(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     convert.run(config, path)
     config.profile = 2
-    with _small_shards():
+    with patch.multiple(store, **SMALL_SHARDS):
         harvest.run(config, path)
     config.profile = 0
     return path

@@ -1,6 +1,6 @@
 """A tiny model that was trained on the phantom, for the tests of this folder."""
 
-from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 
@@ -9,17 +9,10 @@ from maira_jax.phantom.pretraining import stage
 from tests.helpers.tiny_recipe import tiny_config
 
 
-@contextmanager
-def _padded_to_one_length():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "_N_LENGTHS", 1)
-        yield
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_length():
     """Pads all reports to one length, for which one program is compiled."""
-    with _padded_to_one_length():
+    with patch.object(batches, "_N_LENGTHS", 1):
         yield
 
 
@@ -27,7 +20,7 @@ def one_length():
 def trained(tmp_path_factory):
     """The run directory of a tiny model, and the counts of its training."""
     workdir = tmp_path_factory.mktemp("pretrain")
-    with _padded_to_one_length():
+    with patch.object(batches, "_N_LENGTHS", 1):
         return workdir, stage.run(tiny_config(), workdir)
 
 
