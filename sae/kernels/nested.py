@@ -57,18 +57,17 @@ def weight_gradient(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Ar
 
 
 def _weight_gradient_on_cpu(spec: str, dtype: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """`weight_gradient` by turning the factor of width d, and the result, which are small beside that of width F.
+    """`weight_gradient` that transposes the factor of width d and the result, not the one of width F.
 
-    Left alone, XLA turns the wide factor, or multiplies it as it lies at half the speed (jaxlib 0.10).
+    Without the barriers XLA transposes the wide factor, or multiplies it as it lies at half the speed (jaxlib 0.10).
     """
     first, second = spec.partition("->")[0].split(",")
     if first == "bd":
         narrow, wide, axes = a, b, second  # [B, d], [B, ..., F]
     else:
         narrow, wide, axes = b, a, first
-    # The barriers keep XLA from taking the turns into the product again.
-    turned = lax.optimization_barrier(narrow.astype(dtype).T)  # [d, B]
-    gradient = contract(f"db,{axes}->d{axes[1:]}", turned, wide, dtype)  # [d, ..., F]
+    transposed = lax.optimization_barrier(narrow.astype(dtype).T)  # [d, B]
+    gradient = contract(f"db,{axes}->d{axes[1:]}", transposed, wide, dtype)  # [d, ..., F]
     return gradient if first == "bd" else jnp.moveaxis(lax.optimization_barrier(gradient), 0, -1)
 
 
