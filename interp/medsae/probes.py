@@ -6,6 +6,7 @@ labels and over several random splits of the patients; their intervals are over 
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ MIN_STUDIES = 5
 _BLOCK = 4096  # studies scored at a time
 _COLUMNS = 256  # neurons read at a time
 _BATCH_VALUES = 1 << 24  # activations of probes that are fitted together
+_HELD_VALUES = 1 << 25  # activations, of 128 MiB, that dense probes hold; more are read for every step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +187,8 @@ def _dense_probes(
     counted = (fitted[:, :, None] & labels.known[:, None]).reshape(n, -1)  # [n, splits * labels]
     blocks = [slice(begin, begin + _BLOCK) for begin in range(0, n, _BLOCK)]
     if directions is None:
+        if math.prod(activation.shape) <= _HELD_VALUES:
+            activation = np.asarray(activation[:, :])
         standard = _standard(activation, blocks)
     else:
         x = embedding - embedding.mean(0, dtype=np.float64)

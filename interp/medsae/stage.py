@@ -178,16 +178,17 @@ def _table(basis: str, rules: dict[str, comparison.BasisMeasures], concepts: tup
     for rule, measured in rules.items():
         suffix = "" if rule == comparison.MEDSAE else f"_{rule}"
         for field in dataclasses.fields(NeuronMeasures):
-            values = getattr(measured.measures, field.name)
+            values = getattr(measured.measures, field.name)  # [F] or [F, C]
             columns[field.name + suffix] = (
-                [dict(zip(concepts, map(_number, row), strict=True)) for row in values]
+                pa.StructArray.from_arrays([_or_null(own) for own in values.T], concepts)
                 if values.ndim == 2
-                else list(map(_number, values))
+                else _or_null(values)
             )
     columns["active_by_rank"] = n_active
     schema = neuron_schema(concepts)
     return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _or_null(values: np.ndarray) -> pa.Array:
+    """Numbers [F], with null for what is not finite."""
+    return pa.array(values, pa.float64(), mask=~np.isfinite(values))

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from interp.exemplars.study_peaks import StudyPeaks
 from interp.features.concepts import StudyLabels
 from interp.medsae import probes
 from interp.medsae.basis_measures import measure_basis
@@ -73,6 +74,22 @@ def test_scores_are_those_of_the_patients_left_out_alone(results):
     score, y = activations["features"][test, 4], labels.value[test, 0]
     wins = [np.sign(s - t) / 2 + 0.5 for s, t in itertools.product(score[y], score[~y])]
     assert row["auroc"] == pytest.approx(np.mean(wins))
+
+
+def test_activations_that_are_read_for_every_step_give_the_same_probes(results, tmp_path, monkeypatch):
+    (activations, labels, groups, splits), _, table = results
+    np.save(tmp_path / "peaks.npy", activations["features"])
+    peaks = StudyPeaks(activations["features"].shape, [(tmp_path / "peaks.npy", 0)])
+    monkeypatch.setattr(probes, "_HELD_VALUES", 0)
+    common = StudyLabels(labels.concepts[:2], labels.value[:, :2], labels.known[:, :2])
+    rows = probes._dense_probes(peaks, None, activations["features"], common, groups, splits, 0)
+    found = [(row.split, row.concept, row.auroc, row.f1) for row in rows]
+    expected = [
+        (row["split"], row["concept"], row["auroc"], row["f1"])
+        for row in table.to_pylist()
+        if (row["basis"], row["k"]) == ("features", "dense")
+    ]
+    assert found == expected and len(expected) == 4
 
 
 def test_resamples_weight_whole_patients(results):
