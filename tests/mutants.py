@@ -34,6 +34,7 @@ from tests.helpers.paths import ROOT
 TESTS = {
     "sae/training/loss.py": ("tests/sae/training/loss_test.py", "tests/sae/training/gradients_test.py"),
     "sae/training/gradients.py": ("tests/sae/training/gradients_test.py",),
+    "sae/kernels/kth_largest.py": ("tests/sae/kernels/kth_largest_test.py",),
     "sae/variants": ("tests/sae/variants", "tests/sae/training/gradients_test.py"),
     "sae/formats": ("tests/sae/formats",),
     "interp/llm/egress.py": ("tests/interp/llm/egress_test.py",),

@@ -83,10 +83,11 @@ def test_more_entries_than_float32_counts():
         (np.full((4, 4), -0.0, np.float32), 3),
         (np.array([[0.0, -0.0, 1e-30, 2.0], [-1.0, -0.0, 1e30, 0.0]], np.float32), 6),
         (np.array([[2.0, 1.0, 1.0], [1.0, 1.0, 3.0]], np.float32), 4),
+        (np.array([[2.0, 1.0], [1.0, 0.5]], np.float32), 2),
         (np.array([[np.nan, 1.0, -3.0]], np.float32), 2),
         (np.array([[5.0]], np.float32), 1),
     ],
-    ids=["equal", "zero", "negative zero", "few positive", "ties", "nan", "one"],
+    ids=["equal", "zero", "negative zero", "few positive", "ties", "one tie too many", "nan", "one"],
 )
 def test_corner_cases(z, count, search):
     mask, smallest = top_k(z, count, search)
@@ -123,3 +124,20 @@ def test_row_threshold_keeps_the_largest_of_each_row():
         largest = np.sort(z, axis=1)[:, -count:]
         np.testing.assert_array_equal(kept.sum(1), (largest > 0).sum(1))
         np.testing.assert_array_equal(np.where(kept, z, 0).sum(1, dtype=np.float64), largest.sum(1, dtype=np.float64))
+
+
+@pytest.mark.parametrize("reversed_columns", [False, True])
+def test_every_row_keeps_its_largest_and_of_equal_ones_the_first_columns(reversed_columns):
+    """Rows with fewer positive entries than `k`, as many, and more; ties of one entry too many, and of all."""
+    z = np.random.default_rng(2).choice([0.0, -0.0, -1.0, 0.25, 0.5, 0.75], size=(64, 9)).astype(np.float32)
+    z[:3] = [[0] * 9, [1] * 9, [3, 2, 2, 2, 0, 0, 0, 0, 0]]
+    rank = np.arange(9)[::-1] if reversed_columns else np.arange(9)
+    order = jnp.asarray(rank, jnp.int32) if reversed_columns else None
+    for k in (1, 3, 9):
+        keep, smallest = kth_largest.row_top_k(jnp.asarray(z), k, order)
+        expected = np.zeros_like(z, bool)
+        for row, values in enumerate(z):
+            first = np.lexsort((rank, -values))[:k]
+            expected[row, first] = values[first] > 0
+        np.testing.assert_array_equal(keep, expected)
+        assert smallest == z[expected].min()
