@@ -100,7 +100,7 @@ def test_adjustment_as_in_maira2():
     assert tall == PhraseBox(42 / 400, 182 / 601, 362 / 400, 302 / 601)
 
 
-@pytest.mark.parametrize(("height", "width"), [(100, 100), (100, 173), (300, 101), (64, 65)])
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (100, 173), (300, 101), (101, 300), (64, 65)])
 def test_a_box_lies_where_the_pixels_that_the_model_sees_come_from(height, width):
     """A bright rectangle is found in the preprocessed square, and leads back to where it was drawn."""
     side = min(height, width)

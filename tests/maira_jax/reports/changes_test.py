@@ -18,6 +18,9 @@ def test_what_was_added_and_what_is_off_target() -> None:
     assert found.removed == ()
     assert found.off_target
     assert "+left pleural effusion" in found.concepts
+    lost = compare(BOTH, CLEAR, "left pleural effusion").concepts
+    assert {"-left pleural effusion", "-pacemaker"} <= set(lost)
+    assert set(lost) == {("-" if name[0] == "+" else "+") + name[1:] for name in found.concepts}
     assert not compare(CLEAR, LEFT, "left pleural effusion").off_target
     assert compare(LEFT, CLEAR, "pleural effusion").removed == ("left pleural effusion",)
     assert compare(CLEAR, LEFT, "right pleural effusion").off_target

@@ -65,6 +65,48 @@ def test_the_cut_is_that_of_a_partition(search):
         assert cut == np.partition(z.reshape(-1), -count)[-count]
 
 
+@pytest.mark.parametrize(("times", "passes"), [(0.0, 14), (1.0, 2), (1.003, 10), (0.9, 15), (3.0, 15)])
+@pytest.mark.parametrize("count", [64, 4096, 50_000])
+def test_passes_over_the_matrix_are_few(monkeypatch, times, passes, count):
+    """Bisection takes 31. A guess of `times` the threshold saves most of them, and a bad one costs next to none."""
+    taken = []
+
+    def counted(unfinished, narrow, carry):
+        while unfinished(carry):
+            carry = narrow(carry)
+            taken.append(carry)
+        return carry
+
+    monkeypatch.setattr(kth_largest.lax, "while_loop", counted)
+    z = np.maximum(np.random.default_rng(0).normal(size=(256, 1024)), 0).astype(np.float32)
+    threshold = np.partition(z.reshape(-1), -count)[-count]
+    search = Search(guess=np.float32(times * threshold))
+    assert kth_largest.kth_largest(jnp.asarray(z), count, search) == threshold
+    assert 0 < len(taken) <= passes
+
+
+@pytest.mark.parametrize("count", [640, 8192, 60_000])
+def test_candidates_are_few_and_suffice(monkeypatch, count):
+    """Two slots for each wanted entry hold all candidates of evenly spread entries; one row of them has 1,024 slots."""
+    searched, sizes, entries = [], [], kth_largest.kept_entries.entries
+
+    def chosen(enough, of_candidates, of_all):
+        searched.append(bool(enough))
+        return of_candidates()
+
+    def of_size(mask, size):
+        sizes.append(size)
+        return entries(mask, size)
+
+    monkeypatch.setattr(kth_largest.lax, "cond", chosen)
+    monkeypatch.setattr(kth_largest.kept_entries, "entries", of_size)
+    z = np.maximum(np.random.default_rng(0).normal(size=(1000, 512)), 0).astype(np.float32)
+    found = kth_largest.kth_largest(jnp.asarray(z), count, Search(candidates=True))
+    assert found == np.partition(z.reshape(-1), -count)[-count]
+    assert searched == [True]
+    assert 2 * count <= sizes[0] < 2 * count + 1024
+
+
 def test_more_entries_than_float32_counts():
     """Above 2^24 in one row a float32 sum would no longer count."""
     n = 4100
