@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from interp import sets
-from interp.features.relatives import MIN_COSINE, weighted_words
+from interp.features.relatives import MIN_COSINE, telling_words, weighted_words
 from interp.features.summary import rank_correlation, scores_of
 
 _COMPARED = {"name": pa.string(), "explanation": pa.string(), "score": pa.float64(), "detection": pa.float64()}
@@ -41,7 +41,8 @@ def compare(workdir: Path, name: str, other: str = sets.OWN_SET) -> tuple[pa.Tab
     features = sorted(first.keys() | second.keys())
     pairs = [(first.get(feature, _NOTHING), second.get(feature, _NOTHING)) for feature in features]
     n = len(features)
-    words = weighted_words([pair[side]["explanation"] for side in (0, 1) for pair in pairs])
+    texts = [pair[side]["explanation"] for side in (0, 1) for pair in pairs]
+    words, telling = weighted_words(texts), telling_words(texts)
     both = np.array([all(row["explanation"] for row in pair) for pair in pairs], bool)
     agreement = np.asarray(words[:n].multiply(words[n:]).sum(1)).ravel() if n else np.zeros(0)  # [n]
     left, right = words[:n][both], words[n:][both]
@@ -56,7 +57,7 @@ def compare(workdir: Path, name: str, other: str = sets.OWN_SET) -> tuple[pa.Tab
         "both": int(both.sum()),
         "agreement": _mean(agreement[both]),
         "agreement_shuffled": _mean(others),
-        "same": _mean(agreement[both] >= MIN_COSINE),
+        "same": _mean(((agreement >= MIN_COSINE) & (telling[:n] == telling[n:]))[both]),
         "spearman": {
             "detection": _correlation(table["detection"], table["other_detection"]),
             "score": _correlation(table["score"], table["detection"]),

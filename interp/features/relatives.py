@@ -8,11 +8,14 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from interp.exemplars.neighbours import MIN_CONTEXTS, ROWS
+from maira_jax.studies.study import SIDES, ZONES
 
 # A parent is active in a share of the child's contexts that is larger than its share of all contexts by this much.
 MIN_EXCESS = 0.5
 # Explanations are near-duplicates from this cosine of their weighted word counts.
 MIN_COSINE = 0.8
+# One of these words more or less makes an explanation say something else, however many other words two have in common.
+_TELLING = frozenset((*SIDES, "bilateral", *ZONES, "middle", "no", "not", "without", "normal"))
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -45,13 +48,24 @@ def parents(active: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return parent, share
 
 
+def _words(text: str | None) -> set[str]:
+    return set(_WORD.findall(text.lower())) if text else set()
+
+
+def telling_words(texts: Sequence[str | None]) -> np.ndarray:
+    """Which words of side, zone and negation each text has, as a number that equal choices share. int32 [texts]"""
+    chosen = [frozenset(_words(text) & _TELLING) for text in texts]
+    number = {words: i for i, words in enumerate(dict.fromkeys(chosen))}
+    return np.array([number[words] for words in chosen], np.int32)
+
+
 def weighted_words(texts: Sequence[str | None]) -> sp.csr_matrix:
     """The words of each text, weighted by inverse document frequency: those with which all begin do not count.
 
     Returns:
       Rows of length 1, or of zeros without words. float64 [texts, words]
     """
-    words = [sorted(set(_WORD.findall(text.lower()))) if text else [] for text in texts]
+    words = [sorted(_words(text)) for text in texts]
     number: dict[str, int] = {}
     pairs = [(row, number.setdefault(word, len(number))) for row, group in enumerate(words) for word in group]
     row, column = np.array(pairs, int).reshape(-1, 2).T
@@ -64,6 +78,8 @@ def weighted_words(texts: Sequence[str | None]) -> sp.csr_matrix:
 def near_duplicates(explanations: Sequence[str | None]) -> np.ndarray:
     """Groups near-duplicate explanations: chains of pairs whose `weighted_words` have a high cosine.
 
+    Words of side, zone and negation must be the same: findings on the left are not those on the right.
+
     Args:
       explanations: the explanation of each feature; None without one.
 
@@ -74,8 +90,11 @@ def near_duplicates(explanations: Sequence[str | None]) -> np.ndarray:
     out = np.where(unit.getnnz(axis=1) > 0, np.arange(len(explanations)), -1).astype(np.int32)
     if not len(out):
         return out
-    edges = [unit[begin : begin + ROWS] @ unit.T >= MIN_COSINE for begin in range(0, len(out), ROWS)]
-    _, component = connected_components(sp.vstack(edges), directed=False)
+    edges = sp.vstack([unit[begin : begin + ROWS] @ unit.T >= MIN_COSINE for begin in range(0, len(out), ROWS)]).tocoo()
+    telling = telling_words(explanations)
+    same = telling[edges.row] == telling[edges.col]
+    alike = sp.coo_matrix((edges.data[same], (edges.row[same], edges.col[same])), shape=edges.shape)
+    _, component = connected_components(alike, directed=False)
     first = np.full(component.max() + 1, len(out))
     np.minimum.at(first, component, np.arange(len(out)))
     return np.where(out >= 0, first[component], -1).astype(np.int32)

@@ -53,6 +53,16 @@ def test_agreement_is_of_rare_words(workdir):
     assert summary["agreement_shuffled"] == pytest.approx(0) and summary["same"] == pytest.approx(2 / 3)
 
 
+def test_the_other_side_is_not_the_same(tmp_path):
+    rare = ["linear atelectasis", "air bronchograms", "apical cap", "hilar mass"]
+    sides = ["left", "right", "left", "right"]
+    written(tmp_path, "interp", [f"{words}, {side} lung" for words, side in zip(rare, sides, strict=True)])
+    written(tmp_path, "released", [f"{words}, left lung" for words in rare])
+    table, summary = compare(tmp_path, "released")
+    assert min(table["agreement"].to_pylist()) > 0.8
+    assert summary["same"] == 0.5
+
+
 def test_scores_are_compared_by_rank(workdir):
     # Of features 0, 1 and 3, which both have: 0.8, 0.5, 0.7 ranks as 0.9, 0.6, 0.8 does, and 0.1, 0.9, 0.4 against it.
     assert compare(workdir, "released")[1]["spearman"] == {"detection": pytest.approx(1), "score": pytest.approx(-1)}

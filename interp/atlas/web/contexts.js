@@ -2,8 +2,9 @@
 const [KIND, DECILE, SECTION, STUDY, MAX, TOKENS, HEAT, PICTURE] = [0, 1, 2, 3, 4, 5, 6, 7];
 const isImage = (context) => context.length > PICTURE;
 function contextsPanel(i, found) {
-  if (!D.shows_studies) return panel("Contexts", h("p", { class: "soft" }, "This atlas was written without texts and images of studies."));
-  if (!found.contexts.length) return panel("Contexts", h("p", { class: "soft" }, F.density[i] ? "None in the training studies." : "It was never active."));
+  const title = OF_IMAGES ? "Images" : "Contexts";
+  if (!D.shows_studies) return panel(title, h("p", { class: "soft" }, "This atlas was written without texts and images of studies."));
+  if (!found.contexts.length) return panel(title, h("p", { class: "soft" }, F.density[i] ? "None in the training studies." : "It was never active."));
   const of = (kind) => found.contexts.filter((context) => D.kinds[context[KIND]] === kind);
   const block = (title, rows) => {
     if (!rows.length) return [];
@@ -12,7 +13,7 @@ function contextsPanel(i, found) {
       images.length ? h("div", { class: "gallery" }, images.map((row) => contextImage(row, i))) : null];
   };
   const images = found.contexts.some(isImage);
-  return panel(OF_IMAGES ? "Images" : "Contexts", images ? [picturesNote(), h("p", { class: "soft small" }, D.grid
+  return panel(title, images ? [picturesNote(), h("p", { class: "soft small" }, D.grid
     ? "Colours show the patches on which the feature is active; the strongest colour is its largest activation anywhere." + (OF_IMAGES ? "" : " A context of an image is a run of its patches; the study's page has them all.")
     : OF_IMAGES ? "The rows of this encoder are whole images, so there are no heat maps." : "Of an image, the last token alone is among the activations, so there are no heat maps.")] : null,
     block("Strongest", of("top")),

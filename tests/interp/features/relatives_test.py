@@ -33,3 +33,14 @@ def test_explanations_that_say_nearly_the_same_are_grouped():
     # What all explanations begin with does not make them near-duplicates.
     prefixed = [f"Offline judge: text that mentions {word}" for word in ("oedema", "tube", "heart", "tube")]
     assert relatives.near_duplicates(prefixed).tolist() == [0, 1, 2, 1]
+
+
+def test_the_other_side_or_a_denial_is_no_near_duplicate():
+    texts = [
+        "consolidation with air bronchograms in the left upper lobe",
+        "consolidation with air bronchograms in the right upper lobe",
+        "no consolidation with air bronchograms in the left upper lobe",
+        "air bronchograms, with consolidation, in the left upper lobe",
+    ]
+    others = ["pacemaker", "tubes", "effusion", "enlarged heart", "prior", "pneumothorax", "oedema", "telephone"]
+    assert relatives.near_duplicates([*texts, *others]).tolist()[:4] == [0, 1, 2, 0]
