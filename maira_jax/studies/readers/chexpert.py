@@ -9,6 +9,7 @@ Source: Irvin et al., "CheXpert", AAAI 2019. The labels of train.csv are mined f
 radiologists'. The order of a patient's studies in time is not published, so no study has a prior.
 """
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -75,11 +76,15 @@ def labels_of(row: Mapping[str, str], uncertain: str) -> dict[str, bool]:
       ValueError: a label is something else.
     """
     meaning = {_POSITIVE: True, _NEGATIVE: False} | _UNCERTAIN_IS[uncertain]
-    given = {name: float(row[column]) for column, name in CONCEPTS.items() if row[column]}
-    for name, value in given.items():
-        if value not in (_POSITIVE, _NEGATIVE, _UNCERTAIN):
-            raise ValueError(f"{name} is {value:g}, not 1, 0 or -1")
+    given = {name: _value(name, row[column]) for column, name in CONCEPTS.items() if row[column]}
     return {name: meaning[value] for name, value in given.items() if value in meaning}
+
+
+def _value(name: str, text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if float(text) in (_POSITIVE, _NEGATIVE, _UNCERTAIN):
+            return float(text)
+    raise ValueError(f"{name} is {text}, not 1, 0 or -1")
 
 
 def read(root: Path, *, split: str | None = None, uncertain: str = "unknown", n: int | None = None) -> list[Study]:
@@ -118,10 +123,14 @@ def read(root: Path, *, split: str | None = None, uncertain: str = "unknown", n:
 def _views(table: Path) -> dict[tuple[str, str], list[dict[str, str]]]:
     """(Patient, study) -> the rows of its images; `Path` becomes relative to the folder of the table."""
     found: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    seen: set[str] = set()
     for row in rows(table, ("Path", "Frontal/Lateral", "AP/PA", *CONCEPTS)):
         match = _PATH.fullmatch(row["Path"])
         if match is None:
             raise UserError(f"{table}: the path {row['Path']!r} names no patient and study: restore the table")
+        if match[1] in seen:  # with other labels, perhaps
+            raise UserError(f"{table}: {row['Path']} is listed twice: restore the table, or remove one of the rows")
+        seen.add(match[1])
         found[match[2], match[3]].append(row | {"Path": match[1]})
     return found
 

@@ -76,7 +76,9 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
     _release(root)
     table = root / "train.csv"
     for old, new, says in (
-        (",1.0,,,,,,,,,0.0", ",2.0,,,,,,,,,0.0", "no finding is 2, not 1, 0 or -1"),
+        (",1.0,,,,,,,,,0.0", ",2.0,,,,,,,,,0.0", "no finding is 2.0, not 1, 0 or -1"),
+        (",1.0,,,,,,,,,0.0", ",yes,,,,,,,,,0.0", "no finding is yes, not 1, 0 or -1"),
+        ("patient00003/", "patient00001/", "train/patient00001/study1/view1_frontal.jpg is listed twice: restore"),
         ("patient00001/", "someone/", "names no patient and study"),
         ("Support Devices", "Devices", "no column 'Support Devices'"),
     ):

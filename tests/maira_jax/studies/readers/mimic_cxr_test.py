@@ -125,7 +125,7 @@ def test_says_what_is_missing(root: Path) -> None:
         mimic_cxr.read(root)
     columns = ",".join(chexpert.CONCEPTS)
     table.write_bytes(gzip.compress(f"study_id,{columns}\n50000001,2.0{',' * 13}\n".encode()))
-    with pytest.raises(UserError, match="study 50000001: no finding is 2, not 1, 0 or -1"):
+    with pytest.raises(UserError, match="study 50000001: no finding is 2.0, not 1, 0 or -1"):
         mimic_cxr.read(root)
     table.write_bytes(b"plain")
     with pytest.raises(UserError, match="not a readable CSV"):

@@ -54,6 +54,9 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         load_studies({"source": "nih_cxr14", "path": str(tmp_path)})
     with pytest.raises(UserError, match="split is 'test', but .*studies.csv has no splits"):
         load_studies({"source": "nih_cxr14", "path": str(_folder(tmp_path)), "split": "test"})
+    twice = str(_folder(tmp_path, "1_0,1,0,50,M,PA,Edema,,", "1_0,1,0,50,M,PA,Mass,,"))
+    with pytest.raises(UserError, match="lists the study nih-1_0 twice: remove one of its rows"):
+        load_studies({"source": "nih_cxr14", "path": twice})
     with pytest.raises(UserError, match="lists no studies"):
         nih_cxr14.read(_folder(tmp_path))
     with pytest.raises(UserError, match="unknown label 'Cold'"):
