@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from absl import logging
 
 from maira_jax.errors import UserError
 from maira_jax.inputs.image import to_grey
@@ -58,6 +59,12 @@ def load_readable(section: Mapping[str, Any], workdir: Path, readers: int | None
             f"image files cannot be read: {named}{more}; {report} says why: replace them, or leave their studies out "
             "with --config.studies.on_error=skip"
         )
+    logging.warning(
+        "studies with an image that cannot be read are left out: %d of %d; %s says why",
+        len(skipped),
+        len(studies),
+        report,
+    )
     return [study for study in studies if study.study_id not in skipped]
 
 

@@ -35,9 +35,11 @@ def test_all_are_named_before_anything_else(section, tmp_path, readers):
     assert all(entry["image"].endswith(".png") and entry["image"] in entry["reason"] for entry in found)
 
 
-def test_their_studies_can_be_skipped(section, tmp_path):
+def test_their_studies_can_be_skipped(section, tmp_path, caplog):
     studies = load_readable(section | {"on_error": "skip"}, tmp_path, 0)
     assert [study.study_id for study in studies] == ["s0", "s2"]
+    (warning,) = caplog.messages
+    assert warning == f"studies with an image that cannot be read are left out: 4 of 6; {tmp_path}/images.json says why"
 
 
 def test_images_that_have_not_changed_are_not_read_again(section, tmp_path, monkeypatch):
