@@ -68,6 +68,13 @@ def _read(path: Path, specs: dict[ParameterPath, ParameterSpec]) -> Params:
         if str(name).startswith(_TOWER) and not str(name).endswith(_BUFFERS)
     }
     table = torch_entries(specs)
+    if not any(entry.name in tensors for entry in table):
+        other = next(map(str, state), None)
+        holds = f"but {len(state)} others, such as {other}" if other else "since it holds none"
+        raise UserError(
+            f"{path} holds no tensor of this image encoder, {holds}: give MedCLIP's {_FILE} in harvest.weights, or "
+            "choose the harvest.encoder that it was trained with"
+        )
     found = {
         name: FoundTensor(path.name, name, _CODES.get(tensor.dtype, tensor.dtype.name), tensor.shape)
         for name, tensor in tensors.items()

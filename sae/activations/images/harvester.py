@@ -95,12 +95,14 @@ class ImageHarvester:
           UserError: a field is out of range, a checkpoint or a study cannot be read, or no study has an image.
         """
         harvest, run = HarvestSection.of(config), RunSection.of(config)
+        # The encoder comes first: to decode every image once takes hours of a large data set.
+        loaded = ENCODERS.get(harvest.encoder).load(harvest.weights, Path(workdir) / "model", run.mesh, run.seed)
+        loaded = dataclasses.replace(loaded, encoder=loaded.encoder.after(harvest.block))
+        loaded.encoder.chosen_rows(harvest.rows)
         found = load_readable(config.studies, Path(workdir), harvest.readers)
         studies = [study for study in found if study.frontal is not None]
         if not studies:
             raise UserError("no study has a frontal image: give other studies")
-        loaded = ENCODERS.get(harvest.encoder).load(harvest.weights, Path(workdir) / "model", run.mesh, run.seed)
-        loaded = dataclasses.replace(loaded, encoder=loaded.encoder.after(harvest.block))
         return cls(loaded, studies, harvest, batch_size or harvest.batch_size)
 
     def close(self) -> None:

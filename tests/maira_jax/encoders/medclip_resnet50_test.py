@@ -71,7 +71,15 @@ class _Malicious:
             lambda t: t.update({f"{PREFIX}bn1.bias": torch.full((8,), torch.inf)}),
             "holds a value of model.bn1.bias that is not finite: download",
         ),
-        "other": (lambda t: t.clear(), r"missing: .*model.layer1.\{0-1\}.conv1.weight"),
+        "half": (
+            lambda t: [t.pop(name) for name in list(t) if ".layer1." in name],
+            r"missing: .*model.layer1.\{0-1\}.conv1.weight",
+        ),
+        "none": (lambda t: t.clear(), "no tensor of this image encoder, since it holds none: give MedCLIP's"),
+        "other": (
+            lambda t: [t.update({f"swin.{name}": t.pop(name)}) for name in list(t)],
+            r"no tensor of this image encoder, but \d+ others, such as swin.vision_model.*: give .* or choose",
+        ),
         "malicious": (lambda t: t.update({"text_model": _Malicious()}), "cannot be read as tensors"),
         "no tensor": (lambda t: t.update({"epoch": 3}), "is no dict of tensors: give MedCLIP's pytorch_model.bin"),
     }.values(),

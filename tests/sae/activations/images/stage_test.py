@@ -184,6 +184,17 @@ def test_fields_out_of_range(config, tmp_path, fields, message):
 
 
 @pytest.mark.parametrize(
+    "fields, message",
+    [({"weights": "nowhere.bin"}, "harvest.weights is 'nowhere.bin'"), ({"rows": "cls"}, "harvest.rows is 'cls'")],
+)
+def test_no_image_is_read_before_the_encoder_is_known_to_run(config, tmp_path, monkeypatch, fields, message):
+    monkeypatch.setattr(harvester, "load_readable", lambda *_: pytest.fail("images are decoded"))
+    config.harvest.update(fields)
+    with pytest.raises(UserError, match=message):
+        harvest.run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
     "image, params, memory, data, expected",
     [
         (2**24, 2**27, None, 3, 18),
