@@ -60,7 +60,9 @@ class LoopClock:
 
     def summary(self, inputs: str) -> str:
         """A sentence on the whole loop, whose inputs are called `inputs`."""
+        # The loop also waits while the device still works on what it was given before.
+        waited = min(self.waited, max(self.seconds - self.busy, 0.0))
         return (
             f"the device had work for {self.busy:.1f} of {self.seconds:.1f} s ({self.share():.0%}), and waited for "
-            f"{inputs} for {self.waited:.1f} s at most"
+            f"{inputs} for {waited:.1f} s at most"
         )
