@@ -151,7 +151,7 @@ def sentences(found: Sequence[Comparison], control: str = DIRECTIONS) -> str:
 
 
 def _sentence(each: Comparison, control: str) -> str:
-    form = f".{each.places}f"
+    form = f".{_telling_places(each, control)}f"
     own, other = (_shown(each.found[basis][0], None, form) for basis in (FEATURES, control))
     figures = f"{each.measure}: {own} against {other} ({_shown(*each.gained[control], f'+{form}')})."
     if each.is_better(control):
@@ -159,6 +159,15 @@ def _sentence(each: Comparison, control: str) -> str:
     if each.is_worse(control):
         return f"Features are worse than {control} at {figures}"
     return f"Features are not shown to differ from {control} at {figures}"
+
+
+def _telling_places(each: Comparison, control: str) -> int:
+    """As many decimal places as tell the interval of a shown difference from 0, at most two more than the measure's."""
+    places, interval = each.places, each.gained[control][1]
+    if interval is None or not (each.is_better(control) or each.is_worse(control)):
+        return places
+    nearest = min(map(abs, interval))
+    return next((n for n in (places, places + 1) if round(nearest, n) > 0), places + 2)
 
 
 def _shown(value: float | None, interval: Sequence[float] | None, form: str) -> str:

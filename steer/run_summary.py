@@ -35,7 +35,7 @@ def of_images(workdir: Path, control: str) -> str:
       control: why its figures are those of a control; empty if they are not.
     """
     return (
-        f"\n{_autoencoder(workdir / 'sae')}\n"
+        f"\n{_autoencoder(workdir / 'sae')}\n{_companions(workdir)}"
         f"{_features(files.read_json(workdir / 'interp' / 'summary.json'))}\n"
         f"{measured(files.read_json(workdir / 'label' / 'summary.json'))}\n"
         + (f"A control, not a result: {control}\n" if control else "")
@@ -44,8 +44,17 @@ def of_images(workdir: Path, control: str) -> str:
 
 
 def _autoencoder(folder: Path) -> str:
-    sae = files.read_json(folder / "metrics.json")
-    return f"SAE: fraction of variance unexplained {sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']}"
+    sae, name = files.read_json(folder / "metrics.json"), folder.name.removeprefix("sae").removeprefix("-")
+    return (
+        f"SAE{f' {name}' if name else ''}, on {sae['tokens']:,} held-out rows: fraction of variance unexplained "
+        f"{sae['fvu']:.3f}, L0 {sae['l0']:.1f}, dead features {sae['dead']:,}"
+    )
+
+
+def _companions(workdir: Path) -> str:
+    """The lines of the autoencoders that were trained on the same stream."""
+    folders = sorted(path.parent for path in workdir.glob("sae-*/metrics.json"))
+    return "".join(f"{_autoencoder(folder)}\n" for folder in folders)
 
 
 def _features(interp: Mapping[str, Any]) -> str:

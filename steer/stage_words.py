@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from interp import advantage
 from interp.atlas.gathering.steering import SMALLEST
+from interp.medsae.comparison import BY_RANK
 from interp.sets import SCORED, stage_name
 from maira_jax.reports.text import marked_difference
 from maira_jax.run import files, storage
@@ -60,13 +61,15 @@ def of_labels(config: ConfigDict, workdir: Path) -> str:
 
 
 def measured(label: Mapping[str, Any]) -> str:
-    """Measures of the summary of the label stage, by basis, and of heat maps where there are boxes, as tables."""
+    """Measures of the summary of the label stage, by basis, and of heat maps where there are boxes, as tables.
+
+    Each measure is given as MedSAE defines it, and by rank, which alone compares features with controls.
+    """
     bases, probing = label["bases"], label["probing"]["bases"]
     rows = [["", *bases]]
+    by_rank = {basis: part[BY_RANK] for basis, part in bases.items()}
     for name, title in _MEASURES.items():
-        means = [part[name]["mean"] if name in part else part["mean_over_classes"][name] for part in bases.values()]
-        intervals = [part["intervals"][name] for part in bases.values()]
-        rows.append([title, *(_with_interval(*found) for found in zip(means, intervals, strict=True))])
+        rows += [[title, *_figures(bases, name)], [f"{title}, by rank", *_figures(by_rank, name)]]
     for size in _PROBE_SIZES:
         found = [probing[basis].get(size) for basis in bases]
         cells = ["" if part is None else _with_interval(part["auroc"], part["auroc_interval"]) for part in found]
@@ -78,6 +81,13 @@ def measured(label: Mapping[str, Any]) -> str:
         "patients, with 95 % intervals:"
     )
     return "\n".join([head, *_indented(rows), *_places(label["localisation"])])
+
+
+def _figures(bases: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """A measure of each basis, with its interval."""
+    means = [part[name]["mean"] if name in part else part["mean_over_classes"][name] for part in bases.values()]
+    intervals = [part["intervals"][name] for part in bases.values()]
+    return [_with_interval(*found) for found in zip(means, intervals, strict=True)]
 
 
 def _places(localised: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """What is said of features against controls: the table, and which sentence each measure is in."""
 
+import pytest
+
 from interp import advantage
 from maira_jax.run import files
 
@@ -63,6 +65,22 @@ def test_each_measure_is_in_the_sentence_that_its_interval_says():
             (rest, "detection: 0.76 against 0.78 (-0.02 [-0.04, +0.01])"),
         )
     ]
+
+
+@pytest.mark.parametrize(
+    "difference, shown",
+    [
+        ((0.002, 0.0006, 0.0033), "0.802 against 0.700 (+0.002 [+0.001, +0.003])"),
+        ((-0.002, -0.0033, -0.0002), "0.8020 against 0.7000 (-0.0020 [-0.0033, -0.0002])"),
+        ((0.002, -0.0006, 0.0033), "0.80 against 0.70 (+0.00 [-0.00, +0.00])"),
+    ],
+)
+def test_a_shown_difference_has_digits_that_tell_it_from_0(difference, shown):
+    bases = LABEL["probing"]["bases"] | {"features": {"1": {"auroc": 0.802, "auroc_interval": None}}}
+    gains = {"features minus random directions": {"1": {"auroc": gained(*difference)}}}
+    label = LABEL | {"probing": {"bases": bases, "differences": gains}}
+    found = advantage.sentences(advantage.comparisons(INTERP, label))
+    assert f"random directions at AUROC of 1-sparse probes: {shown}." in found
 
 
 def test_the_table_has_a_row_per_measure_and_a_dash_for_what_is_not_measured():

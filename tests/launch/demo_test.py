@@ -100,7 +100,7 @@ def whole(first_run, tmp_path_factory):
 def test_the_summary_is_what_the_stages_wrote(whole, first_run):
     workdir, output = whole
     lines = output.strip().splitlines()
-    sae, features, *named = lines[[line[:5] for line in lines].index("SAE: ") :]
+    sae, features, *named = lines[[line[:5] for line in lines].index("SAE, ") :]
     head = next(i for i, line in enumerate(named) if line.strip().startswith("features "))
     named, compared = named[:head], named[head:]
     *named, steering, atlas = named
@@ -109,8 +109,8 @@ def test_the_summary_is_what_the_stages_wrote(whole, first_run):
     interp = json.loads((workdir / "interp" / "summary.json").read_text())
     headline = json.loads((workdir / "evaluation" / "concepts" / "summary.json").read_text())["headline"]["add"]
     assert sae == (
-        f"SAE: fraction of variance unexplained {metrics['fvu']:.3f}, L0 {metrics['l0']:.1f}, "
-        f"dead features {metrics['dead']}"
+        f"SAE, on {metrics['tokens']:,} held-out rows: fraction of variance unexplained {metrics['fvu']:.3f}, "
+        f"L0 {metrics['l0']:.1f}, dead features {metrics['dead']:,}"
     )
     scored, above = interp["scored"], interp["detection"]["above_075"]
     assert features.startswith(f"Features: {scored} scored, {above} above 0.75, mean ")

@@ -41,12 +41,17 @@ def test_a_concept_stands_with_its_detector_and_with_the_feature_that_was_steere
 @pytest.mark.parametrize("control", ["", "the encoder's weights are random."])
 def test_a_control_is_said_to_be_one_below_what_was_measured(tmp_path, control) -> None:
     for name, found in {
-        "sae/metrics.json": {"fvu": 0.1, "l0": 3.0, "dead": 2},
+        "sae/metrics.json": {"tokens": 1500, "fvu": 0.1, "l0": 3.0, "dead": 2},
+        "sae-wide/metrics.json": {"tokens": 1500, "fvu": 0.05, "l0": 4.0, "dead": 1000},
         "interp/summary.json": SCORES | {"scored": 4, "controls": {"shuffled explanations": SCORES}},
         "label/summary.json": made_label_summary(),
     }.items():
         (tmp_path / name).parent.mkdir()
         files.write_json(tmp_path / name, found)
     text = of_images(tmp_path, control)
+    assert text.splitlines()[1:3] == [
+        "SAE, on 1,500 held-out rows: fraction of variance unexplained 0.100, L0 3.0, dead features 2",
+        "SAE wide, on 1,500 held-out rows: fraction of variance unexplained 0.050, L0 4.0, dead features 1,000",
+    ]
     assert "Measured against 2 labels" in text
     assert (f"A control, not a result: {control}" in text) == bool(control)

@@ -31,7 +31,9 @@ def made_label_summary():
     def basis(value):
         own = {"monosemanticity": {"mean": value}, "entropy_kept": {"mean": None}}
         intervals = {"monosemanticity": (0.0, 1.0), "entropy_kept": None, "r": (0.25, 0.75), "f1": None}
-        return own | {"mean_over_classes": {"r": 0.5, "f1": 0.125}, "intervals": intervals}
+        own |= {"mean_over_classes": {"r": 0.5, "f1": 0.125}, "intervals": intervals}
+        by_rank = {"monosemanticity": {"mean": 0.875}, "intervals": intervals | {"monosemanticity": (0.75, 1.0)}}
+        return own | {"by_rank": own | by_rank}
 
     probes = {"features": {"1": {"auroc": 0.75, "auroc_interval": (0.5, 1.0)}}, "raw dimensions": {}}
     return {
@@ -175,6 +177,7 @@ def test_labels_are_measured_side_by_side_and_heat_maps_where_there_are_boxes(tm
     assert text.splitlines()[0] == f"{head}, with 95 % intervals:"
     shown = cells(text)
     assert shown["monosemanticity"] == ["0.625 [0.000, 1.000]", "0.375 [0.000, 1.000]"]
+    assert shown["monosemanticity, by rank"] == ["0.875 [0.750, 1.000]", "0.875 [0.750, 1.000]"]
     assert shown["entropy of correlations"] == ["none", "none"]
     assert shown["AUROC of probes, k = 1"] == ["0.750 [0.500, 1.000]"]
     measures = dict.fromkeys(("pointing", "touching", "inside", "iou"), 0.5) | {"intervals": {"pointing": (0.25, 0.75)}}
