@@ -6,25 +6,32 @@ PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.13 python3,$(she
 BIN := $(VENV)/bin
 # The version that the exports are tested with. It is installed alone and first, so that no later resolve replaces it.
 TORCH := torch==2.13.0
+# Installed without what they ask for: of that, the tests need only einops, torch and transformers.
+PEERS := dictionary_learning==0.1.0 sae-lens==6.54.12
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Large pages for what malloc hands out (glibc on Linux; others ignore it): XLA's buffers on a CPU come and go with every
 # step, and a fifth of its time went into faulting in their pages.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test tests drill mutants fuzz lint docs compilers lock release-check clean
+.PHONY: demo test tests newest lowest drill mutants fuzz lint docs compilers lock release-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m launch.demo --workdir=$(WORKDIR)
 
 # Many tests run the same commands in processes of their own: what one compiled, the next ones read.
-tests drill: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
-tests drill: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
+tests newest lowest drill: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
+tests newest lowest drill: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
 test: lint tests
 
 # Files of tests are begun in the order of tests/conftest.py, the longest first.
 tests: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
+
+# The tests with the newest and with the lowest releases that pyproject.toml admits: make newest PYTHON=python3.13
+newest lowest: %: .venv-%-$(notdir $(PYTHON))/.installed
+	$(<D)/bin/python $(PYTEST)
 
 # What takes too long for every change, or downloads.
 drill: $(VENV)/.installed-test
@@ -78,8 +85,16 @@ $(VENV)/.installed-demo: pyproject.toml $(BIN)/pip
 
 $(VENV)/.installed-test: pyproject.toml requirements-test.txt $(VENV)/.torch
 	$(BIN)/pip install -q -c requirements-test.txt -e '.[test,docs]'
-	# Alone: of what they ask for, the tests need only einops, torch and transformers.
-	$(BIN)/pip install -q --no-deps dictionary_learning==0.1.0 sae-lens==6.54.12
+	$(BIN)/pip install -q --no-deps $(PEERS)
+	touch $@
+
+.venv-%-$(notdir $(PYTHON))/.installed: pyproject.toml $(VENV)/.installed-release
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q '$(TORCH)'
+	$(BIN)/uv pip compile -q --resolution $(if $(filter lowest,$*),lowest-direct,highest) --python $(@D)/bin/python pyproject.toml \
+		--extra test --extra docs -c $(VENV)/.torch --no-annotate -o $(@D)/versions.txt
+	$(@D)/bin/pip install -q -r $(@D)/versions.txt
+	$(@D)/bin/pip install -q --no-deps -e . $(PEERS)
 	touch $@
 
 $(VENV)/.installed-release: $(VENV)/.installed-test
