@@ -119,6 +119,13 @@ def test_a_box_lies_where_the_pixels_that_the_model_sees_come_from(height, width
     np.testing.assert_allclose(dataclasses.astuple(box), dataclasses.astuple(seen), atol=1.01 / side)
 
 
+@pytest.mark.parametrize(("height", "width"), [(100, 173), (173, 100)])
+def test_the_middle_of_an_image_is_the_middle_of_the_square(height, width):
+    half = PhraseBox(0.5, 0.5, 0.5 + 20 / width, 0.5 + 20 / height)
+    (phrase,) = in_square([Phrase("A.", (half,))], width, height)
+    np.testing.assert_allclose(dataclasses.astuple(phrase.boxes[0]), (0.5, 0.5, 0.7, 0.7), atol=1e-12)
+
+
 def test_what_the_model_does_not_see_is_cut_off():
     """The square of an image twice as wide as high is its middle half."""
     half, outside = PhraseBox(0.0, 0.2, 0.5, 0.4), PhraseBox(0.8, 0.0, 1.0, 1.0)
