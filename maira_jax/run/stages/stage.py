@@ -50,13 +50,17 @@ def _versions() -> dict[str, str]:
 
 
 def _command_of(folder: str, workdir: Path) -> str:
-    """The command that writes a stage's folder."""
+    """The command that writes a stage's folder.
+
+    One that has been begun resumes with what the run directory remembers; a file would replace the flags it had.
+    """
     name, _, inner = folder.partition("/")
     command = _COMMANDS.get(name.partition("-")[0])
     if command is None:
         return "that stage"
     flag = f" --{'set' if name == 'interpretations' else 'sweep'}={inner}" if inner else ""
-    return f"`python -m launch.{command} --workdir={workdir}{flag}{run_config.given_flags()}`"
+    given = "" if (workdir / folder / UNFINISHED).is_file() else run_config.given_flags()
+    return f"`python -m launch.{command} --workdir={workdir}{flag}{given}`"
 
 
 def _is_same_folder(one: str, other: str) -> bool:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
-from maira_jax.run.stages import growth
+from maira_jax.run.stages import growth, run_config
 from maira_jax.run.stages.stage import Stage
 
 
@@ -207,3 +208,16 @@ def test_fields_grow_together():
     fields = {"a.n": growth.largest, "a.of": growth.union_or_all, "digest": growth.newest, "b.c": growth.union}
     assert growth.grown(there, wanted, fields) == ({"a": {"n": 3, "of": []}, "digest": "y"},) * 2
     assert there["a"]["of"] == [1] and wanted["a"]["n"] == 2
+
+
+@pytest.mark.parametrize("begun, command", [(False, "{}` first"), (True, "` first")])
+def test_the_command_that_resumes_an_input_is_not_given_a_file_that_would_replace_its_flags(
+    tmp_path, monkeypatch, begun, command
+):
+    monkeypatch.setattr(run_config, "_given", ("--config=mine.py",))
+    (tmp_path / "activations").mkdir()
+    if begun:
+        files.write_json(tmp_path / "activations" / "unfinished.json", {})
+    expected = f"run `python -m launch.harvest --workdir={tmp_path}" + command.format(" --config=mine.py")
+    with pytest.raises(UserError, match=re.escape(expected)), Stage(tmp_path, "sae", {}, ("activations",)):
+        pass
