@@ -64,6 +64,8 @@ def read(folder: Path, n: int | None = None) -> list[Study]:
 
 
 def _study(folder: Path, row: dict[str, str]) -> Study:
+    if not row["patient_id"]:  # all such images would be one patient's
+        raise UserError(f"{folder / FILE}: {row['image_id']} has no patient_id: restore the table")
     labels = concepts_of(row["labels"], row["image_id"], folder / FILE)
     prior = row["prior_image_id"]
     return Study(
