@@ -57,6 +57,10 @@ def members(sweep: SweepSection, sae: SaeSection, train: TrainSection) -> list[S
         "l1": sweep.l1s,
     }
     values = {name: given for name, given in values.items() if given}
+    repeated = [(name, value) for name, given in values.items() for value in given if given.count(value) > 1]
+    if repeated:
+        field, value = repeated[0]
+        raise UserError(f"a sweep would train several members with {field} {value:g} that are the same: give it once")
     if not values:
         raise UserError("there is nothing to sweep: give sweep.expansions, learning_rates, ks or l1s several values")
     found = []

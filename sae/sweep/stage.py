@@ -29,7 +29,7 @@ _MEASURES = {
     "explained_variance": column("explained_variance", pa.float64(), "1 less it"),
     "cosine": column("cosine", pa.float64(), "mean cosine of a token with its reconstruction"),
     "l0": column("l0", pa.float64(), "features active on a token, on average"),
-    "dead": column("dead", pa.int64(), "features that are never active"),
+    "dead": column("dead", pa.int64(), "features that no held-out token activates"),
     "dense": column("dense", pa.int64(), "features active on more than a tenth of the tokens"),
 }
 SCHEMA = pa.schema(

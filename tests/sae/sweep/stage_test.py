@@ -100,6 +100,7 @@ def test_another_autoencoder_is_refused_before_the_training(finished, tmp_path):
     "kind, fields, message",
     [
         ("relu", {}, "nothing to sweep"),
+        ("relu", {"l1s": (0.5, 0.25, 0.5)}, "several members with l1 0.5 that are the same: give it once"),
         ("relu", {"ks": (3,)}, "sweep.ks is set, but sae.kind='relu' ignores sae.k"),
         ("batch_top_k", {"ks": (0,)}, "sweep.ks"),
         ("batch_top_k", {"ks": (3, 500)}, "between 1 and the 96 features"),
