@@ -99,7 +99,9 @@ def _places(localised: Mapping[str, Any]) -> list[str]:
         rows.append([name, *(_with_interval(found[measure], found["intervals"][measure]) for measure in _PLACES)])
     images = localised["images"]
     labels = "1 label" if len(images) == 1 else f"{len(images)} labels"
-    return [f"Heat maps of {labels}, with boxes in {sum(images.values()):,} images:", *_indented(rows)]
+    # An image is there once for each label that it has boxes of.
+    head = f"Heat maps of {labels}, in {sum(images.values()):,} pairs of a label and an image with boxes of it:"
+    return [head, *_indented(rows)]
 
 
 def _indented(rows: Sequence[Sequence[str]]) -> list[str]:

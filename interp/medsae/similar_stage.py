@@ -54,7 +54,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     with Stage(workdir, "similar", {"sections": sections}, _INPUTS, {"mesh": mesh}, config) as stage:
         store = ActivationStore.open(workdir / "activations")
         if section.study_id not in store.studies["study_id"].to_pylist():
-            raise UserError(f"study {section.study_id} is not in {store.directory}: name one of its studies.parquet")
+            raise UserError(
+                f"study {section.study_id} is not in {store.directory}: name one that its studies.parquet lists"
+            )
         if not stage.finished:
             stage.finish(_write_codes(store, workdir, sections, stage.dir, mesh))
         if processes.is_first():
@@ -88,7 +90,7 @@ def _names(workdir: Path, inputs: Mapping[str, str]) -> dict[int, str]:
 
 
 def _lines(section: SimilarSection, codes: StudyCodes, studies: pa.Table, names: Mapping[int, str]) -> Iterator[str]:
-    """The table that is printed: the study, and a line for each near one and for the features that they share."""
+    """The printed table: the study, a head, and a line for each near one and for each feature that both share."""
     labels = dict(zip(studies["study_id"].to_pylist(), studies["labels"].to_pylist(), strict=True))
 
     def described(row: int) -> str:
@@ -97,6 +99,8 @@ def _lines(section: SimilarSection, codes: StudyCodes, studies: pa.Table, names:
 
     own = codes.row(section.study_id)
     yield described(own)
+    whose = "" if section.same_patient else " of other patients"
+    yield f"Studies{whose} by the cosine of their codes with its own, and what each shared feature adds to that:"
     rows, similarity = nearest(codes, own, section.n, split=section.split, same_patient=section.same_patient)
     for place, (row, cosine) in enumerate(zip(rows.tolist(), similarity.tolist(), strict=True), start=1):
         features, share = (found[:_SHARED].tolist() for found in shared_features(codes, own, row))

@@ -184,7 +184,7 @@ def test_labels_are_measured_side_by_side_and_heat_maps_where_there_are_boxes(tm
     measures["intervals"] |= dict.fromkeys(("touching", "inside", "iou"))
     summary["localisation"] = {"images": {"mass": 3, "hernia": 1}, "maps": {"features": measures}}
     places = stage_words.measured(summary).removeprefix(f"{text}\n").splitlines()
-    assert places[0] == "Heat maps of 2 labels, with boxes in 4 images:"
+    assert places[0] == "Heat maps of 2 labels, in 4 pairs of a label and an image with boxes of it:"
     assert places[2].split(maxsplit=1) == ["features", "0.500 [0.250, 0.750]          0.500         0.500  0.500"]
     files.write_json(tmp_path / "label" / "manifest.json", {"counts": {}})
     assert stage_words.of_labels(CONFIG, tmp_path).startswith("no study has a token")

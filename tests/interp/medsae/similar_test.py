@@ -110,10 +110,11 @@ def test_the_table_names_studies_and_shared_features(run_dir, capsys):
     codes = StudyCodes.read(run_dir / "similar")
     rows, similarity = nearest(codes, 2, 3)
     assert lines[0].startswith(f"{ids[2]} (train): ")
-    found = [line.split()[1:3] for line in lines[1:] if not line.startswith("      ")]
+    assert lines[1].startswith("Studies of other patients by the cosine of their codes with its own")
+    found = [line.split()[1:3] for line in lines[2:] if not line.startswith("      ")]
     assert found == [[f"{cosine:.3f}", ids[row]] for row, cosine in zip(rows, similarity, strict=True)]
     features, share = shared_features(codes, 2, int(rows[0]))
-    assert lines[2] == f"      {share[0]:.3f}    feature {features[0]}"
+    assert lines[3] == f"      {share[0]:.3f}    feature {features[0]}"
 
     # Names of the same autoencoder are shown, those of another are not; the codes are not computed again.
     (run_dir / "interp").mkdir()
@@ -133,7 +134,9 @@ def test_the_table_names_studies_and_shared_features(run_dir, capsys):
 def test_wrong_settings_are_refused(run_dir, tmp_path):
     with pytest.raises(UserError, match=r"similar.study_id is empty: name a study with --study_id=ID"):
         similar_stage.run(_config(""), run_dir)
-    with pytest.raises(UserError, match="study nobody is not in .*activations"):
+    with pytest.raises(
+        UserError, match="study nobody is not in .*activations: name one that its studies.parquet lists"
+    ):
         similar_stage.run(_config("nobody"), run_dir)
     with pytest.raises(UserError, match="similar.split is 'test': choose from train, held_out"):
         similar_stage.run(_config("s", split="test"), run_dir)
