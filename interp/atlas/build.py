@@ -1,11 +1,13 @@
 """Builds the atlas: first its data, chunk by chunk, then the page that opens them."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 import numpy as np
+import pyarrow as pa
 
 from interp.atlas.chunks import ChunkWriter
 from interp.atlas.disclosure import Disclosure
@@ -98,6 +100,7 @@ class AtlasBuild:
         found = contexts.ContextReader(exemplars, ids, largest, places, pictures, self._disclosure)
         words = self._features(found)
         self._study_chunks(store, tokens, pages, places, pictures, similar)
+        self._label_chunk(store.studies, pictures)
         reason = "an image cannot be read" if writer.reason and self._disclosure.deidentify else writer.reason
         return {"words": words, "no_pictures": reason, "grid": places.grid, "shows_studies": True}
 
@@ -188,6 +191,21 @@ class AtlasBuild:
             thumbnail = self._thumbnail(pictures, study_id)
             listed.append([study["name"], study["split"], study["labels"], strongest, thumbnail])
         self._chunks.write("studies", listed)
+
+    def _label_chunk(self, studies: pa.Table, pictures: Iterable[tuple[str, int]]) -> None:
+        """Writes the labels of the studies whose images are shown, most of which have no page.
+
+        They are in the order of the pictures: that of the store would tell whose number is whose.
+        """
+        labels = dict(zip(studies["study_id"].to_pylist(), studies["labels"].to_pylist(), strict=True))
+        numbers: dict[str, int] = {}
+        present = {
+            self._disclosure.study(study_id): [
+                numbers.setdefault(name, len(numbers)) for name, value in json.loads(labels[study_id]).items() if value
+            ]
+            for study_id, _ in pictures
+        }
+        self._chunks.write("labels", {"names": list(numbers), "present": present})
 
     @staticmethod
     def _thumbnail(pictures: Mapping[tuple[str, int], Picture], study_id: str) -> int | None:

@@ -26,9 +26,10 @@ async function details(i) {
 // Studies that have a page: [name, split, labels, strongest features, image].
 let STUDIES = [];
 const studyNumber = new Map(); // name -> place in STUDIES
+let LABELS = { names: [], present: {} }; // of the studies whose images are shown: name -> numbers of labels
 async function loadList() {
-  const [list, studies] = await Promise.all([chunk("list"), D.shows_studies ? chunk("studies") : []]);
-  F = list; N = F.name.length; STUDIES = studies;
+  const [list, studies, labels] = await Promise.all([chunk("list"), D.shows_studies ? chunk("studies") : [], D.shows_studies ? chunk("labels") : LABELS]);
+  F = list; N = F.name.length; STUDIES = studies; LABELS = labels;
   studies.forEach((row, n) => studyNumber.set(row[0], n));
 }
 const studyHref = (name, i) => "#/study/" + encodeURIComponent(name) + (i === undefined ? "" : "?feature=" + i);

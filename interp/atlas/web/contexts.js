@@ -17,7 +17,7 @@ function contextsPanel(i, found) {
     ? "Colours show the patches on which the feature is active; the strongest colour is its largest activation anywhere." + (OF_IMAGES ? "" : " A context of an image is a run of its patches; the study's page has them all.")
     : OF_IMAGES ? "The rows of this encoder are whole images, so there are no heat maps." : "Of an image, the last token alone is among the activations, so there are no heat maps.")] : null,
     block("Strongest", of("top")),
-    block(`One of each tenth of the ${THINGS} in which it is active, strongest first`, of("decile").sort((a, b) => b[DECILE] - a[DECILE])),
+    block(`One of each tenth of the ${THINGS} in which it is active, strongest first${OF_IMAGES ? ": its number, and the activation" : ""}`, of("decile").sort((a, b) => b[DECILE] - a[DECILE])),
     block("Not active, drawn at random", of("random")), block("Not active, of the nearest features", of("nearest")),
     block("Not active, of studies in which it is active elsewhere", of("same study")));
 }

@@ -156,9 +156,9 @@ const statementTable = () => table([
 ], D.statements, 3);
 const labelTable = () => table([
   { title: "Neurons", value: (r) => r.basis, cell: (r) => h("b", {}, r.basis) },
-  { title: "Alive", num: true, value: (r) => r.alive, cell: (r) => count(r.alive) },
+  { title: "Measured", num: true, hint: "Active on at least two studies", value: (r) => r.alive, cell: (r) => count(r.alive) },
   { title: "Kept", num: true, value: (r) => r.kept, cell: (r) => count(r.kept) },
-  { title: "Monosemanticity", num: true, hint: "Mean, of those kept", value: (r) => r.monosemanticity_kept.mean, cell: (r) => fixed(r.monosemanticity_kept.mean, 3) },
+  { title: "Monosemanticity of kept", num: true, hint: "Mean; that of all is in the table of every measure", value: (r) => r.monosemanticity_kept.mean, cell: (r) => fixed(r.monosemanticity_kept.mean, 3) },
   { title: "… by rank", num: true, hint: "Each neuron active on as many studies as some feature is", value: (r) => r.by_rank.monosemanticity_kept.mean, cell: (r) => fixed(r.by_rank.monosemanticity_kept.mean, 3) },
   { title: "Entropy", num: true, hint: "Mean, of those kept, in nats", value: (r) => r.entropy_kept.mean, cell: (r) => fixed(r.entropy_kept.mean) },
   { title: "Best r", num: true, hint: "Mean over the labels of the best neuron's correlation", value: (r) => r.mean_over_classes.r, cell: (r) => fixed(r.mean_over_classes.r) },
@@ -174,7 +174,7 @@ const reading = () => [
     : h("p", {}, h("b", {}, "Detection. "), "The judge sees an explanation and held-out contexts: some on which the feature fires, from each tenth of its activation range, and as many non-activating ones, half of them hard: contexts of the nearest other features, and other sentences of the same studies. It says of each whether the feature fires on it, five at a time. The score is its balanced accuracy."),
   h("p", {}, h("b", {}, "Held-out studies. "), "Explanations were made from training studies and tested on studies of other patients. " + `The ${THINGS} in this page are from the training studies.`),
   OF_IMAGES ? null : h("p", {}, h("b", {}, "Colours. "), "The stronger a token's tint, the stronger the feature there; the underlined token is the peak."),
-  D.shows_studies ? h("p", {}, h("b", {}, "Studies. "), "The page of a study shows its images and texts, shaded by any feature, and the features that are strongest in each sentence.", D.deidentified ? " Studies are numbered, and dates, times, long numbers and physicians' names are masked; other words of the texts are as they were written." : "") : h("p", {}, h("b", {}, "Studies. "), "This atlas was written without contexts, reports and images."),
+  D.shows_studies ? h("p", {}, h("b", {}, "Studies. "), OF_IMAGES ? "The page of a study shows its image, the features that are strongest in it, and where they are if rows are patches." : "The page of a study shows its images and texts, shaded by any feature, and the features that are strongest in each sentence.", D.deidentified ? " Studies are numbered, and dates, times, long numbers and physicians' names are masked; other words of the texts are as they were written." : "") : h("p", {}, h("b", {}, "Studies. "), "This atlas was written without contexts, reports and images."),
   h("p", {}, h("b", {}, "Links. "), "The address of every page, searches included, leads back to it. Figures for a publication are in the folder figures, if matplotlib was installed."),
   h("p", {}, h("b", {}, "Keys. "), h("kbd", {}, "/"), " search, ", h("kbd", {}, "↑"), " ", h("kbd", {}, "↓"), " ", h("kbd", {}, "Enter"), " in the list, ", h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " next and previous feature."),
   h("p", { class: "small soft" }, `Interpreted ${D.run.finished ?? ""} on ${D.run.device ?? "unknown device"}; `

@@ -46,6 +46,9 @@ def test_a_feature_has_its_images_with_labels_and_heat_maps(copied):
         assert image.size == (WIDTH, HEIGHT) and not image.getexif()
         assert abs(np.asarray(image).mean() - studies[study].frontal.mean()) < 12
         assert heat == ([] if kind == "random" else [BRIGHT_PATCH, int(np.ceil(100 * activation / largest - 1e-2))])
+        labels = atlas.chunk("labels")
+        present = [labels["names"][n] for n in labels["present"][study]]  # also of studies without a page
+        assert present == [name for name, value in studies[study].labels.items() if value]
     assert atlas.details(DEAD)["contexts"] == []
     study = atlas.study(contexts[0][3])
     ((_, first, cell),) = study["images"]
