@@ -145,7 +145,7 @@ def sentences(found: Sequence[Comparison], control: str = DIRECTIONS) -> str:
     worse at, and last where nothing is shown.
     """
     if not found:
-        return f"Features were not compared with {control}: no label is known, and none was scored."
+        return f"Features were not compared with {control}: no concept was tested, and no feature was scored."
     ordered = sorted(found, key=lambda each: (not each.is_better(control), not each.is_worse(control)))
     return "\n".join(_sentence(each, control) for each in ordered)
 

@@ -94,7 +94,7 @@ def test_the_table_has_a_row_per_measure_and_a_dash_for_what_is_not_measured():
 def test_without_labels_only_scores_are_compared():
     (sentence,) = advantage.sentences(advantage.comparisons(INTERP | {"coverage": None})).splitlines()
     assert sentence.startswith("Features are not shown to differ from random directions at detection: ")
-    assert "no label is known" in advantage.sentences([])
+    assert "no concept was tested" in advantage.sentences([])
 
 
 def test_a_run_is_compared_by_the_stages_that_have_run(tmp_path):
