@@ -38,12 +38,12 @@ NOT_RUN = {
     "--config.harvest.weights=~/medclip --config.train.steps=10000": "needs CheXpert and MedCLIP's weights",
     "python -m launch.harvest --config=configs/medsae.py:chexpert:~/CheXpert-v1.0-small --workdir=runs/chexpert_sweep "
     "--config.harvest.weights=~/medclip --config.train.steps=10000": "likewise",
-    "python -m launch.similar --workdir=runs/medsae "
-    "--study_id=phantom-1-000002": "tests/interp/medsae/similar_test.py does",
-    "python -m launch.atlas --workdir=runs/medsae": "tests/launch/demo_test.py does, smaller",
     "python -m launch.sweep --workdir=runs/chexpert_sweep "
     "--config.sweep.l1s=0.03,0.1,0.3 --config.sweep.learning_rates=5e-4,1e-3 "
     "--config.sweep.expansions=8,16": "likewise",
+    "python -m launch.similar --workdir=runs/medsae "
+    "--study_id=phantom-1-000002": "tests/interp/medsae/similar_test.py does",
+    "python -m launch.atlas --workdir=runs/medsae": "tests/launch/demo_test.py does, smaller",
     "python -m launch.convert --workdir=runs/released --config=configs/maira2.py:~/maira-2,studies.jsonl": "likewise",
     "python -m launch.harvest --workdir=runs/released": "likewise",
     "python -m launch.import_sae --workdir=runs/released --sae=~/maira-2-sae": "tests/launch/import_sae_test.py does",
