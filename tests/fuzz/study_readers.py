@@ -107,8 +107,8 @@ def _write_mimic(folder: Path) -> None:
 
 
 def _write_chexpert(folder: Path) -> None:
-    for split in chexpert.SPLITS:
-        name = f"{split}/patient00001/study1/view1_frontal.jpg"
+    for patient, split in enumerate(chexpert.SPLITS, start=1):
+        name = f"{split}/patient{patient:05d}/study1/view1_frontal.jpg"
         row = [f"CheXpert-v1.0/{name}", "F", "68", "Frontal", "AP", "1.0", "", "-1.0", *["0.0"] * 11]
         (folder / f"{split}.csv").write_text(
             _table(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *_LABELS], [row])
