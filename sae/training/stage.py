@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from maira_jax.checkpoint.convert import ModelSection
 from maira_jax.errors import UserError
@@ -220,6 +221,11 @@ def finish(
     measured["loss"] = None if loss is None else processes.first_only(functools.partial(loss, sae))
     save_measured(stage.dir, sae, measured, density)
     if processes.is_first():
+        if measured["dead"] > sae.n_features / 2:
+            logging.warning(
+                "%s: %d of %d features are active on no held-out token: raise train.steps or lower sae.l1",
+                *(stage.dir, measured["dead"], sae.n_features),
+            )
         with contextlib.closing(TrainingBoard(stage.dir / "tensorboard", trainer.config.steps)) as board:
             board.held_out(trainer.config.steps, measured, density)
     config = trainer.config

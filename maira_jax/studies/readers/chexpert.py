@@ -104,6 +104,9 @@ def read(root: Path, *, split: str | None = None, uncertain: str = "unknown", n:
     """
     out: list[Study] = []
     left_out = 0
+    there = [name for name in SPLITS if (root / f"{name}.csv").is_file()]
+    if split is None and len(there) == 1:
+        raise UserError(f"{root} has {there[0]}.csv alone: download the other table, or set studies.split={there[0]}")
     for name in (split,) if split else SPLITS:
         for (patient, study), views in _views(root / f"{name}.csv").items():
             if len(out) == n:

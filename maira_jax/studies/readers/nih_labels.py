@@ -5,6 +5,7 @@ from pathlib import Path
 
 from maira_jax.errors import UserError
 
+_NOTHING = "No Finding"
 _CONCEPTS = {
     "Atelectasis": "atelectasis",
     "Cardiomegaly": "cardiomegaly",
@@ -16,7 +17,7 @@ _CONCEPTS = {
     "Hernia": "hernia",
     "Infiltration": "infiltration",
     "Mass": "mass",
-    "No Finding": "no finding",
+    _NOTHING: "no finding",
     "Nodule": "nodule",
     "Pleural_Thickening": "pleural thickening",
     "Pneumonia": "pneumonia",
@@ -45,9 +46,11 @@ def concepts_of(listed: str, image_id: str, path: Path) -> dict[str, bool]:
       path: the table, for the error message.
 
     Raises:
-      UserError: a label is not one of the data set's.
+      UserError: a label is not one of the data set's, or "No Finding" is named with another.
     """
     named = set(listed.split("|"))
+    if len(named) > 1 and _NOTHING in named:
+        raise UserError(f"{path}: {image_id} has {_NOTHING!r} and other labels ({listed}): remove what is wrong")
     unknown = sorted(named - set(_CONCEPTS))
     if unknown:
         raise UserError(f"{path}: {image_id} has the unknown label {unknown[0]!r}: use the data set's own")

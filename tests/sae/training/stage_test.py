@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import logging
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
@@ -176,6 +178,16 @@ def test_a_companion_is_trained_after_a_finished_one(workdir):
     assert load_sae(workdir / "sae-l1").threshold == 0
     counts = {name: files.read_json(workdir / f"sae-{name}" / "manifest.json")["counts"] for name in ("topk", "l1")}
     assert "k" in counts["topk"] and "k" not in counts["l1"], "the ReLU one selects any number"
+
+
+def test_features_that_are_mostly_dead_are_warned_of(tmp_path):
+    make_store(tmp_path, activations(3000, 24))
+    config = train_config(evaluate_every=0)
+    config.sae.update({"kind": "relu", "l1": 1000.0})
+    with unittest.mock.patch.object(logging, "warning") as warning:
+        counts = stage.run(config, tmp_path)
+    assert counts["dead"] > 48
+    assert warning.call_args.args[2:] == (counts["dead"], 96)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):

@@ -65,6 +65,8 @@ def test_split_and_count(tmp_path: Path) -> None:
     assert len(chexpert.read(root, n=1)) == 1
     (root / "valid.csv").unlink()
     assert len(chexpert.read(root, split="train")) == 2
+    with pytest.raises(UserError, match=r"has train\.csv alone: .* set studies\.split=train"):
+        chexpert.read(root)
 
 
 def test_says_what_is_wrong(tmp_path: Path) -> None:

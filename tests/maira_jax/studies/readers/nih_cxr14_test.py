@@ -61,6 +61,8 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         nih_cxr14.read(_folder(tmp_path))
     with pytest.raises(UserError, match="unknown label 'Cold'"):
         nih_cxr14.read(_folder(tmp_path, "1_0,1,0,50,M,PA,Edema|Cold,,"))
+    with pytest.raises(UserError, match=r"1_0 has 'No Finding' and other labels \(No Finding\|Edema\)"):
+        nih_cxr14.read(_folder(tmp_path, "1_0,1,0,50,M,PA,No Finding|Edema,,"))
     with pytest.raises(UserError, match="1_0 has no patient_id: restore the table"):
         nih_cxr14.read(_folder(tmp_path, "1_0,,0,50,M,PA,Edema,,"))
     with pytest.raises(UserError, match=r"9_9\.jpg does not exist"):
