@@ -23,6 +23,10 @@ demo: $(VENV)/.installed-demo
 # Many tests run the same commands in processes of their own: what one compiled, the next ones read.
 tests newest lowest drill: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
 tests newest lowest drill: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
+# Most of the tests' time went into optimising small programs that run for an instant. Programs as users have them are
+# tested by newest and lowest, and by the benchmarks.
+tests: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
+tests: export XLA_FLAGS = --xla_cpu_use_fusion_emitters=false
 test: lint tests
 
 # Files of tests are begun in the order of tests/conftest.py, the longest first.
