@@ -81,7 +81,7 @@ def test_an_edit_at_any_site_equals_a_pytorch_hook(both):
         assert relative(ours[mask], theirs[mask]) < 5e-6, part
         for row, site in enumerate(sites):
             if site is None:
-                np.testing.assert_array_equal(ours[row], plain[row])
+                assert relative(ours[row], plain[row]) < 2e-6  # another program rounds otherwise
             else:
                 assert np.abs(ours[row] - plain[row])[mask[row]].max() > 1e-2, site
     assert forward._cache_size() == 1
