@@ -101,6 +101,24 @@ def test_gradients_are_those_of_the_loss(kind, l1, microbatches, kept_entries, e
         np.testing.assert_allclose(gradients[name], gradient, atol=2e-6, rtol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("kept_entries", [True, False])
+def test_where_nothing_is_left_over_dead_features_learn_nothing(kept_entries):
+    """All tokens are the bias, which reconstructs them alone; dead features are positive, and not selected."""
+    state = first_state(5)
+    alive = np.asarray(state.tokens_since_fired) == 0
+    params = state.params | {
+        "W_dec": state.params["W_dec"] * ~alive[:, None],
+        "b_enc": jnp.where(alive, 1.0, 0.1),
+        "b_dec": jnp.arange(D, dtype=jnp.float32),
+    }
+    x = jnp.tile(params["b_dec"], (B, 1))
+    carry = StepCarry(dataclasses.replace(state, params=params), {}, jnp.float32(0))
+    sae = dataclasses.replace(SAE, kind="top_k")
+    gradients, _, _, metrics = compiled_gradients(sae, CONFIG, kept_entries)(carry, x)
+    assert metrics["dead"] == (~alive).sum() and metrics["auxk"] == 0
+    assert not any(np.asarray(gradient).any() for gradient in gradients.values())
+
+
 @pytest.fixture(scope="module")
 def whole():
     trainer, state = start()
