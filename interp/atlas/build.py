@@ -100,7 +100,7 @@ class AtlasBuild:
         found = contexts.ContextReader(exemplars, ids, largest, places, pictures, self._disclosure)
         words = self._features(found)
         self._study_chunks(store, tokens, pages, places, pictures, similar)
-        self._label_chunk(store.studies, pictures)
+        self._label_chunk(store.studies, [*(study for study, _ in pictures), *(names[study] for study in pages)])
         reason = "an image cannot be read" if writer.reason and self._disclosure.deidentify else writer.reason
         return {"words": words, "no_pictures": reason, "grid": places.grid, "shows_studies": True}
 
@@ -189,13 +189,13 @@ class AtlasBuild:
             self._chunks.write(f"study-{number}", study)
             strongest = [entry[0] for entry in study["features"][:3]]
             thumbnail = self._thumbnail(pictures, study_id)
-            listed.append([study["name"], study["split"], study["labels"], strongest, thumbnail])
+            listed.append([study["name"], study["split"], strongest, thumbnail])
         self._chunks.write("studies", listed)
 
-    def _label_chunk(self, studies: pa.Table, pictures: Iterable[tuple[str, int]]) -> None:
-        """Writes the labels of the studies whose images are shown, most of which have no page.
+    def _label_chunk(self, studies: pa.Table, shown: Iterable[str]) -> None:
+        """Writes the labels of the studies whose images are shown, most of which have no page, and of those with one.
 
-        They are in the order of the pictures: that of the store would tell whose number is whose.
+        They are in the order in which these are shown: that of the store would tell whose number is whose.
         """
         labels = dict(zip(studies["study_id"].to_pylist(), studies["labels"].to_pylist(), strict=True))
         numbers: dict[str, int] = {}
@@ -203,7 +203,7 @@ class AtlasBuild:
             self._disclosure.study(study_id): [
                 numbers.setdefault(name, len(numbers)) for name, value in json.loads(labels[study_id]).items() if value
             ]
-            for study_id, _ in pictures
+            for study_id in shown
         }
         self._chunks.write("labels", {"names": list(numbers), "present": present})
 

@@ -23,10 +23,10 @@ async function details(i) {
   const { tokens, features } = await chunk("feature-" + Math.floor(i / D.per_chunk));
   return { ...features[i % D.per_chunk], texts: tokens };
 }
-// Studies that have a page: [name, split, labels, strongest features, image].
+// Studies that have a page: [name, split, strongest features, image].
 let STUDIES = [];
 const studyNumber = new Map(); // name -> place in STUDIES
-let LABELS = { names: [], present: {} }; // of the studies whose images are shown: name -> numbers of labels
+let LABELS = { names: [], present: {} }; // of the studies whose images are shown or that have a page: name -> numbers of labels
 async function loadList() {
   const [list, studies, labels] = await Promise.all([chunk("list"), D.shows_studies ? chunk("studies") : [], D.shows_studies ? chunk("labels") : LABELS]);
   F = list; N = F.name.length; STUDIES = studies; LABELS = labels;

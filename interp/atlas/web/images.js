@@ -29,10 +29,7 @@ function frame(number, cell, description, heat, href) {
     isNumber(number) && heat && heat.length && cell ? heatMap(heat, cell) : null];
   return href ? h("a", { class: "frame", href, title: description }, inside) : h("span", { class: "frame", title: description }, inside);
 }
-function labelsOf(study) {
-  const shown = Object.hasOwn(LABELS.present, study) ? LABELS.present[study].map((n) => LABELS.names[n]) : studyNumber.has(study) ? STUDIES[studyNumber.get(study)][2] : null;
-  return shown ? shown.join(", ") || "no label" : "";
-}
+const labelsOf = (study) => (Object.hasOwn(LABELS.present, study) ? LABELS.present[study].map((n) => LABELS.names[n]).join(", ") || "no label" : "");
 function picture(study, number, cell, caption, heat, i) {
   const stated = labelsOf(study);
   return h("figure", { class: "picture" },

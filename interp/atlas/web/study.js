@@ -1,15 +1,15 @@
 // The list of studies, and the page of one: images and report shaded by a feature, features by sentence, similar studies.
 function studies() {
-  const thumbnail = (row) => h("div", { class: "thumbnail" }, frame(row[4], null, `X-ray of ${row[0]}`, null, studyHref(row[0])));
+  const thumbnail = (row) => h("div", { class: "thumbnail" }, frame(row[3], null, `X-ray of ${row[0]}`, null, studyHref(row[0])));
   return [h("h1", {}, "Studies"), picturesNote(), h("p", { class: "lead" }, `${count(STUDIES.length)} of ${count(D.run.studies)} studies: those of the strongest contexts of the features, the best features first`
     + (D.sweeps.length ? ", and those whose steered reports are shown." : ".")),
     panel(null, table([
-      ...(STUDIES.some((row) => isNumber(row[4])) ? [{ title: "", value: (row) => row[4], cell: thumbnail }] : []),
+      ...(STUDIES.some((row) => isNumber(row[3])) ? [{ title: "", value: (row) => row[3], cell: thumbnail }] : []),
       { title: "Study", value: (row) => row[0], cell: (row) => studyLink(row[0]) },
       { title: "Split", value: (row) => row[1], cell: (row) => row[1].replace("_", " ") },
-      { title: "Labels", wide: true, value: (row) => row[2].length, cell: (row) => row[2].join(", ") || h("span", { class: "soft" }, "none") },
-      { title: "Strongest features", wide: true, value: (row) => row[3][0], cell: (row) => row[3].map((i) => h("div", { class: "small" }, link(i))) },
-    ], STUDIES, STUDIES.some((row) => isNumber(row[4])) ? 1 : 0, false))];
+      { title: "Labels", wide: true, value: (row) => LABELS.present[row[0]].length, cell: (row) => labelsOf(row[0]) },
+      { title: "Strongest features", wide: true, value: (row) => row[2][0], cell: (row) => row[2].map((i) => h("div", { class: "small" }, link(i))) },
+    ], STUDIES, STUDIES.some((row) => isNumber(row[3])) ? 1 : 0, false))];
 }
 // Features that are active nearly everywhere say little about a place: they come last.
 const telling = (i, share) => share * (F.density[i] > 0.1 ? 0.01 : 1);

@@ -14,7 +14,7 @@ from sae.saved import load_sae
 
 def test_a_study_has_its_text_and_the_features_of_every_token(full):
     store, sae = ActivationStore.open(full.workdir / "activations"), load_sae(full.workdir / "sae")
-    largest = np.array(full.atlas.chunk("list")["max_activation"])
+    largest, labels = np.array(full.atlas.chunk("list")["max_activation"]), full.atlas.chunk("labels")
     for number in (0, 4):
         row = store.studies.slice(number, 1).to_pylist()[0]
         study = full.atlas.study(row["study_id"])
@@ -34,6 +34,7 @@ def test_a_study_has_its_text_and_the_features_of_every_token(full):
             (share for _, share, *_ in study["features"]), reverse=True
         )
         assert study["labels"] == [name for name, value in truth.labels.items() if value]
+        assert study["labels"] == [labels["names"][n] for n in labels["present"][study["name"]]]
         images = len([image for image in (truth.frontal, truth.lateral, truth.prior_frontal) if image is not None])
         assert len(study["images"]) == images and all(first == -1 for _, first, _ in study["images"])
 
