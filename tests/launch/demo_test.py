@@ -240,7 +240,8 @@ def test_the_stages_of_an_image_encoder(tmp_path):
     stages = [line.split()[1] for line in lines if re.match(r"\[\d/7\] \w+", line)]
     assert stages == ["convert", "harvest", "train", "export", "label", "interpret", "atlas"]
     label = json.loads((tmp_path / "run" / "label" / "summary.json").read_text())
-    measured = [line for line in lines if line.startswith("  monosemanticity")]
-    means = [label["bases"][basis]["monosemanticity"]["mean"] for basis in label["bases"]]
-    assert len(measured) == 1 and all(f"{mean:.3f} [" in measured[0] for mean in means)
+    bases = label["bases"].values()
+    as_they_are, by_rank = (line for line in lines if line.startswith("  monosemanticity"))
+    assert all(f"{basis['monosemanticity']['mean']:.3f} [" in as_they_are for basis in bases)
+    assert all(f"{basis['by_rank']['monosemanticity']['mean']:.3f} [" in by_rank for basis in bases)
     assert "A control" not in lines[-2] and lines[-1].endswith("index.html")
