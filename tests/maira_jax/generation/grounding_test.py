@@ -98,6 +98,9 @@ def test_adjustment_as_in_maira2():
     assert adjusted == PhraseBox(142 / 600, 82 / 400, 462 / 600, 202 / 400)
     tall = adjust_to_original(PhraseBox(0.105, 0.205, 0.905, 0.505), width=400, height=601)
     assert tall == PhraseBox(42 / 400, 182 / 601, 362 / 400, 302 / 601)
+    half = PhraseBox(0.10625, 0.10625, 0.5, 0.5)  # 42.5 pixels, beyond a border of 100 and not of 100.5
+    assert adjust_to_original(half, width=601, height=400).x_min == 142 / 601
+    assert adjust_to_original(half, width=400, height=601).y_min == 142 / 601
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (100, 173), (300, 101), (101, 300), (64, 65)])
@@ -131,6 +134,8 @@ def test_what_the_model_does_not_see_is_cut_off():
     half, outside = PhraseBox(0.0, 0.2, 0.5, 0.4), PhraseBox(0.8, 0.0, 1.0, 1.0)
     phrases = in_square([Phrase("A.", (half, outside)), Phrase("B.", (outside,)), Phrase("C.")], width=200, height=100)
     assert phrases == (Phrase("A.", (PhraseBox(0.0, 0.2, 0.5, 0.4),)), Phrase("B."), Phrase("C."))
+    whole = [Phrase("A.", (PhraseBox(0.0, 0.0, 1.0, 1.0),))]
+    assert all(in_square(whole, *size) == tuple(whole) for size in ((200, 100), (100, 200)))
 
 
 def test_the_reference_is_the_grounded_findings_of_the_study():
