@@ -47,7 +47,9 @@ def test_files_of_saelens_are_read(tmp_path, x, kind):
     theirs.save_model(tmp_path)
     with torch.no_grad():
         features = theirs.encode(torch.from_numpy(x))
-        check_same_features(formats.load(tmp_path), x, features, theirs.decode(features))
+        found = formats.load(tmp_path)
+        check_same_features(found, x, features, theirs.decode(features))
+    assert found.meta["normalization"] == 1
 
 
 def test_what_saelens_saves_in_training_is_read(tmp_path, x):
