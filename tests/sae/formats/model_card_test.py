@@ -27,5 +27,6 @@ def test_the_card_says_what_is_there(tmp_path, sae):
         assert line in text, line
     assert "checkpoints" not in text
     elsewhere = dataclasses.replace(sae, meta=dict(sae.meta) | {"source": {"checkpoint": "weights|old"}})
-    assert "| model | weights\\|old |" in model_card.text(elsewhere, formats.writers()["saelens"], True, METRICS, manifest)
+    text = model_card.text(elsewhere, formats.writers()["saelens"], True, METRICS, manifest)
+    assert "| model | weights\\|old |" in text
     assert "divided by 5.5" in model_card.text(sae, formats.writers()["safetensors"], False, METRICS, {})
