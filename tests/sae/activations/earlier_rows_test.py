@@ -188,6 +188,7 @@ def get_config():
     config = base.get_config()
     config.studies = base.studies("manifest", path={path!r})
     config.harvest.update({harvest!r})
+    config.model.checkpoint = {checkpoint!r}
     return config
 """
 
@@ -197,7 +198,11 @@ def test_two_processes_copy_and_compute_their_shares(of_files, workdir, tmp_path
     run, config, lines = of_files
     harvest.run(config, run)
     give(config, without_one(lines))
-    text = _CONFIG.format(path=config.studies.path, harvest=config.harvest.to_dict() | {"remove_studies": True})
+    text = _CONFIG.format(
+        path=config.studies.path,
+        harvest=config.harvest.to_dict() | {"remove_studies": True},
+        checkpoint=str(config.model.checkpoint),
+    )
     (tmp_path / "two.py").write_text(text)
     pods.launch("harvest", f"--config={tmp_path / 'two.py'}", f"--workdir={run}", processes=2, devices=1)
     assert_equal(ActivationStore.open(run / "activations"), fresh(config, workdir, tmp_path))
