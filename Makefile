@@ -6,8 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.13 python3,$(she
 BIN := $(VENV)/bin
 # The version that the exports are tested with. It is installed alone and first, so that no later resolve replaces it.
 TORCH := torch==2.13.0
-# Installed without what they ask for: of that, the tests need only einops, simple-parsing, torch and
-# transformers.
+# Installed without what they ask for: of that, the tests need only einops, simple-parsing, torch and transformers.
 PEERS := dictionary_learning==0.1.0 sae-lens==6.54.12
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
