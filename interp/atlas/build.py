@@ -203,7 +203,7 @@ class AtlasBuild:
             self._disclosure.study(study_id): [
                 numbers.setdefault(name, len(numbers)) for name, value in json.loads(labels[study_id]).items() if value
             ]
-            for study_id in shown
+            for study_id in dict.fromkeys(shown)
         }
         self._chunks.write("labels", {"names": list(numbers), "present": present})
 
