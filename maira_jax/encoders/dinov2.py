@@ -14,12 +14,10 @@ from maira_jax.encoders.encoder import ImageEncoder, ImageRows
 from maira_jax.errors import UserError
 from maira_jax.inputs.regions import View
 from maira_jax.model import vision
+from maira_jax.model.attention import LONG_BLOCK
 from maira_jax.model.config import VisionConfig
 from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
-
-# Positions that attention takes together in a long row of float32.
-_BLOCK = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Dinov2Encoder(ImageEncoder):
         return (
             4
             * positions
-            * (6 * self.cfg.hidden_size + 2 * self.cfg.intermediate_size + 2 * heads * min(positions, _BLOCK))
+            * (6 * self.cfg.hidden_size + 2 * self.cfg.intermediate_size + 2 * heads * min(positions, LONG_BLOCK))
         )
 
     def after(self, block: int | None) -> "Dinov2Encoder":

@@ -25,8 +25,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-# Rows of more positions than this are computed in blocks of `_BLOCK` positions by XLA.
-_WHOLE, _BLOCK = 1024, 512
+# How many queries of a row XLA computes at a time: each block of a row of up to `_UNROLLED` positions on its own, so
+# that no key after its last query is read; the blocks of longer rows in a loop, of which one is in memory at a time.
+_BLOCK, _UNROLLED, LONG_BLOCK = 128, 1024, 512
 # cuDNN's kernel gives all queries of a head to one core of a GPU, of which an H100 has 132.
 _CUDNN_HEADS = 128
 _SPLASH_BLOCKS = (128, 256, 384, 512, 640, 768)
@@ -97,7 +98,7 @@ def attention_to(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> P
     float32 = {"preferred_element_type": jnp.float32}
     scores = jnp.einsum("...qh,...kh->...qk", q, k, **float32) * q.shape[-1] ** -0.5  # [..., Q, K]
     scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
-    top = scores.max(-1, keepdims=True)  # [..., Q, 1]
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # [..., Q, 1], which the softmax does not depend on
     weights = jnp.exp(scores - top)  # [..., Q, K]
     total = weights.sum(-1, keepdims=True)  # [..., Q, 1]
     out = jnp.einsum("...qk,...kh->...qh", weights.astype(v.dtype), v, **float32) / total  # [..., Q, H]
@@ -133,23 +134,36 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None) 
 
 
 def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-    """Attention by XLA. Comments give shapes: t positions of a block, which see T keys."""
+    """Attention by XLA, a block of queries at a time.
+
+    Comments give shapes: t positions of a block, which see S keys; G heads share a key.
+    """
     b, positions, n, h = q.shape
+    q = q.reshape(b, positions, k.shape[2], -1, h).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H] each
 
-    def block(q: jax.Array, first: jax.Array | int) -> jax.Array:
-        mask = None
+    def block(part: jax.Array, first: int | jax.Array, stop: int) -> jax.Array:
+        """The queries `part` [B, K, G, t, H] from position `first` on, to the keys before position `stop`."""
+        group, t = part.shape[2:4]
+        seen = jnp.ones((), bool)
         if lengths is not None:
-            mask = jnp.arange(positions) <= first + jnp.arange(q.shape[1])[:, None]  # [t, T]
-            mask = mask[None, None]  # [1, 1, t, T]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)  # [B, t, N, H]
+            seen = jnp.arange(stop) <= first + jnp.arange(t)[:, None]  # [t, S]
+            seen = jnp.tile(seen, (group, 1))  # [G * t, S]
+        rows = part.reshape(b, -1, group * t, h)  # [B, K, G * t, H]
+        return attention_to(rows, k[:, :, :stop], v[:, :, :stop], seen).out.reshape(part.shape)
 
-    if positions <= _WHOLE:
-        return block(q, 0)
-    padded = jnp.pad(q, ((0, 0), (0, -positions % _BLOCK), (0, 0), (0, 0)))
-    blocks = padded.reshape(b, -1, _BLOCK, n, h).swapaxes(0, 1)  # [blocks, B, t, N, H]
-    firsts = jnp.arange(len(blocks)) * _BLOCK
-    out = jax.lax.map(lambda each: block(*each), (blocks, firsts))  # [blocks, B, t, N, H]
-    return out.swapaxes(0, 1).reshape(b, -1, n, h)[:, :positions]  # [B, T, N, H]
+    if positions <= _UNROLLED:
+        firsts = range(0, positions, _BLOCK)
+        stops = [positions if lengths is None else min(first + _BLOCK, positions) for first in firsts]
+        parts = (q[..., first : first + _BLOCK, :] for first in firsts)
+        out = jnp.concatenate([block(*each) for each in zip(parts, firsts, stops, strict=True)], axis=3)
+    else:
+        padded = jnp.pad(q, ((0, 0),) * 3 + ((0, -positions % LONG_BLOCK), (0, 0)))
+        parts = jnp.stack(jnp.split(padded, padded.shape[3] // LONG_BLOCK, axis=3))  # [blocks, B, K, G, t, H]
+        firsts = jnp.arange(len(parts)) * LONG_BLOCK
+        out = jax.lax.map(lambda each: block(*each, positions), (parts, firsts))  # [blocks, B, K, G, t, H]
+        out = jnp.concatenate(out, axis=3)[..., :positions, :]
+    return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(b, positions, n, h)  # out: [B, K, G, T, H]
 
 
 def _cudnn_takes(q: jax.Array) -> bool:

@@ -40,8 +40,8 @@ def test_config_json_is_what_dictionary_learning_writes(tmp_path, sae):
     formats.writers()["dictionary_learning"].save(tmp_path, sae)
     config = json.loads((tmp_path / "config.json").read_text())
     assert set(config["trainer"]) == set(trainer.config) | {"norm_factor", "norm_folded"}
-    same = ("trainer_class", "dict_class", "layer", "lm_name", "k", "group_sizes", "group_weights", "top_k_aux")
-    for name in same:
+    same = ("trainer_class", "dict_class", "layer", "lm_name", "k", "group_fractions", "group_sizes", "group_weights")
+    for name in (*same, "top_k_aux"):
         assert config["trainer"][name] == trainer.config[name], name
         assert type(config["trainer"][name]) is type(trainer.config[name]), name
     assert config["trainer"]["norm_factor"] == FACTOR
@@ -112,6 +112,8 @@ def test_files_of_dictionary_learning_are_read(tmp_path, x, kind):
     with torch.no_grad():
         features = theirs.encode(torch.from_numpy(x))
         check_same_features(found, x, features, theirs.decode(features))
+    if kind == "AutoEncoderTopK":
+        assert found.threshold == -1  # the file's own one is what its trainer tracked, and is not applied
     if kind == "MatryoshkaBatchTopKSAE":
         assert (found.group_sizes, found.k) == (GROUPS, 4)
         (tmp_path / "config.json").unlink()

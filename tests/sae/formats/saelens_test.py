@@ -28,6 +28,21 @@ def test_saelens_gives_the_same_features(tmp_path, sae, x, per_token):
         check_same_features(ours, x, features, theirs.decode(features))
 
 
+@pytest.mark.parametrize(
+    "site, hook",
+    [
+        ("language.0.attn_out", "blocks.0.hook_attn_out"),
+        ("language.embed", "hook_embed"),
+        ("projector", "projector"),
+        ("image_encoder", "image_encoder"),
+    ],
+)
+def test_the_hook_of_a_site(tmp_path, x, site, hook):
+    source = META["source"] | {"site": site}
+    formats.writers()["saelens"].save(tmp_path, random_sae(x, GROUPS, 4, 0.75, meta=META | {"source": source}))
+    assert json.loads((tmp_path / "cfg.json").read_text())["metadata"]["hook_name"] == hook
+
+
 def test_saelens_takes_raw_activations_only(tmp_path, sae):
     with pytest.raises(UserError, match="no field for a normalisation factor"):
         formats.writers()["saelens"].save(tmp_path / "there", sae, False)
