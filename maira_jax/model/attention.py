@@ -153,17 +153,20 @@ def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | No
         return attention_to(rows, k[:, :, :stop], v[:, :, :stop], seen).out.reshape(part.shape)
 
     if positions <= _UNROLLED:
-        firsts = range(0, positions, _BLOCK)
-        stops = [positions if lengths is None else min(first + _BLOCK, positions) for first in firsts]
-        parts = (q[..., first : first + _BLOCK, :] for first in firsts)
-        out = jnp.concatenate([block(*each) for each in zip(parts, firsts, stops, strict=True)], axis=3)
+        done = []
+        for first in range(0, positions, _BLOCK):
+            stop = positions if lengths is None else min(first + _BLOCK, positions)
+            done.append(block(q[..., first : first + _BLOCK, :], first, stop))
+        out = jnp.concatenate(done, axis=3)  # [B, K, G, T, H]
     else:
         padded = jnp.pad(q, ((0, 0),) * 3 + ((0, -positions % LONG_BLOCK), (0, 0)))
         parts = jnp.stack(jnp.split(padded, padded.shape[3] // LONG_BLOCK, axis=3))  # [blocks, B, K, G, t, H]
         firsts = jnp.arange(len(parts)) * LONG_BLOCK
-        out = jax.lax.map(lambda each: block(*each, positions), (parts, firsts))  # [blocks, B, K, G, t, H]
-        out = jnp.concatenate(out, axis=3)[..., :positions, :]
-    return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(b, positions, n, h)  # out: [B, K, G, T, H]
+        blocks = jax.lax.map(
+            lambda each: block(each[0], each[1], positions), (parts, firsts)
+        )  # [blocks, B, K, G, t, H]
+        out = jnp.concatenate(blocks, axis=3)[..., :positions, :]  # [B, K, G, T, H]
+    return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(b, positions, n, h)
 
 
 def _cudnn_takes(q: jax.Array) -> bool:
