@@ -31,6 +31,7 @@ from steer.config import PriorImage, SteerSection
 from steer.methods import MethodInputs
 from steer.methods.combination import combination, members
 from steer.methods.direction import Direction, make_directions
+from steer.methods.learned.kept import KeptEdits
 from steer.methods.learned.rewriting import Rewriting
 from steer.methods.study_means import StudyMeans
 from steer.program.effects import ProgramEffects
@@ -82,7 +83,8 @@ class Sweep:
         Args:
           config: the whole configuration.
           workdir: the run directory.
-          shared: a folder in which the first process of a run leaves the directions until the others have read them.
+          shared: a folder in which the first process of a run keeps the edits that methods learn (a dry run learns
+            none), and leaves the directions until the others have read them.
 
         Raises:
           UserError: a field of `config.steer` is out of range, or an input does not fit the others.
@@ -95,7 +97,8 @@ class Sweep:
         folder = workdir / "model"
         texts, images = Tokenizer.from_dir(folder), ImageConfig.from_dir(folder)
         model = EditedModel(params, cfg, texts, images, site, section.measured)
-        directions, scores = _of_first(lambda: _directions(config, section, workdir, activations, model), shared)
+        kept = KeptEdits(None if section.dry_run else shared)
+        directions, scores = _of_first(lambda: _directions(config, section, workdir, activations, model, kept), shared)
         prompts = Prompts.of(_studies(config, section, activations), workdir / "model")
         rows = plan_rows(directions, section.nonzero_strengths, activations.d_model, site)
         return cls(section, directions, SweepWriter.of(params, cfg, prompts, section, config.seed, rows), scores)
@@ -141,6 +144,7 @@ def _directions(
     workdir: Path,
     activations: ActivationStore,
     model: EditedModel,
+    kept: KeptEdits,
 ) -> SelectedDirections:
     combined = [number for text in section.combinations for number, _ in members(text)]
     sae, catalogue = _autoencoder(section, workdir, activations, (*section.features, *combined))
@@ -157,7 +161,7 @@ def _directions(
         unknown = set(section.concepts) - {target.concept for target in targets}
         if unknown and not (section.features or section.match):
             print(f"steer: no feature is known for {', '.join(sorted(unknown))}", file=sys.stderr)
-    rewriting = Rewriting(model, training, section.learn_studies, section.batch_studies)
+    rewriting = Rewriting(model, training, section.learn_studies, section.batch_studies, kept)
     measured = MethodInputs.measure(
         sae, section.unit, config.seed, activations, section.measured, section.methods, rewriting
     )

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from maira_jax.run.progress import progress
 from steer.methods.intervention import Intervention
-from steer.methods.method import METHODS, MethodInputs
+from steer.methods.method import METHODS, MethodInputs, SteeringMethod
 from steer.selection.target import Target
 
 NONE = "none"  # the method of the unsteered report
@@ -50,7 +51,7 @@ def make_directions(targets: Iterable[Target], methods: Iterable[str], inputs: M
       methods: names in `METHODS`.
       inputs: what the methods need.
     """
-    found: dict[str, Direction] = {}
+    wanted: dict[str, tuple[str, SteeringMethod, Target]] = {}
     chosen = {name: METHODS.get(name)() for name in methods}
     for target in targets:
         for name, method in chosen.items():
@@ -58,9 +59,17 @@ def make_directions(targets: Iterable[Target], methods: Iterable[str], inputs: M
             key = f"{name}-{subject}"
             if target.of_concept and not method.of_concept:  # the feature may be another concept's too
                 key = f"{key}-{target.concept.replace(' ', '-')}"
-            if key in found or not subject:
-                continue
-            intervention = method.intervention(target, inputs)
-            if intervention is not None:
-                found[key] = Direction(key, name, target, intervention, method.strengths)
-    return list(found.values())
+            if subject:
+                wanted.setdefault(key, (name, method, target))
+    n_learned = sum(method.learned for _, method, _ in wanted.values())
+    bar = progress(total=n_learned, unit="edit", desc="learn") if n_learned else None
+    found = []
+    for key, (name, method, target) in wanted.items():
+        intervention = method.intervention(target, inputs)
+        if intervention is not None:
+            found.append(Direction(key, name, target, intervention, method.strengths))
+        if bar and method.learned:
+            bar.update()
+    if bar:
+        bar.close()
+    return found

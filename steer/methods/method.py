@@ -98,11 +98,13 @@ class SteeringMethod(abc.ABC):
       strengths: its fixed strengths; empty: those of `steer.strengths`. The sign says whether it steers towards
         the concept or away from it.
       of_concept: whether it knows the concept alone, so that all features of a concept share one direction.
+      learned: whether it learns an edit through the model, which takes minutes; see `KeptEdits`.
     """
 
     statistics: ClassVar[tuple[type[StoreStatistic], ...]] = ()
     strengths: ClassVar[tuple[float, ...]] = ()
     of_concept: ClassVar[bool] = False
+    learned: ClassVar[bool] = False
 
     @abc.abstractmethod
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention | None:

@@ -15,9 +15,11 @@ from maira_jax.run import files
 from maira_jax.studies.readers import load_studies
 from steer import evaluate, stage
 from steer.methods.learned import reft_r1, smallest_set
+from steer.methods.learned.kept import KeptEdits
 from steer.program import decode as programs
 from steer.program.prompts import Prompts
 from steer.program.sweep_writer import SweepWriter
+from steer.selection.target import Target
 from tests.helpers.commands import launch
 from tests.helpers.phantom_model import D_MODEL
 from tests.helpers.steer_run import LEARNED, N_STUDIES, TRIED, lines_of, make_config
@@ -288,3 +290,28 @@ def test_learned_methods_steer_and_the_sets_of_features_are_written(
     for intended in ("added", "removed"):
         own = [row for row in learned if row["intended"] == intended]
         assert [row["rank"] for row in own] == list(range(1, len(own) + 1))
+
+
+def test_an_edit_is_learned_once_and_never_in_a_dry_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[str] = []
+
+    def nothing(self: object, target: Target, *_: object) -> dict[str, object]:
+        learned.append(target.concept)
+        return {"direction": [1.0] * D_MODEL, "largest": 1.0}
+
+    monkeypatch.setattr(reft_r1.ReftR1, "_learn", nothing)
+    config = make_config()
+    config.steer.update({"methods": ("reft_r1",), "features": (), "studies": 1, "dry_run": True})
+    config.steer.concepts = ("oedema", "pneumothorax")
+    wanted = stage.run(config, workdir)["generations"]
+    assert learned == [] and not (workdir / "steer").exists()
+    config.steer.update({"concepts": ("oedema",), "dry_run": False})
+    stage.run(config, workdir)
+    config.steer.concepts = ("pneumothorax",)
+    assert stage.run(config, workdir)["generations"] == wanted
+    assert learned == ["oedema", "pneumothorax"]
+    path = workdir / "steer" / "test" / "learned" / "reft_r1-oedema.json"
+    assert KeptEdits(path.parents[1]).get("reft_r1", "oedema", lambda: 0, 0)["largest"] == 1.0
+    path.write_text(path.with_name("reft_r1-pneumothorax.json").read_text())
+    with pytest.raises(UserError, match="of another concept: delete it and steer again"):
+        KeptEdits(path.parents[1]).get("reft_r1", "oedema", lambda: 0, 0)

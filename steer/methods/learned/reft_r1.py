@@ -8,6 +8,7 @@ reports of training studies, rewritten (`rewriting`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +79,18 @@ class ReftR1(SteeringMethod):
     """Adds the learned direction; what is learned to remove a concept is subtracted at a strength below 0."""
 
     of_concept = True
+    learned = True
 
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention | None:
+        assert inputs.rewriting is not None
+        rehearsed = {"direction": inputs.decoder_row(target.feature).tolist(), "largest": 0.0}
+        found = inputs.rewriting.kept.get("reft_r1", target.concept, lambda: self._learn(target, inputs), rehearsed)
+        if found is None:
+            return None
+        return Intervention.adding(np.array(found["direction"], np.float32), inputs.unit_size(found["largest"]))
+
+    def _learn(self, target: Target, inputs: MethodInputs) -> dict[str, Any] | None:
+        """The direction towards the concept, and the largest ReLU(h . v); None where nothing can be learned."""
         rewriting = inputs.rewriting
         assert rewriting is not None
         for present in (True, False):
@@ -87,5 +98,5 @@ class ReftR1(SteeringMethod):
             if batches:
                 edit = learn_direction(rewriting, batches, inputs.sae.d_model, inputs.seed)
                 direction = np.asarray(edit.learned) * (1 if present else -1)
-                return Intervention.adding(direction, inputs.unit_size(rewriting.largest(edit.latent, batches)))
+                return {"direction": direction.tolist(), "largest": rewriting.largest(edit.latent, batches)}
         return None

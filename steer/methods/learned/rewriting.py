@@ -24,6 +24,7 @@ from maira_jax.model.layers import Params
 from maira_jax.model.sites import Site
 from maira_jax.reports.statements import concept_sentences, joint_denials, rewritten
 from maira_jax.studies.study import Study
+from steer.methods.learned.kept import KeptEdits
 from steer.selection.rule import EditedModel
 
 _READ_REPORTS = 1000  # of the training studies, whose sentences on a concept are counted
@@ -78,12 +79,14 @@ class Rewriting:
       training: gives the training studies.
       n_studies: the largest number of studies that an edit is learned from.
       batch_studies: how many of them the model reads together.
+      kept: what has been learned so.
     """
 
     model: EditedModel
     training: Callable[[], Sequence[Study]]
     n_studies: int
     batch_studies: int
+    kept: KeptEdits
 
     @functools.cached_property
     def _params(self) -> Params:

@@ -160,14 +160,22 @@ class SmallestSet(SteeringMethod):
     statistics = (StudyFeatures,)
     strengths = (-1.0, 1.0)
     of_concept = True
+    learned = True
 
     def intervention(self, target: Target, inputs: MethodInputs) -> Intervention | None:
-        sets = {present: self._set(target, inputs, present) for present in (True, False)}
-        if not any(sets.values()):
+        assert inputs.rewriting is not None
+        sets = inputs.rewriting.kept.get(
+            "smallest_set",
+            target.concept,
+            lambda: [list(self._set(target, inputs, present).items()) for present in (True, False)],
+            [[[target.feature, 0.0]], [[target.feature, 0.0]]],
+        )
+        if not any(sets):
             return None
-        negative = {feature: -value for feature, value in sets[False].items()}  # becomes the value at a strength of -1
+        added, removed = map(dict, sets)
+        negative = {feature: -value for feature, value in removed.items()}  # becomes the value at a strength of -1
         return Intervention.setting(
-            FeatureClamp.of_features(inputs.sae, sets[True]),
+            FeatureClamp.of_features(inputs.sae, added),
             inputs.unit_size(target.max_activation),
             FeatureClamp.of_features(inputs.sae, negative),
         )

@@ -18,6 +18,7 @@ from sae import autoencoder
 from sae.autoencoder import Sae
 from steer.methods.intervention import FeatureClamp, Intervention
 from steer.methods.learned import reft_r1
+from steer.methods.learned.kept import KeptEdits
 from steer.methods.learned.reft_r1 import RankOneEdit, learn_direction
 from steer.methods.learned.rewriting import LearnedEdit, Rewriting, _nats
 from steer.methods.learned.smallest_set import SetFeatures
@@ -52,7 +53,7 @@ def make_rewriting(localized_model, studies, site):
     folder, cfg = localized_model.folder, localized_model.cfg
     texts, images = Tokenizer.from_dir(folder), ImageConfig.from_dir(folder)
     model = EditedModel(localized_model.params, cfg, texts, images, Site.parse(site, cfg), EDITED[site])
-    return Rewriting(model, lambda: studies, 5, 3)
+    return Rewriting(model, lambda: studies, 5, 3, KeptEdits(None))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_too_few_studies_and_other_towers(rewriting, localized_model):
     assert rewriting.batches("normal study", present=True) == []
     model = rewriting.model._replace(site=Site.parse("projector.1", localized_model.cfg))
     with pytest.raises(UserError, match="language model, not projector.1"):
-        Rewriting(model, lambda: [], 5, 3).batches(CONCEPT, present=True)
+        Rewriting(model, lambda: [], 5, 3, KeptEdits(None)).batches(CONCEPT, present=True)
 
 
 def test_features_are_set_as_a_sweep_sets_them():
