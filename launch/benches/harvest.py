@@ -43,7 +43,7 @@ from sae.activations.config import HarvestSection
 from sae.activations.harvest import Harvester, language_site
 from sae.activations.harvest_plan import HarvestPlan, make_plan
 
-STUDIES = {"phantom": 256, "100m": 16, "maira2": 64}
+STUDIES = {"phantom": 256, "100m": 32, "maira2": 64}
 MAX_SIDE = 224  # larger pictures of the phantom take long to draw, and are enlarged instead
 PEERS = ("hook", "stopped")
 TOLERANCE = 1e-4  # of the largest activation
