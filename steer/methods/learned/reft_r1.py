@@ -55,8 +55,16 @@ def learn_direction(rewriting: Rewriting, batches: Sequence[RewrittenBatch], d_m
 
     From some beginnings all latents become 0, and the gradient with them.
     """
-    found = [_learned(rewriting, batches, d_model, (seed, start)) for start in range(_STARTS)]
-    return max(found, key=lambda edit: rewriting.flipped(edit, batches))
+    best, flipped = None, -1.0
+    for start in range(_STARTS):
+        edit = _learned(rewriting, batches, d_model, (seed, start))
+        share = rewriting.flipped(edit, batches)
+        if best is None or share > flipped:
+            best, flipped = edit, share
+        if flipped == 1:
+            break
+    assert best is not None
+    return best
 
 
 def _learned(

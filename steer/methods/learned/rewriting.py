@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 
 from maira_jax.errors import UserError
-from maira_jax.inputs.batches import InputBatch, assemble, fill_up, padded_length, reporting_request
+from maira_jax.inputs.batches import InputBatch, assemble, buckets, fill_up, padded_length, reporting_request
 from maira_jax.inputs.tokens import Kind
 from maira_jax.model import language, maira2, sharding
 from maira_jax.model.config import Maira2Config
@@ -97,18 +97,19 @@ class Rewriting:
         return {}
 
     @functools.cached_property
-    def _sizes(self) -> tuple[int, int, int]:
-        """Tokens, images and tokens of the report that every row is padded to: the same for all concepts."""
+    def _sizes(self) -> tuple[tuple[int, ...], int, int]:
+        """Tokens that a row may be padded to, images, and tokens of the report: the same for all concepts."""
         requests = [self._request(study, study.findings) for study in self.training() if study.findings]
         report = max(int(np.isin(request.encoded.kinds, (Kind.FINDINGS, Kind.EOS)).sum()) for request in requests)
-        tokens = padded_length(max(len(request.encoded) for request in requests) + _ROOM)
-        return tokens, max(len(request.images) for request in requests), report + _ROOM
+        usual, n_images = buckets(requests)
+        longest = padded_length(max(len(request.encoded) for request in requests) + _ROOM)
+        return (*usual[:-1], longest), max(n_images), report + _ROOM
 
     def batches(self, concept: str, *, present: bool) -> list[RewrittenBatch]:
-        """Training studies whose reports can be rewritten to have a concept, or not to, in batches of one shape.
+        """Training studies whose reports can be rewritten to have a concept, or not to, in batches of few shapes.
 
         Returns:
-          The batches; an empty list where fewer than four reports can be rewritten so.
+          The batches, shortest first; an empty list where fewer than four reports can be rewritten so.
 
         Raises:
           UserError: the site is not in the language model.
@@ -131,29 +132,32 @@ class Rewriting:
         for study in studies:
             statement = statements[len(pairs) % len(statements)]
             text = rewritten(study.findings or "", concept, denials, statement)
-            if text and len(self._request(study, text).encoded) <= self._sizes[0]:
+            if text and self._tokens(study, text) <= self._sizes[0][-1]:
                 pairs.append((study, text))
             if len(pairs) == self.n_studies:
                 break
         if len(pairs) < _MIN_STUDIES:
             return []
+        pairs.sort(key=lambda pair: self._tokens(*pair))  # studies of about the same length are read together
         size = sharding.rows_on(sharding.mesh_of(self.model.params), min(self.batch_studies, len(pairs)))
         groups = [fill_up(pairs[start : start + size], size) for start in range(0, len(pairs), size)]
         return [
-            RewrittenBatch(
-                self._read([(study, text) for study, text in group]),
-                self._read([(study, study.findings or "") for study, _ in group]),
-            )
+            RewrittenBatch(self._read(group), self._read([(study, study.findings or "") for study, _ in group]))
             for group in groups
         ]
 
     def _request(self, study: Study, findings: str | None) -> Any:
         return reporting_request(study, self.model.tokenizer, findings=findings)
 
+    def _tokens(self, study: Study, findings: str) -> int:
+        return len(self._request(study, findings).encoded)
+
     def _read(self, rows: Sequence[tuple[Study, str]]) -> ScoredReports:
         """Reads prompts with reports up to the first block that an edit changes."""
-        length, n_images, n_report = self._sizes
+        lengths, n_images, n_report = self._sizes
         requests = [self._request(*row) for row in rows]
+        longest = max(len(request.encoded) for request in requests)
+        length = next(length for length in lengths if length >= longest)
         batch = assemble(requests, self.model.tokenizer, self.model.image_cfg, length, n_images)
         follows = np.isin(batch.kinds, (Kind.FINDINGS, Kind.EOS))  # [B, T]
         tokens, places = np.zeros((2, len(rows), n_report), np.int32)

@@ -87,6 +87,13 @@ def texts_of(rewriting, rows):
     return [decode(np.asarray(ids)[on][:-1]) for ids, on in zip(rows.tokens, rows.counted, strict=True)]
 
 
+def studies_of(rewriting, rows, studies):
+    """The studies whose own reports a batch has."""
+    texts = texts_of(rewriting, rows)
+    by_text = {study.findings: study for study in studies}
+    return [by_text[text.strip()] for text in texts]
+
+
 @pytest.mark.parametrize("site", EDITED)
 def test_the_gradient_is_that_of_the_rewritten_reports_likelihood(localized_model, studies, site):
     rewriting = make_rewriting(localized_model, studies, site)
@@ -98,7 +105,7 @@ def test_the_gradient_is_that_of_the_rewritten_reports_likelihood(localized_mode
         model.tokenizer.decode(np.asarray(ids)[on][:-1]) for ids, on in zip(rows.tokens, rows.counted, strict=True)
     ]
     assert all(concepts(text)[CONCEPT] for text in texts)
-    own = [study for study in studies if study.findings and not concepts(study.findings)[CONCEPT]][:3]
+    own = studies_of(rewriting, batches[0].own, studies)
     added, along = rng.normal(size=(2, D_MODEL)).astype(np.float32) * 0.1
     gradient = np.asarray(rewriting.gradient(AddedVector(jnp.asarray(added)), batches[:1], 0.5))
     step, change, tokens = 1e-2, 0.0, 0
@@ -109,13 +116,26 @@ def test_the_gradient_is_that_of_the_rewritten_reports_likelihood(localized_mode
 
 
 def test_a_study_flips_where_its_rewritten_report_is_likelier_than_its_own(rewriting, studies):
-    own = [study for study in studies if study.findings and not concepts(study.findings)[CONCEPT]][:5]
     batches, added = rewriting.batches(CONCEPT, present=True), np.ones(D_MODEL, np.float32)
-    texts = [text for batch in batches for text in texts_of(rewriting, batch.rewritten)]
-    expected = []
-    for study, text in zip(own, texts[:5], strict=True):
-        expected.append(nats(rewriting, study, text, added)[0] < nats(rewriting, study, study.findings, added)[0])
-    assert rewriting.flipped(AddedVector(jnp.asarray(added)), batches) == np.mean([*expected, expected[-1]])
+    expected, names = [], []
+    for batch in batches:
+        own = studies_of(rewriting, batch.own, studies)
+        for study, text in zip(own, texts_of(rewriting, batch.rewritten), strict=True):
+            expected.append(nats(rewriting, study, text, added)[0] < nats(rewriting, study, study.findings, added)[0])
+            names.append(study.study_id)
+    first = [study for study in studies if study.findings and not concepts(study.findings)[CONCEPT]][:5]
+    assert set(names) == {study.study_id for study in first} and names[-1] == names[-2]  # 3 and 2, filled up
+    assert rewriting.flipped(AddedVector(jnp.asarray(added)), batches) == np.mean(expected)
+
+
+def test_studies_of_about_the_same_length_are_read_together(rewriting):
+    batches = rewriting.batches(CONCEPT, present=True)
+    lengths = [np.asarray(batch.rewritten.length) for batch in batches]
+    assert all((np.diff(each) >= 0).all() for each in lengths) and lengths[0].max() <= lengths[1].min()
+    for batch in batches:
+        for rows in (batch.rewritten, batch.own):
+            assert rows.residual.shape[1] >= int(rows.length.max())
+    assert batches[0].own.residual.shape[1] <= batches[-1].rewritten.residual.shape[1]
 
 
 def test_too_few_studies_and_other_towers(rewriting, localized_model):
