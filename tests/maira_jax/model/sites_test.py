@@ -164,9 +164,9 @@ def test_sites_are_numbered_in_the_order_of_a_pass():
     for tower in TOWERS:
         codes = [site.code for site in all_sites(CFG) if site.tower == tower]
         assert codes == list(range(len(codes)))
-    mid, post = (Site.parse(f"language.2.{point}", CFG).code for point in ("resid_mid", "resid_post"))
-    assert (mid, post) == (Site.mid(2), Site.post(2)) == (Site.shifted(Site.mid(0), 2), Site.shifted(Site.post(0), 2))
-    assert [Site.whole_blocks(code) for code in (Site.embedding(), mid, post)] == [0, 2, 3]
+    mid, post = (Site.parse(f"language.3.{point}", CFG).code for point in ("resid_mid", "resid_post"))
+    assert (mid, post) == (Site.mid(3), Site.post(3)) == (Site.shifted(Site.mid(0), 3), Site.shifted(Site.post(0), 3))
+    assert [Site.whole_blocks(code) for code in (Site.embedding(), mid, post)] == [0, 3, 4]
     assert Site.last(CFG) == Site.parse("language.3.resid_post", CFG)
 
 
