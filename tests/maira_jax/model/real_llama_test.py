@@ -14,7 +14,10 @@ TEXT = "The heart is normal in size. The lungs are clear. No pleural effusion or
 
 
 def test_trained_weights_give_the_same_activations_and_probabilities():
-    """Residual stream within 1e-5 of its largest value at every layer, log probabilities within 1e-4."""
+    """Residual stream within 5e-6 of its largest value up to every layer, log probabilities within 1e-4.
+
+    One layer takes away five sixths of the largest value, and not the rounding that came with it.
+    """
     tokenizer, model = smollm2.load()
     cfg, params = smollm2.ours(model)
     ids = tokenizer(TEXT * 4, return_tensors="pt")["input_ids"]
@@ -26,9 +29,11 @@ def test_trained_weights_give_the_same_activations_and_probabilities():
     last, kept, _ = language.forward(
         params, cfg, params["embed"][tokens], positions, jnp.array([tokens.shape[1]]), reads=sites
     )
+    largest = 0.0
     for layer, site in enumerate(sites[:-1]):  # theirs of the last layer are normalised
         expected = theirs.hidden_states[layer + 1].numpy()
-        assert np.abs(np.asarray(kept[site]) - expected).max() < 1e-5 * np.abs(expected).max()
+        largest = max(largest, np.abs(expected).max())
+        assert np.abs(np.asarray(kept[site]) - expected).max() < 5e-6 * largest
     found = torch.log_softmax(torch.tensor(np.asarray(language.logits(params, cfg, last))), -1)
     torch.testing.assert_close(found, torch.log_softmax(theirs.logits, -1), atol=1e-4, rtol=0)
     # Trained weights predict a report's next words.
