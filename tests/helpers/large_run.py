@@ -84,7 +84,7 @@ def make_workdir(workdir: Path, run: LargeRun) -> None:
         _write_exemplars(stage.dir / "exemplars.parquet", run, ids, words, pieces, rng)
         features = _feature_table(run, vocabulary, rng)
         found = {"features": features, "controls": table.CONTROL_SCHEMA.empty_table(), "concepts": _concepts(run, rng)}
-        table.write(stage.dir, found, {}, summary.JudgeOrigin("random numbers", "0", {}), 10)
+        table.write(stage.dir, found, {}, None, summary.JudgeOrigin("random numbers", "0", {}), 10)
         stage.finish({"features": run.n_features})
 
 
