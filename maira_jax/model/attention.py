@@ -4,7 +4,7 @@ The kernel is chosen when the program is lowered, so a program for a device that
 
 * GPU: cuDNN's flash attention, which skips what is above the diagonal and behind a row's end.
 * TPU: splash attention, a Pallas kernel, which skips what is above the diagonal.
-* elsewhere, and where float32 is asked for: XLA, in blocks of positions where a row is long.
+* elsewhere, and where float32 is asked for: XLA, in blocks of positions.
 
 For long rows none of them has an array of [positions, positions] in memory. On a mesh, that of `jax.set_mesh`, the rows
 are split over `data` and the heads over `model`, as far as they divide.
