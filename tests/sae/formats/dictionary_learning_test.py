@@ -112,6 +112,7 @@ def test_files_of_dictionary_learning_are_read(tmp_path, x, kind):
     with torch.no_grad():
         features = theirs.encode(torch.from_numpy(x))
         check_same_features(found, x, features, theirs.decode(features))
+    assert found.meta["normalization"] == 1
     if kind == "AutoEncoderTopK":
         assert found.threshold == -1  # the file's own one is what its trainer tracked, and is not applied
     if kind == "MatryoshkaBatchTopKSAE":
