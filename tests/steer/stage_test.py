@@ -312,6 +312,7 @@ def test_an_edit_is_learned_once_and_never_in_a_dry_run(workdir: Path, monkeypat
     assert learned == ["oedema", "pneumothorax"]
     path = workdir / "steer" / "test" / "learned" / "reft_r1-oedema.json"
     assert KeptEdits(path.parents[1]).get("reft_r1", "oedema", lambda: 0, 0)["largest"] == 1.0
-    path.write_text(path.with_name("reft_r1-pneumothorax.json").read_text())
-    with pytest.raises(UserError, match="of another concept: delete it and steer again"):
-        KeptEdits(path.parents[1]).get("reft_r1", "oedema", lambda: 0, 0)
+    for text in (path.with_name("reft_r1-pneumothorax.json").read_text(), path.read_text().replace("1.0", "1.5", 1)):
+        path.write_text(text)
+        with pytest.raises(UserError, match="damaged or of another concept: delete it and steer again"):
+            KeptEdits(path.parents[1]).get("reft_r1", "oedema", lambda: 0, 0)

@@ -1,4 +1,4 @@
-"""What methods have learned, kept edit by edit: minutes each, of which a killed sweep is to learn none twice."""
+"""What methods have learned. An edit takes minutes, so it is kept: a killed or an extended sweep learns none twice."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,15 +24,16 @@ class KeptEdits:
         """What a method has learned of a concept, as JSON has it; in a rehearsal `rehearsed`, which is of its form.
 
         Raises:
-          UserError: the file is damaged.
+          UserError: the file is damaged, or another concept's.
         """
         if self._folder is None:
             return rehearsed
         path = self._folder / f"{method}-{concept.replace(' ', '-')}.json"
         if not path.is_file():
             self._folder.mkdir(exist_ok=True)
-            files.write_json(path, {"method": method, "concept": concept, "learned": learn()})
+            learned = learn()
+            files.write_json(path, {"learned": learned, "digest": files.digest([method, concept, learned])})
         found = files.read_object(path)
-        if (found.get("method"), found.get("concept")) != (method, concept) or "learned" not in found:
+        if found.get("digest") != files.digest([method, concept, found.get("learned")]):
             raise UserError(f"{path} is damaged or of another concept: delete it and steer again")
         return found["learned"]

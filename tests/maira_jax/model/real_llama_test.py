@@ -14,7 +14,7 @@ TEXT = "The heart is normal in size. The lungs are clear. No pleural effusion or
 
 
 def test_trained_weights_give_the_same_activations_and_probabilities():
-    """Residual stream within 5e-6 of its largest value up to every layer, log probabilities within 1e-4.
+    """Residual stream within 4e-6 of its largest value up to every layer, log probabilities within 1e-4.
 
     One layer takes away five sixths of the largest value, and not the rounding that came with it.
     """
@@ -33,7 +33,7 @@ def test_trained_weights_give_the_same_activations_and_probabilities():
     for layer, site in enumerate(sites[:-1]):  # theirs of the last layer are normalised
         expected = theirs.hidden_states[layer + 1].numpy()
         largest = max(largest, np.abs(expected).max())
-        assert np.abs(np.asarray(kept[site]) - expected).max() < 5e-6 * largest
+        assert np.abs(np.asarray(kept[site]) - expected).max() < 4e-6 * largest
     found = torch.log_softmax(torch.tensor(np.asarray(language.logits(params, cfg, last))), -1)
     torch.testing.assert_close(found, torch.log_softmax(theirs.logits, -1), atol=1e-4, rtol=0)
     # Trained weights predict a report's next words.

@@ -73,3 +73,21 @@ def test_ten_updates(given):
         ours, state = update(ours, jnp.asarray(gradient), state)
         np.testing.assert_allclose(ours, parameter.detach(), atol=1e-5)
     assert not np.allclose(ours, v, atol=0.02)
+
+
+@pytest.mark.parametrize("shares, expected, begun", [((1.0,), 0, 1), ((0.5, 1.0), 1, 2), ((0.5, 0.7, 0.7), 1, 3)])
+def test_the_direction_under_which_most_studies_flip_is_kept(monkeypatch, shares, expected, begun):
+    """No other one is begun where all flip."""
+    made = []
+
+    class Rewritten:
+        def flipped(self, edit, batches):
+            return shares[int(edit.learned[0])]
+
+    def learned(rewriting, batches, d_model, seed):
+        made.append(seed)
+        return RankOneEdit(jnp.full(d_model, float(seed[1])))
+
+    monkeypatch.setattr(reft_r1, "_learned", learned)
+    found = reft_r1.learn_direction(Rewritten(), [], D, 7)
+    assert int(found.learned[0]) == expected and made == [(7, start) for start in range(begun)]
