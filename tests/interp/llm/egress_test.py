@@ -188,6 +188,13 @@ def test_why_a_server_cannot_be_reached_is_said(monkeypatch, error, words):
         asyncio.run(egress.reach(egress.check("http://127.0.0.1:8000/v1", allow_remote=False)))
 
 
+def test_certificates_of_the_environment_are_not_used(monkeypatch):
+    """Read, this file would be an error, since it is not there."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent/authority.pem")
+    endpoint = egress.check("https://judge.example.org/v1", allow_remote=True)
+    egress.GuardedTransport(endpoint, "judge.example.org", 1)
+
+
 def test_connections_are_divided_among_pools():
     endpoint = egress.check("http://127.0.0.1:8000/v1", allow_remote=False)
     made = [egress.GuardedTransport(endpoint, "127.0.0.1", n) for n in (1, egress._POOL, egress._POOL + 1)]
