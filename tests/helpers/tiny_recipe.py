@@ -13,14 +13,16 @@ from maira_jax.phantom.pretraining.recipe import (
 )
 
 _SCHEDULE = PhaseSchedule(steps=3, batch_size=4, learning_rate=2e-3, warmup=1)
-_ONE_IMAGE = ReportPhase("one_image", _SCHEDULE, (512,), 250, bare_prompt=True, image_counts=(1,), varied_wording=False)
-FULL_PROMPT = ReportPhase("full_prompt", _SCHEDULE, (512,), 250)
+_TOWER = ("vision", "projector")
+_ONE_IMAGE = ReportPhase(
+    "one_image", _SCHEDULE, (512,), 250, bare_prompt=True, image_counts=(1,), varied_wording=False, frozen=_TOWER
+)
+FULL_PROMPT = ReportPhase("full_prompt", _SCHEDULE, (512,), 250, frozen=_TOWER)
 TINY = Recipe(
     vision=VisionSize(width=16, layers=1, heads=2, patch_size=28, image_size=56),
     language=LanguageSize(width=32, mlp_width=24, layers=2, heads=2),
     vision_phase=PhaseSchedule(steps=4, batch_size=8, learning_rate=2e-3, warmup=1),
     report_phases=(_ONE_IMAGE, FULL_PROMPT),
-    frozen=("vision", "projector"),
     n_vocabulary=500,
     n_corpus=300,
     learns_positions=True,

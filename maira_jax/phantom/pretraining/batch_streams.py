@@ -1,7 +1,7 @@
 """Endless batches of static shapes, in an order that depends on the seed alone and can be resumed anywhere."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -14,13 +14,14 @@ from maira_jax.inputs.batches import GenerationRequest, assemble, fill_up
 from maira_jax.inputs.image import ImageConfig, preprocess_batch, width_height
 from maira_jax.inputs.prompt import phrase_grounding_prompt, reporting_prompt, study_images
 from maira_jax.inputs.tokens import Encoded, Kind, Tokenizer
-from maira_jax.phantom.pretraining.recipe import ReportPhase
+from maira_jax.phantom.pretraining.recipe import ReportPhase, Task, TaskBatch
 from maira_jax.phantom.pretraining.report_phase import ReportBatch
 from maira_jax.phantom.pretraining.study_source import StudySource
 from maira_jax.studies.study import ImageSource, Study
 
 _CHUNK = 64  # studies fetched at once
 _PREFETCHED = 3  # batches made ahead of the one in use
+_PHRASE_KIND = Kind.INDICATION  # of the sentence to locate
 
 
 class BatchStream(Protocol):
@@ -75,43 +76,60 @@ class _EncodedStudy(NamedTuple):
 
 
 class ReportBatchStream:
-    """Batches of teacher-forced studies with the same number of images and about the same length.
+    """Batches of one task: teacher-forced studies with the same number of images and about the same length.
 
     Args:
       source: the studies.
       tokenizer, image_cfg: tokenizer and image preprocessing of the model.
-      phase: lengths of the batches, and which studies and which parts of the prompt they have.
+      phase: which studies and which parts of the prompt the batches have.
+      batch: their task, rows and lengths.
+      first: index of the first study.
     """
 
-    def __init__(self, source: StudySource, tokenizer: Tokenizer, image_cfg: ImageConfig, phase: ReportPhase):
-        self.source, self.tokenizer, self.image_cfg, self.phase = source, tokenizer, image_cfg, phase
-        self.batch_size, self.lengths = phase.schedule.batch_size, sorted(phase.lengths)
-        self.next = 0
+    def __init__(
+        self,
+        source: StudySource,
+        tokenizer: Tokenizer,
+        image_cfg: ImageConfig,
+        phase: ReportPhase,
+        batch: TaskBatch,
+        first: int = 0,
+    ):
+        self.source, self.tokenizer, self.image_cfg = source, tokenizer, image_cfg
+        self.phase, self.batch, self.lengths = phase, batch, sorted(batch.lengths)
+        self.next = first
         self.waiting: dict[str, list[_EncodedStudy]] = {}
 
-    def _encode(self, index: int, study: Study) -> _EncodedStudy:
-        encoded, images = self._task(index, study)
-        encoded = _without_instructions(encoded) if self.phase.bare_prompt else encoded
+    def _encode(self, index: int, study: Study) -> _EncodedStudy | None:
+        """What is learned from a study, with the task's prompt; None where it has no boxes that the task needs."""
+        found = self._task(index, study)
+        if found is None:
+            return None
+        encoded, images = found
+        if self.phase.bare_prompt:
+            kept = (_PHRASE_KIND,) if self.batch.task == Task.LOCATION else ()
+            encoded = _without_instructions(encoded, *kept)
         return _EncodedStudy(index, GenerationRequest(encoded, images))
 
-    def _task(self, index: int, study: Study) -> tuple[Encoded, tuple[ImageSource, ...]]:
-        """What is learned from a study, which its index decides: its report, its grounded report, or one location."""
-        rng = random.Random(index)
-        share = rng.random()
-        if not study.grounded_findings or study.frontal is None or share >= self.phase.grounded + self.phase.located:
+    def _task(self, index: int, study: Study) -> tuple[Encoded, tuple[ImageSource, ...]] | None:
+        if self.batch.task == Task.REPORT:
             return self.tokenizer.encode(reporting_prompt(study), study.findings), study_images(study)
+        if not study.grounded_findings or study.frontal is None:
+            return None
         phrases = grounding.in_square(grounding.reference(study), *width_height(study.frontal))
-        seen = [phrase for phrase in phrases if phrase.boxes]
-        if not seen or share < self.phase.grounded:
+        if self.batch.task == Task.GROUNDED_REPORT:
             prompt = reporting_prompt(study, grounded=True)
             return self.tokenizer.encode(prompt, grounding.write(phrases)), study_images(study)
-        phrase = rng.choice(seen)
+        seen = [phrase for phrase in phrases if phrase.boxes]
+        if not seen:
+            return None
+        phrase = random.Random(index).choice(seen)
         return self.tokenizer.encode(phrase_grounding_prompt(phrase.text), grounding.write([phrase])), (study.frontal,)
 
     def _bucket(self, row: _EncodedStudy) -> str | None:
         """Name of the batches that the study can be part of, for example "2x144"; None where it is skipped."""
         encoded, images = row.request
-        too_long = len(encoded) - encoded.n_prompt > self.phase.max_findings
+        too_long = len(encoded) - encoded.n_prompt > self.batch.max_findings
         if too_long or (self.phase.image_counts and len(images) not in self.phase.image_counts):
             return None
         length = next((length for length in self.lengths if length >= len(encoded)), None)
@@ -126,22 +144,23 @@ class ReportBatchStream:
         fetched = 0
         while True:
             for name, rows in self.waiting.items():
-                if len(rows) >= self.batch_size:
-                    self.waiting[name] = rows[self.batch_size :]
-                    return self._batch(rows[: self.batch_size], int(name.split("x")[1]))
-            if fetched > 100 * self.batch_size and not self.waiting:
+                if len(rows) >= self.batch.n_rows:
+                    self.waiting[name] = rows[self.batch.n_rows :]
+                    return self._padded(rows[: self.batch.n_rows], int(name.split("x")[1]))
+            if fetched > 100 * self.batch.n_rows and not self.waiting:
+                has_boxes = "" if self.batch.task == Task.REPORT else "has boxes and "
                 raise UserError(
-                    f"no study fits into {self.lengths} tokens: raise the lengths of the recipe's phase "
-                    f"{self.phase.name}, or give studies with shorter reports"
+                    f"no study {has_boxes}fits into {self.lengths} tokens: raise the lengths of the recipe's phase "
+                    f"{self.phase.name}, or give other studies"
                 )
             for offset, study in enumerate(self.source.studies(self.next, self.next + _CHUNK)):
                 row = self._encode(self.next + offset, study)
-                if (bucket := self._bucket(row)) is not None:
+                if row is not None and (bucket := self._bucket(row)) is not None:
                     self.waiting.setdefault(bucket, []).append(row)
             self.next += _CHUNK
             fetched += _CHUNK
 
-    def _batch(self, rows: list[_EncodedStudy], length: int) -> ReportBatch:
+    def _padded(self, rows: list[_EncodedStudy], length: int) -> ReportBatch:
         """Pads studies with the same number of images to `length` tokens."""
         full = assemble([row.request for row in rows], self.tokenizer, self.image_cfg, length)
         target = (full.kinds == Kind.FINDINGS) | (full.kinds == Kind.EOS)
@@ -152,14 +171,13 @@ class ReportBatchStream:
         buckets: dict[str, list[_EncodedStudy]] = {}
         for index, study in enumerate(self.source.held_out):
             row = self._encode(index, study)
-            name = self._bucket(row)
-            if study.findings and name is not None:
+            if study.findings and row is not None and (name := self._bucket(row)) is not None:
                 buckets.setdefault(name, []).append(row)
         for name, rows in sorted(buckets.items()):
-            for start in range(0, len(rows), self.batch_size):
-                part = rows[start : start + self.batch_size]
-                batch = self._batch(fill_up(part, self.batch_size), int(name.split("x")[1]))
-                real = np.arange(self.batch_size) < len(part)
+            for start in range(0, len(rows), self.batch.n_rows):
+                part = rows[start : start + self.batch.n_rows]
+                batch = self._padded(fill_up(part, self.batch.n_rows), int(name.split("x")[1]))
+                real = np.arange(self.batch.n_rows) < len(part)
                 yield batch.replace(target=batch.target & real[:, None])  # type: ignore[attr-defined]
 
     def position(self) -> dict[str, Any]:
@@ -170,15 +188,37 @@ class ReportBatchStream:
 
     def seek(self, position: dict[str, Any]) -> None:
         self.next = position["next"]
-        self.waiting = {
-            bucket: [self._encode(index, self.source.studies(index, index + 1)[0]) for index in indices]
-            for bucket, indices in position["waiting"].items()
-        }
+        self.waiting = {}
+        for bucket, indices in position["waiting"].items():
+            rows = [self._encode(index, self.source.studies(index, index + 1)[0]) for index in indices]
+            self.waiting[bucket] = [row for row in rows if row is not None]
 
 
-def _without_instructions(encoded: Encoded) -> Encoded:
+class UpdateStream:
+    """What every update takes: a batch of each task.
+
+    Args:
+      streams: the batches of each task.
+    """
+
+    def __init__(self, streams: Sequence[ReportBatchStream]):
+        self.streams = streams
+
+    def next_batch(self) -> list[ReportBatch]:
+        return [stream.next_batch() for stream in self.streams]
+
+    def position(self) -> list[dict[str, Any]]:
+        return [stream.position() for stream in self.streams]
+
+    def seek(self, position: list[dict[str, Any]]) -> None:
+        for stream, own in zip(self.streams, position, strict=True):
+            stream.seek(own)
+
+
+def _without_instructions(encoded: Encoded, *kept: Kind) -> Encoded:
+    """A study without the tokens of its prompt, but for the images and those that are `kept`."""
     kinds = encoded.kinds
-    keep = np.isin(kinds, (Kind.BOS, Kind.IMAGE, Kind.IMAGE_LAST, Kind.FINDINGS, Kind.EOS))
+    keep = np.isin(kinds, (Kind.BOS, Kind.IMAGE, Kind.IMAGE_LAST, Kind.FINDINGS, Kind.EOS, *kept))
     return Encoded(encoded.ids[keep], kinds[keep], int(keep[: encoded.n_prompt].sum()))
 
 

@@ -5,6 +5,7 @@ reports. A module that a configuration file imports can register another.
 """
 
 import dataclasses
+from enum import StrEnum
 
 from maira_jax.model.config import Maira2Config, TextConfig, VisionConfig
 from maira_jax.phantom.pretraining.tokenizer_files import ADDED_TOKENS
@@ -63,6 +64,31 @@ class PhaseSchedule:
     warmup: int
 
 
+class Task(StrEnum):
+    """What a model learns to write of a study."""
+
+    REPORT = "report"
+    GROUNDED_REPORT = "grounded_report"
+    LOCATION = "location"  # the boxes of one sentence, in the frontal image
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskBatch:
+    """The part of every update that one task has.
+
+    Attributes:
+      task: what is learned.
+      n_rows: number of studies.
+      lengths: padded lengths in tokens that the batch may have; longer studies are skipped.
+      max_findings: tokens that are written, end token included; studies of which more is to be written are skipped.
+    """
+
+    task: Task
+    n_rows: int
+    lengths: tuple[int, ...]
+    max_findings: int
+
+
 @dataclasses.dataclass(frozen=True)
 class ReportPhase:
     """One phase of learning to write reports.
@@ -75,8 +101,11 @@ class ReportPhase:
       bare_prompt: whether a prompt is its images alone, without instructions and without the prior report.
       image_counts: studies with one of these numbers of images are used; empty: all studies.
       varied_wording: whether the phantom's reports word the same findings differently from study to study.
-      grounded: share of the studies, of those with `grounded_findings`, whose grounded report is learned.
-      located: share of them in which the model learns to locate one sentence.
+      further: batches of other tasks, of studies with `grounded_findings`, that every update has too.
+      frozen: parts of the model that the phase leaves unchanged.
+
+    Raises:
+      ValueError: prompts are bare and ask for grounded reports, which only the instructions tell from others.
     """
 
     name: str
@@ -86,8 +115,22 @@ class ReportPhase:
     bare_prompt: bool = False
     image_counts: tuple[int, ...] = ()
     varied_wording: bool = True
-    grounded: float = 0.0
-    located: float = 0.0
+    further: tuple[TaskBatch, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bare_prompt and any(batch.task == Task.GROUNDED_REPORT for batch in self.further):
+            raise ValueError(f"a grounded report needs its instructions, and the prompts of {self.name} are bare")
+
+    @property
+    def reports(self) -> TaskBatch:
+        """The batch of reports that every update has."""
+        return TaskBatch(Task.REPORT, self.schedule.batch_size, self.lengths, self.max_findings)
+
+    @property
+    def batches(self) -> tuple[TaskBatch, ...]:
+        """All batches of an update."""
+        return self.reports, *self.further
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +142,6 @@ class Recipe:
       vision_phase: updates of the vision tower and the projector, before any report is written.
       report_phases: the phases of learning to write reports, in their order; the last also gives the lengths with
         which held-out studies are evaluated.
-      frozen: parts of the model that the report phases leave unchanged.
       n_vocabulary: tokens of a trained tokenizer, not counting MAIRA-2's 207 added ones.
       n_corpus: studies that the tokenizer is trained on.
       learns_positions: whether the vision phase learns where the chest lies in the image, too.
@@ -111,7 +153,6 @@ class Recipe:
     language: LanguageSize
     vision_phase: PhaseSchedule
     report_phases: tuple[ReportPhase, ...]
-    frozen: tuple[str, ...]
     n_vocabulary: int
     n_corpus: int
     learns_positions: bool = False
@@ -123,6 +164,9 @@ RECIPES: Registry[Recipe] = Registry("pretrain.recipe")
 
 # A batch with the whole prompt is padded to one of these lengths.
 _FULL_PROMPT_LENGTHS = (144, 176, 208, 280)
+
+# The first words need little of what the vision phase has taught; the rest would be forgotten meanwhile.
+_TOWER = ("vision", "projector")
 
 RECIPES.register("phantom")(
     Recipe(
@@ -140,6 +184,7 @@ RECIPES.register("phantom")(
                 bare_prompt=True,
                 image_counts=(1,),
                 varied_wording=False,
+                frozen=_TOWER,
             ),
             # What differs between the current and the prior image.
             ReportPhase(
@@ -150,6 +195,7 @@ RECIPES.register("phantom")(
                 bare_prompt=True,
                 image_counts=(1, 2),
                 varied_wording=False,
+                frozen=_TOWER,
             ),
             # The whole prompt, with the same wording as before.
             ReportPhase(
@@ -158,6 +204,7 @@ RECIPES.register("phantom")(
                 lengths=_FULL_PROMPT_LENGTHS,
                 max_findings=136,
                 varied_wording=False,
+                frozen=_TOWER,
             ),
             # The wording of real reports, which varies.
             ReportPhase(
@@ -165,6 +212,7 @@ RECIPES.register("phantom")(
                 schedule=PhaseSchedule(steps=1000, batch_size=16, learning_rate=1.5e-3, warmup=100),
                 lengths=_FULL_PROMPT_LENGTHS,
                 max_findings=136,
+                frozen=_TOWER,
             ),
             # The same at a lower rate: comparisons of sides and sizes suffer from the change of wording, and recover.
             ReportPhase(
@@ -172,10 +220,21 @@ RECIPES.register("phantom")(
                 schedule=PhaseSchedule(steps=1100, batch_size=16, learning_rate=1e-3, warmup=100),
                 lengths=_FULL_PROMPT_LENGTHS,
                 max_findings=136,
+                frozen=_TOWER,
+            ),
+            # Boxes, together with reports, so that nothing is forgotten. They need the image to a fraction of a patch,
+            # which no label does: the vision tower learns on.
+            ReportPhase(
+                name="grounding",
+                schedule=PhaseSchedule(steps=900, batch_size=16, learning_rate=1e-3, warmup=50),
+                lengths=_FULL_PROMPT_LENGTHS,
+                max_findings=136,
+                further=(
+                    TaskBatch(Task.GROUNDED_REPORT, n_rows=6, lengths=(352, 424), max_findings=200),
+                    TaskBatch(Task.LOCATION, n_rows=10, lengths=(144, 168), max_findings=40),
+                ),
             ),
         ),
-        # The first words need little of what the vision phase has taught; the rest would be forgotten meanwhile.
-        frozen=("vision", "projector"),
         n_vocabulary=960,
         n_corpus=2000,
     )
@@ -188,7 +247,8 @@ RECIPES.register("nih_iu")(
         language=LanguageSize(width=160, mlp_width=432, layers=6, heads=5),
         vision_phase=PhaseSchedule(steps=300, batch_size=32, learning_rate=5e-4, warmup=50),
         report_phases=(
-            # Findings written from labels, and radiologists' reports without images, in one phase.
+            # Findings written from labels, and radiologists' reports without images, in one phase. The labels are few
+            # and say less than the reports, so that the vision tower learns from both.
             ReportPhase(
                 name="reports",
                 schedule=PhaseSchedule(steps=800, batch_size=24, learning_rate=1.5e-3, warmup=100),
@@ -196,8 +256,6 @@ RECIPES.register("nih_iu")(
                 max_findings=160,
             ),
         ),
-        # The labels are few and say less than the reports, so that the vision tower learns from both.
-        frozen=(),
         n_vocabulary=2500,
         n_corpus=8000,  # about two passes over the studies
     )

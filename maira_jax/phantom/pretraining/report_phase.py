@@ -1,6 +1,7 @@
 """The report phases: the model learns to write the findings of a study."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -50,26 +51,45 @@ def loss(params: Params, cfg: Maira2Config, batch: ReportBatch, n_tail: int) -> 
     return jnp.sum(losses * target), jnp.sum(target)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "optimiser", "n_tail"), donate_argnames=("params", "state"))
+@functools.partial(jax.jit, static_argnames=("cfg", "n_tail"))
+def _gradient(
+    params: Params, frozen: Params, batch: ReportBatch, *, cfg: Maira2Config, n_tail: int
+) -> tuple[tuple[jax.Array, jax.Array], Params]:
+    """Loss and number of its tokens as `loss`, and the gradient of the loss."""
+    return jax.value_and_grad(lambda params: loss(params | frozen, cfg, batch, n_tail), has_aux=True)(params)
+
+
+@functools.partial(jax.jit, static_argnames=("optimiser",), donate_argnames=("params", "state"))
+def _update(
+    params: Params, state: Any, gradients: list[Params], count: jax.Array, *, optimiser: optax.GradientTransformation
+) -> tuple[Params, Any]:
+    gradient = jax.tree.map(lambda *leaves: sum(leaves) / count, *gradients)
+    update, state = optimiser.update(gradient, state, params)
+    return optax.apply_updates(params, update), state
+
+
 def step(
     params: Params,
     state: Any,
     frozen: Params,
-    batch: ReportBatch,
+    batches: Sequence[ReportBatch],
     *,
     cfg: Maira2Config,
     optimiser: optax.GradientTransformation,
-    n_tail: int,
+    n_tails: Sequence[int],
 ) -> tuple[Params, Any, jax.Array]:
-    """One update of `params`, which are a model together with `frozen`; also returns the mean loss before it."""
+    """One update of `params`, which are a model together with `frozen`; also returns the mean loss before it.
 
-    def mean_loss(params: Params) -> jax.Array:
-        total, count = loss(params | frozen, cfg, batch, n_tail)
-        return total / count
-
-    value, gradient = jax.value_and_grad(mean_loss)(params)
-    update, state = optimiser.update(gradient, state, params)
-    return optax.apply_updates(params, update), state, value
+    Each batch is a program of its own, so that batches of all lengths go together without one program for every
+    combination; the mean is over the target tokens of all.
+    """
+    found = [
+        _gradient(params, frozen, batch, cfg=cfg, n_tail=n_tail) for batch, n_tail in zip(batches, n_tails, strict=True)
+    ]
+    total = sum(value for (value, _), _ in found)
+    count = sum(number for (_, number), _ in found)
+    params, state = _update(params, state, [gradient for _, gradient in found], count, optimiser=optimiser)
+    return params, state, total / count
 
 
 evaluate = jax.jit(loss, static_argnames=("cfg", "n_tail"))

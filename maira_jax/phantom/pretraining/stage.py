@@ -24,8 +24,8 @@ from maira_jax.model.layers import Params
 from maira_jax.phantom.accuracy import accuracy_of_writer, checkpoint_writer
 from maira_jax.phantom.grounding_accuracy import grounding_accuracy
 from maira_jax.phantom.pretraining import report_phase, tokenizer_files, vision_phase
-from maira_jax.phantom.pretraining.batch_streams import ImageBatchStream, ReportBatchStream
-from maira_jax.phantom.pretraining.recipe import RECIPES, PhaseSchedule, Recipe, ReportPhase, model_config
+from maira_jax.phantom.pretraining.batch_streams import ImageBatchStream, ReportBatchStream, UpdateStream
+from maira_jax.phantom.pretraining.recipe import RECIPES, PhaseSchedule, Recipe, ReportPhase, TaskBatch, model_config
 from maira_jax.phantom.pretraining.study_source import StudySource, study_source
 from maira_jax.phantom.pretraining.training_loop import fit
 from maira_jax.run import files
@@ -35,6 +35,7 @@ from maira_jax.studies.study import Study
 
 CHECKPOINT = "checkpoint"  # the result's folder, inside the stage's
 _DTYPE = "bfloat16"  # of the checkpoint; training is in float32
+_STUDIES_OF_A_PHASE = 1 << 16  # each phase begins with studies that the ones before have not reached
 
 
 class PretrainSection(Section, name="pretrain"):
@@ -74,24 +75,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Mapping[str, Any]:
         cfg = _write_companions(section, recipe, directory, studies)
         image_cfg, tokenizer = ImageConfig.from_dir(directory), Tokenizer.from_dir(directory)
 
-        def stream(phase: ReportPhase) -> ReportBatchStream:
-            return ReportBatchStream(source(phase.varied_wording), tokenizer, image_cfg, phase)
+        def stream(phase: ReportPhase, batch: TaskBatch, first: int = 0) -> ReportBatchStream:
+            return ReportBatchStream(source(phase.varied_wording), tokenizer, image_cfg, phase, batch, first)
 
         trainer = _PhaseTrainer(recipe, cfg, stage.dir, section.checkpoint_every)
         n_positions = studies.n_positions if recipe.learns_positions else 0
         images = ImageBatchStream(studies, image_cfg, recipe.vision_phase.batch_size, n_positions)
         vision_params, history = trainer.vision(images, len(studies.labels) + n_positions)
         params, losses = maira2.init(cfg, jax.random.key(recipe.seed + 1)) | vision_params, {"vision": history}
-        for phase in recipe.report_phases:
-            params, losses[phase.name] = trainer.reports(phase, stream(phase), params)
+        for number, phase in enumerate(recipe.report_phases):
+            batches = [stream(phase, batch, number * _STUDIES_OF_A_PHASE) for batch in phase.batches]
+            params, losses[phase.name] = trainer.reports(phase, UpdateStream(batches), params)
         files.write_json(stage.dir / "losses.json", losses)
         stored = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(_DTYPE)), params)
         convert.to_hf(stored, cfg, directory, convert.DTYPES[_DTYPE])
 
         last = recipe.report_phases[-1]
         exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
-        plain = dataclasses.replace(last, grounded=0.0, located=0.0)
-        loss = validation_loss(exact, cfg, stream(plain), last.max_findings)
+        loss = validation_loss(exact, cfg, stream(last, last.reports), last.max_findings)
         if config.studies.source == "phantom":
             files.write_json(stage.dir / "accuracy.json", _accuracy(directory, studies.held_out, last))
         counts = _counts(recipe, params, len(studies.held_out), loss)
@@ -105,7 +106,7 @@ def _accuracy(directory: Path, studies: Sequence[Study], phase: ReportPhase) -> 
     table, reports = accuracy_of_writer(writer, studies)
     print(table)
     found: dict[str, Any] = {"rows": table.rows, "reports": reports}
-    if phase.grounded or phase.located:
+    if phase.further:
         grounded, texts = grounding_accuracy(writer, studies)
         print(grounded)
         found |= {"grounding": dataclasses.asdict(grounded), "grounded_reports": texts}
@@ -128,11 +129,11 @@ def validation_loss(params: Params, cfg: Maira2Config, stream: ReportBatchStream
 
 
 def _counts(recipe: Recipe, params: Params, n_held_out: int, loss: float) -> dict[str, Any]:
-    schedules = [phase.schedule for phase in recipe.report_phases]
+    phases = recipe.report_phases
     return {
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         "training_images": recipe.vision_phase.steps * recipe.vision_phase.batch_size,
-        "training_studies": sum(schedule.steps * schedule.batch_size for schedule in schedules),
+        "training_studies": sum(phase.schedule.steps * batch.n_rows for phase in phases for batch in phase.batches),
         "held_out_studies": n_held_out,
         "validation_loss_nats_per_token": round(loss, 6),
         "validation_perplexity": round(float(np.exp(loss)), 4),
@@ -198,17 +199,18 @@ class _PhaseTrainer:
         state, history = self._fit("vision", [params, optimiser.init(params)], stream, step, schedule)
         return state[0], history
 
-    def reports(
-        self, phase: ReportPhase, stream: ReportBatchStream, params: Params
-    ) -> tuple[Params, list[list[float]]]:
+    def reports(self, phase: ReportPhase, stream: UpdateStream, params: Params) -> tuple[Params, list[list[float]]]:
         """Trains all parts that are not frozen; returns the model and the history of the loss."""
         optimiser = _optimiser(phase.schedule, self.recipe.weight_decay)
-        frozen = {part: params[part] for part in self.recipe.frozen}
+        frozen = {part: params[part] for part in phase.frozen}
         params = {part: tree for part, tree in params.items() if part not in frozen}
 
-        def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
+        n_tails = [batch.max_findings for batch in phase.batches]
+
+        def step(state: Any, batches: Any) -> tuple[Any, jax.Array]:
+            trained, moments = state
             *state, loss = report_phase.step(
-                *state, frozen, batch, cfg=self.cfg, optimiser=optimiser, n_tail=phase.max_findings
+                trained, moments, frozen, batches, cfg=self.cfg, optimiser=optimiser, n_tails=n_tails
             )
             return state, loss
 

@@ -11,16 +11,24 @@ from maira_jax.generation import grounding
 from maira_jax.inputs.image import ImageConfig
 from maira_jax.inputs.prompt import phrase_grounding_prompt, reporting_prompt
 from maira_jax.inputs.tokens import Tokenizer
-from maira_jax.phantom.pretraining.batch_streams import ImageBatchStream, ReportBatchStream
+from maira_jax.phantom.pretraining.batch_streams import ImageBatchStream, ReportBatchStream, UpdateStream
+from maira_jax.phantom.pretraining.recipe import Task, TaskBatch
 from maira_jax.phantom.pretraining.study_source import PhantomStudySource
 from tests.helpers.tiny_recipe import FULL_PROMPT
 
 
-def report_stream(directory, **changes):
+def report_stream(directory, task=None, first=0, **changes):
+    """A stream of reports, or of another task's batches of three rows."""
     image_cfg = ImageConfig.from_dir(directory)
     phase = dataclasses.replace(FULL_PROMPT, **{"lengths": (300, 512)} | changes)
+    batch = phase.reports if task is None else TaskBatch(task, 3, (650,), 450)
     source = PhantomStudySource(0, image_cfg.size, 8)
-    return ReportBatchStream(source, Tokenizer.from_dir(directory), image_cfg, phase)
+    return ReportBatchStream(source, Tokenizer.from_dir(directory), image_cfg, phase, batch, first)
+
+
+def update_stream(directory):
+    """Every update has reports and locations."""
+    return UpdateStream([report_stream(directory), report_stream(directory, Task.LOCATION)])
 
 
 def image_stream(directory):
@@ -28,7 +36,7 @@ def image_stream(directory):
     return ImageBatchStream(PhantomStudySource(0, image_cfg.size, 8), image_cfg, 4, 4)
 
 
-@pytest.mark.parametrize("make", [pytest.param(report_stream, marks=pytest.mark.drill), image_stream])
+@pytest.mark.parametrize("make", [pytest.param(update_stream, marks=pytest.mark.drill), image_stream])
 def test_a_stream_resumes_at_its_position(checkpoint, make):
     stream = make(checkpoint)
     for _ in range(3):
@@ -59,33 +67,58 @@ def test_lengths_that_no_study_fits_are_refused(checkpoint):
         report_stream(checkpoint, lengths=(8,)).next_batch()
 
 
-def test_an_index_decides_what_is_learned_from_a_study(checkpoint):
-    """A grounded report, a location of one sentence in the frontal image alone, or the report, in the given shares."""
-    stream = report_stream(checkpoint, lengths=(600,), max_findings=450, grounded=0.4, located=0.3)
-    studies = stream.source.studies(0, 120)
-    requests = [stream._encode(i, study).request for i, study in enumerate(studies)]
-    tasks = {"report": 0, "grounded": 0, "located": 0}
-    for study, (encoded, images) in zip(studies, requests, strict=True):
-        prompt = encoded.ids[: encoded.n_prompt]
+@pytest.mark.parametrize("task", list(Task))
+def test_a_task_has_its_prompt_and_what_is_written(checkpoint, task):
+    stream = report_stream(checkpoint, task)
+    for index, study in enumerate(stream.source.studies(0, 40)):
+        row, phrases = stream._encode(index, study), grounding.reference(study)
+        if task == Task.LOCATION and not any(phrase.boxes for phrase in phrases):
+            assert row is None
+            continue
+        encoded, images = row.request
         written = stream.tokenizer.decode(encoded.ids[encoded.n_prompt :])
-        if "<obj>" not in written:
-            task, expected = "report", (reporting_prompt(study), study.findings)
-        elif written == grounding.write(all_phrases := grounding.reference(study)):
-            task, expected = "grounded", (reporting_prompt(study, grounded=True), written)
-        else:
-            (phrase,) = (one for one in all_phrases if grounding.write([one]) == written)
-            task, expected = "located", (phrase_grounding_prompt(phrase.text), written)
+        if task == Task.LOCATION:
+            (phrase,) = (one for one in phrases if grounding.write([one]) == written)
+            prompt = phrase_grounding_prompt(phrase.text)
             assert phrase.boxes and images == (study.frontal,)
-        tasks[task] += 1
-        again = stream.tokenizer.encode(*expected)
-        assert np.array_equal(again.ids, encoded.ids) and len(prompt) == again.n_prompt
-    assert 35 < tasks["grounded"] < 65 and 20 < tasks["located"] < 50 and 20 < tasks["report"] < 50, tasks
+        else:
+            grounded = task == Task.GROUNDED_REPORT
+            prompt = reporting_prompt(study, grounded)
+            assert written == (grounding.write(phrases) if grounded else study.findings)
+        again = stream.tokenizer.encode(prompt, written)
+        assert np.array_equal(again.ids, encoded.ids) and again.n_prompt == encoded.n_prompt
 
 
-def test_studies_without_locations_teach_their_reports(checkpoint):
-    stream = report_stream(checkpoint, grounded=0.5, located=0.5)
-    study = dataclasses.replace(stream.source.held_out[0], grounded_findings=())
-    assert (
-        stream._encode(3, study).request.encoded.ids.tolist()
-        == stream.tokenizer.encode(reporting_prompt(study), study.findings).ids.tolist()
-    )
+def test_a_bare_prompt_keeps_the_sentence_to_locate(checkpoint):
+    stream = report_stream(checkpoint, Task.LOCATION, bare_prompt=True)
+    for index, study in enumerate(stream.source.studies(0, 8)):
+        if row := stream._encode(index, study):
+            encoded = row.request.encoded
+            (phrase,) = grounding.parse(stream.tokenizer.decode(encoded.ids[encoded.n_prompt :])).phrases
+            assert phrase.text in stream.tokenizer.decode(encoded.ids[: encoded.n_prompt])
+
+
+@pytest.mark.parametrize("task", [Task.GROUNDED_REPORT, Task.LOCATION])
+def test_studies_without_locations_teach_their_reports_alone(checkpoint, task):
+    study = dataclasses.replace(report_stream(checkpoint).source.held_out[0], grounded_findings=())
+    assert report_stream(checkpoint)._encode(3, study) is not None
+    assert report_stream(checkpoint, task)._encode(3, study) is None
+
+
+def test_studies_without_boxes_are_no_batches_of_locations(checkpoint, monkeypatch):
+    stream = report_stream(checkpoint, Task.LOCATION)
+    bare = [dataclasses.replace(study, grounded_findings=()) for study in stream.source.studies(0, 64)]
+    monkeypatch.setattr(stream.source, "studies", lambda start, stop: bare)
+    with pytest.raises(UserError, match="no study has boxes and fits into"):
+        stream.next_batch()
+
+
+def test_a_stream_begins_where_it_is_told(checkpoint):
+    stream, later = report_stream(checkpoint), report_stream(checkpoint, first=64)
+    stream.seek({"next": 64, "waiting": {}})
+    jax.tree.map(np.testing.assert_array_equal, later.next_batch(), stream.next_batch())
+
+
+def test_an_update_has_a_batch_of_each_task(checkpoint):
+    reports, locations = update_stream(checkpoint).next_batch()
+    assert (len(reports.tokens), len(locations.tokens)) == (4, 3)

@@ -12,6 +12,7 @@ from maira_jax.errors import UserError
 from maira_jax.inputs.tokens import Tokenizer
 from maira_jax.model.config import Maira2Config
 from maira_jax.phantom.pretraining import report_phase, stage
+from maira_jax.phantom.pretraining.recipe import Task, TaskBatch
 from maira_jax.studies.readers import phantom
 from tests.helpers.fixed_writer import FixedWriter
 from tests.helpers.tiny_recipe import FULL_PROMPT, tiny_config
@@ -42,6 +43,18 @@ def test_a_resumed_run_is_bit_identical(trained, tmp_path, monkeypatch):
     assert next(losses) == next(losses)
 
 
+def test_each_phase_has_studies_of_its_own(tmp_path, monkeypatch):
+    begun, stream = [], stage.ReportBatchStream
+
+    def recorded(source, tokenizer, image_cfg, phase, batch, first=0):
+        begun.append((phase.name, first))
+        return stream(source, tokenizer, image_cfg, phase, batch, first)
+
+    monkeypatch.setattr(stage, "ReportBatchStream", recorded)
+    stage.run(tiny_config(), tmp_path)
+    assert begun[:2] == [("one_image", 0), ("full_prompt", 1 << 16)]
+
+
 def test_frozen_parts_stay_as_the_vision_phase_left_them(trained, tmp_path):
     stage.run(tiny_config("tiny_one_phase"), tmp_path)
     one, two = (safetensors.numpy.load_file(weights(workdir)) for workdir in (tmp_path, trained[0]))
@@ -70,7 +83,7 @@ def test_a_recipe_with_grounded_reports_is_evaluated_on_boxes(tmp_path, monkeypa
     box = "<obj>Cardiomegaly.<box><x30><y40><x80><y80></box></obj>"
     monkeypatch.setattr(stage, "checkpoint_writer", lambda directory, length: FixedWriter(lambda name, prompt: box))
     studies = phantom.studies(0, 6, size=28)
-    phase = dataclasses.replace(FULL_PROMPT, grounded=0.1)
+    phase = dataclasses.replace(FULL_PROMPT, further=(TaskBatch(Task.LOCATION, 2, (512,), 250),))
     found = stage._accuracy(tmp_path, studies, phase)
     assert found["grounding"]["n_reports"] == 6 and len(found["grounded_reports"]) == 6
     assert "phrase_iou" in capsys.readouterr().out
