@@ -19,7 +19,7 @@ from sae.saved import load_sae
 from tests.helpers.exemplar_world import build, make_world
 from tests.helpers.interp_run import make_workdir
 
-N_FEATURES = 128
+N_FEATURES = 512
 MESH = (2, 4)  # of any mesh the pass takes the devices alone
 _COLLECTIVE = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
 
@@ -62,7 +62,7 @@ def assert_equal_vectors(directory, devices):
 
 def main(directory: Path) -> None:
     world, devices = make_world(n_features=N_FEATURES), jax.devices()
-    sizes = [shared_sae.feature_mesh(devices, n_features).size for n_features in (24, 96, 16384)]
+    sizes = [shared_sae.feature_mesh(devices, n_features).size for n_features in (96, 384, 16384)]
     assert sizes == [1, 6, 8]  # shares of whole columns of a product's kernel, in which every number of devices agrees
     few = world | {"sae": dataclasses.replace(world["sae"], k=1)}  # blocks exceed the first capacity
     per_token = world | {"sae": dataclasses.replace(world["sae"], threshold=0.0, k=3, per_token=True)}
