@@ -102,7 +102,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Mapping[str, Any]:
 
 def _accuracy(directory: Path, studies: Sequence[Study], phase: ReportPhase) -> dict[str, Any]:
     """What held-out studies say of a checkpoint, as JSON; its tables are printed."""
-    writer = checkpoint_writer(directory, phase.max_findings)
+    writer = checkpoint_writer(directory, max(batch.max_findings for batch in phase.batches))
     table, reports = accuracy_of_writer(writer, studies)
     print(table)
     found: dict[str, Any] = {"rows": table.rows, "reports": reports}

@@ -81,13 +81,20 @@ def test_reports_of_the_held_out_studies_are_compared_with_the_truth(trained):
 def test_a_recipe_with_grounded_reports_is_evaluated_on_boxes(tmp_path, monkeypatch, capsys):
     """On any model; here one that writes the same of every study."""
     box = "<obj>Cardiomegaly.<box><x30><y40><x80><y80></box></obj>"
-    monkeypatch.setattr(stage, "checkpoint_writer", lambda directory, length: FixedWriter(lambda name, prompt: box))
+    lengths = []
+
+    def writer(directory, length):
+        lengths.append(length)
+        return FixedWriter(lambda name, prompt: box)
+
+    monkeypatch.setattr(stage, "checkpoint_writer", writer)
     studies = phantom.studies(0, 6, size=28)
-    phase = dataclasses.replace(FULL_PROMPT, further=(TaskBatch(Task.LOCATION, 2, (512,), 250),))
+    phase = dataclasses.replace(FULL_PROMPT, further=(TaskBatch(Task.GROUNDED_REPORT, 2, (512,), 300),))
     found = stage._accuracy(tmp_path, studies, phase)
     assert found["grounding"]["n_reports"] == 6 and len(found["grounded_reports"]) == 6
     assert "phrase_iou" in capsys.readouterr().out
     assert stage._accuracy(tmp_path, studies, FULL_PROMPT).keys() == {"rows", "reports"}
+    assert lengths == [300, 250], "a text may be as long as the longest that is learned"
 
 
 def test_another_recipe_in_the_same_folder_is_refused(trained):
