@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from configs import phantom
 from maira_jax.checkpoint import convert
@@ -20,17 +21,26 @@ from tests.helpers.tiny_model import forward
 from tests.helpers.tiny_recipe import FULL_PROMPT
 
 
-def test_the_loss_counts_the_findings_and_nothing_else(tmp_path):
-    checkpoint = tmp_path / "hf"
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model with random weights."""
+    folder = tmp_path_factory.mktemp("model") / "hf"
     studies = phantom.get_config().studies
     studies.n = 12
-    make_model(checkpoint, studies)
-    cfg, image_cfg = Maira2Config.from_dir(checkpoint), ImageConfig.from_dir(checkpoint)
-    params = convert.to_flax(checkpoint, cfg, np.dtype(np.float32))
+    make_model(folder, studies)
+    return folder
+
+
+def first_batch(checkpoint, phase, task):
+    image_cfg = ImageConfig.from_dir(checkpoint)
     source = PhantomStudySource(0, image_cfg.size, 8)
-    batch = ReportBatchStream(
-        source, Tokenizer.from_dir(checkpoint), image_cfg, FULL_PROMPT, FULL_PROMPT.reports
-    ).next_batch()
+    return ReportBatchStream(source, Tokenizer.from_dir(checkpoint), image_cfg, phase, task).next_batch()
+
+
+def test_the_loss_counts_the_findings_and_nothing_else(checkpoint):
+    cfg = Maira2Config.from_dir(checkpoint)
+    params = convert.to_flax(checkpoint, cfg, np.dtype(np.float32))
+    batch = first_batch(checkpoint, FULL_PROMPT, FULL_PROMPT.reports)
     total, count = report_phase.evaluate(params, cfg, batch, 250)
 
     logits = np.asarray(forward(params, cfg, batch.tokens, batch.mask, batch.pixels).logits, np.float64)
@@ -43,24 +53,14 @@ def test_the_loss_counts_the_findings_and_nothing_else(tmp_path):
     assert abs(float(total) - slow) < 1e-5 * slow
 
 
-def test_an_update_takes_the_mean_over_the_tokens_of_all_its_batches(tmp_path):
+def test_an_update_takes_the_mean_over_the_tokens_of_all_its_batches(checkpoint):
     """Two batches of different lengths and the two as one, whose padding is longer, change the parameters equally."""
-    checkpoint = tmp_path / "hf"
-    studies = phantom.get_config().studies
-    studies.n = 12
-    make_model(checkpoint, studies)
-    cfg, image_cfg = Maira2Config.from_dir(checkpoint), ImageConfig.from_dir(checkpoint)
+    cfg = Maira2Config.from_dir(checkpoint)
     params = jax.tree.map(jnp.asarray, convert.to_flax(checkpoint, cfg, np.dtype(np.float32)))
-    source, tokenizer = PhantomStudySource(0, image_cfg.size, 8), Tokenizer.from_dir(checkpoint)
-
-    def batch(n_rows, length):
-        task = dataclasses.replace(FULL_PROMPT.reports, n_rows=n_rows, lengths=(length,))
-        phase = dataclasses.replace(FULL_PROMPT, image_counts=(1,))
-        return ReportBatchStream(source, tokenizer, image_cfg, phase, task).next_batch()
-
-    whole, first, last = batch(6, 512), batch(6, 512), batch(6, 512)
-    first = jax.tree.map(lambda leaf: leaf[:2], first)
-    last = jax.tree.map(lambda leaf: leaf[2:], last)
+    phase = dataclasses.replace(FULL_PROMPT, image_counts=(1,))
+    whole = first_batch(checkpoint, phase, dataclasses.replace(phase.reports, n_rows=6))
+    first = jax.tree.map(lambda leaf: leaf[:2], whole)
+    last = jax.tree.map(lambda leaf: leaf[2:], whole)
     longest = int(last.mask.sum(1).max())
     last = last.replace(**{name: getattr(last, name)[:, :longest] for name in ("tokens", "mask", "target")})
     optimiser = optax.sgd(1.0)
