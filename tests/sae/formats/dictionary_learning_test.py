@@ -11,7 +11,8 @@ from maira_jax.errors import UserError
 from sae import autoencoder, formats
 from sae.formats import dictionary_learning
 from tests.helpers import peers
-from tests.helpers.formats import FACTOR, GROUPS, D, F, check_same_features
+from tests.helpers.formats import FACTOR, GROUPS, META, D, F, check_same_features
+from tests.helpers.sae import random_sae
 
 
 def test_ae_pt_is_what_dictionary_learning_writes(tmp_path, sae):
@@ -62,6 +63,15 @@ def test_unfolded_export_takes_normalised_activations(tmp_path, sae, x):
     params = {name: jnp.asarray(state[name].numpy()) for name in sae.params}
     f = autoencoder.encode(params, jnp.asarray(x) / FACTOR, float(state["threshold"]))
     np.testing.assert_allclose(FACTOR * f, sae.encode(jnp.asarray(x)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("site, layer", [("language.12.resid_mid", 12), ("language.embed", -1)])
+def test_the_layer_of_a_site(tmp_path, x, site, layer):
+    source = META["source"] | {"site": site}
+    formats.writers()["dictionary_learning"].save(
+        tmp_path, random_sae(x, GROUPS, 4, 0.75, meta=META | {"source": source})
+    )
+    assert json.loads((tmp_path / "config.json").read_text())["trainer"]["layer"] == layer
 
 
 def test_saebench_accepts_what_is_written(tmp_path, sae):

@@ -31,6 +31,14 @@ def test_round_trip(tmp_path, sae, name, fold, per_token):
     assert found.meta["normalization"] == FACTOR
 
 
+def test_a_header_of_another_format_is_refused(tmp_path, sae):
+    formats.writers()["safetensors"].save(tmp_path, sae, True)
+    path = tmp_path / "sae.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"maira-jax-sae", b"maira-jax-sad"))
+    with pytest.raises(UserError, match="has no autoencoder header: give a file that launch.export wrote"):
+        formats.load(path)
+
+
 @pytest.mark.parametrize("name", ["safetensors", "saelens"])
 def test_a_threshold_for_each_feature(tmp_path, sae, x, name):
     limits = np.random.default_rng(3).uniform(0.2, 1.5, F).astype(np.float32)

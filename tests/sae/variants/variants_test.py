@@ -50,3 +50,16 @@ def test_a_finished_autoencoder_knows_its_variant():
     assert variants.trained_as(trained) is variants.VARIANTS.get("relu")
     for meta in ({}, {"sae": {"kind": "one that is not registered here"}}):
         assert variants.trained_as(random_sae(x, (8,), 2, 0.0, meta=meta)) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_most_k", "threshold", "per_token"),
+    [
+        ("batch_top_k", True, None, False),
+        ("top_k", True, None, False),
+        ("relu", False, 0.0, False),
+    ],
+)
+def test_what_training_and_inference_know_of_a_variant(kind, at_most_k, threshold, per_token):
+    variant = variants.VARIANTS.get(kind)
+    assert (variant.at_most_k, variant.threshold, variant.per_token) == (at_most_k, threshold, per_token)
