@@ -25,7 +25,6 @@ TINY = Recipe(
     report_phases=(_ONE_IMAGE, FULL_PROMPT),
     n_vocabulary=500,
     n_corpus=300,
-    learns_positions=True,
 )
 RECIPES.register("tiny")(TINY)
 RECIPES.register("tiny_one_phase")(dataclasses.replace(TINY, report_phases=(_ONE_IMAGE,)))

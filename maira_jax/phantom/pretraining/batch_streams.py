@@ -44,24 +44,21 @@ class ImageBatchStream:
       source: the images.
       image_cfg: image preprocessing of the model.
       batch_size: images in a batch.
-      n_positions: how many of the source's positions are learned, from the first.
     """
 
-    def __init__(self, source: StudySource, image_cfg: ImageConfig, batch_size: int, n_positions: int):
+    def __init__(self, source: StudySource, image_cfg: ImageConfig, batch_size: int):
         self.source, self.image_cfg, self.batch_size = source, image_cfg, batch_size
-        self.n_positions = n_positions
         self.next = 0
 
-    def next_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The next images and what is known of them (see `LabelledImages`).
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The next images and their labels.
 
         Returns:
-          Pixels, float32 [batch, size, size, 3]; labels, bool [batch, labels]; known, bool [batch, labels]; positions,
-          float32 [batch, positions].
+          Pixels, float32 [batch, size, size, 3]; labels, bool [batch, labels]; known, bool [batch, labels].
         """
         start, self.next = self.next, self.next + self.batch_size
-        images, labels, known, positions = self.source.images(start, self.next)
-        return preprocess_batch(images, self.image_cfg), labels, known, positions[:, : self.n_positions]
+        images, labels, known = self.source.images(start, self.next)
+        return preprocess_batch(images, self.image_cfg), labels, known
 
     def position(self) -> int:
         return self.next

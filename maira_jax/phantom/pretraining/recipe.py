@@ -144,7 +144,6 @@ class Recipe:
         which held-out studies are evaluated.
       n_vocabulary: tokens of a trained tokenizer, not counting MAIRA-2's 207 added ones.
       n_corpus: studies that the tokenizer is trained on.
-      learns_positions: whether the vision phase learns where the chest lies in the image, too.
       weight_decay: decay of the weight matrices.
       seed: seed of the initial parameters and of the phantom's training studies.
     """
@@ -155,7 +154,6 @@ class Recipe:
     report_phases: tuple[ReportPhase, ...]
     n_vocabulary: int
     n_corpus: int
-    learns_positions: bool = False
     weight_decay: float = 0.02
     seed: int = 0
 

@@ -79,9 +79,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> Mapping[str, Any]:
             return ReportBatchStream(source(phase.varied_wording), tokenizer, image_cfg, phase, batch, first)
 
         trainer = _PhaseTrainer(recipe, cfg, stage.dir, section.checkpoint_every)
-        n_positions = studies.n_positions if recipe.learns_positions else 0
-        images = ImageBatchStream(studies, image_cfg, recipe.vision_phase.batch_size, n_positions)
-        vision_params, history = trainer.vision(images, len(studies.labels) + n_positions)
+        images = ImageBatchStream(studies, image_cfg, recipe.vision_phase.batch_size)
+        vision_params, history = trainer.vision(images, len(studies.labels))
         params, losses = maira2.init(cfg, jax.random.key(recipe.seed + 1)) | vision_params, {"vision": history}
         for number, phase in enumerate(recipe.report_phases):
             batches = [stream(phase, batch, number * _STUDIES_OF_A_PHASE) for batch in phase.batches]
@@ -184,13 +183,13 @@ class _PhaseTrainer:
     directory: Path
     checkpoint_every: int
 
-    def vision(self, stream: ImageBatchStream, n_targets: int) -> tuple[Params, list[list[float]]]:
+    def vision(self, stream: ImageBatchStream, n_labels: int) -> tuple[Params, list[list[float]]]:
         """Trains vision tower and projector; returns them and the history of the loss."""
         schedule = self.recipe.vision_phase
         optimiser = _optimiser(schedule, self.recipe.weight_decay)
         params_key, directions_key = jax.random.split(jax.random.key(self.recipe.seed))
         params = vision_phase.init(self.cfg, params_key)
-        directions = vision_phase.directions(self.cfg, n_targets, directions_key)
+        directions = vision_phase.directions(self.cfg, n_labels, directions_key)
 
         def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
             *state, loss = vision_phase.step(*state, directions, *batch, cfg=self.cfg, optimiser=optimiser)

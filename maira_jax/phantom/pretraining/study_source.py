@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import ml_collections
 import numpy as np
@@ -17,50 +17,33 @@ from maira_jax.studies.study import Study
 _FIRST_HELD_OUT = 1 << 20  # first index of the phantom's held-out studies: training never reaches it
 
 
-class LabelledImages(NamedTuple):
-    """Frontal images and what is known of them.
-
-    Attributes:
-      images: uint8 [n, size, size].
-      labels: bool [n, labels].
-      known: which labels are known, bool [n, labels].
-      positions: where the chest lies, in hundredths of the image side from the average: float32 [n, positions].
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    known: np.ndarray
-    positions: np.ndarray
-
-
 class StudySource(Protocol):
     """A stream of training studies, addressed by index, and a fixed set of held-out ones.
 
     Attributes:
       held_out: studies that are never trained on.
       labels: names of the labels that the vision phase learns.
-      n_positions: number of `LabelledImages.positions`.
     """
 
     held_out: list[Study]
     labels: tuple[str, ...]
-    n_positions: int
 
     def studies(self, start: int, stop: int) -> list[Study]:
         """Studies `start` to `stop - 1` of the stream."""
 
-    def images(self, start: int, stop: int) -> LabelledImages:
-        """Labelled frontal images of the stream."""
+    def images(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labelled frontal images of the stream.
+
+        Returns:
+          Images, uint8 [n, size, size]; their labels, bool [n, labels]; which labels are known, bool [n, labels].
+        """
 
 
 class PhantomStudySource:
     """Studies of the phantom with one seed.
 
-    Its labels are thresholds on the levels of the phantom's slots ("left pleural effusion >= 2"), its positions the
-    edges of the lungs.
+    Its labels are thresholds on the levels of the phantom's slots ("left pleural effusion >= 2").
     """
-
-    n_positions = 4
 
     def __init__(self, seed: int, size: int, n_held_out: int, varied_wording: bool = True):
         self.seed, self.size, self.varied_wording = seed, size, varied_wording
@@ -71,16 +54,14 @@ class PhantomStudySource:
     def studies(self, start: int, stop: int) -> list[Study]:
         return phantom.studies(start, stop, self.seed, self.size, self.varied_wording)
 
-    def images(self, start: int, stop: int) -> LabelledImages:
+    def images(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rendered = phantom.arrays(start, stop, self.seed, self.size)
         labels = np.stack([rendered.truth[name] >= level for name, level in self._thresholds], axis=1)  # [n, labels]
-        return LabelledImages(rendered.images, labels, np.ones_like(labels), rendered.lung_edges)
+        return rendered.images, labels, np.ones_like(labels)
 
 
 class FiniteStudySource:
     """A set of studies in a new order for each pass. Its held-out patients are those that the harvest holds out."""
-
-    n_positions = 0
 
     def __init__(self, studies: Sequence[Study], seed: int, size: int, held_out_fraction: float):
         train: list[Study] = []
@@ -103,12 +84,12 @@ class FiniteStudySource:
     def studies(self, start: int, stop: int) -> list[Study]:
         return self._select(self.train, start, stop)
 
-    def images(self, start: int, stop: int) -> LabelledImages:
+    def images(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = self._select(self._with_image, start, stop)
         images = np.stack([to_grey_square(study.frontal, self.size) for study in chosen if study.frontal is not None])
         labels = np.array([[study.labels.get(name, False) for name in self.labels] for study in chosen])
         known = np.array([[name in study.labels for name in self.labels] for study in chosen])
-        return LabelledImages(images, labels, known, np.zeros((len(chosen), self.n_positions), np.float32))
+        return images, labels, known
 
 
 @functools.lru_cache(maxsize=8)

@@ -168,30 +168,6 @@ def places(latents: Latents, size: int = UNITS) -> list[dict[str, tuple[Box, ...
     return out
 
 
-def lung_edges(latents: Latents, size: int = UNITS) -> np.ndarray:
-    """How far the lungs lie from where they lie on average in the studies' current images.
-
-    Args:
-      latents: states of the studies.
-      size: side of the images in pixels.
-
-    Returns:
-      Left, top, right and bottom of the box around both lungs, less the average over bodies and shifts, in hundredths
-      of the image side. float32 [n, 4]
-    """
-    shifts = _shifts(_pose(latents, prior=False), size)[:, ::-1] - _margin(size)  # [n, 2] across, down
-    return (_lung_edges()[_bodies(latents)] - np.tile(shifts, 2) * 100 / size).astype(np.float32)
-
-
-@functools.cache
-def _lung_edges() -> np.ndarray:
-    """`lung_edges` of each body without a shift. [bodies, 4]"""
-    bodies = [_body(28, number) for number in range(BODIES)]
-    outer = [body.centre + body.width for body in bodies]
-    edges = np.array([[-x, body.apex, x, body.base] for x, body in zip(outer, bodies, strict=True)])
-    return (edges - edges.mean(axis=0)) * 100 / UNITS
-
-
 @functools.cache
 def _parts(size: int, column: int, level: int, body: int) -> np.ndarray:
     """Left, top, right and bottom of each connected part of a finding on the canvas, in pixels. [parts, 4]"""

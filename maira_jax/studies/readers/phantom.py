@@ -12,7 +12,7 @@ import numpy as np
 
 from maira_jax.errors import UserError
 from maira_jax.phantom.world.latents import SLOTS, sample, slot_name, truth
-from maira_jax.phantom.world.render import UNITS, lung_edges, places, render
+from maira_jax.phantom.world.render import UNITS, places, render
 from maira_jax.phantom.world.write import ReportSentence, has_communication, write_sections
 from maira_jax.run.config import setting
 from maira_jax.studies.concepts import study_labels
@@ -50,14 +50,12 @@ class PhantomArrays(NamedTuple):
       prior_images: uint8 [n, size, size]; black without a prior.
       has_prior: bool [n].
       truth: slot name -> int8 [n], the level in the current image (0: absent), see `SLOTS`.
-      lung_edges: float32 [n, 4], see `lung_edges`.
     """
 
     images: np.ndarray
     prior_images: np.ndarray
     has_prior: np.ndarray
     truth: dict[str, np.ndarray]
-    lung_edges: np.ndarray
 
 
 def arrays(start: int, stop: int, seed: int = 0, size: int = UNITS) -> PhantomArrays:
@@ -65,7 +63,7 @@ def arrays(start: int, stop: int, seed: int = 0, size: int = UNITS) -> PhantomAr
     latents = sample(start, stop, seed)
     levels = {slot.name: latents.levels[:, column] for column, slot in enumerate(SLOTS)}
     images, priors = render(latents, size), render(latents, size, prior=True)
-    return PhantomArrays(images, priors, latents.has_prior, levels, lung_edges(latents, size))
+    return PhantomArrays(images, priors, latents.has_prior, levels)
 
 
 class _FirstChoice(random.Random):

@@ -33,7 +33,7 @@ def update_stream(directory):
 
 def image_stream(directory):
     image_cfg = ImageConfig.from_dir(directory)
-    return ImageBatchStream(PhantomStudySource(0, image_cfg.size, 8), image_cfg, 4, 4)
+    return ImageBatchStream(PhantomStudySource(0, image_cfg.size, 8), image_cfg, 4)
 
 
 @pytest.mark.parametrize("make", [pytest.param(update_stream, marks=pytest.mark.drill), image_stream])

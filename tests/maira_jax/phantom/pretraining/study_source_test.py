@@ -27,6 +27,5 @@ def test_a_finite_source_separates_patients_and_passes_over_all_studies():
         assert [study.study_id for study in seen] == [source.train[i].study_id for i in order]
     across = source.studies(n - 2, n + 2)
     assert across == source.studies(n - 2, n) + source.studies(n, n + 2)
-    images, labels, known, positions = source.images(0, 5)
-    assert positions.shape == (5, source.n_positions) == (5, 0)
+    images, labels, known = source.images(0, 5)
     assert images.shape == (5, 28, 28) and labels.shape == known.shape == (5, len(source.labels)) and known.all()

@@ -16,7 +16,7 @@ CFG = model_config(TINY.vision, TINY.language, TINY.n_vocabulary)
 def test_directions_are_orthonormal_and_at_most_the_width():
     directions = vision_phase.directions(CFG, 5, jax.random.key(0))  # [d_model, labels]
     np.testing.assert_allclose(directions.T @ directions, np.eye(5), atol=1e-5)
-    with pytest.raises(UserError, match="has a width of 32, fewer than the 33 labels and positions: raise the width"):
+    with pytest.raises(UserError, match="has a width of 32, fewer than the 33 labels: raise the width"):
         vision_phase.directions(CFG, 33, jax.random.key(0))
 
 
@@ -26,29 +26,10 @@ def test_unknown_labels_do_not_count():
     pixels = jax.random.normal(jax.random.key(3), (2, 56, 56, 3))
     labels = jnp.array([[True, False, True], [False, True, False]])
     known = jnp.array([[True, True, False], [True, False, False]])
-    none = jnp.zeros((2, 0))
-    loss = vision_phase.loss(params, CFG, directions, pixels, labels, known, none)
-    assert loss == vision_phase.loss(params, CFG, directions, pixels, labels ^ ~known, known, none)
-    logits = np.asarray(vision_phase.predict(params, CFG, directions, pixels, 3)[0])  # [batch, patches, labels]
+    loss = vision_phase.loss(params, CFG, directions, pixels, labels, known)
+    assert loss == vision_phase.loss(params, CFG, directions, pixels, labels ^ ~known, known)
+    logits = np.asarray(vision_phase.predict(params, CFG, directions, pixels))  # [batch, patches, labels]
     assert logits.shape == (2, 4, 3)
     signs = np.where(labels, 1, -1)[:, None]
     each = np.log1p(np.exp(-signs * logits)).mean(1)
     np.testing.assert_allclose(loss, each[np.asarray(known)].mean(), rtol=1e-5)
-
-
-def test_positions_are_read_beside_the_labels():
-    """The loss of positions is their squared error along their own directions, and none where they are right."""
-    params = vision_phase.init(CFG, jax.random.key(1))
-    directions = vision_phase.directions(CFG, 5, jax.random.key(2))
-    pixels = jax.random.normal(jax.random.key(3), (1, 28, 56, 3)) * jnp.ones((1, 1, 1, 1))
-    pixels = jnp.concatenate([pixels, pixels], axis=1)
-    labels, known = jnp.array([[True, False, True]]), jnp.ones((1, 3), bool)
-    logits, found = vision_phase.predict(params, CFG, directions, pixels, 3)
-    assert logits.shape == (1, 4, 3) and found.shape == (1, 4, 2)
-    plain = vision_phase.loss(params, CFG, directions[:, :3], pixels, labels, known, jnp.zeros((1, 0)))
-    target = found.mean(axis=1)
-    error = np.asarray(found - target[:, None])
-    loss = vision_phase.loss(params, CFG, directions, pixels, labels, known, target)
-    np.testing.assert_allclose(loss - plain, 0.1 * np.square(error).mean(), rtol=1e-3, atol=1e-6)
-    far = vision_phase.loss(params, CFG, directions, pixels, labels, known, target + 3)
-    np.testing.assert_allclose(far - loss, 0.1 * 9, rtol=1e-3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maira_jax.phantom.world.latents import COLUMN, SLOTS, Latents
-from maira_jax.phantom.world.render import lung_edges, places, render
+from maira_jax.phantom.world.render import places, render
 from maira_jax.studies.readers import phantom
 
 TRAIN, TEST = 6000, 1000
@@ -101,17 +101,3 @@ def test_boxes_hold_what_a_finding_changes(column: int) -> None:
             assert strong[:3].any() and strong[-3:].any() and strong[:, :3].any() and strong[:, -3:].any()
         assert here[inside].sum() > 0.65 * here.sum()
     assert len(boxes) == (2 if SLOTS[column].name == "oedema" else 1)
-
-
-def test_lungs_move_with_what_is_in_them() -> None:
-    """The edges of a pneumothorax, which the pleura bounds, and of an effusion, which the diaphragm does."""
-    levels = np.zeros((200, len(SLOTS)), np.int8)
-    levels[:, [COLUMN["left pneumothorax"], COLUMN["right pleural effusion"]]] = 2
-    latents = Latents(0, 9, np.zeros(200, bool), levels, levels)
-    edges = lung_edges(latents)  # [200, left, top, right, bottom]
-    assert edges.dtype == np.float32 and np.abs(edges.mean(0)).max() < 0.5
-    (air, fluid) = (
-        [study[name][0] for study in places(latents)] for name in ("left pneumothorax", "right pleural effusion")
-    )
-    seen = np.array([[f.x, a.y, a.x + a.width, f.y + f.height] for a, f in zip(air, fluid, strict=True)]) * 100
-    assert np.abs((seen - edges).std(0)).max() < 0.9 < seen.std(0).min()  # less than a pixel, against its own spread
