@@ -21,10 +21,13 @@ MAX_NAME, MAX_EXPLANATION = 200, 2000  # characters
 
 
 def one_line(max_length: int) -> pydantic.AfterValidator:
-    """Puts a text on one line; refuses one that is then empty or longer, or a placeholder, copied from the prompt."""
+    """Puts a text on one line, without what a terminal would obey.
+
+    Refuses one that is then empty or longer, or a placeholder, copied from the prompt.
+    """
 
     def check(text: str) -> str:
-        line = " ".join(text.split())
+        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
         if line.startswith("<") and line.endswith(">"):
             raise ValueError("the prompt's own words")
         if not 0 < len(line) <= max_length:

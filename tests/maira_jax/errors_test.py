@@ -1,8 +1,10 @@
-"""What of an exception is quoted in a sentence."""
+"""What of an exception is quoted in a sentence, and what a sentence may hold."""
+
+import pickle
 
 import pytest
 
-from maira_jax.errors import first_line
+from maira_jax.errors import UserError, first_line
 
 
 @pytest.mark.parametrize(
@@ -17,3 +19,9 @@ from maira_jax.errors import first_line
 )
 def test_the_first_line_of_an_error(error, expected):
     assert first_line(error) == expected
+
+
+def test_what_a_file_holds_cannot_break_the_line_or_command_the_terminal():
+    error = UserError("rows.csv: 'é\n\x1b[2J\u202e\ud800' is no label: correct it")
+    assert str(error) == r"rows.csv: 'é\n\x1b[2J\u202e\ud800' is no label: correct it"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

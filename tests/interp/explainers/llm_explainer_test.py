@@ -44,7 +44,7 @@ def test_explaining_shows_marked_tokens_and_strengths_evenly_from_all_deciles(ex
 
 def test_names_and_explanations_are_one_line_of_some_length(explainer):
     request = explainer.request(ExplainTask(0, (), ()))
-    assert request.read('{"label": " a\\nb ", "explanation": "c"}') == Explained(label="a b", explanation="c")
+    assert request.read('{"label": " a\\nb\\u001b ", "explanation": "c"}') == Explained(label="a b", explanation="c")
     for text in ('{"label": "", "explanation": "c"}', json.dumps({"label": "a", "explanation": "x" * 3000})):
         with pytest.raises(ValueError):
             request.read(text)
