@@ -4,6 +4,7 @@ Parts are files of their own, whichever process of a run computes them, so what 
 the number of its processes.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from maira_jax.run import files, processes, storage
 PARTS = "parts"  # the folder of a stage's parts
 EARLIER = "earlier"  # the folder of parts of a smaller result, from which the present one continues
 PHASES = "phases"  # the folder of what a stage of several phases keeps until it is finished
+_DIGEST = "sha256"
 LEFT = (PARTS, EARLIER, PHASES)  # what `Stage` removes when it is finished
 
 
@@ -70,8 +72,9 @@ def read_earlier(folder: Path, result: str, again: str) -> Iterator[dict[str, An
       result: the name of the file that all parts are joined into.
       again: the command that writes it anew; for messages.
     """
-    for path in (folder / result, *sorted((folder / EARLIER).glob("*/*.jsonl"))):
-        yield from read(path, again)
+    yield from read(folder / result, again)
+    for path in sorted((folder / EARLIER).glob("*/*.jsonl")):
+        yield from _read_part(path, again)
 
 
 class PartFiles:
@@ -99,8 +102,9 @@ class PartFiles:
 
     def write(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes a part, whole or not at all."""
+        text = "".join(map(line, records))
         with files.atomic_path(self._path(name)) as path:
-            path.write_text("".join(map(line, records)), encoding="utf-8")
+            path.write_text(text + line({_DIGEST: _digest(text.encode())}), encoding="utf-8")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, part by part, when every process has written its own.
@@ -126,11 +130,24 @@ class PartFiles:
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         path, expected = self._path(name), self._expected[name]
-        records = read(path, self._again)
+        records = _read_part(path, self._again)
         for number, (known, record) in enumerate(itertools.zip_longest(expected, records), start=1):
             if known is None or record is None or not known.items() <= record.items():
                 raise _refusal(path, number, self._again)
         return records
+
+
+def _read_part(path: Path, again: str) -> list[dict[str, Any]]:
+    """The records of a part, whose last line has the digest of the lines before it."""
+    *records, last = read(path, again) or [{}]
+    written = b"".join(text + b"\n" for text in _whole_lines(path)[:-1])
+    if last != {_DIGEST: _digest(written)}:
+        raise _refusal(path, len(records) + 1, again)
+    return records
+
+
+def _digest(lines: bytes) -> str:
+    return hashlib.sha256(lines).hexdigest()
 
 
 def _whole_lines(path: Path) -> list[bytes]:

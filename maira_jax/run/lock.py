@@ -118,6 +118,9 @@ class _LockFile:
                 json.dump(owner, file)
         except FileExistsError:
             return False
+        except OSError:  # of a full disk
+            self._path.unlink(missing_ok=True)
+            raise
         return True
 
     def read(self) -> dict[str, Any] | None:

@@ -36,6 +36,9 @@ _COMMANDS = {
     "steer": "steer",
     "evaluation": "evaluate",
 }
+_FIELDS = {"section": dict, "inputs": dict, "grown_from": dict, "grows": list}  # of a record, with their types
+_FINISHED_FIELDS = {"counts": dict, "files": dict}
+APART = (MANIFEST, UNFINISHED, *jsonl.LEFT)  # names in a stage's folder that are no part of its result
 _PACKAGES = ("maira-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy")
 
 
@@ -103,6 +106,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     found = files.read_object(path)
     checksums.check_signed(path, found)
+    fields = _FIELDS | (_FINISHED_FIELDS if path.name == MANIFEST else {})
+    has_form = all(isinstance(found.get(name), kind) for name, kind in fields.items())
+    if not has_form or not all(isinstance(entry, dict) for entry in found.get("files", {}).values()):
+        raise UserError(f"{path} has not the form of a stage's: delete {path.parent} and run that stage again")
     return found
 
 
@@ -136,6 +143,26 @@ def _before_growth(manifest: Mapping[str, Any]) -> str:
     fields = set(manifest.get("grows", ()))
     kept = {name: value for name, value in flatten(manifest["section"]).items() if name not in fields}
     return files.digest([kept, manifest["inputs"]])
+
+
+def made_of_others(workdir: Path, name: str, manifest: Mapping[str, Any]) -> list[str]:
+    """What a finished stage was made of and is another now, a clause for each; what has only grown since is the same.
+
+    Args:
+      workdir: the run directory.
+      name: the stage's folder.
+      manifest: its manifest.
+    """
+    found = []
+    for source, digest in manifest["inputs"].items():
+        path = workdir / source / MANIFEST
+        if not path.is_file():
+            continue
+        there = read_manifest(path)
+        has_grown = bool(there["grows"]) and manifest["grown_from"].get(source) == _before_growth(there)
+        if digest != _digest(there) and not has_grown:
+            found.append(f"{workdir / name} was made of another {path.parent} than the one that is there")
+    return found
 
 
 def stages_in(workdir: Path) -> dict[str, dict[str, Any]]:
@@ -245,7 +272,7 @@ class Stage:
         self.manifest: dict[str, Any] = {}
         self._config = config
         self._memory: RunMemory | None = None  # before the stage begins
-        self._grown_from: dict[str, str] = {}  # of the inputs that may have grown
+        self._grown_from: dict[str, str] = {}  # what of each input stays the same when it grows
         self._lock = FolderLock(self.dir)
 
     def __enter__(self) -> Self:
@@ -255,7 +282,7 @@ class Stage:
         if processes.is_first():
             try:
                 inputs = self._inputs()
-                self._grown_from = {name: _before_growth(inputs[name]) for name in self.may_grow}
+                self._grown_from = {name: _before_growth(inputs[name]) for name in inputs}
                 self._begin({"section": self.section, "inputs": {name: _digest(inputs[name]) for name in inputs}})
             except UserError as error:
                 refusal = error
@@ -292,6 +319,7 @@ class Stage:
                 self.dir.mkdir(exist_ok=True)  # the command that held the lock may have removed it
             except OSError as error:
                 self._lock.release()
+                self._remove_if_empty()
                 raise UserError(
                     f"could not write {self.dir} ({error.strerror or error}): choose another --workdir"
                 ) from error
@@ -299,6 +327,7 @@ class Stage:
             storage.fetch(self.dir)  # with the lock in hand, so that nothing there changes any more
             self._open(identity)
         except BaseException:
+            self._remove_if_empty()
             self._lock.release()
             raise
 
@@ -341,6 +370,8 @@ class Stage:
         """Begins a larger result from the one, or from the attempt at one, that is there."""
         unfinished = self.dir / UNFINISHED
         attempt = files.read_object(unfinished) if unfinished.is_file() else {}
+        if not attempt and not _stops:  # an attempt may already have replaced files
+            refuse_damaged(self.workdir, self.name)
         self.extended = attempt.get("section") != identity["section"]
         if self.extended or self._is_otherwise_computed(attempt):
             jsonl.set_parts_aside(self.dir)
@@ -353,7 +384,8 @@ class Stage:
 
     def _as_there(self, inputs: Mapping[str, str], there: Mapping[str, Any]) -> dict[str, str]:
         """The digests of inputs, of those that have only grown since as the result that is there has them."""
-        same = [name for name, base in self._grown_from.items() if there.get("grown_from", {}).get(name) == base]
+        before = there.get("grown_from", {})
+        same = [name for name in self.may_grow if before.get(name) == self._grown_from[name]]
         return dict(inputs) | {name: there["inputs"][name] for name in same}
 
     def _mark_begun(self, identity: Mapping[str, Any]) -> None:
@@ -374,6 +406,11 @@ class Stage:
     def _remember(self) -> None:
         if self._config is not None:
             run_config.remember(self.workdir, self._config, stages_in(self.workdir))
+
+    def _remove_if_empty(self) -> None:
+        """Removes the folder where not even the record of an attempt could be written."""
+        with contextlib.suppress(OSError):
+            self.dir.rmdir()
 
     def _is_empty(self) -> bool:
         """Whether an attempt has begun that left nothing: it decides nothing for the next one."""
@@ -427,11 +464,10 @@ class Stage:
 
     def _checksums(self) -> dict[str, dict[str, Any]]:
         """Of the files of the result, for the first process; where each has those that it wrote, of all of them."""
-        apart = (MANIFEST, UNFINISHED, *jsonl.LEFT)
         if storage.is_remote(self.dir):
-            parts = processes.gather(checksums.of_folder(self.dir, apart))
+            parts = processes.gather(checksums.of_folder(self.dir, APART))
             return {name: entry for part in parts for name, entry in sorted(part.items())}
-        return checksums.of_folder(self.dir, apart) if processes.is_first() else {}
+        return checksums.of_folder(self.dir, APART) if processes.is_first() else {}
 
     def _take_place(self) -> None:
         """Removes the old result, of which the new one has been a part, and gives the new one its name."""
@@ -459,6 +495,11 @@ class Stage:
                 )
             # What is asked what it would do has a copy of the manifests alone.
             manifests[name] = read_manifest(path) if _stops else refuse_damaged(self.workdir, name)
+            for source in manifests[name]["inputs"]:
+                storage.fetch(self.workdir / source / MANIFEST)
+            for problem in made_of_others(self.workdir, name, manifests[name]):
+                command = _command_of(name, self.workdir)
+                raise UserError(f"{problem}: restore it, or delete {path.parent} and run {command} again")
         return manifests
 
     def _refuse_other_model(self, converted: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""Whether a run directory is what its stages wrote: every file, and every chunk of every array."""
+"""Whether a run directory is what its stages wrote, of each other: every file, and every chunk of every array."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from maira_jax.run import storage
 from maira_jax.run.progress import progress
 from maira_jax.run.stages import checksums
 from maira_jax.run.stages.run_config import FILE, RunMemory
-from maira_jax.run.stages.stage import MANIFEST, read_manifest, stages_in
+from maira_jax.run.stages.stage import APART, MANIFEST, UNFINISHED, made_of_others, read_manifest, stages_in
 
 _ROWS_BYTES = 2**26  # of an array that are read at a time
 
@@ -38,11 +39,14 @@ def verify(workdir: Path) -> dict[str, Any]:
     for folder in progress(folders, unit="stages", desc="verify"):
         storage.fetch(folder)
         try:
-            recorded = read_manifest(folder / MANIFEST)["files"]
+            manifest = read_manifest(folder / MANIFEST)
+            recorded = manifest["files"]
+            found += _sources(Path(workdir), folder, manifest)
         except UserError as error:
             found.append(str(error))
             continue
         found += checksums.problems(folder, recorded, may_be_absent=storage.is_remote(folder))
+        found += checksums.unknown(folder, recorded, APART) if not (folder / UNFINISHED).is_file() else []
         arrays = [folder / name for name in recorded if Path(name).name == checksums.ARRAY]
         found += [problem for array in arrays for problem in _damage(array.parent)]
         n_files, n_arrays = n_files + len(recorded), n_arrays + len(arrays)
@@ -54,6 +58,13 @@ def verify(workdir: Path) -> dict[str, Any]:
             "delete the folders of those stages and run them again"
         )
     return {"stages": len(folders), "files": n_files, "arrays": n_arrays}
+
+
+def _sources(workdir: Path, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the stages that a stage was made of, a clause for each."""
+    missing = [workdir / name for name in manifest["inputs"] if not (workdir / name / MANIFEST).is_file()]
+    others = made_of_others(workdir, folder.relative_to(workdir).as_posix(), manifest)
+    return [f"{path}, which {folder} was made of, is missing or not finished" for path in missing] + others
 
 
 def _damage(array: Path) -> list[str]:

@@ -1,7 +1,5 @@
 """JSON Lines that a killed run resumes from."""
 
-import json
-
 import pytest
 
 from maira_jax.errors import UserError
@@ -37,18 +35,27 @@ def test_missing_parts_are_dealt_out_to_all_processes(tmp_path, monkeypatch):
         assert parts_of(tmp_path).mine == mine
 
 
+REFUSAL = r"1.jsonl, line [1-4], is damaged or of another run: delete .* and run again"
+
+
 @pytest.mark.parametrize(
-    "text",
-    ["{\n", "[]\n", "null\n", "\xff\n", '{"study": "x"}\n', '{"study": "d"', "", '{"study": "d"}\n{"study": "d"}\n'],
+    "change", [(b"c", b"d"), (b"\xc3\xbc", b"u"), (b"}\n", b""), (b"{", b"\xff"), (b"\n", b"\n\n")]
 )
-def test_a_damaged_part_and_one_of_another_run_are_refused(tmp_path, text):
+def test_a_part_that_was_changed_is_refused(tmp_path, change):
     parts_of(tmp_path).write("1", RECORDS["1"])
     path = tmp_path / "parts" / "1.jsonl"
-    found = f"{json.dumps(RECORDS['1'][0])}\n{text}".encode("latin-1")
-    path.write_bytes(found)
-    with pytest.raises(UserError, match=r"1.jsonl, line [23], is damaged or of another run: delete .* and run again"):
+    for found in (path.read_bytes().replace(*change, 1), path.read_bytes().rpartition(b"{")[0], b""):
+        path.write_bytes(found)
+        with pytest.raises(UserError, match=REFUSAL):
+            parts_of(tmp_path)
+        assert path.read_bytes() == found
+
+
+@pytest.mark.parametrize("records", [RECORDS["2"], RECORDS["1"][:1], RECORDS["1"] + RECORDS["2"], []])
+def test_a_part_of_another_run_is_refused(tmp_path, records):
+    parts_of(tmp_path).write("1", records)
+    with pytest.raises(UserError, match=REFUSAL):
         parts_of(tmp_path)
-    assert path.read_bytes() == found
 
 
 def test_a_part_that_is_missing_in_the_end_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Files of finished stages that were changed, cut or removed are named: by the next stage, or by reading everything."""
 
 import random
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorstore as ts
 
 from maira_jax.errors import UserError
 from maira_jax.run import files
+from maira_jax.run.stages import checksums
 from maira_jax.run.stages.stage import MANIFEST, Stage
 from maira_jax.run.stages.verify import verify
 
@@ -32,10 +34,10 @@ def run_dir(tmp_path_factory):
         (folder / "deep" / "er" / "plain.txt").write_text("words")
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / "values.zarr")}}
         codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-        grid = {"name": "regular", "configuration": {"chunk_shape": [100]}}
-        metadata = {"shape": [300], "data_type": "float32", "chunk_grid": grid, "codecs": codecs}
+        grid = {"name": "regular", "configuration": {"chunk_shape": [4000]}}
+        metadata = {"shape": [12_000], "data_type": "float32", "chunk_grid": grid, "codecs": codecs}
         array = ts.open(spec | {"metadata": metadata}, create=True).result()
-        array.write(np.random.default_rng(1).random(300, np.float32)).result()
+        array.write(np.random.default_rng(1).random(12_000, np.float32)).result()
         stage.finish({"n": 3})
     return workdir
 
@@ -82,7 +84,7 @@ def test_a_chunk_that_was_changed_is_found_where_it_is_read_and_a_missing_one_be
     whole = path.read_bytes()
     for _ in range(50):
         damaged = bytearray(whole)
-        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        damaged[rng.randrange(4096, len(whole) - 4096)] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="1 of what the stages of .* wrote is missing or was changed"):
             verify(copy)
@@ -92,6 +94,62 @@ def test_a_chunk_that_was_changed_is_found_where_it_is_read_and_a_missing_one_be
         next_stage(copy)
     with pytest.raises(UserError, match="2 of what the stages"):
         verify(copy)
+
+
+def test_a_whole_chunk_in_the_place_of_another_is_found(copy, capsys):
+    one, other = (copy / "activations" / "values.zarr" / "c" / name for name in "01")
+    shutil.copyfile(one, other)
+    with pytest.raises(UserError, match="values.zarr/c/1 is not what the stage wrote"):
+        next_stage(copy)
+    with pytest.raises(UserError, match="1 of what the stages"):
+        verify(copy)
+    assert "values.zarr/c/1" in capsys.readouterr().err
+
+
+def made_of(workdir, seed):
+    """A run of two stages, of which the second one is made of the first."""
+    for name, inputs in (("activations", ()), ("sae", ("activations",))):
+        with Stage(workdir, name, {"seed": seed}, inputs) as stage:
+            stage.finish({})
+
+
+def test_a_stage_that_was_made_of_another_one_is_refused_by_what_reads_it(tmp_path, capsys):
+    made_of(tmp_path / "one", 1)
+    made_of(tmp_path / "two", 2)
+    shutil.rmtree(tmp_path / "one" / "sae")
+    shutil.copytree(tmp_path / "two" / "sae", tmp_path / "one" / "sae")
+    sentence = "one/sae was made of another .*one/activations than the one that is there"
+    with (
+        pytest.raises(UserError, match=sentence + ".*launch.train"),
+        Stage(tmp_path / "one", "label", {}, inputs=("sae",)),
+    ):
+        pass
+    with pytest.raises(UserError, match="1 of what the stages"):
+        verify(tmp_path / "one")
+    assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_a_stage_that_is_gone_and_a_file_that_came_are_named(tmp_path, capsys):
+    made_of(tmp_path, 1)
+    (tmp_path / "sae" / "more.txt").write_text("")
+    shutil.rmtree(tmp_path / "activations")
+    with pytest.raises(UserError, match="2 of what the stages"):
+        verify(tmp_path)
+    printed = capsys.readouterr().err
+    assert "activations, which" in printed and "sae/more.txt is no file of that stage" in printed
+    with Stage(tmp_path, "label", {}, inputs=("sae",)) as stage:  # which needs no activations
+        stage.finish({})
+
+
+@pytest.mark.parametrize(
+    "change", [{"files": None}, {"files": []}, {"files": {"a": 3}}, {"inputs": []}, {"counts": 1}, {"grows": None}]
+)
+def test_a_manifest_of_another_form_is_refused_whoever_signed_it(copy, change):
+    path = copy / "activations" / MANIFEST
+    files.write_json(path, checksums.sign(files.read_object(path) | change))
+    for read in (next_stage, verify):
+        with pytest.raises(UserError):
+            read(copy)
 
 
 def test_a_folder_without_finished_stages_is_refused(tmp_path):
