@@ -109,7 +109,7 @@ class AnswerCache:
             except (TypeError, OverflowError) as error:
                 raise self._refusal(ValueError("a column holds values of another kind")) from error
             on_refusal.pop_all()
-        files.remove_leftovers(path.parent, f".{path.name}.*.tmp")
+        files.remove_leftovers(path.parent, f".{path.name}.*.tmp*")  # SQLite's journals of such files, too
 
     def get(self, key: str) -> list[CachedAnswer]:
         """All answers to a request, in the order in which they came."""
