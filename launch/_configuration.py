@@ -16,7 +16,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from configs import base
 from maira_jax.errors import UserError, first_line
 from maira_jax.run import files, storage
-from maira_jax.run.config import RunSection, shown
+from maira_jax.run.config import RunSection, refuse_secrets_of, shown
 from maira_jax.run.stages import run_config
 from maira_jax.run.stages.run_config import RunMemory
 
@@ -101,6 +101,7 @@ def parse(argv: Sequence[str], workdir: Callable[[], str], shortcuts: Shortcuts,
     if unknown:
         raise UserError(f"the configuration file sets {unknown[0]}, which is not a section: correct or remove it")
     RunSection.of(config)
+    refuse_secrets_of(config)
     run_config.came_from(memory.origin if memory else _absolute(given or str(DEFAULT_CONFIG)), repeated)
     return config
 

@@ -149,6 +149,9 @@ def radmatch_scores(judge: JudgeSection, folder: Path) -> Scores:
     Raises:
       UserError: radmatch is not installed, or the server is another machine that is not allowed.
     """
+    # Not at the top: it imports openai, which takes long.
+    from interp.llm.connection import api_key
+
     runner = _imported("radmatch.pipeline_runner", _RADMATCH)
     endpoint = egress.check(judge.base_url, judge.allow_remote)
 
@@ -162,7 +165,7 @@ def radmatch_scores(judge: JudgeSection, folder: Path) -> Scores:
                 (folder / part / f"{name}.txt").write_text(text, encoding="utf-8")
         with _environment(
             RADMATCH_LOCAL_BASE_URL=endpoint.base_url,
-            RADMATCH_LOCAL_API_KEY=os.environ.get("OPENAI_API_KEY", ""),
+            RADMATCH_LOCAL_API_KEY=api_key(),
             NO_PROXY=endpoint.host,
         ):
             runner.run_all(

@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import openai
 
@@ -28,11 +28,13 @@ from maira_jax.run import files
 from maira_jax.run.progress import progress
 
 _T = TypeVar("_T")
+_Asked: TypeAlias = dict[str, tuple[str, dict[str, Any]]]  # key -> name of the prompt, and body of the request
 
 _URL: Final = "/v1/chat/completions"
 # The provider's limits are 50,000 requests and 200 MB a file.
 _MAX_REQUESTS, _MAX_BYTES = 50_000, 150_000_000
 _MIN_POLL_S, _MAX_POLL_S = 0.5, 60.0
+_MAX_PAGES = 100  # of a hundred batches each, in which one is looked for that a killed run submitted
 _MARK = "maira_jax_digest"  # metadata of a batch: digest of its file
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
@@ -185,9 +187,14 @@ class _BatchRun:
         fetched = self._ledger.cache.batches(fetched=True)
 
         async def submitted() -> str:
-            async for batch in server.batches.list(limit=100):
-                if (batch.metadata or {}).get(_MARK) == digest and batch.id not in fetched:
-                    return _name(batch.id)
+            n_pages = 0
+            async for page in (await server.batches.list(limit=100)).iter_pages():
+                for batch in page.data or []:
+                    if (batch.metadata or {}).get(_MARK) == digest and batch.id not in fetched:
+                        return _name(batch.id)
+                n_pages += 1
+                if n_pages == _MAX_PAGES:  # the newest come first, and a list may have no end
+                    break
             return ""
 
         async def submit() -> str:
@@ -219,9 +226,10 @@ class _BatchRun:
                     done[batch_id] = state.n_done
                     if not state.ended:
                         continue
+                    asked = self._asked(waiting[batch_id])
                     for file_id in state.files:
                         content = await self._call(functools.partial(server.files.content, file_id))
-                        self._record_lines(waiting[batch_id], content.content)
+                        self._record_lines(asked, content.content)
                     problem = problem or state.problem
                     digest = waiting.pop(batch_id)
                     self._ledger.cache.record_batch(batch_id, digest, fetched=True)
@@ -241,30 +249,36 @@ class _BatchRun:
             return _BatchState(True, 0, (), "it does not know a batch that it has taken")
         if batch.status not in _ENDED + _UNDER_WAY:
             raise ValueError("a batch has no state that is known")
-        counts = batch.request_counts
-        n_done = counts.completed + counts.failed if counts else 0
+        counts = (batch.request_counts.completed, batch.request_counts.failed) if batch.request_counts else ()
+        if not all(type(count) is int and 0 <= count <= _MAX_REQUESTS for count in counts):
+            raise ValueError("a batch has a count of requests that cannot be true")
         made = tuple(_name(file_id) for file_id in (batch.output_file_id, batch.error_file_id) if file_id)
         errors = batch.errors.data if batch.errors and batch.errors.data else []
         problem = "; ".join(f"{error.code}: {error.message}" for error in errors)
-        return _BatchState(batch.status in _ENDED, int(n_done), made, problem)
+        return _BatchState(batch.status in _ENDED, sum(counts), made, problem)
 
-    def _record_lines(self, digest: str, lines: bytes) -> None:
+    def _asked(self, digest: str) -> _Asked:
+        """What an uploaded file asks; nothing where somebody has removed it, and it is asked again."""
+        if not (self._file(digest).exists() and self._file(digest, "json").exists()):
+            return {}
+        prompts = files.read_json(self._file(digest, "json"))
+        entries = map(json.loads, self._file(digest).read_text().splitlines())
+        return {entry["custom_id"]: (prompt, entry["body"]) for entry, prompt in zip(entries, prompts, strict=True)}
+
+    def _record_lines(self, asked: _Asked, lines: bytes) -> None:
         """Records a file of answers.
 
         What was refused has failed. What failed for a time, or is not in the provider's form, stays for another round.
+
+        Args:
+          asked: what has no line yet: the first one of a key counts, and takes it out.
+          lines: the file.
         """
-        if not (self._file(digest).exists() and self._file(digest, "json").exists()):
-            return  # somebody has removed them; what was asked is asked again
-        asked: dict[str, tuple[str, dict[str, Any]]] = {}
-        prompts = files.read_json(self._file(digest, "json"))
-        for line, prompt in zip(self._file(digest).read_text().splitlines(), prompts, strict=True):
-            entry = json.loads(line)
-            asked[entry["custom_id"]] = prompt, entry["body"]
         for answered in io.BytesIO(lines):
             key, status, answer = _read_line(answered)
             if key not in asked:
                 continue
-            prompt, body = asked[key]
+            prompt, body = asked.pop(key)
             structured = "response_format" in body
             if status == 200:
                 with contextlib.suppress(ValueError):
@@ -311,9 +325,9 @@ def _name(identifier: Any) -> str:
     Raises:
       ValueError: it is none.
     """
-    if isinstance(identifier, str) and identifier:
+    if isinstance(identifier, str) and identifier and identifier.isprintable():
         return identifier
-    raise ValueError("an identifier is missing")
+    raise ValueError("an identifier is missing, or cannot be printed")
 
 
 def _read_line(line: bytes) -> tuple[str, int, Mapping[str, Any]]:

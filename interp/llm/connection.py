@@ -32,8 +32,9 @@ async def connect(
       before_retry: is awaited in the task of the request before the library sends it again.
 
     Raises:
-      UserError: nobody listens there.
+      UserError: nobody listens there, or the key cannot be sent.
     """
+    key = api_key() or "none"  # one is asked for even by servers that need none
 
     async def count_retry(request: httpx2.Request) -> None:
         if before_retry is not None and int(request.headers.get("x-stainless-retry-count", 0)):
@@ -47,12 +48,25 @@ async def connect(
         timeout=httpx2.Timeout(section.timeout, pool=None),
         event_hooks={"request": [count_retry], "response": [_forbid_useless_retries, _wait_long]},
     )
-    # A key is asked for even by servers that need none.
-    key = os.environ.get(KEY) or "none"
     async with openai.AsyncOpenAI(
         base_url=section.base_url, api_key=key, max_retries=section.attempts - 1, http_client=http
     ) as server:
         yield server
+
+
+def api_key() -> str:
+    """The key that the environment gives; empty where it gives none.
+
+    Raises:
+      UserError: it holds what no header of a request can hold.
+    """
+    key = os.environ.get(KEY, "").strip()
+    if key.isascii() and key.isprintable():
+        return key
+    raise UserError(
+        f"the environment variable {KEY} holds a line break or another character that no key has: set it to the key "
+        "alone"
+    )
 
 
 async def _forbid_useless_retries(response: httpx2.Response) -> None:

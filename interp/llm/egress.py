@@ -15,6 +15,7 @@ import httpx2
 
 from interp.llm.bounded import bounded
 from maira_jax.errors import UserError
+from maira_jax.run.config import refuse_secrets
 
 # Connections of one pool. Pools walk through all their connections for every request, so many small ones are faster.
 _POOL = 16
@@ -41,23 +42,26 @@ class Endpoint:
 def check(base_url: str, allow_remote: bool) -> Endpoint:
     """Decides whether prompts may go to `base_url`. No name but localhost is looked up, and nothing is sent.
 
+    What is not known to be an address is not repeated: a mistyped one may hold a password anywhere.
+
     Raises:
       UserError: it is no address of a server, or a remote one and `allow_remote` is False.
     """
+    refuse_secrets("judge.base_url", base_url)
     if not base_url.isprintable() or " " in base_url:
-        raise UserError(f"judge.base_url {base_url!r} holds a space or a control character: correct it")
+        raise UserError("judge.base_url holds a space or a control character: correct it")
+    refusal = UserError("judge.base_url is not an address: it looks like http://127.0.0.1:8000/v1")
     try:
         url = urlsplit(base_url)
         port = url.port
-    except ValueError as error:
-        raise UserError(f"judge.base_url {base_url!r} is not an address ({error}): correct it") from error
+    except ValueError:
+        raise refusal from None
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise UserError(f"judge.base_url {base_url!r} is not an address: it looks like http://127.0.0.1:8000/v1")
-    if url.username is not None or url.password is not None or url.query or url.fragment:
-        raise UserError(
-            "judge.base_url holds a user, a password or a query: leave them out, the key comes from OPENAI_API_KEY"
-        )
-    port = port or {"http": 80, "https": 443}[url.scheme]
+        raise refusal
+    if port is None:
+        port = {"http": 80, "https": 443}[url.scheme]
+    if port == 0:
+        raise UserError(f"judge.base_url names port 0 of {url.hostname}, at which no server can be: correct it")
     addresses = _loopback(url.hostname)
     if not addresses and allow_remote:
         if url.scheme == "http":

@@ -14,7 +14,10 @@ class JudgeSection(Section, name="judge"):
     """The language model that interpret.judge=llm asks. A key, if needed, is in the environment: OPENAI_API_KEY."""
 
     base_url: str = setting(
-        "http://127.0.0.1:8000/v1", "Address of an OpenAI-compatible server, with its version.", decides=False
+        "http://127.0.0.1:8000/v1",
+        "Address of an OpenAI-compatible server, with its version.",
+        decides=False,
+        address=True,
     )
     model: str = setting("", "Name of the model, as that server has it.")
     allow_remote: bool = setting(

@@ -50,6 +50,7 @@ def setting(
     choices: Callable[[], Iterable[str]] | None = None,
     decides: bool = True,
     remembered: bool = True,
+    address: bool = False,
 ) -> Any:
     """Declares a field of a `Section`.
 
@@ -64,8 +65,10 @@ def setting(
         last bits, where sums are taken in another order.
       remembered: whether later commands in the same run directory take the value as their default. One that is meant
         for a single command, or that gives leave, is not.
+      address: whether it is the address of a server. It is printed and written down, so it must hold no password.
     """
     extra = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "decides": decides, "remembered": remembered}
+    extra["address"] = address
     return pydantic.Field(default, description=description, json_schema_extra=typing.cast(Any, extra))
 
 
@@ -73,12 +76,43 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     return typing.cast(dict[str, Any], field.json_schema_extra)
 
 
-_forgotten: set[str] = set()  # dotted names of the fields of all sections that are not remembered
+# Dotted names of the fields of all sections that are not remembered, and of those that are addresses.
+_forgotten: set[str] = set()
+_addresses: set[str] = set()
 
 
 def is_remembered(name: str) -> bool:
     """Whether later commands in the same run directory take the field of this dotted name as their default."""
     return name not in _forgotten
+
+
+def refuse_secrets(name: str, address: Any) -> None:
+    """Refuses the address of a server that may hold a user, a password or a query, wherever they are in it.
+
+    Args:
+      name: dotted name of the field.
+      address: its value.
+
+    Raises:
+      UserError: it may; the sentence does not repeat it.
+    """
+    if any(character in str(address) for character in "@?#"):
+        raise UserError(
+            f"{name} holds a user, a password or a query: leave them out, a key is read from the environment"
+        )
+
+
+def refuse_secrets_of(config: Mapping[str, Any]) -> None:
+    """Refuses a whole configuration in which an address may hold a secret; see `refuse_secrets`.
+
+    Raises:
+      UserError: one may.
+    """
+    for name in sorted(_addresses):
+        section, _, field = name.partition(".")
+        values = config.get(section)
+        if isinstance(values, Mapping | ml_collections.ConfigDict):
+            refuse_secrets(name, values.get(field))
 
 
 def shown(value: Any) -> str:
@@ -106,6 +140,7 @@ class Section(pydantic.BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         fields = cls.model_fields.items()
         _forgotten.update(cls._dotted(name) for name, field in fields if not _extra(field)["remembered"])
+        _addresses.update(cls._dotted(name) for name, field in fields if _extra(field)["address"])
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:

@@ -85,6 +85,13 @@ def test_another_machine_needs_a_flag_of_its_own(tmp_path):
     assert result.returncode == 1 and "no finished stage wrote" in result.stderr
 
 
+def test_an_address_with_a_password_is_refused_by_every_command_before_anything_is_written(tmp_path):
+    address = "--config.judge.base_url=http://user:secret@127.0.0.1/v1"
+    result = launch("harvest", f"--workdir={tmp_path / 'run'}", address)
+    assert result.returncode == 1 and "judge.base_url holds a user, a password" in result.stderr
+    assert "secret" not in result.stdout + result.stderr and not (tmp_path / "run").exists()
+
+
 def test_help_shows_the_given_configuration(tmp_path):
     shown = launch("harvest", "--config=configs/manifest.py:mine.jsonl", "--help").stdout
     assert "--config.studies.path='mine.jsonl'" in shown and "with the values of configs/manifest.py" in shown

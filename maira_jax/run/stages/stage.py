@@ -16,7 +16,7 @@ import ml_collections
 
 from maira_jax.errors import UserError
 from maira_jax.run import files, jsonl, processes, storage
-from maira_jax.run.config import shown
+from maira_jax.run.config import refuse_secrets_of, shown
 from maira_jax.run.lock import FolderLock
 from maira_jax.run.stages import checksums, run_config
 from maira_jax.run.stages.growth import Growth, grown
@@ -302,6 +302,7 @@ class Stage:
     def _begin(self, identity: Mapping[str, Any]) -> None:
         """Locks the folder, unless its result is finished, and reads how far an earlier attempt came."""
         if self._config is not None:
+            refuse_secrets_of(self._config)
             storage.fetch(self.workdir / run_config.FILE)
             self._memory = RunMemory.read(self.workdir / run_config.FILE)
             if self._memory is None or self._memory.differences(self._config):

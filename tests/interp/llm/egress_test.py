@@ -67,6 +67,18 @@ def test_another_machine_is_refused_before_any_byte(tmp_path, network, url, imag
         ("http://127.0.0.1/v1?key=secret", "holds a user, a password"),
         ("http://secret@127.0.0.1/v1", "holds a user, a password"),
         ("http://127.0.0.1/v1#secret", "holds a user, a password"),
+        ("http://user:s3#secret@127.0.0.1/v1", "holds a user, a password"),
+        ("http://user:s3/secret@127.0.0.1/v1", "holds a user, a password"),
+        ("http://user:secret@[::1/v1", "holds a user, a password"),
+        ("http://user:secret@127.0.0.1:99999/v1", "holds a user, a password"),
+        ("ftp://user:secret@host/", "holds a user, a password"),
+        ("http://user:a secret@127.0.0.1/v1", "holds a user, a password"),
+        ("user:secret@127.0.0.1/v1", "holds a user, a password"),
+        ("http://user:secret\uff20127.0.0.1/v1", "is not an address"),
+        ("http://user:secret/v1", "is not an address"),
+        ("http://[::1/v1/secret", "is not an address"),
+        ("http://127.0.0.1:0/v1", "names port 0 of 127.0.0.1"),
+        ("https://127.0.0.1:00/v1", "names port 0 of 127.0.0.1"),
         ("http:///v1", "is not an address"),
         ("http://127.0.0.1/v1\r\nX:1", "holds a space or a control character"),
         ("http://127.0.0.1/v 1", "holds a space or a control character"),
@@ -76,6 +88,15 @@ def test_addresses_that_are_none_are_refused_without_repeating_secrets(url, word
     with pytest.raises(UserError, match=words) as error:
         egress.check(url, allow_remote=True)
     assert "secret" not in str(error.value)
+
+
+def test_no_stage_writes_an_address_with_a_password_down(tmp_path):
+    cfg = config()
+    cfg.judge.base_url = "http://user:secret@127.0.0.1/v1"
+    with pytest.raises(UserError, match="judge.base_url holds a user, a password") as error:
+        stage.run(cfg, make_workdir(tmp_path, 160))
+    assert "secret" not in str(error.value)
+    assert not any(b"secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_this_machine_has_several_names(monkeypatch):
@@ -254,6 +275,23 @@ def test_the_next_address_of_this_machine_is_tried_where_one_does_not_answer():
         port = server.getsockname()[1]
         endpoint = egress.Endpoint(f"http://localhost:{port}/v1", "http", "localhost", port, ("127.0.0.9", "127.0.0.1"))
         assert asyncio.run(egress.reach(endpoint)) == "127.0.0.1"
+
+
+def test_white_space_around_the_key_is_not_part_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-right\r\n")
+    with serve(key="sk-right") as server:
+        assert all(detect(make_client(server.url, tmp_path), [Question("x", ("findings: A.",))]))
+
+
+@pytest.mark.parametrize("mode", ["live", "batch"])
+@pytest.mark.parametrize("key", ["sk-s\u00fccret", "sk\nsecret", "sk-secret\x7f", "sk-secret\udcff"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(tmp_path, monkeypatch, network, mode, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    client = make_client("http://127.0.0.1:9/v1", tmp_path, mode=mode)
+    with pytest.raises(UserError, match="environment variable OPENAI_API_KEY holds a line break or") as error:
+        detect(client, [Question("x", ("findings: A.",))])
+    assert "cret" not in str(error.value)
+    assert not any(event == "socket.connect" for event, _ in network)
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path, monkeypatch, capfd, caplog):

@@ -156,10 +156,16 @@ UNANSWERED = {"the provider's batches did not answer it": 1}
         ([BATCH], LINE, FORM),
         (BATCH | {"request_counts": {"completed": "all"}}, LINE, FORM),
         (BATCH | {"request_counts": [1]}, LINE, FORM),
+        (BATCH | {"request_counts": {"completed": float("inf"), "failed": 0}}, LINE, FORM),
+        (BATCH | {"request_counts": {"completed": float("nan"), "failed": 0}}, LINE, FORM),
+        (BATCH | {"request_counts": {"completed": 0, "failed": 10**400}}, LINE, FORM),
+        (BATCH | {"request_counts": {"completed": -1, "failed": 1}}, LINE, FORM),
+        (BATCH | {"request_counts": {"completed": True, "failed": 0}}, LINE, FORM),
         (BATCH | {"errors": {"data": [{}]}}, LINE, None),
         (BATCH | {"errors": {"data": 3}}, LINE, FORM),
         (BATCH | {"output_file_id": 7}, LINE, FORM),
         (BATCH | {"id": None}, LINE, FORM),
+        (BATCH | {"id": "batch\ud800"}, LINE, FORM),
         (BATCH, b"", UNANSWERED),
         (BATCH, b"\xff\xfe\x00\n\n{", UNANSWERED),
         (BATCH, NESTED, UNANSWERED),
@@ -201,6 +207,51 @@ def test_malformed_batches_end_in_a_sentence_or_in_a_request_without_answer(tmp_
             assert (verdict is None) == bool(ends) and client.usage()["failed"] == (ends or {})
             assert not (tmp_path / "judge" / "batches").exists()
     assert len(asked) >= 1
+
+
+def batch_server(tmp_path, batch, sent, list_batches):
+    """Serves one batch; `sent` makes the file of its answers of the keys that were asked."""
+
+    def answer(method, path):
+        if path == "/v1/files":
+            return response({"id": "file-0", "object": "file"})
+        if path.startswith("/v1/files/"):
+            lines = (tmp_path / "judge" / "batches" / "unanswered.jsonl").read_text().splitlines()
+            return response(sent([json.loads(line)["key"] for line in lines]))
+        if path == "/v1/batches" and method == "GET":
+            return response(list_batches())
+        return response(batch)
+
+    return raw_server(answer)
+
+
+@pytest.mark.parametrize("batch", [BATCH, BATCH | {"error_file_id": "file-1"}])
+def test_only_the_first_line_of_a_request_is_recorded(tmp_path, batch):
+    def sent(keys):
+        good = [json.dumps(LINE | {"custom_id": key}) for key in keys]
+        refused = [json.dumps({"custom_id": keys[0], "response": {"status_code": 400, "body": {}}})]
+        return "\n".join(good + good * 50 + refused * 50).encode()
+
+    with batch_server(tmp_path, batch, sent, lambda: {"object": "list", "data": []}) as url:
+        client = make_client(url, tmp_path, mode="batch", attempts=2, price_in=1.0, price_out=1.0)
+        assert all(detect(client, detect_questions(3)))
+        assert client.usage()["answers"] == 3 and client.usage()["failed"] == {}
+
+
+def test_a_list_of_batches_without_end_is_not_read_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_api, "_MAX_PAGES", 3)
+    listed = []
+
+    def sent(keys):
+        return "\n".join(json.dumps(LINE | {"custom_id": key}) for key in keys).encode()
+
+    def page():
+        listed.append({"id": f"other-{len(listed)}", "object": "batch", "metadata": {}})
+        return {"object": "list", "data": listed[-1:], "has_more": True}
+
+    with batch_server(tmp_path, BATCH, sent, page) as url:
+        assert all(detect(make_client(url, tmp_path, mode="batch"), detect_questions(1)))
+    assert len(listed) == 3
 
 
 def test_a_batch_that_the_provider_has_lost_is_asked_again(tmp_path, monkeypatch):
