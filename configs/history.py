@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 from configs import maira2, phantom
 from maira_jax.studies.concepts import COMPARISON
 
-METHODS = ("add", "ablate", "class_means", "difference_of_means", "reft_r1", "smallest_set", "random")
+METHODS = (
+    "add", "add_several", "ablate", "class_means", "difference_of_means", "reft_r1", "smallest_set", "random",
+)  # fmt: skip
 
 
 def get_config(paths: str = "") -> ConfigDict:
