@@ -2,6 +2,14 @@
 
 import gc
 import os
+import sys
+
+from launch import _early_signals
+
+# `python -m` says so while it imports this package, before the command itself. In a benchmark nothing would replace
+# these handlers.
+if sys.argv[:1] == ["-m"] and "launch.bench" not in " ".join(sys.orig_argv):
+    _early_signals.end_at_once()
 
 # Of a GPU's memory, which the configurations' sizes are for. JAX reads this when it first uses a device; without it, it
 # takes three quarters.

@@ -21,10 +21,10 @@ from maira_jax.model import sharding
 from maira_jax.run import interrupts, permissions, processes, storage
 from maira_jax.run.config import Section
 from maira_jax.run.coordinator import Address
-from maira_jax.run.interrupts import Terminated
+from maira_jax.run.interrupts import HungUp, Terminated
 from maira_jax.run.performance import compilation_cache
 from maira_jax.run.performance.freed_memory import keep_freed_memory
-from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, INTERRUPTED, TERMINATED, RunEnded
+from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, HUNG_UP, INTERRUPTED, TERMINATED, RunEnded
 from maira_jax.studies.readers import READERS
 
 Run = Callable[[ConfigDict, Path], Mapping[str, Any]]
@@ -139,8 +139,8 @@ def main(
 ) -> NoReturn:
     """Parses the command line, runs a stage and exits.
 
-    The exit code is 0 when it is done, 1 for bad input, 2 for bad flags, 130 when it is interrupted, and 143 when it is
-    terminated or another process of the run is lost.
+    The exit code is 0 when it is done, 1 for bad input, 2 for bad flags, 129 when its terminal was closed, 130 when it
+    is interrupted, and 143 when it is terminated or another process of the run is lost.
 
     Args:
       run: the stage's function.
@@ -211,6 +211,8 @@ def _ending(command: str, reads: Sequence[str]) -> Iterator[None]:
         _fail(f"interrupted: {command} with the same flags resumes from here", INTERRUPTED)
     except Terminated:
         _fail(f"terminated: {command} with the same flags resumes from here", TERMINATED)
+    except HungUp:
+        _fail(f"the terminal was closed: {command} with the same flags resumes from here", HUNG_UP)
     except SystemExit:  # of a stage that all processes leave together
         processes.close()
         raise
@@ -322,5 +324,6 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
 def _leave(sentence: str, code: int) -> NoReturn:
     """Prints the sentence and ends this process."""
     prefix = "" if processes.is_first() else f"[{processes.index()}] "
-    print(f"{prefix}error: {storage.named(sentence)}", file=sys.__stderr__, flush=True)
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print(f"{prefix}error: {storage.named(sentence)}", file=sys.__stderr__, flush=True)
     interrupts.leave(code)

@@ -37,6 +37,9 @@ _MAX_TILES = 2**12  # a decoder allocates kilobytes for each
 # Markers at which a frame of JPEG begins, but for those in between that mean something else, and of JPEG-LS.
 _JPEG_FRAMES = {*range(0xFFC0, 0xFFD0)} - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}
 _FILL = 0xFFFF  # the byte 0xff may be repeated before a marker
+_SCAN = b"\xff\xda"  # the marker of a scan; the data of JPEG, JPEG-LS and JPEG 2000 cannot contain it
+# Progressive files have about ten scans. A decoder goes over the whole image for each, though it may have a few bytes.
+MAX_SCANS = 100
 _ELEMENTS = [
     "TransferSyntaxUID",
     "Rows",
@@ -76,7 +79,7 @@ def read_dicom(path: Path) -> np.ndarray:
 
     Raises:
       UserError: pydicom is not installed; the file is broken, has no pixels, several frames or colours, more than 2^25
-        pixels or nothing but padding, or is compressed in a way that no installed decoder reads.
+        pixels, more than 100 scans or nothing but padding, or is compressed in a way that no installed decoder reads.
     """
     with _one_sentence(path):
         dataset = _dataset(path)
@@ -179,6 +182,11 @@ def _stored(dataset: Any, path: Path) -> np.ndarray:
                 f"image {path} is DICOM whose compressed pixels do not have the size that its header says: replace the "
                 "file or leave the study out"
             )
+        if has_too_many_scans(stream):
+            raise UserError(
+                f"image {path} is DICOM whose compressed pixels have more than {MAX_SCANS} scans: replace the file or "
+                "leave the study out"
+            )
     try:
         return dataset.pixel_array
     except Exception:
@@ -210,6 +218,11 @@ def stream_size(stream: bytes) -> tuple[int, int, int] | None:
             return columns, rows, components
         at += 1 if marker == _FILL else 2 + length
     return None
+
+
+def has_too_many_scans(stream: bytes) -> bool:
+    """Whether a decoder of a JPEG stream would be kept busy by more scans than an image needs."""
+    return stream.count(_SCAN) > MAX_SCANS
 
 
 def _displayed(dataset: Any, stored: np.ndarray, path: Path) -> np.ndarray:

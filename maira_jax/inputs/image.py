@@ -28,6 +28,7 @@ _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for inverted 
 
 # By content. PIL would also start other programs (EPS), or decoders that nobody makes X-rays for.
 _FORMATS = ("PNG", "JPEG", "TIFF")
+_JPEG = ("JPEG", "MPO")  # what PIL calls a JPEG file
 # Longer strips are no X-rays, and would become far longer when their short edge is resized.
 _MAX_TIMES_LONGER = 32
 
@@ -175,8 +176,8 @@ def read_grey(path: Path) -> np.ndarray:
       deeper grey, such as 16-bit PNG or TIFF; inverted where the file says that zero is white. DICOM as `read_dicom`.
 
     Raises:
-      UserError: the file is missing, empty or broken, has more than 2^25 pixels or is a strip, holds several images, or
-        is colour of more than 8 bits; DICOM as `read_dicom`.
+      UserError: the file is missing, empty or broken, has more than 2^25 pixels or is a strip, holds several images,
+        has more than 100 scans, or is colour of more than 8 bits; DICOM as `read_dicom`.
     """
     path = Path(path)
     if not path.is_file():
@@ -184,6 +185,10 @@ def read_grey(path: Path) -> np.ndarray:
     if dicom.is_dicom(path):
         return dicom.read_dicom(path)
     with _opened(path) as image:
+        if image.format in _JPEG and dicom.has_too_many_scans(path.read_bytes()):
+            raise UserError(
+                f"image {path} has more than {dicom.MAX_SCANS} scans: replace the file or leave the study out"
+            )
         image.load()
         if image.mode not in _DEEP_MODES:
             return np.asarray(image.convert("L"))
@@ -219,9 +224,8 @@ def _refuse_unclear(image: Image.Image, path: Path) -> None:
             f"image {path} has {width} x {height} pixels: give one of at most {dicom.MAX_PIXELS}, whose longer edge is "
             f"at most {_MAX_TIMES_LONGER} times the shorter"
         )
-    frames = getattr(image, "n_frames", 1)
-    if frames != 1:
-        raise UserError(f"image {path} holds {frames} images: save the one to be read as a separate file")
+    if getattr(image, "is_animated", False):  # PIL counts the images of a TIFF file by reading all their headers
+        raise UserError(f"image {path} holds several images: save the one to be read as a separate file")
     if image.mode not in _DEEP_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         raise UserError(f"image {path} is 16-bit colour, of which 8 bits would be lost: save it as 16-bit grey")
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from maira_jax.errors import UserError
 from maira_jax.run import permissions, storage
 
 _MAX_DEPTH = 64  # of JSON
+# Bytes of a text, which is read as a whole. The longest are manifests of studies: a million reports.
+_MAX_TEXT = 2**30
 
 
 def remove(path: Path) -> None:
@@ -99,9 +102,15 @@ def read_text(path: Path) -> str:
     """Reads a file of UTF-8 text.
 
     Raises:
-      UserError: the file is missing, cannot be read or holds something else.
+      UserError: the file is missing, cannot be read, is longer than 1 GiB or holds something else.
     """
     try:
+        status = path.stat()
+        # A pipe would keep its reader waiting, and a device may have no end.
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path} cannot be read (it is a device or a pipe): put a file there")
+        if status.st_size > _MAX_TEXT:
+            raise UserError(f"{path} has {status.st_size} bytes, more than the {_MAX_TEXT} of a text: restore the file")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the path") from error

@@ -1,10 +1,11 @@
 """Interrupts that are neither lost nor end in a crash."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from typing import NoReturn
+from typing import Final, NoReturn
 
 _AGAIN_SECONDS = 0.05  # longer than a finalizer takes
 
@@ -13,21 +14,36 @@ class Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
 
+class HungUp(BaseException):
+    """SIGHUP: the terminal was closed, or the connection to it was lost."""
+
+
+_RAISED: Final[dict[signal.Signals, type[BaseException]]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Terminated,
+    signal.SIGHUP: HungUp,
+}
+
+
 def catch() -> None:
-    """Has SIGTERM raise `Terminated`, and sends again either signal whose exception Python drops.
+    """Has each signal raise its exception, and sends it again where Python drops that.
 
     A signal's exception is raised in whatever the main thread does. In a finalizer or a callback of the garbage
-    collector, such as JAX's, Python prints it and continues.
+    collector, such as JAX's, Python prints it and continues. A signal that the process was started to ignore, as nohup
+    has it ignore SIGHUP, stays ignored.
     """
 
-    def terminate(number: int, frame: object) -> None:
-        raise Terminated
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise _RAISED[signal.Signals(number)]
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in _RAISED:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    numbers = {exception: number for number, exception in _RAISED.items()}
     before = sys.unraisablehook
 
     def unraisable(dropped: "sys.UnraisableHookArgs") -> None:
-        number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(dropped.exc_type)
+        number = numbers.get(dropped.exc_type)
         if number is None:
             before(dropped)
         else:
@@ -37,8 +53,8 @@ def catch() -> None:
 
 
 def ignore() -> None:
-    """Has neither signal change how a process ends whose work is done: taking the interpreter down takes a second."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Has no signal change how a process ends whose work is done: taking the interpreter down takes a second."""
+    for number in _RAISED:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -50,5 +66,6 @@ def leave(code: int) -> NoReturn:
     """
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         if stream is not None:
-            stream.flush()
+            with contextlib.suppress(OSError):  # of a terminal that was closed
+                stream.flush()
     os._exit(code)

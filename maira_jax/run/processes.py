@@ -33,7 +33,8 @@ from maira_jax.run.interrupts import Terminated
 Result = TypeVar("Result")
 
 # Exit codes: the same command resumes after the last three of them; a scheduler restarts after the last one alone.
-BAD_INPUT, BAD_FLAGS, INTERRUPTED, TERMINATED = 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
+BAD_INPUT, BAD_FLAGS = 1, 2
+HUNG_UP, INTERRUPTED, TERMINATED = 128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 _LOOK_SECONDS = 0.5  # between two looks at the other processes
 _LOST_SECONDS = 10.0  # without a sign of life after which a process counts as lost

@@ -64,5 +64,6 @@ def crash(workdir):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has started the tests to ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     scenario = globals()[os.environ["SCENARIO"]]
     _main.main(lambda config, workdir: scenario(workdir) or {}, "", reads=("seed",), parallel=True)

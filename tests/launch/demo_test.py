@@ -48,7 +48,7 @@ FOLDERS = {
     "faithfulness": "faithfulness",
     "atlas": "atlas",
 }
-SIGNALS = [(command, sent) for command in FOLDERS for sent in (signal.SIGINT, signal.SIGTERM)]
+SIGNALS = [(command, sent) for command in FOLDERS for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 IN_CI = [("convert", signal.SIGINT), ("atlas", signal.SIGTERM)]
 
 SMALL_OF_IMAGES = {
@@ -174,13 +174,17 @@ def test_only_its_user_can_read_a_run(whole):
 
 def begun(command, workdir):
     """A stage's command, given the configuration that the run directory remembers."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"launch.{command}", f"--workdir={workdir}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup has started the tests
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"launch.{command}", f"--workdir={workdir}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def written(workdir, command):
@@ -213,7 +217,10 @@ def test_a_signal_in_any_stage_is_one_sentence_and_changes_no_result(whole, tmp_
     process.send_signal(sent)
     error = process.communicate(timeout=200)[1]
     assert process.returncode == 128 + sent, error
-    assert re.search("(error: (interrupted|terminated): .* resumes from here|terminated after step .*)\n$", error)
+    assert re.search(
+        "(error: (interrupted|terminated|the terminal was closed): .* resumes from here|terminated after step .*)\n$",
+        error,
+    )
     assert "Traceback" not in error and not any(workdir.rglob(".*"))
     process = begun(command, workdir)
     assert not process.communicate(timeout=300)[1].count("Traceback") and process.returncode == 0

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from maira_jax.run import coordinator
-from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, INTERRUPTED, TERMINATED
+from maira_jax.run.processes import BAD_FLAGS, BAD_INPUT, HUNG_UP, INTERRUPTED, TERMINATED
 from tests.helpers.paths import ROOT
 
 
@@ -85,6 +85,6 @@ def test_the_command_is_a_stage_on_a_folder_that_all_hosts_see(pod, container):
 def test_the_exit_codes_and_the_port_that_the_page_names_are_those_of_the_commands():
     page = (ROOT / "launch" / "pod" / "README.md").read_text()
     table = {int(code): again for code, again in re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", page, re.M)}
-    assert set(table) == {0, BAD_INPUT, BAD_FLAGS, INTERRUPTED, TERMINATED}
+    assert set(table) == {0, BAD_INPUT, BAD_FLAGS, HUNG_UP, INTERRUPTED, TERMINATED}
     assert [code for code, again in table.items() if again.startswith("yes")] == [TERMINATED]
     assert f"Port {coordinator.PORT} open" in page

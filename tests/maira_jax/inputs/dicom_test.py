@@ -15,7 +15,7 @@ import pydicom.data
 import pytest
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from maira_jax.errors import UserError
 from maira_jax.inputs import dicom
@@ -238,6 +238,22 @@ def test_what_a_stream_claims(form):
         filled = written.getvalue().replace(b"\xff\xc0", b"\xff\xff\xff\xc0")
         assert stream_size(filled) == (30, 20, components)
         assert stream_size(written.getvalue()[:20]) is None
+
+
+def test_streams_of_more_scans_than_an_image_needs_are_refused(tmp_path):
+    written = io.BytesIO()
+    Image.fromarray(RAMP.astype(np.uint8)).save(written, "JPEG", progressive=True)
+    stream = written.getvalue()
+    last, n_scans = stream.rindex(b"\xff\xda"), stream.count(b"\xff\xda")
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", RAMP, BitsAllocated=8, BitsStored=8, HighBit=7))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    for name, n in (("few", 100), ("many", 101)):
+        repeated = stream[:last] + stream[last:-2] * (n + 1 - n_scans) + stream[-2:]
+        dataset.PixelData = pydicom.encaps.encapsulate([repeated])
+        dataset.save_as(tmp_path / f"{name}.dcm")
+    assert read_dicom(tmp_path / "few.dcm").shape == RAMP.shape
+    with pytest.raises(UserError, match=r"many\.dcm is DICOM whose compressed pixels have more than 100 scans"):
+        read_dicom(tmp_path / "many.dcm")
 
 
 def test_a_file_that_needs_another_decoder_names_it(tmp_path):

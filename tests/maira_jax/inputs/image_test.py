@@ -190,7 +190,7 @@ def test_unusable_files_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="study.dcm is DICOM"):
         preprocess(tmp_path / "study.dcm", SMALL)
     Image.fromarray(grey).save(tmp_path / "two.tiff", save_all=True, append_images=[Image.fromarray(grey)])
-    with pytest.raises(UserError, match="two.tiff holds 2 images"):
+    with pytest.raises(UserError, match="two.tiff holds several images"):
         preprocess(tmp_path / "two.tiff", SMALL)
     (tmp_path / "colour.png").write_bytes(_sixteen_bit_colour())
     with pytest.raises(UserError, match="colour.png is 16-bit colour"):
@@ -200,6 +200,31 @@ def test_unusable_files_are_refused_by_name(tmp_path):
     Image.new("L", (80, 80), 9).save(tmp_path / "black.png")
     with pytest.raises(UserError, match="black.png is constant"):
         preprocess(tmp_path / "black.png", SMALL)
+
+
+def test_of_a_file_with_many_images_only_the_first_header_is_read(tmp_path):
+    path, grey = tmp_path / "chain.tiff", Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    grey.save(path, save_all=True, append_images=[grey])
+    content = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", content, 4)
+    (n_tags,) = struct.unpack_from("<H", content, first)
+    struct.pack_into("<I", content, first + 2 + 12 * n_tags, len(content))  # the second one is not there
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="chain.tiff holds several images"):
+        read_grey(path)
+
+
+def test_jpegs_of_more_scans_than_an_image_needs_are_refused(tmp_path):
+    grey, path = np.random.default_rng(5).integers(0, 255, (64, 80), dtype=np.uint8), tmp_path / "scans.jpg"
+    Image.fromarray(grey).save(path, progressive=True)
+    whole = path.read_bytes()
+    last = whole.rindex(b"\xff\xda")
+    n_scans = whole.count(b"\xff\xda")
+    path.write_bytes(whole[:last] + whole[last:-2] * (101 - n_scans) + whole[-2:])
+    assert read_grey(path).shape == grey.shape
+    path.write_bytes(whole[:last] + whole[last:-2] * (102 - n_scans) + whole[-2:])
+    with pytest.raises(UserError, match=r"scans.jpg has more than 100 scans: replace the file"):
+        read_grey(path)
 
 
 def _header_of(width: int, height: int, depth: int = 16) -> bytes:

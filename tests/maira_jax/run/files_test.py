@@ -1,6 +1,7 @@
 """Files that are whole or absent, and digests of files and folders."""
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -94,3 +95,15 @@ def test_json_that_is_missing_or_broken(tmp_path):
             files.read_json(tmp_path / "bad.json")
     with pytest.raises(UserError, match="Is a directory"):
         files.read_json(tmp_path)
+
+
+def test_what_has_no_end_is_not_read_as_text(tmp_path):
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("endless.json", "pipe.json"):
+        with pytest.raises(UserError, match=f"{name} cannot be read .it is a device or a pipe.: put a file there"):
+            files.read_object(tmp_path / name)
+    with (tmp_path / "long.json").open("wb") as file:
+        file.truncate(2**30 + 1)  # takes no space
+    with pytest.raises(UserError, match=r"long.json has 1073741825 bytes, more than the 1073741824 of a text"):
+        files.read_object(tmp_path / "long.json")

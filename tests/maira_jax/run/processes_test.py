@@ -147,7 +147,7 @@ def test_the_loss_of_the_first_processs_host_ends_the_others(started, tmp_path, 
     )
 
 
-@pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_to_one_process_ends_all(started, tmp_path, sent, code):
     both = started("locked", tmp_path)
     _until(both, tmp_path / "pid-0", tmp_path / "pid-1")

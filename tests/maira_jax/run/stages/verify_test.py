@@ -1,5 +1,6 @@
 """Files of finished stages that were changed, cut or removed are named: by the next stage, or by reading everything."""
 
+import os
 import random
 import re
 import shutil
@@ -13,7 +14,7 @@ import tensorstore as ts
 from maira_jax.errors import UserError
 from maira_jax.run import files
 from maira_jax.run.stages import checksums
-from maira_jax.run.stages.stage import MANIFEST, Stage
+from maira_jax.run.stages.stage import MANIFEST, UNFINISHED, Stage
 from maira_jax.run.stages.verify import verify
 
 FILES = ("numbers.json", "lines.jsonl", "table.parquet", "density.npy", "deep/er/plain.txt", "values.zarr/zarr.json")
@@ -51,6 +52,12 @@ def next_stage(workdir):
 def copy(run_dir, tmp_path):
     shutil.copytree(run_dir, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+def test_a_record_that_is_a_pipe_is_not_waited_for(copy):
+    os.mkfifo(copy / "activations" / UNFINISHED)
+    with pytest.raises(UserError, match=f"{UNFINISHED} cannot be read"):
+        verify(copy)
 
 
 def test_what_is_whole_is_counted(copy):
