@@ -143,7 +143,7 @@ def test_a_stage_that_is_gone_and_a_file_that_came_are_named(tmp_path, capsys):
     with pytest.raises(UserError, match="2 of what the stages"):
         verify(tmp_path)
     printed = capsys.readouterr().err
-    assert "activations, which" in printed and "sae/more.txt is no file of that stage" in printed
+    assert "activations, which" in printed and "more.txt is no file of that stage" in printed
     with Stage(tmp_path, "label", {}, inputs=("sae",)) as stage:  # which needs no activations
         stage.finish({})
 
