@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 # Bytes that are always allowed, and how many times the bytes of the file.
-_MAX_NUMBERS, _MAX_TIMES_LARGER = 2**28, 32
+_MAX_NUMBERS, _MAX_TIMES_LARGER = 2**27, 16
 _MAX_TEXTS, _MAX_TIMES_LONGER = 2**26, 4
-_MAX_TEXT_PER_ROW = 128  # on average, where that is more
+_MAX_TEXT_PER_ROW = 64  # on average, where that is more
 
 
 def read_columns(path: Path, names: Collection[str]) -> pa.Table:
@@ -37,7 +37,7 @@ def read_columns(path: Path, names: Collection[str]) -> pa.Table:
     if 8 * metadata.num_rows * len(fields) > most_numbers:
         raise ValueError("its columns are far larger than the file")
     n_bytes = 0
-    for name, chunks in _stored(metadata, {field.name for field in fields}):
+    for name, chunks in column_chunks(metadata, {field.name for field in fields}):
         unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
         n_bytes += unpacked
         if n_bytes > most_numbers or name in texts and unpacked > most_text:
@@ -48,7 +48,18 @@ def read_columns(path: Path, names: Collection[str]) -> pa.Table:
         table = file.read(columns=[field.name for field in fields])
     if sum(map(_text_bytes, table.columns)) > most_text:
         raise ValueError("its texts are far larger than the file")
-    return table.cast(pa.schema(fields))
+    return table.cast(pa.schema(fields)) if fields else table  # a table without columns has its rows
+
+
+def column_chunks(
+    metadata: pq.FileMetaData, names: Collection[str]
+) -> Iterator[tuple[str, list[pq.ColumnChunkMetaData]]]:
+    """What the file says of each of the columns called one of `names`, in its row groups."""
+    for leaf in range(metadata.num_columns):
+        # pyarrow reads the column a.b together with one called a.
+        for name in itertools.accumulate(metadata.schema.column(leaf).path.split("."), "{}.{}".format):
+            if name in names:
+                yield name, [metadata.row_group(group).column(leaf) for group in range(metadata.num_row_groups)]
 
 
 def _is_flat(kind: pa.DataType) -> bool:
@@ -60,15 +71,6 @@ def _is_flat(kind: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
-
-
-def _stored(metadata: pq.FileMetaData, names: Collection[str]) -> Iterator[tuple[str, list[pq.ColumnChunkMetaData]]]:
-    """What the file says of each of the columns called one of `names`, in its row groups."""
-    for leaf in range(metadata.num_columns):
-        # pyarrow reads the column a.b together with one called a.
-        for name in itertools.accumulate(metadata.schema.column(leaf).path.split("."), "{}.{}".format):
-            if name in names:
-                yield name, [metadata.row_group(group).column(leaf) for group in range(metadata.num_row_groups)]
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
