@@ -1,11 +1,12 @@
 """Interpretations from files, as a set of the run's features: CSV, JSON Lines or parquet, one row per feature."""
 
-import functools
+import csv
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import pyarrow as pa
@@ -15,26 +16,70 @@ import pyarrow.parquet as pq
 
 from interp import sets
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import files
+from maira_jax.run import files, parquet
 from maira_jax.run.config import Section, setting
 from maira_jax.run.lock import FolderLock
 from maira_jax.run.stages.stage import Stage
 
+_MAX_LISTED = 20  # columns in a message
 
-def _read_json_lines(path: Path) -> pa.Table:
+
+class _Columns(NamedTuple):
+    """What a reader finds: the names of all columns of a file, and those that were wanted."""
+
+    names: list[str]
+    wanted: pa.Table
+
+
+def _read_csv(path: Path, wanted: Collection[str], max_rows: int) -> _Columns:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        names = next(filter(None, csv.reader(file)), [])
+    there = [name for name in names if name in wanted]
+    if not there:  # which pyarrow would take for all
+        return _Columns(names, pa.table({}))
+    table = pyarrow.csv.read_csv(
+        path,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(include_columns=there),
+    )
+    _refuse_rows(path, table.num_rows, max_rows)
+    return _Columns(names, table)
+
+
+def _read_json_lines(path: Path, wanted: Collection[str], max_rows: int) -> _Columns:
     """One row per line that is not blank; pyarrow's own reader crashes where a line is no object."""
-    rows = [files.parse_json(line) for line in path.read_bytes().splitlines() if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a line is no object")
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: [row.get(name) for row in rows] for name in columns})
+    names: dict[str, None] = {}
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines():
+        if line.strip():
+            row = files.parse_json(line)
+            if not isinstance(row, dict):
+                raise ValueError("a line is no object")
+            names |= dict.fromkeys(row)
+            rows.append({name: row[name] for name in wanted if name in row})
+            # pyarrow makes a column of each key of an object.
+            if any(isinstance(value, dict | list) for value in rows[-1].values()):
+                raise ValueError(f"row {len(rows)} has a list or an object for a value")
+            _refuse_rows(path, len(rows), max_rows)
+    there = [name for name in names if name in wanted]
+    return _Columns(list(names), pa.table({name: [row.get(name) for row in rows] for name in there}))
 
 
-_READERS: dict[str, Callable[[Path], pa.Table]] = {
-    ".csv": functools.partial(pyarrow.csv.read_csv, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)),
+def _read_parquet(path: Path, wanted: Collection[str], max_rows: int) -> _Columns:
+    _refuse_rows(path, pq.read_metadata(path).num_rows, max_rows)
+    return _Columns(pq.read_schema(path).names, parquet.read_columns(path, wanted))
+
+
+def _refuse_rows(path: Path, n: int, max_rows: int) -> None:
+    if n > max_rows:
+        raise UserError(f"{path} has more rows than the autoencoder's {max_rows} features: leave one row of each")
+
+
+_READERS: dict[str, Callable[[Path, Collection[str], int], _Columns]] = {
+    ".csv": _read_csv,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
-    ".parquet": pq.read_table,
+    ".parquet": _read_parquet,
 }
 
 
@@ -153,11 +198,12 @@ def read_rows(path: Path, names: Mapping[str, str], n_features: int) -> pa.Table
     Raises:
       UserError: the file cannot be read, lacks a column, or has a feature twice or one that does not exist.
     """
-    table = _read(path)
+    there, table = _read(path, set(names.values()), n_features)
     for ours, theirs in names.items():
-        if theirs not in table.column_names and (ours == "feature" or ours != theirs):
+        if theirs not in there and (ours == "feature" or ours != theirs):
+            listed = ", ".join(there[:_MAX_LISTED]) + (", …" if len(there) > _MAX_LISTED else "")
             raise UserError(
-                f"{path} has no column {theirs!r}, but {', '.join(table.column_names)}: name its columns, as in "
+                f"{path} has no column {theirs!r}, but {listed}: name its columns, as in "
                 "--columns=feature=latent,explanation=description"
             )
     columns = {}
@@ -175,21 +221,20 @@ def read_rows(path: Path, names: Mapping[str, str], n_features: int) -> pa.Table
     return found
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, wanted: Collection[str], n_features: int) -> _Columns:
     reader = _READERS.get(path.suffix)
     if reader is None:
         raise UserError(f"{path} is not one of {', '.join(_READERS)}: convert it, or rename it")
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the path")
     try:
-        table = reader(path)
-        table.validate(full=True)  # that texts are UTF-8
-        names = table.column_names  # which are decoded here
-    except (OSError, OverflowError, ValueError, pa.ArrowException) as error:
+        found = reader(path, wanted, n_features)
+        found.wanted.validate(full=True)  # that texts are UTF-8
+    except (OSError, OverflowError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): restore the file") from error
-    if len(set(names)) < len(names):
+    if len(set(found.names)) < len(found.names):
         raise UserError(f"{path} has two columns of one name: rename one of them")
-    return table
+    return found
 
 
 def _cast(path: Path, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -213,6 +258,7 @@ def _check_features(path: Path, column: pa.ChunkedArray, n_features: int) -> Non
     for number in numbers:
         if not 0 <= number < n_features:
             raise UserError(f"{path} has feature {number}, but those of the autoencoder are 0 to {n_features - 1}")
-    if len(set(numbers)) < len(numbers):
-        twice = next(number for number in sorted(numbers) if numbers.count(number) > 1)
-        raise UserError(f"{path} has feature {twice} twice: leave one row of it")
+    numbers.sort()
+    for number, following in itertools.pairwise(numbers):
+        if number == following:
+            raise UserError(f"{path} has feature {number} twice: leave one row of it")

@@ -6,7 +6,9 @@ unpickler that knows the few names of torch that describe tensors and refuses ev
 file is executed. A tensor may have any strides inside its bytes.
 
 What is read takes memory in proportion to the file: the unpickler is Python's own in Python, which, other than that in
-C, allocates nothing for numbers that a file names; and all tensors together may have a few times the bytes of the file.
+C, allocates nothing for numbers that a file names; all tensors together may have a few times the bytes of the file; and
+a pickle can change nothing but the lists and dicts that it makes, so that it can neither loosen these limits nor have
+numpy work for it.
 """
 
 import io
@@ -16,7 +18,7 @@ import pickletools
 import struct
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +45,9 @@ _PICKLE, _BYTE_ORDER, _VERSION, _DATA = "data.pkl", "byteorder", "version", "dat
 _MAX_PICKLE_BYTES = 2**24
 # Tensors that share bytes are copies of them: all together have at most this many times the bytes of the file.
 _MAX_TIMES_LARGER = 4
+# A tensor without values takes memory, too; torch writes more than a fourth of this for each.
+_MIN_TENSOR_BYTES = 128
+_MAX_DIMENSIONS = 32
 # What torch writes into a description. Others make numbers of megabytes, or know more than lists, dicts and tensors.
 _OPCODES = (
     pickle.PROTO, pickle.STOP, pickle.MARK, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE, pickle.TUPLE,
@@ -171,6 +176,8 @@ class _LegacyFile:
 
 def _described(description: Any) -> tuple[np.dtype, str, int]:
     """The type of a tensor's bytes, their name and the number of values, of a persistent id."""
+    if type(description) is not tuple:  # an array would be taken apart into objects
+        raise ValueError("it refers to something that is not a tensor's bytes")
     kind, storage, key, _, count, *view = description
     if kind != "storage" or not isinstance(storage, _StorageType) or not isinstance(key, str) or any(view):
         raise ValueError("it refers to something that is not a tensor's bytes")
@@ -187,7 +194,12 @@ class _StorageType:
 
 
 class _StateDict(dict[Any, Any]):
-    """Replaces dict and OrderedDict; the attributes that torch attaches to a state dict are ignored."""
+    """Replaces dict and OrderedDict."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:  # torch gives no items here: a call that copies could be made again and again
+        super().__init__()
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, str | int):  # deep tuples as keys would overflow the stack
@@ -209,9 +221,11 @@ class _TensorBuilder:
         if len(layout) == 2:
             return values
         offset, shape, strides = layout[:3]
+        if any(type(sizes) is not tuple or len(sizes) > _MAX_DIMENSIONS for sizes in (shape, strides)):
+            raise pickle.UnpicklingError("a tensor's shape is not a few numbers")
         if not all(type(number) is int for number in (offset, *shape, *strides)):
             raise pickle.UnpicklingError("a tensor's shape holds something that is not a number")
-        self._budget.take(math.prod(shape) * values.itemsize)
+        self._budget.take(max(math.prod(shape) * values.itemsize, _MIN_TENSOR_BYTES))
         return _strided(values, offset, shape, strides)
 
 
@@ -238,6 +252,40 @@ class _TensorUnpickler(pickle._Unpickler):
         self.append(_StateDict())  # type: ignore[attr-defined]
 
     dispatch[pickle.EMPTY_DICT[0]] = load_empty_dictionary
+
+    def load_build(self) -> None:
+        """Drops the attributes that torch attaches to a state dict: whatever they were set on would be changed."""
+        self.stack.pop()  # type: ignore[attr-defined]
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def load_reduce(self) -> None:
+        """Calls with a tuple alone: an array would be taken apart into objects."""
+        if type(self.stack[-1]) is not tuple:  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError("it calls with something that is no tuple")
+        super().load_reduce()  # type: ignore[misc]
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self._update([(key, value)])
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self._update(zip(items[::2], items[1::2], strict=True))
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def _update(self, items: Iterable[tuple[Any, Any]]) -> None:
+        """Sets items of a dict alone: arrays as the indices of an array name more values than memory has."""
+        found = self.stack[-1]  # type: ignore[attr-defined]
+        if not isinstance(found, _StateDict):
+            raise pickle.UnpicklingError("it sets items of something that is no dict")
+        for key, value in items:
+            found[key] = value
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):

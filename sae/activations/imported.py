@@ -10,6 +10,7 @@ of several files are concatenated. A table may name the studies; other columns o
 """
 
 import contextlib
+import csv
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ import tensorstore as ts
 from safetensors import safe_open
 
 from maira_jax.errors import UserError, first_line
-from maira_jax.run import files
+from maira_jax.run import files, parquet
 from maira_jax.run.progress import progress
 from maira_jax.run.stages.stage import Stage
 from maira_jax.studies.splits import split_of
@@ -36,7 +37,12 @@ from sae.activations.token_rows import TokenRows
 
 # Values per stored byte that compression is believed to reach.
 _MAX_TIMES_LARGER = 64
+# A study takes hundreds of bytes of memory, however small its values were compressed.
+_MAX_FREE_STUDIES, _MIN_STUDY_BYTES = 2**16, 16
 _MAX_CHUNK = 2**28  # bytes of a chunk, of which little may be stored
+# Values of a row group of lists, of which little may be stored; reading takes up to 32 bytes for each.
+_MAX_GROUP, _MAX_GROUP_TIMES_LARGER = 2**24, 2
+_MAX_COLUMNS = 2**12  # of a table; pyarrow takes kilobytes for each
 _NAMES = ("study_id", "patient_id", "split")
 
 
@@ -91,25 +97,46 @@ def _refuse_inflated(path: Path, n_bytes: int) -> None:
 
 def _open_parquet(path: Path, column: str) -> ArrayFile:
     file = pq.ParquetFile(path)
-    schema = file.schema_arrow
-    lists = [field.name for field in schema if hasattr(field.type, "value_type")]
-    name = _only(path, lists, column, "column of lists")
-    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)])
-    others = [field.name for field in schema if field.name not in lists]
+    schema, metadata = file.schema_arrow, file.metadata
+    kinds = {
+        field.name: field.type.value_type
+        for field in schema
+        if pa.types.is_nested(field.type) and hasattr(field.type, "value_type")
+    }
+    name = _only(path, list(kinds), column, "column of lists")
+    if not pa.types.is_floating(kinds[name]):
+        raise UserError(f"{path} holds values of dtype {kinds[name]}: give floating-point numbers")
+    group_rows = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64)
+    ends, rows = np.cumsum(group_rows), int(group_rows.sum())
+    found = [[chunk.num_values for chunk in chunks] for _, chunks in parquet.column_chunks(metadata, {name})]
+    values = np.max(found, axis=0, initial=0)  # of each row group
+    most = max(_MAX_GROUP, _MAX_GROUP_TIMES_LARGER * path.stat().st_size)
+    if (values > most).any():
+        raise UserError(f"{path} has row groups of {values.max():,} values: write it with fewer rows in each")
+    width = int(values.sum()) // max(rows, 1)
+    if (values != group_rows * width).any():
+        raise UserError(f"{path}: lists of {name} differ in length, or one is missing: give each as many numbers")
 
     def read(start: int, stop: int) -> np.ndarray:
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         found = file.read_row_groups(list(range(first, last + 1)), columns=[name])[name]
         offset = start - int(ends[first - 1] if first else 0)
         part = found.slice(offset, stop - start).combine_chunks()
-        values = part.flatten().to_numpy(zero_copy_only=False)
-        if part.null_count or len(values) % (stop - start):
+        if part.null_count or not pc.all(pc.equal(pc.list_value_length(part), width)).as_py():
             raise UserError(f"{path}, rows {start} to {stop}: lists of {name} differ in length, or one is missing")
-        return values.reshape(stop - start, -1)
+        return part.flatten().to_numpy(zero_copy_only=False).reshape(stop - start, width)
 
-    rows = int(ends[-1]) if len(ends) else 0
-    width = read(0, 1).shape[1] if rows else 0
-    return ArrayFile((rows, width), read, file.read(columns=others) if others else None)
+    return ArrayFile((rows, width), read)
+
+
+def _study_columns(path: Path) -> pa.Table:
+    """What a .parquet file says of its studies: their names, and numbers, which may be labels."""
+    names = [field.name for field in pq.read_schema(path) if field.name in _NAMES or _may_be_label(field.type)]
+    return parquet.read_columns(path, names)
+
+
+def _may_be_label(kind: pa.DataType) -> bool:
+    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 _OPENERS = {".npy": _open_npy, ".safetensors": _open_safetensors, ".zarr": _open_zarr, ".parquet": _open_parquet}
@@ -149,7 +176,8 @@ def open_array(path: Path, column: str = "") -> ArrayFile:
     if len(found.shape) not in (2, 3) or not min(found.shape):
         raise UserError(f"{path} has shape {found.shape}: give [studies, d_model] or [studies, tokens, d_model]")
     stored = sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())
-    if math.prod(found.shape) > _MAX_TIMES_LARGER * stored:
+    most_studies = max(_MAX_FREE_STUDIES, stored // _MIN_STUDY_BYTES)
+    if found.shape[0] > most_studies or math.prod(found.shape) > _MAX_TIMES_LARGER * stored:
         raise UserError(
             f"{path} is said to have shape {found.shape}, which its {stored:,} bytes cannot hold: restore it"
         )
@@ -161,7 +189,11 @@ def open_array(path: Path, column: str = "") -> ArrayFile:
     kind = read(0, 1).dtype
     if not np.issubdtype(kind, np.floating) and kind.name != "bfloat16":
         raise UserError(f"{path} holds values of dtype {kind}: give floating-point numbers")
-    return found._replace(read=read)
+    if path.suffix != ".parquet":
+        return found._replace(read=read)
+    with _one_sentence(path):
+        table = _study_columns(path)
+    return found._replace(read=read, table=table if table.num_columns else None)
 
 
 @contextlib.contextmanager
@@ -238,19 +270,31 @@ def _names(table: str, arrays: Sequence[ArrayFile], n: int) -> pa.Table | None:
     path = Path(table).expanduser()
     origin = str(path) if table else "what the arrays' own files say of their studies"
     try:
-        if not table:
-            read = pa.concat_tables(own, promote_options="default")
-        else:
-            read = pq.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+        read = _read_table(path, n) if table else pa.concat_tables(own, promote_options="default")
         read.validate(full=True)  # that texts are UTF-8
         names = read.column_names
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, ValueError, csv.Error) as error:
         raise UserError(f"{origin} cannot be read ({first_line(error)}): check harvest.table") from error
     if len(set(names)) < len(names):
         raise UserError(f"{origin} has two columns of one name: rename one of them")
-    if read.num_rows != n:
-        raise UserError(f"{origin} has {read.num_rows} rows for {n} studies: give one per study, in the arrays' order")
+    _refuse_rows(origin, read.num_rows, n)
     return read
+
+
+def _read_table(path: Path, n: int) -> pa.Table:
+    if path.suffix == ".parquet":
+        _refuse_rows(str(path), pq.read_metadata(path).num_rows, n)
+        return _study_columns(path)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        n_columns = len(next(filter(None, csv.reader(file)), []))
+    if n_columns > _MAX_COLUMNS:
+        raise UserError(f"{path} has {n_columns:,} columns: leave those of names and labels alone")
+    return pyarrow.csv.read_csv(path)
+
+
+def _refuse_rows(origin: str, rows: int, n: int) -> None:
+    if rows != n:
+        raise UserError(f"{origin} has {rows} rows for {n} studies: give one per study, in the arrays' order")
 
 
 def _study_table(names: pa.Table | None, n: int, tokens: int, held_out: float, seed: int) -> pa.Table:
@@ -272,25 +316,25 @@ def _study_table(names: pa.Table | None, n: int, tokens: int, held_out: float, s
             "study_id": studies,
             "patient_id": patients,
             "split": splits,
-            "labels": [json.dumps(row) for row in labels],
+            "labels": labels,
             "start": np.arange(n, dtype=np.int64) * tokens,
             "stop": np.arange(1, n + 1, dtype=np.int64) * tokens,
         }
     )
 
 
-def _labels(columns: Mapping[str, pa.ChunkedArray], n: int) -> list[dict[str, bool]]:
-    """The labels of each study: columns of truth values, or of 0 and 1, where -1 and missing values are unknown."""
-    rows: list[dict[str, bool]] = [{} for _ in range(n)]
+def _labels(columns: Mapping[str, pa.ChunkedArray], n: int) -> list[str]:
+    """The labels of each study as JSON: columns of truth values, or of 0 and 1; -1 and missing values are unknown."""
+    found = {}
     for name, values in columns.items():
-        kind = values.type
-        if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        if not _may_be_label(values.type):
             continue
-        known = [None if value != value else value for value in pc.cast(values, pa.float64()).to_pylist()]
+        known = np.nan_to_num(pc.cast(values, pa.float64(), safe=False).to_numpy(), nan=-1.0)  # [studies]
         # CheXpert's labellers write -1 for uncertain findings.
-        if set(known) - {0.0, 1.0, -1.0, None} or not set(known) & {0.0, 1.0}:
-            continue
-        for row, value in zip(rows, known, strict=True):
-            if value in (0.0, 1.0):
-                row[name] = bool(value)
-    return rows
+        if np.isin(known, (0.0, 1.0, -1.0)).all() and (known >= 0).any():
+            found[name] = known.astype(np.int8)
+    rows = np.reshape(list(found.values()), (len(found), n)).T  # [studies, labels]
+    return [
+        json.dumps({name: value == 1 for name, value in zip(found, row.tolist(), strict=True) if value >= 0})
+        for row in rows
+    ]

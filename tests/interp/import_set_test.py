@@ -9,7 +9,7 @@ import pytest
 from configs import phantom
 from interp import import_set, sets
 from maira_jax.errors import UserError
-from maira_jax.run import files
+from maira_jax.run import files, parquet
 from maira_jax.run.stages.checksums import sign
 from maira_jax.run.stages.stage import Stage
 
@@ -138,6 +138,45 @@ def test_a_file_that_does_not_fit_is_refused(workdir, tmp_path, change, columns,
     with pytest.raises(UserError, match=f"names.jsonl.*{sentence}"):
         add(workdir, path, columns=columns)
     assert not (workdir / "interpretations" / "released").exists()
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_more_rows_than_features_are_refused(workdir, tmp_path, ending):
+    path = written(tmp_path, [{"feature": i % 12, "name": "a"} for i in range(13)], ending)
+    with pytest.raises(UserError, match="names.* has more rows than the autoencoder's 12 features: leave one row of"):
+        add(workdir, path, columns=())
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_columns_of_no_use_are_not_made(workdir, tmp_path, monkeypatch, ending):
+    """Of the keys of objects, which may differ in each row, pyarrow would make columns of all rows."""
+    found, read = [], import_set._read
+    monkeypatch.setattr(import_set, "_read", lambda *args: found.append(read(*args)) or found[-1])
+    rows = [{"feature": i, "name": "a"} | ({f"key {i}": i} if ending == ".jsonl" else {"key": i}) for i in range(12)]
+    add(workdir, written(tmp_path, rows, ending), columns=())
+    assert found[0].wanted.column_names == ["feature", "name"] and len(found[0].names) > 2
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1]])
+def test_lists_and_objects_are_no_values(workdir, tmp_path, value):
+    """Of each key of an object pyarrow would make a column of all rows."""
+    path = written(tmp_path, [{"feature": 1, "name": "a"}, {"feature": 2, "name": value}])
+    with pytest.raises(UserError, match=r"names.jsonl cannot be read \(row 2 has a list or an object for a value\)"):
+        add(workdir, path, columns=())
+
+
+def test_texts_that_are_far_larger_than_their_file_are_refused(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_MAX_TEXTS", 2**10)
+    names = pa.DictionaryArray.from_arrays([0] * 12, ["a" * 2**16])
+    pq.write_table(pa.table({"feature": range(12), "name": names}), tmp_path / "names.parquet", compression="zstd")
+    with pytest.raises(UserError, match=r"names.parquet cannot be read \(its texts are far larger than the file\)"):
+        add(workdir, tmp_path / "names.parquet", columns=())
+
+
+def test_of_many_columns_a_message_lists_a_few(workdir, tmp_path):
+    path = written(tmp_path, [{f"key {i}": i for i in range(1000)}])
+    with pytest.raises(UserError, match=r"no column 'feature', but key 0, .*, key 19, …: name its columns"):
+        add(workdir, path, columns=())
 
 
 def test_a_file_that_cannot_be_read_is_refused(workdir, tmp_path):

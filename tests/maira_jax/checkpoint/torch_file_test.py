@@ -138,19 +138,73 @@ def test_only_tensors_are_named(tmp_path, name):
         torch_file.read(tmp_path / "ae.pt")
 
 
+_REBUILD = torch_file._name("torch._utils", "_rebuild_tensor_v2")
+_put, _get = (lambda at: pickle.BINPUT + bytes([at])), (lambda at: pickle.BINGET + bytes([at]))
+
+
+def _storage(count):
+    """The bytes of the member `a`, as values of four."""
+    parts = (torch_file._text("storage"), torch_file._name("torch", "FloatStorage"), torch_file._text("a"))
+    return torch_file._tuple(*parts, torch_file._text("cpu"), torch_file._number(count)) + pickle.BINPERSID
+
+
+def _call(storage, shape, strides, function=_REBUILD):
+    """A tensor of a storage; `shape` and `strides` are written by the caller."""
+    arguments = torch_file._tuple(storage, torch_file._number(0), shape, strides, pickle.NEWFALSE, pickle.EMPTY_DICT)
+    return function + arguments + pickle.REDUCE
+
+
+def _numbers(*values):
+    return torch_file._tuple(*map(torch_file._number, values))
+
+
+def _described(*parts):
+    return pickle.PROTO + b"\x02" + b"".join(parts) + pickle.STOP
+
+
+def _listed(*items):
+    return _described(pickle.EMPTY_LIST, pickle.MARK, *items, pickle.APPENDS)
+
+
 def _many_copies():
     """2,000 tensors that are the whole of one storage of a megabyte."""
-    storage = torch_file._tuple(
-        torch_file._text("storage"), torch_file._name("torch", "FloatStorage"), torch_file._text("a"),
-        torch_file._text("cpu"), torch_file._number(2**18),
-    )  # fmt: skip
-    number, tuple_of = torch_file._number, torch_file._tuple
-    one = torch_file._name("torch._utils", "_rebuild_tensor_v2") + tuple_of(
-        storage + pickle.BINPERSID, number(0), tuple_of(number(2**18)), tuple_of(number(1)), pickle.NEWFALSE,
-        pickle.EMPTY_DICT,
-    ) + pickle.REDUCE  # fmt: skip
+    one = _call(_storage(2**18), _numbers(2**18), _numbers(1))
     items = b"".join(torch_file._text(str(name)) + one for name in range(2000))
-    return pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS + pickle.STOP
+    return _described(pickle.EMPTY_DICT, pickle.MARK, items, pickle.SETITEMS)
+
+
+def _many_scalars():
+    """A hundred thousand tensors of one value of a storage."""
+    arguments = torch_file._tuple(
+        _storage(2**18), torch_file._number(0), _numbers(), _numbers(), pickle.NEWFALSE, pickle.EMPTY_DICT
+    )
+    return _listed(_REBUILD, _put(0), arguments, _put(1), (_get(0) + _get(1) + pickle.REDUCE) * 100_000)
+
+
+def _other_budget():
+    """Copies of a storage by a function whose budget is replaced by an array, which has a `take` as well."""
+    state = torch_file._tuple(pickle.NONE, pickle.EMPTY_DICT + torch_file._text("_budget") + _get(0) + pickle.SETITEM)
+    one = _call(_get(0), _numbers(2**15), _numbers(1), _get(1))
+    return _listed(_storage(2**18), _put(0), _REBUILD, _put(1), state, pickle.BUILD, one * 1500)
+
+
+def _outer_index():
+    """An item of an array is set, at the indices of two others, which together name 6 * 10^10 values."""
+    column, row = (_call(_storage(2**18), _numbers(*shape), _numbers(1, 1)) for shape in ((2**18, 1), (1, 2**18)))
+    index = torch_file._tuple(column, row)
+    return _described(_call(_storage(2**18), _numbers(1, 1), _numbers(1, 1)), index, _numbers(0), pickle.SETITEM)
+
+
+def _dicts_of_an_array():
+    pairs = _call(_storage(2**18), _numbers(2**17, 2), _numbers(2, 1))
+    once = torch_file._name("collections", "OrderedDict") + torch_file._tuple(_get(0)) + pickle.REDUCE
+    return _listed(pairs, _put(0), once * 20)
+
+
+def _long_product():
+    number = pickle.LONG1 + b"\xff" + b"\x77" * 255
+    shape = pickle.MARK + number + _put(0) + _get(0) * 100_000 + pickle.TUPLE
+    return _described(_call(_storage(2**18), shape + _put(1), _get(1)))
 
 
 BOMBS = {
@@ -159,6 +213,11 @@ BOMBS = {
     "a number of a megabyte": b"\x80\x02\x8b" + (2**20).to_bytes(4, "little") + b"\x01" * 2**20 + b".",
     "text of a size that is not there": b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b".",
     "copies of a storage": _many_copies(),
+    "many tensors of no size": _many_scalars(),
+    "a budget that was replaced": _other_budget(),
+    "arrays as an index": _outer_index(),
+    "arrays as items of a dict": _dicts_of_an_array(),
+    "a shape of a hundred thousand numbers": _long_product(),
 }
 
 
@@ -170,3 +229,31 @@ def test_small_files_take_little_memory(tmp_path, bomb):
         torch_file.read(tmp_path / "ae.pt")
     assert tracemalloc.get_traced_memory()[1] < 2**27
     tracemalloc.stop()
+
+
+TAKEN_APART = {
+    "an array as arguments": _described(torch_file._name("torch._utils", "_rebuild_parameter"), _storage(2**18), b"R"),
+    "an array as a storage's name": _described(_storage(2**18), pickle.BINPERSID),
+    "an array as a shape": _described(_storage(2**18), _put(0), _call(_get(0), _get(0), _get(0))),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN_APART)
+def test_arrays_are_not_taken_apart_into_objects(tmp_path, case):
+    """Which would take ten times their memory."""
+    _archive(tmp_path / "ae.pt", TAKEN_APART[case], a=bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        torch_file.read(tmp_path / "ae.pt")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("attribute", ["values", "items", "__class__"])
+@pytest.mark.parametrize("changed", [pickle.EMPTY_DICT, torch_file._name("collections", "OrderedDict")])
+def test_attributes_in_a_file_change_nothing(tmp_path, attribute, changed):
+    state = pickle.EMPTY_DICT + torch_file._text(attribute) + pickle.BININT1 + b"\x05" + pickle.SETITEM
+    parts = (changed, torch_file._tuple(pickle.NONE, state), pickle.BUILD, changed, state, pickle.BUILD)
+    _archive(tmp_path / "ae.pt", _listed(*parts, pickle.EMPTY_DICT))
+    for found in torch_file.read(tmp_path / "ae.pt"):
+        assert not isinstance(found, dict) or list(found.values()) == list(found.items()) == []

@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from configs import embeddings
 from interp.medsae import stage as label
 from maira_jax.errors import UserError
+from maira_jax.run import parquet
 from sae import formats
-from sae.activations import harvest
+from sae.activations import harvest, imported
 from sae.activations.store import HELD_OUT, TRAIN, ActivationStore
 from sae.formats import export
 from sae.training import stage as train
@@ -139,6 +140,62 @@ def test_what_is_no_array_is_refused(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         harvest.run(config_of(tmp_path / name), tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def _lists(lengths, values=None):
+    """A column of lists of zeros, or of `values`."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(np.zeros(offsets[-1], np.float32) if values is None else values))
+
+
+PARQUET_REFUSED = {
+    "large row group": ({"x": _lists([100] * 9)}, r"has row groups of 900 values: write it with fewer rows in each"),
+    "other lengths": ({"x": _lists([2, 4])}, "lists of x differ in length, or one is missing"),
+    "other lengths in all": ({"x": _lists([2, 5])}, "lists of x differ in length, or one is missing"),
+    "texts": ({"x": _lists([2, 2], pa.array(["a"] * 4))}, "holds values of dtype string: give floating-point numbers"),
+    "long names": (
+        {"x": _lists([3] * 12), "study_id": pa.DictionaryArray.from_arrays([0] * 12, ["a" * 2**16])},
+        "its texts are far larger than the file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("columns", "message"), PARQUET_REFUSED.values(), ids=PARQUET_REFUSED)
+def test_of_a_parquet_file_no_more_is_unpacked_than_its_bytes_can_hold(tmp_path, monkeypatch, columns, message):
+    monkeypatch.setattr(imported, "_MAX_GROUP", 600)
+    monkeypatch.setattr(imported, "_MAX_GROUP_TIMES_LARGER", 0)
+    monkeypatch.setattr(parquet, "_MAX_TEXTS", 2**10)
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet", compression="zstd")
+    with pytest.raises(UserError, match=message):
+        harvest.run(config_of(tmp_path / "x.parquet"), tmp_path / "run")
+
+
+def test_more_studies_than_bytes_can_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(imported, "_MAX_FREE_STUDIES", 2**10)
+    pq.write_table(pa.table({"x": _lists([1] * 2000)}), tmp_path / "x.parquet", compression="zstd")
+    with pytest.raises(UserError, match=r"is said to have shape \(2000, 1\), which its \d+ bytes cannot hold"):
+        harvest.run(config_of(tmp_path / "x.parquet"), tmp_path / "run")
+
+
+def test_of_a_table_only_names_and_labels_are_read(tmp_path):
+    columns = {"x": _lists([2] * 3), "study_id": pa.array(["a", "b", "c"]).dictionary_encode(), "Edema": [0, 1, -1]}
+    pq.write_table(pa.table(columns | {"report": ["long"] * 3, "points": [[1], [2, 3], []]}), tmp_path / "x.parquet")
+    found = imported.open_array(tmp_path / "x.parquet", "x")
+    assert found.table.to_pydict() == {"study_id": ["a", "b", "c"], "Edema": [0, 1, -1]}
+    assert imported._names(str(tmp_path / "x.parquet"), [], 3).equals(found.table)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.parquet", "has 9 rows for 3 studies"), ("x.csv", "has 5,000 columns: leave those of names and labels alone")],
+)
+def test_tables_that_are_too_large_are_refused(tmp_path, monkeypatch, name, message):
+    pq.write_table(pa.table({"study_id": ["a"] * 9}), tmp_path / "x.parquet")
+    (tmp_path / "x.csv").write_text(",".join(map(str, range(5000))) + "\n")
+    monkeypatch.setattr(parquet, "read_columns", None)
+    monkeypatch.setattr(pyarrow.csv, "read_csv", None)
+    with pytest.raises(UserError, match=f"{name} {message}"):
+        imported._names(str(tmp_path / name), [], 3)
 
 
 @pytest.mark.parametrize("codec", ["gzip", "zstd"])

@@ -35,3 +35,16 @@ def test_a_pickle_in_gemma_scope_is_refused(tmp_path):
     np.savez(tmp_path / "params.npz", W_enc=np.array([{"a": 1}], object))
     with pytest.raises(UserError, match="damaged"):
         formats.load(tmp_path)
+
+
+def test_what_unfolds_to_far_more_than_the_file_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "params.npz", W_enc=np.zeros((64, 64), np.float32))
+    with pytest.raises(UserError, match=r"params.npz is said to hold 16,\d+ bytes, which its \d+ bytes cannot: copy"):
+        formats.load(tmp_path)
+
+
+def test_deflated_files_are_read(tmp_path, sae):
+    """Also weights that were rounded to bfloat16, half of whose bytes are zeros."""
+    arrays = {name: np.asarray(value.astype(jnp.bfloat16), np.float32) for name, value in sae.params.items()}
+    np.savez_compressed(tmp_path / "params.npz", threshold=np.ones(F, np.float32), **arrays)
+    np.testing.assert_array_equal(formats.load(tmp_path).params["W_dec"], arrays["W_dec"])
