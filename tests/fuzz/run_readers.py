@@ -134,7 +134,7 @@ def _write_unfinished(folder: Path) -> None:
     _write_stage(folder)
     manifest = files.read_object(folder / "activations" / MANIFEST)
     (folder / "activations" / MANIFEST).unlink()
-    begun = {name: manifest[name] for name in ("section", "inputs")}
+    begun = {name: value for name, value in manifest.items() if name not in ("end", "counts", "files")}
     files.write_json(folder / "activations" / UNFINISHED, checksums.sign(begun))
 
 

@@ -51,12 +51,6 @@ def problems(folder: Path, recorded: Mapping[str, Mapping[str, Any]], may_be_abs
     return found
 
 
-def unknown(folder: Path, recorded: Collection[str], apart: Collection[str]) -> list[str]:
-    """The files of a stage's folder that `of_folder` did not give when the stage was finished, a clause for each."""
-    paths = (path for path, _ in _files(folder, apart) if path.relative_to(folder).as_posix() not in recorded)
-    return [f"{path} is no file of that stage" for path in paths]
-
-
 def _files(folder: Path, apart: Collection[str], in_array: bool = False) -> Iterator[tuple[Path, bool]]:
     """The files of a stage, and whether each is one of an array's, other than its description."""
     inside = sorted(folder.iterdir())

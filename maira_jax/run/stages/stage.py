@@ -38,7 +38,7 @@ _COMMANDS = {
 }
 _FIELDS = {"section": dict, "inputs": dict, "grown_from": dict, "grows": list}  # of a record, with their types
 _FINISHED_FIELDS = {"counts": dict, "files": dict}
-APART = (MANIFEST, UNFINISHED, *jsonl.LEFT)  # names in a stage's folder that are no part of its result
+_APART = (MANIFEST, UNFINISHED, *jsonl.LEFT)  # names in a stage's folder that are no part of its result
 _PACKAGES = ("maira-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy")
 
 
@@ -466,9 +466,9 @@ class Stage:
     def _checksums(self) -> dict[str, dict[str, Any]]:
         """Of the files of the result, for the first process; where each has those that it wrote, of all of them."""
         if storage.is_remote(self.dir):
-            parts = processes.gather(checksums.of_folder(self.dir, APART))
+            parts = processes.gather(checksums.of_folder(self.dir, _APART))
             return {name: entry for part in parts for name, entry in sorted(part.items())}
-        return checksums.of_folder(self.dir, APART) if processes.is_first() else {}
+        return checksums.of_folder(self.dir, _APART) if processes.is_first() else {}
 
     def _take_place(self) -> None:
         """Removes the old result, of which the new one has been a part, and gives the new one its name."""

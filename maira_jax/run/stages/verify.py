@@ -13,7 +13,7 @@ from maira_jax.run import storage
 from maira_jax.run.progress import progress
 from maira_jax.run.stages import checksums
 from maira_jax.run.stages.run_config import FILE, RunMemory
-from maira_jax.run.stages.stage import APART, MANIFEST, UNFINISHED, made_of_others, read_manifest, stages_in
+from maira_jax.run.stages.stage import MANIFEST, made_of_others, read_manifest, stages_in
 
 _ROWS_BYTES = 2**26  # of an array that are read at a time
 
@@ -46,7 +46,6 @@ def verify(workdir: Path) -> dict[str, Any]:
             found.append(str(error))
             continue
         found += checksums.problems(folder, recorded, may_be_absent=storage.is_remote(folder))
-        found += checksums.unknown(folder, recorded, APART) if not (folder / UNFINISHED).is_file() else []
         arrays = [folder / name for name in recorded if Path(name).name == checksums.ARRAY]
         found += [problem for array in arrays for problem in _damage(array.parent)]
         n_files, n_arrays = n_files + len(recorded), n_arrays + len(arrays)
