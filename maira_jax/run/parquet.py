@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 _MAX_NUMBERS, _MAX_TIMES_LARGER = 2**27, 16
 _MAX_TEXTS, _MAX_TIMES_LONGER = 2**26, 4
 _MAX_TEXT_PER_ROW = 64  # on average, where that is more
+_MAX_GROUPS = 2**14  # each takes a fraction of a millisecond
 
 
 def read_columns(path: Path, names: Collection[str]) -> pa.Table:
@@ -37,7 +38,7 @@ def read_columns(path: Path, names: Collection[str]) -> pa.Table:
     if 8 * metadata.num_rows * len(fields) > most_numbers:
         raise ValueError("its columns are far larger than the file")
     n_bytes = 0
-    for name, chunks in column_chunks(metadata, {field.name for field in fields}):
+    for name, chunks in column_chunks(path, {field.name for field in fields}):
         unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
         n_bytes += unpacked
         if n_bytes > most_numbers or name in texts and unpacked > most_text:
@@ -51,15 +52,28 @@ def read_columns(path: Path, names: Collection[str]) -> pa.Table:
     return table.cast(pa.schema(fields)) if fields else table  # a table without columns has its rows
 
 
-def column_chunks(
-    metadata: pq.FileMetaData, names: Collection[str]
-) -> Iterator[tuple[str, list[pq.ColumnChunkMetaData]]]:
-    """What the file says of each of the columns called one of `names`, in its row groups."""
+def column_chunks(path: Path, names: Collection[str]) -> Iterator[tuple[str, list[pq.ColumnChunkMetaData]]]:
+    """What the file says of each of the columns called one of `names`, in its row groups.
+
+    Raises:
+      ValueError: it has more than 2^14 row groups, or they are far larger than the file.
+      OSError: what it says is damaged.
+    """
+    with pq.ParquetFile(path) as file:
+        metadata = file.metadata
+        groups = [metadata.row_group(group) for group in range(min(metadata.num_row_groups, _MAX_GROUPS + 1))]
+        if len(groups) > _MAX_GROUPS:
+            raise ValueError(f"it has more than {_MAX_GROUPS:,} row groups")
+        if sum(group.total_byte_size for group in groups) > max(_MAX_NUMBERS, _MAX_TIMES_LARGER * path.stat().st_size):
+            raise ValueError("its row groups are far larger than the file")
+        for group in range(len(groups)):
+            # Of a damaged description reading raises an error, and asking for it ends the process.
+            next(file.iter_batches(batch_size=1, row_groups=[group], columns=list(names)), None)
     for leaf in range(metadata.num_columns):
         # pyarrow reads the column a.b together with one called a.
         for name in itertools.accumulate(metadata.schema.column(leaf).path.split("."), "{}.{}".format):
             if name in names:
-                yield name, [metadata.row_group(group).column(leaf) for group in range(metadata.num_row_groups)]
+                yield name, [group.column(leaf) for group in groups]
 
 
 def _is_flat(kind: pa.DataType) -> bool:

@@ -108,7 +108,7 @@ def _open_parquet(path: Path, column: str) -> ArrayFile:
         raise UserError(f"{path} holds values of dtype {kinds[name]}: give floating-point numbers")
     group_rows = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64)
     ends, rows = np.cumsum(group_rows), int(group_rows.sum())
-    found = [[chunk.num_values for chunk in chunks] for _, chunks in parquet.column_chunks(metadata, {name})]
+    found = [[chunk.num_values for chunk in chunks] for _, chunks in parquet.column_chunks(path, {name})]
     values = np.max(found, axis=0, initial=0)  # of each row group
     most = max(_MAX_GROUP, _MAX_GROUP_TIMES_LARGER * path.stat().st_size)
     if (values > most).any():

@@ -41,7 +41,7 @@ def test_damaged_inputs_are_read_or_refused_in_one_sentence(kind, tmp_path):
     run()
 
 
-@pytest.mark.parametrize(("kind", "i"), [("answers.sqlite", 1585), ("CheXpert", 130)])
+@pytest.mark.parametrize(("kind", "i"), [("answers.sqlite", 1585), ("CheXpert", 130), ("names in parquet", 503)])
 def test_what_once_ended_in_an_error_is_refused_in_one_sentence(kind, i, tmp_path):
     assert Trials(READERS[kind], tmp_path).run(random.Random(f"{kind} {i}"))
 
